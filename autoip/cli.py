@@ -159,7 +159,7 @@ def _option_words(texts: Sequence[str]) -> list[tuple[str, str]]:
         for word in text.split(","):
             name, equals, value = word.partition("=")
             if name not in ("if", "ip", "delay", "debug", "abandon"):
-                raise UsageError(f"-o: no such option {word!r}; {allowed}")
+                raise UsageError(f"-o: no such option {name!r}; {allowed}")
             if bool(equals) != (name in ("if", "ip", "delay")):
                 how = "takes no value" if equals else "needs a value"
                 raise UsageError(f"-o: {name} {how}; {allowed}")
