@@ -279,7 +279,6 @@ class Ipv4ll:
         self._acd.announce(now)
         self._held_since = now
         self.conflicts = 0
-        self._not_before = None
         self._report("address is on the interface")
 
     def configure_failed(self, address: IPv4Address, now: float, why: str) -> None:

@@ -141,6 +141,15 @@ def test_sel_avoid_addresses_of_this_host() -> None:
     assert host.core.candidate == first
 
 
+def test_sel_a_lost_candidate_is_not_drawn_again() -> None:
+    core = ipv4ll.Ipv4ll(mac_of(1), Timing(), Fixed(0.25, 0.25, 0.25, 0.75), Random(0))
+    core.link_up(0.0)
+    lost = core.candidate
+    assert lost is not None
+    core.receive(reply(lost), 0.0)
+    assert core.candidate not in (None, lost)
+
+
 def test_sel_draw_ends_when_everything_is_to_be_avoided() -> None:
     _, host = alone(avoid=lambda _: True)
     assert host.core.candidate is not None
@@ -369,6 +378,9 @@ def test_only_what_was_sent_counts() -> None:
     assert len(link.probes(host)) == constants.PROBE_NUM
     assert len(link.announcements(host)) == constants.ANNOUNCE_NUM
     assert len(refused) == 3 * 5
+    for first, second, third in zip(*[iter(refused)] * 3, strict=True):
+        assert second - first == pytest.approx(constants.SEND_RETRY)
+        assert third - second == pytest.approx(constants.SEND_RETRY)
 
 
 # --- defence -------------------------------------------------------------------------------------
@@ -408,11 +420,12 @@ def test_def_yield(reflex: bool) -> None:
 
 @pytest.mark.parametrize("reflex", [False, True])
 def test_def_again(reflex: bool) -> None:
+    """Exactly DEFEND_INTERVAL apart is far enough."""
     link, host = bound(reflex=reflex)
     link.wire.clear()
     for _ in range(5):
         host.receive(request(A, A))
-        link.run(constants.DEFEND_INTERVAL + 0.01)
+        link.run(constants.DEFEND_INTERVAL)
     assert len(link.wire) == 5
     assert host.on_interface == A
 
@@ -461,6 +474,17 @@ def test_def_while_announcing() -> None:
     link.run(LONG)
     assert host.core.state is State.BOUND
     assert len(link.announcements(host)) == constants.ANNOUNCE_NUM + 1
+
+
+@pytest.mark.parametrize("pause", [1.0, 5.0])
+def test_def_yield_counts_from_a_conflict_while_announcing(pause: float) -> None:
+    link, host = alone(first=A)
+    claim_until(host, link, State.ANNOUNCING)
+    host.receive(request(A, A))
+    link.run(pause)
+    assert host.core.state is (State.ANNOUNCING if pause < 2 else State.BOUND)
+    host.receive(request(A, A))
+    assert host.on_interface is None
 
 
 def test_def_refused_by_the_kernel_is_sent_when_it_can_be() -> None:
@@ -554,6 +578,7 @@ def test_if_removed() -> None:
     host.on_interface = None
     host.core.removed(link.now)
     host.pump()
+    assert not host.of(ipv4ll.Unconfigure), "there is nothing left to take off"
     assert host.core.state is State.PROBING
     link.run(LONG)
     assert host.on_interface == A
