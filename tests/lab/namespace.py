@@ -262,6 +262,13 @@ class Namespace:
             if self._netlink is not None:
                 self._netlink.close()
             self._worker.shutdown()
+            self._wait_thread_gone()
+
+    def _wait_thread_gone(self) -> None:
+        # Python's join comes a moment before the kernel's end of the thread.
+        until = time.monotonic() + 2
+        while os.path.exists(self.path) and time.monotonic() < until:
+            time.sleep(0.001)
 
 
 def _close_all() -> None:
