@@ -1,0 +1,44 @@
+"""A laboratory for programs that speak ARP: namespaces, cables, sniffers, scripted hosts, real programs.
+
+It knows nothing of autoip's inside. Standard library only (`require` needs pytest).
+"""
+
+from . import frames, journal
+from .daemon import Daemon, Usage, leftover_folders, usage
+from .frames import ArpFrame, Frame, gaps
+from .link import Port, Switch
+from .namespace import LabError, Namespace, leftovers
+from .neighbour import (
+    Neighbour,
+    Rule,
+    answers_probes,
+    disputes_announcements,
+    echoes,
+    probes_too,
+)
+from .sniffer import AddressMonitor, Sniffer
+
+__all__ = [
+    "AddressMonitor",
+    "ArpFrame",
+    "Daemon",
+    "Frame",
+    "LabError",
+    "Namespace",
+    "Neighbour",
+    "Port",
+    "Rule",
+    "Sniffer",
+    "Switch",
+    "Usage",
+    "answers_probes",
+    "disputes_announcements",
+    "echoes",
+    "frames",
+    "gaps",
+    "journal",
+    "leftover_folders",
+    "leftovers",
+    "probes_too",
+    "usage",
+]

@@ -1,0 +1,1 @@
+"""Tests with the real kernel: network namespaces, veth pairs, real programs. They need root."""

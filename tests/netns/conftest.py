@@ -1,0 +1,73 @@
+"""Hosts and cables for the tests with the real kernel."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.lab import Daemon, Namespace, Port, Switch, leftover_folders, leftovers
+
+
+def autoip_command() -> list[str]:
+    """How the tests start autoip: AUTOIP_COMMAND (shell words) or this Python's `-m autoip`."""
+    return shlex.split(os.environ.get("AUTOIP_COMMAND", "")) or [sys.executable, "-m", "autoip"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_left() -> Iterator[None]:
+    """After the last test of a worker nothing of the laboratory may be left."""
+    yield
+    left = leftovers() + leftover_folders()
+    assert not left, "\n".join(["left behind:", *left])
+
+
+@pytest.fixture
+def stack() -> Iterator[contextlib.ExitStack]:
+    """Closes at the end of the test, in reverse order, whatever is entered into it."""
+    with contextlib.ExitStack() as stack:
+        yield stack
+
+
+@pytest.fixture
+def switch() -> Iterator[Switch]:
+    with Switch() as switch:
+        yield switch
+
+
+MakeHost = Callable[..., Port]
+
+
+@pytest.fixture
+def make_host(stack: contextlib.ExitStack, switch: Switch) -> MakeHost:
+    """`make_host(**of Switch.attach)`: a new host with a cable to the test's switch."""
+
+    def make(name: str = "eth0", **options: object) -> Port:
+        host = stack.enter_context(Namespace("host"))
+        return switch.attach(host, name, **options)  # type: ignore[arg-type]
+
+    return make
+
+
+@pytest.fixture
+def port(make_host: MakeHost) -> Port:
+    """One host, `eth0`, on one cable."""
+    return make_host()
+
+
+MakeDaemon = Callable[..., Daemon]
+
+
+@pytest.fixture
+def make_autoip(stack: contextlib.ExitStack) -> MakeDaemon:
+    """`make_autoip(port, *arguments)`: autoip for that host's interface, not started yet."""
+
+    def make(port: Port, *arguments: str) -> Daemon:
+        command = [*autoip_command(), port.name, *arguments]
+        return stack.enter_context(Daemon(port.host, port.name, command))
+
+    return make

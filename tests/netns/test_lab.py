@@ -1,0 +1,465 @@
+"""The laboratory's own tests: what the other tests rely on."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import select
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+from ipaddress import IPv4Address
+from pathlib import Path
+
+import pytest
+
+from tests.lab import (
+    AddressMonitor,
+    ArpFrame,
+    Daemon,
+    LabError,
+    Namespace,
+    Port,
+    Sniffer,
+    answers_probes,
+    disputes_announcements,
+    echoes,
+    frames,
+    gaps,
+    journal,
+    leftover_folders,
+    leftovers,
+    probes_too,
+)
+from tests.lab.daemon import REPOSITORY
+from tests.lab.require import requires_kernel_feature, requires_root
+
+from .conftest import MakeHost
+
+A = IPv4Address("169.254.3.4")
+B = IPv4Address("169.254.9.9")
+HOST = "02:00:00:00:00:01"
+OTHER = "02:00:00:00:00:aa"
+
+pytestmark = [requires_root, requires_kernel_feature("veth")]
+
+
+# Namespaces
+
+
+def test_namespace_is_another_one_and_shows_only_its_own_interfaces() -> None:
+    with Namespace() as namespace:
+        assert namespace.inode != os.stat("/proc/self/ns/net").st_ino
+        assert namespace.run("ls", "/sys/class/net").split() == ["lo"]
+        assert namespace.run("ls", "/run") == ""
+        namespace.run("touch", "/run/only-inside")
+        assert not Path("/run/only-inside").exists()
+
+
+def test_close_ends_every_program_also_grandchildren() -> None:
+    with Namespace() as namespace:
+        namespace.popen(["sh", "-c", "trap '' TERM; setsid sleep 1000 & setsid sleep 1000; wait"])
+        until = time.monotonic() + 5
+        while len(namespace.processes()) < 3 and time.monotonic() < until:
+            time.sleep(0.01)
+        handles = [os.pidfd_open(pid) for pid in namespace.processes()]
+        assert len(handles) == 3
+    assert len(select.select(handles, [], [], 0)[0]) == 3
+    for handle in handles:
+        os.close(handle)
+    assert not [line for line in leftovers() if namespace.name in line]
+
+
+def test_leftovers_names_a_socket_that_keeps_a_namespace(port: Port) -> None:
+    with Namespace("kept") as namespace:
+        sock = namespace.call(socket.socket, socket.AF_INET, socket.SOCK_DGRAM)
+    with sock:
+        assert any(namespace.name in line and "socket" in line for line in leftovers())
+    assert not any(namespace.name in line for line in leftovers())
+
+
+def test_killed_process_leaves_no_program_behind() -> None:
+    code = """
+        import time
+        from tests.lab import Namespace
+        namespace = Namespace()
+        # The shell speaks only once it has asked the kernel for the signal.
+        child = namespace.popen(["sh", "-c", "echo $$; exec sleep 1000"], stdout=-1)
+        print(int(child.stdout.readline()), flush=True)
+        time.sleep(1000)
+    """
+    with subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, cwd=REPOSITORY
+    ) as child:
+        assert child.stdout is not None
+        handle = os.pidfd_open(int(child.stdout.readline()))
+        child.send_signal(signal.SIGKILL)
+        child.wait(5)
+        assert select.select([handle], [], [], 5)[0], "the program outlived its namespace's owner"
+        os.close(handle)
+
+
+def test_run_tells_what_failed() -> None:
+    with Namespace() as namespace:
+        with pytest.raises(LabError, match="exit status 3: no way"):
+            namespace.run("sh", "-c", "echo no way >&2; exit 3")
+        with pytest.raises(LabError, match="longer than"):
+            namespace.run("sleep", "10", timeout=0.1)
+        assert namespace.processes() == []
+
+
+# Frames
+
+
+def test_parse_takes_apart_what_the_builders_made() -> None:
+    frame = frames.parse(frames.padded(frames.probe(OTHER, A)))
+    assert isinstance(frame, ArpFrame)
+    assert (frame.sha, frame.spa, frame.tha, frame.tpa) == (
+        OTHER,
+        IPv4Address("0.0.0.0"),
+        "00:00:00:00:00:00",
+        A,
+    )
+    assert frame.is_probe and frame.broadcast and not frame.is_announcement
+    assert frame.data[14:22] == bytes.fromhex("0001080006040001")
+    unicast = frames.parse(frames.probe(OTHER, A, destination=HOST))
+    assert isinstance(unicast, ArpFrame) and not unicast.is_probe
+    announced = frames.parse(frames.announcement(OTHER, A))
+    assert isinstance(announced, ArpFrame) and announced.is_announcement
+    assert not isinstance(frames.parse(frames.probe(OTHER, A)[:41]), ArpFrame)
+
+
+def test_parse_survives_garbage() -> None:
+    rng = random.Random(7)
+    for _ in range(2000):
+        data = frames.garbage(rng, arp_like=rng.random() < 0.5)
+        frames.parse(data[: rng.randrange(len(data) + 1)])
+
+
+# Cables
+
+
+def test_sniffer_sees_both_directions_with_stamps_in_order(port: Port) -> None:
+    port.host.ip(f"addr add {A}/16 dev eth0")
+    before = time.time_ns()
+    asked = port.send_stamped(frames.probe(OTHER, A))
+    reply = port.sniffer.wait_for(lambda f: f.op == frames.REPLY and f.spa == A, 5)
+    assert before < asked < reply.ns < time.time_ns()
+    assert (reply.sha, reply.from_host, reply.destination) == (HOST, True, OTHER)
+    [probe] = port.sniffer.arp(from_host=False)
+    assert (probe.ns, probe.from_host) == (asked, False)
+    assert "<- probe 169.254.3.4" in journal.timeline()
+
+
+def test_sniffer_gaps_marks_and_silence(port: Port) -> None:
+    port.host.ip(f"addr add {A}/16 dev eth0")
+    for number in range(3):
+        port.send(frames.probe(OTHER, A))
+        port.sniffer.wait_count(lambda f: f.op == frames.REPLY, number + 1, 5)
+        time.sleep(0.02)
+    replies = port.sniffer.arp()
+    assert all(gap >= 0.02 for gap in gaps(replies)) and len(gaps(replies)) == 2
+    port.sniffer.assert_silent(0.1)
+    with pytest.raises(LabError, match="not silent"):
+        port.sniffer.assert_silent(0, since=0)
+    with pytest.raises(LabError, match="0 of 1 awaited"):
+        port.sniffer.wait_probe(timeout=0.1)
+
+
+def test_sniffer_is_bounded(port: Port) -> None:
+    with Sniffer(port.switch.namespace, port.far, limit=5) as small:
+        for _ in range(8):
+            port.send(frames.probe(OTHER, B))
+        port.sniffer.wait_count(lambda f: True, 8, 5, from_host=False)
+        until = time.monotonic() + 5
+        while len(small.frames()) + small.overflow < 8 and time.monotonic() < until:
+            time.sleep(0.01)
+        assert (len(small.frames()), small.overflow) == (5, 3)
+
+
+def test_vlan_tag_arrives_as_a_tag(make_host: MakeHost) -> None:
+    port = make_host()
+    with Sniffer(port.host, "eth0") as inside:
+        port.send(frames.tagged(frames.probe(OTHER, A), 5))
+        seen = inside.wait_for(lambda f: f.is_probe, 5)
+        assert seen.vlan == 5
+
+
+def test_short_and_padded_frames_arrive_as_sent(port: Port) -> None:
+    with Sniffer(port.host, "eth0") as inside:
+        for data in (frames.probe(OTHER, A)[:14], frames.padded(frames.probe(OTHER, A), 60)):
+            port.send(data)
+        inside.wait_for(lambda f: f.tpa == A, 5)
+        assert [len(f.data) for f in inside.frames() if f.from_host] == [14, 60]
+
+
+def test_unplugged_hosts_do_not_hear_each_other(make_host: MakeHost) -> None:
+    one, two = make_host(), make_host(plugged=True)
+    for host in (one, two):
+        host.host.ip(f"addr add {A if host is one else B}/16 dev eth0")
+    one.host.send_udp(B)
+    request = one.sniffer.wait_for(lambda f: f.tpa == B, 5)
+    time.sleep(0.1)
+    assert not two.sniffer.arp(from_host=None)
+    one.plug()
+    since = one.sniffer.mark()
+    one.host.send_udp(B)
+    two.sniffer.wait_for(lambda f: f.op == frames.REPLY, 5)
+    one.sniffer.wait_for(lambda f: f.op == frames.REPLY, 5, since=since, from_host=False)
+    assert request.sha == one.mac != two.mac
+
+
+def _flags(port: Port) -> set[str]:
+    [link] = json.loads(port.host.ip(f"-j link show {port.name}"))
+    return {*link["flags"], link["operstate"]}
+
+
+def _wait_flag(port: Port, flag: str, wanted: bool = True) -> None:
+    until = time.monotonic() + 5
+    while (flag in _flags(port)) is not wanted:
+        assert time.monotonic() < until, f"{flag}: {_flags(port)}"
+        time.sleep(0.02)
+
+
+def test_carrier_dormant_mac_rename_mtu(port: Port) -> None:
+    _wait_flag(port, "LOWER_UP")
+    port.carrier(False)
+    _wait_flag(port, "LOWER_UP", False)
+    assert "UP" in _flags(port)
+    port.carrier(True)
+    _wait_flag(port, "UP")
+    port.dormant(True)
+    _wait_flag(port, "DORMANT")
+    assert "LOWER_UP" in _flags(port)
+    port.dormant(False)
+    _wait_flag(port, "DORMANT", False)
+    port.rename("a23456789012345")
+    port.set_mac("02:00:00:00:00:77")
+    port.set_mtu(1400)
+    text = port.host.ip("link show a23456789012345")
+    assert "02:00:00:00:00:77" in text and "mtu 1400" in text
+
+
+def test_interface_pulled_out_and_put_back(port: Port) -> None:
+    neighbour = port.neighbour(answers_probes())
+    first = port.host.index("eth0")
+    port.delete()
+    with pytest.raises(OSError, match="interface"):
+        port.host.index("eth0")
+    assert port.host.addresses("eth0") == []
+    port.create()
+    assert port.host.index("eth0") != first
+    port.host.ip(f"addr add {A}/16 dev eth0")
+    port.host.send_udp(B)
+    port.sniffer.wait_for(lambda f: f.tpa == B, 5)
+    port.send(frames.probe(OTHER, A))
+    port.sniffer.wait_for(lambda f: f.op == frames.REPLY, 5)
+    assert neighbour.answered == []
+
+
+@requires_kernel_feature("nft-netdev")
+def test_loss_in_each_direction(port: Port) -> None:
+    port.host.ip(f"addr add {A}/16 dev eth0")
+    port.lose(to_host=100)
+    port.send(frames.probe(OTHER, A))
+    port.sniffer.assert_silent(0.2)
+    port.lose()
+    port.send(frames.probe(OTHER, A))
+    port.sniffer.wait_for(lambda f: f.op == frames.REPLY, 5)
+    neighbour = port.neighbour(lambda host, frame: [frames.answer(host.mac, frame)])
+    port.lose(from_host=100)
+    port.host.send_udp(B)
+    port.sniffer.wait_for(lambda f: f.tpa == B, 5)
+    time.sleep(0.1)
+    assert neighbour.answered == []
+    port.lose(to_host=50)
+    since = port.sniffer.mark()
+    for _ in range(100):
+        port.send(frames.probe(OTHER, A))
+    port.sniffer.wait_count(lambda f: f.is_probe, 100, 5, since=since, from_host=False)
+    time.sleep(0.2)
+    assert 10 < len(port.sniffer.arp(since)) < 90
+
+
+# Scripted hosts
+
+
+def _speak(port: Port, frame: bytes) -> None:
+    """A frame from the host."""
+
+    def send() -> None:
+        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as sock:
+            sock.bind((port.name, 0))
+            sock.send(frame)
+
+    port.host.call(send)
+
+
+def test_neighbour_answers_only_the_first_probes(port: Port) -> None:
+    neighbour = port.neighbour(answers_probes(first=2))
+    for _ in range(4):
+        _speak(port, frames.probe(HOST, A))
+    port.sniffer.wait_count(lambda f: f.op == frames.REPLY, 2, 5, from_host=False)
+    time.sleep(0.1)
+    replies = [f for f in port.sniffer.arp(from_host=False) if f.op == frames.REPLY]
+    assert [(f.sha, f.spa, f.tha, f.destination) for f in replies] == [
+        (neighbour.mac, A, HOST, HOST)
+    ] * 2
+    assert len(neighbour.answered) == 2
+
+
+def test_neighbour_echo_does_not_echo_itself(port: Port) -> None:
+    port.neighbour(echoes)
+    _speak(port, frames.announcement(HOST, A))
+    port.sniffer.wait_for(lambda f: f.is_announcement, 5, from_host=False)
+    time.sleep(0.1)
+    assert len(port.sniffer.arp(from_host=None)) == 2
+
+
+def test_neighbour_other_rules(port: Port) -> None:
+    neighbour = port.neighbour(probes_too(first=1), mac=OTHER)
+    _speak(port, frames.probe(HOST, A))
+    rival = port.sniffer.wait_for(lambda f: f.is_probe, 5, from_host=False)
+    assert (rival.sha, rival.tpa) == (OTHER, A)
+    neighbour.become(disputes_announcements(first=1))
+    _speak(port, frames.announcement(HOST, A))
+    rival = port.sniffer.wait_for(lambda f: f.is_announcement, 5, from_host=False)
+    assert (rival.sha, rival.spa) == (OTHER, A)
+    since = port.sniffer.mark()
+    neighbour.dispute(A)
+    neighbour.dispute(A, reply=True)
+    seen = port.sniffer.wait_count(lambda f: f.spa == A, 2, 5, since=since, from_host=False)
+    assert [f.op for f in seen] == [frames.REQUEST, frames.REPLY]
+    neighbour.become(answers_probes(addresses=[B]))
+    _speak(port, frames.probe(HOST, A))
+    _speak(port, frames.probe(HOST, B))
+    answer = port.sniffer.wait_for(
+        lambda f: f.op == frames.REPLY, 5, since=since + 2, from_host=False
+    )
+    assert answer.spa == B
+
+
+# Programs
+
+
+def test_daemon_lines_status_usage_and_second_start(port: Port) -> None:
+    script = 'echo "up $STATE_DIRECTORY $RUNTIME_DIRECTORY $1"; trap "echo bye; exit 7" TERM; sleep 100 & wait'
+    with Daemon(port.host, "eth0", ["sh", "-c", script, "sh"]) as daemon:
+        daemon.start("first")
+        assert daemon.wait_line("^up").split() == [
+            "up",
+            str(daemon.state),
+            str(daemon.runtime),
+            "first",
+        ]
+        usage = daemon.usage()
+        assert usage.threads == 1 and usage.voluntary > 0 and usage.rss_kib > 100
+        with pytest.raises(LabError, match="did not say 'never'"):
+            daemon.wait_line("never", 0.1)
+        assert daemon.stop() == 7
+        assert "bye" in daemon.output
+        with pytest.raises(LabError, match="has ended"):
+            daemon.usage()
+        said = len(daemon.lines)
+        daemon.start("second")
+        daemon.wait_line("^up .* second", since=said)
+        daemon.kill()
+        assert daemon.status == -9
+        folder = daemon.folder
+        assert folder.exists()
+    assert not folder.exists()
+
+
+def test_daemon_address(port: Port) -> None:
+    script = f"sleep 0.2; ip addr add {A}/16 dev eth0; sleep 100"
+    with (
+        AddressMonitor(port.host) as monitor,
+        Daemon(port.host, "eth0", ["sh", "-c", script]) as daemon,
+    ):
+        daemon.start()
+        assert daemon.addresses() == []
+        assert daemon.wait_address() == A
+        ns, added, address = monitor.wait_for(lambda added, _: added, 5)
+        assert ns > daemon.started_ns and added
+        assert (address.address, address.prefixlen, address.label) == (A, 16, "eth0")
+        with pytest.raises(LabError, match=r"169\.254\.3\.4"):
+            daemon.wait_address(0.1, other_than=A)
+        port.host.ip("addr flush dev eth0")
+        daemon.wait_no_address()
+        monitor.wait_for(lambda added, a: not added and a.address == A, 5)
+        daemon.kill()
+        with pytest.raises(LabError, match="ended with status -9"):
+            daemon.wait_address(5)
+
+
+def test_nothing_is_written_to_this_machine(port: Port) -> None:
+    with Daemon(port.host, "eth0", ["sh", "-c", "touch /run/x; echo done; sleep 100"]) as daemon:
+        daemon.start()
+        daemon.wait_line("done")
+        assert not Path("/run/x").exists()
+        assert any(str(daemon.folder) in line for line in leftover_folders())
+    assert not any(str(daemon.folder) in line for line in leftover_folders())
+
+
+# The suite's own rules, tried in a suite of their own
+
+SUITE = """
+    import pytest
+    from tests.lab.require import requires_program
+
+    def test_passes(): pass
+
+    @requires_program("no-such-program", "no-such-package")
+    def test_marked(): pass
+
+    def test_inside(): pytest.skip("inside")
+
+    @pytest.mark.xfail(strict=True)
+    def test_expected(): assert False
+"""
+
+
+def _suite(folder: Path, ci: str) -> subprocess.CompletedProcess[str]:
+    (folder / "conftest.py").write_text("from tests.conftest import *\n")
+    (folder / "test_some.py").write_text(textwrap.dedent(SUITE))
+    (folder / "test_module.py").write_text(
+        "import pytest\npytest.importorskip('no_such_module', reason='at collection')\n"
+    )
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")}
+    return subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-p",
+            "no:cacheprovider",
+            "--continue-on-collection-errors",
+            ".",
+        ],
+        cwd=folder,
+        check=False,
+        env={**environment, "CI": ci, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_skip_tells_its_reason_in_the_summary(tmp_path: Path) -> None:
+    result = _suite(tmp_path, "")
+    assert result.returncode == 0, result.stdout
+    assert "1 passed, 3 skipped, 1 xfailed" in result.stdout
+    for reason in ("Debian package no-such-package", "inside", "at collection"):
+        assert reason in result.stdout
+
+
+def test_skip_is_a_failure_under_ci(tmp_path: Path) -> None:
+    result = _suite(tmp_path, "true")
+    assert result.returncode == 1, result.stdout
+    assert "1 failed, 1 passed, 1 xfailed, 2 errors" in result.stdout
+    for reason in ("Debian package no-such-package", "inside", "at collection"):
+        assert "a skip is a failure under CI: " in result.stdout and reason in result.stdout
