@@ -35,7 +35,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
-from typing import TYPE_CHECKING, Any, final
+from typing import Any, final
 
 from .errors import KernelRefused
 
@@ -68,13 +68,11 @@ def _load_pyroute2() -> None:
     vars(package)["__getattr__"] = load
 
 
-if TYPE_CHECKING:
-    from pyroute2 import AsyncIPRoute
-else:
-    _load_pyroute2()
-    from pyroute2.iproute.linux import AsyncIPRoute
-from pyroute2.netlink import nlmsg  # noqa: E402
-from pyroute2.netlink.exceptions import NetlinkError  # noqa: E402
+_load_pyroute2()
+
+from pyroute2.iproute.linux import AsyncIPRoute
+from pyroute2.netlink import nlmsg
+from pyroute2.netlink.exceptions import NetlinkError
 
 PROTOCOL = 169
 """IFA_PROTO, FRA_PROTOCOL and rtm_protocol of all that is ours. Not in iproute2's lists."""
