@@ -71,7 +71,7 @@ async def run(settings: Settings, log: logging.Logger) -> None:
             daemon = Daemon(settings, log, netlink, reactor)
             await daemon.run()
     finally:
-        await netlink.close()
+        netlink.close()
 
 
 class Daemon:
@@ -120,7 +120,7 @@ class Daemon:
         await self._netlink.sweep()
         for limit in self._netlink.limits:
             self._log.info("%s", limit)
-        self._on_resync(Resync(links, addresses))
+        self._on_resync(Resync(tuple(links), tuple(addresses), "start"))
         watcher = loop.create_task(self._watch())
         try:
             await self._stop.wait()

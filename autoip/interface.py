@@ -28,7 +28,7 @@ from autoip.constants import ANNOUNCE_NUM, CONFIGURE_RETRY, PROBE_NUM, Timing
 from autoip.errors import KernelRefused, StateProblem
 from autoip.instance import Held, Instance
 from autoip.ipv4ll import Ipv4ll
-from autoip.netlink import ADDRESS_PROTOCOL, Address, Link, Netlink
+from autoip.netlink import PROTOCOL, Address, Link, Netlink
 from autoip.store import Store
 
 _PHASES = {Listen.NOTHING: Phase.SILENT, Listen.PROBE: Phase.PROBE, Listen.DEFEND: Phase.DEFEND}
@@ -188,8 +188,8 @@ class Interface:
         if before is not None and self._socket is not None:
             if (before.index, before.mac) != (link.index, link.mac):
                 self._lose_link("hardware address changed")
-            elif before.carrier_downs != link.carrier_downs and self.core is not None:
-                # The carrier came back before the kernel told that it was gone.
+            elif before.carrier_changes != link.carrier_changes and self.core is not None:
+                # The carrier went and came back before the kernel told.
                 self.core.restart(self._shared.clock(), "carrier was lost for a moment")
         if self._socket is None:
             self._find_link(link)
@@ -204,7 +204,7 @@ class Interface:
         held = self._instance.previous
         for address in self._shared.addresses(link.index):
             recorded = held == Held(link.index, address.address)
-            marked = address.proto == ADDRESS_PROTOCOL and address.address == self._saved(link.mac)
+            marked = address.proto == PROTOCOL and address.address == self._saved(link.mac)
             if recorded or marked:
                 self._leftover = address.address
                 self.owned = Held(link.index, address.address)
@@ -333,7 +333,7 @@ class Interface:
                 case ipv4ll.Unconfigure(address=address):
                     self._remove(address)
                 case ipv4ll.Claimed(address=address):
-                    self._say(self._shared.progress, f"claimed {address}")
+                    self._say(logging.INFO, f"claimed {address}")
                     self._save(core.mac, address)
                 case acd.ProbeSent():
                     text = f"probe {event.number}/{PROBE_NUM} for {event.address}"
@@ -351,7 +351,8 @@ class Interface:
         if event.address is not None:
             line += f"; {event.address}"
         if event.step_at is not None:
-            line += f"; next: {event.step} in {event.step_at - self._shared.clock():.1f} s"
+            pause = max(event.step_at - self._shared.clock(), 0.0)
+            line += f"; next: {event.step} in {pause:.1f} s"
         self._say(logging.INFO, line)
 
     def _log_defence(self, event: acd.Defended) -> None:
