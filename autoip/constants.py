@@ -56,8 +56,8 @@ LATENESS_MAX = 0.1
 class Timing:
     """The times of the probe phase, in seconds.
 
-    RFC 3927 leaves the pauses to chance between two bounds.  A random draw ends `slack` short of its
-    upper bound, so that the frame is on the wire before the bound even when the timer wakes
+    RFC 3927 leaves the pauses to chance between two bounds.  A draw ends `slack` short of its upper
+    bound, so that the frame is on the wire before the bound even when the timer wakes
     late: a probe gap over PROBE_MAX fails the Bonjour Conformance Test.  The lower bound needs
     no room, because a gap is counted from the moment the frame before was sent.
     """

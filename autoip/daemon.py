@@ -12,7 +12,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 
 from autoip.arpsock import ClockWatch, Reactor, Timer
-from autoip.errors import AlreadyRunning, AutoipError, NotArp, UsageError
+from autoip.errors import AutoipError, NotArp, UsageError
 from autoip.instance import Instance, runtime_directory
 from autoip.interface import Interface, Options, Shared
 from autoip.ipv4ll import State
@@ -168,7 +168,7 @@ class Daemon:
             event = await self._netlink.next_event()
             try:
                 self._on_event(event)
-            except Exception:
+            except Exception:  # noqa: BLE001 (a bug must not end the process)
                 self._log.exception("internal error in %s", type(event).__name__)
 
     def _on_event(self, event: Event) -> None:

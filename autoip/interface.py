@@ -228,7 +228,7 @@ class Interface:
 
     def _lose_link(self, why: str) -> None:
         if self.core is not None:
-            self.core.link_down(self._shared.clock(), why)
+            self.core.link_down(why)
             self._pump()
         self._close()
         self._shared.changed()
@@ -380,8 +380,8 @@ class Interface:
                 self._say(logging.ERROR, "the kernel did not answer a request")
             except KernelRefused as error:
                 self._say(logging.ERROR, str(error))
-            except Exception:
-                self._fail("request")
+            except Exception as error:  # noqa: BLE001 (see _fail)
+                self._fail("request", error)
         self._worker = None
         self.tick()
 
@@ -445,14 +445,13 @@ class Interface:
         """Keep an exception in this interface's handling from the rest of the process."""
         try:
             yield
-        except Exception:
-            self._fail(where)
+        except Exception as error:  # noqa: BLE001 (see _fail)
+            self._fail(where, error)
 
-    def _fail(self, where: str) -> None:
+    def _fail(self, where: str, error: Exception) -> None:
         """A bug of ours must cost neither the other interfaces nor, for long, this one."""
-        self._shared.log.exception(
-            "%s: internal error (%s); starting over in %g s", self.name, where, CONFIGURE_RETRY
-        )
+        text = f"internal error ({where}): {error!r}; starting over in {CONFIGURE_RETRY:g} s"
+        self._shared.log.error("%s: %s", self.name, text, exc_info=error)
         self._close()
         self.core = None
         if self.owned is not None:

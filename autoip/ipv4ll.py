@@ -241,7 +241,7 @@ class Ipv4ll:
             self._try_candidate(now)
         self._report(why)
 
-    def link_down(self, now: float, why: str = "link is lost") -> None:
+    def link_down(self, why: str = "link is lost") -> None:
         """The link is no longer the one that was probed: section 2.2.  Harmless when repeated."""
         if self.state is State.NO_LINK:
             return
@@ -252,7 +252,7 @@ class Ipv4ll:
     def restart(self, now: float, why: str) -> None:
         """Probe again, the same address first, as if the link had gone and come back."""
         if self.state is not State.NO_LINK:
-            self.link_down(now, why)
+            self.link_down(why)
             self.link_up(now, why)
 
     def removed(self, now: float) -> None:
@@ -400,10 +400,11 @@ class Ipv4ll:
         self._acd = Acd(candidate, self.mac, self._timing, self._jitter, now, self._defence)
 
     def _draw(self) -> IPv4Address:
+        candidate = draw_candidate(self._addresses)
         for _ in range(_DRAWS):
-            candidate = draw_candidate(self._addresses)
             if candidate not in self._lost and not self._avoid(candidate):
                 break
+            candidate = draw_candidate(self._addresses)
         return candidate
 
     def _report(self, why: str) -> None:

@@ -48,7 +48,7 @@ class SyslogHandler(logging.Handler):
         try:
             for line in self.format(record).splitlines():
                 syslog.syslog(priority(record.levelno), line)
-        except Exception:  # a log line that cannot be written must not cost the address
+        except Exception:  # noqa: BLE001 (a line that cannot be written must cost nothing else)
             self.handleError(record)
 
 

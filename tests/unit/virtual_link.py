@@ -12,13 +12,17 @@ import itertools
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from ipaddress import IPv4Address
 from random import Random
+from typing import TypeVar
 
 from autoip.acd import Defence, Listen
-from autoip.arp import NO_ADDRESS, ArpPacket, Operation, parse
+from autoip.arp import ArpPacket, Operation, parse
 from autoip.constants import Timing
-from autoip.ipv4ll import Configure, Event, Ipv4ll, Unconfigure
+from autoip.ipv4ll import Configure, Event, Ipv4ll, State, Unconfigure
+
+T = TypeVar("T")
 
 
 def mac_of(number: int) -> bytes:
@@ -51,8 +55,13 @@ class Host:
     held: list[tuple[IPv4Address, float, float | None]] = field(default_factory=list)
     _timer: float | None = None
 
-    def of(self, kind: type) -> list[tuple[float, Event]]:
-        return [(at, event) for at, event in self.events if isinstance(event, kind)]
+    def state(self) -> State:
+        """The core's state; a call, because mypy takes an attribute to stay as it was compared."""
+        return self.core.state
+
+    def of(self, kind: type[T]) -> list[T]:
+        """What happened to it of that kind, in order."""
+        return [event for _, event in self.events if isinstance(event, kind)]
 
     def receive(self, packet: ArpPacket) -> None:
         now = self.link.now
@@ -77,8 +86,8 @@ class Host:
         ):
             return
         defended_at = None
-        if self.reflex and listen is Listen.DEFEND and (answer := self.core.reflex) is not None:
-            self.link.send(self, answer)
+        if self.reflex and listen is Listen.DEFEND and (reflex := self.core.reflex) is not None:
+            self.link.send(self, reflex)
             defended_at = now
         self.core.receive(packet, now, defended_at)
         self.pump()
@@ -99,7 +108,7 @@ class Host:
             self._take_events()
         else:
             raise AssertionError("the core does not come to rest")
-        self.link.list(self)
+        self.link.note(self)
         at = self.core.next_timer()
         if at is not None and at != self._timer:
             self.link.call_at(at, self.pump)
@@ -110,7 +119,7 @@ class Host:
         self.pump()
 
     def link_down(self) -> None:
-        self.core.link_down(self.link.now)
+        self.core.link_down()
         self.pump()
 
     def _take_events(self) -> None:
@@ -119,7 +128,7 @@ class Host:
             self.events.append((now, event))
             match event:
                 case Configure(address=address):
-                    self.link.call_at(now + self.configure_delay, lambda a=address: self._add(a))
+                    self.link.call_at(now + self.configure_delay, partial(self._add, address))
                 case Unconfigure(address=address):
                     self._off(address)
 
@@ -196,9 +205,9 @@ class VirtualLink:
             for _ in range(1 + (self.random.random() < self.double)):
                 if self.random.random() >= self.loss:
                     at = self.now + self.random.uniform(*self.delay)
-                    self.call_at(at, lambda h=host: h.receive(packet))
+                    self.call_at(at, partial(host.receive, packet))
 
-    def list(self, host: Host) -> None:
+    def note(self, host: Host) -> None:
         """Note which address the host cares about now."""
         candidate = host.core.candidate
         if self._listed.get(host) != candidate:
