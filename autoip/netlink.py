@@ -983,15 +983,15 @@ class Netlink:
             try:
                 self._events = await self._new_socket(RTMGRP_LINK | RTMGRP_IPV4_IFADDR)
                 links, addresses = await self.snapshot()
-                break
             except KernelRefused:
                 self._require_open()
                 self._close_events()
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, REOPEN_PAUSE_MAX)
-        self._resynced_at = now()
-        self._lost = None
-        return Resync(tuple(links), tuple(addresses), reason)
+            else:
+                self._resynced_at = now()
+                self._lost = None
+                return Resync(tuple(links), tuple(addresses), reason)
 
     def _limit(self, text: str) -> None:
         if text not in self.limits:
