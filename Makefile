@@ -16,6 +16,7 @@ export PYTHON
 
 EXTENSION := $(wildcard csrc/*.c csrc/*.h csrc/*.py)
 C_SOURCES := $(filter-out csrc/_%,$(wildcard csrc/*.c))
+C_FLAGS := -std=gnu11 -O2 -D_GNU_SOURCE -pthread -Icsrc -Wall -Wextra -Werror
 SHELL_FILES := $(wildcard .ci/run tests/*.sh tests/*/*.sh) \
 	$(shell grep -lsE '^\#!.*[/ ](ba|da)?sh( |$$)' hooks/* hooks/*/*)
 PIP := $(PY) -m pip --disable-pip-version-check --no-input -q
@@ -51,7 +52,7 @@ endif
 test: $(VENV)/.dev ## all tests: C, then pytest (those that need root are skipped without)
 	@bash tests/deps.sh test
 	$(MAKE) --no-print-directory -C tests/c check
-	$(PY) -m pytest -n $(JOBS) $(ARGS)
+	$(PY) -m pytest -n $(JOBS) --dist loadgroup $(ARGS)
 
 check: $(VENV)/.dev ## linters, types, C warnings, sanitizers, valgrind
 	@bash tests/deps.sh check
@@ -63,7 +64,7 @@ check: $(VENV)/.dev ## linters, types, C warnings, sanitizers, valgrind
 		if command -v $$cc >/dev/null; then \
 			for file in $(C_SOURCES); do \
 				echo "$$cc -Wall -Wextra -Werror $$file"; \
-				$$cc -std=gnu11 -O2 -Wall -Wextra -Werror -c -o /dev/null $$file; \
+				$$cc $(C_FLAGS) -c -o /dev/null $$file; \
 			done; \
 		fi; \
 	done
@@ -100,7 +101,7 @@ $(VENV)/.ready: $(VENV)/.made pyproject.toml setup.py $(EXTENSION)
 
 $(VENV)/.dev: pyproject.toml setup.py | $(VENV)/.ready
 	@echo "autoip: installing what the tests and checks need"
-	@$(PIP) install --no-build-isolation -e '.[test,dev]'
+	@$(PIP) install --no-build-isolation -e '.[bench,dev,test]'
 	@touch $@
 
 .PHONY: help setup run test check bench build clean remake
