@@ -49,7 +49,7 @@ def make_subject(stack: contextlib.ExitStack) -> MakeSubject:
     """`make_subject(port, candidate, delay=2000)`: autoip, or what stands in for it; not started."""
 
     def make(port: Port, candidate: IPv4Address, delay: int = 2000) -> Daemon:
-        if SUBJECT == AvahiAutoipd.program:
+        if AvahiAutoipd.program == SUBJECT:
             return stack.enter_context(AvahiAutoipd(port, candidate))
         command = autoip_command()
         if SUBJECT == "stand-in":
