@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,6 +13,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 
 from autoip.arpsock import ClockWatch, Reactor, Timer
+from autoip.control import Clients, Handler, Server
 from autoip.errors import AutoipError, KernelRefused, NoPermission, NotArp, UsageError
 from autoip.instance import Instance, runtime_directory
 from autoip.interface import Interface, Options, Shared
@@ -29,9 +31,9 @@ from autoip.netlink import (
     ethernet_like,
 )
 from autoip.notify import Notifier
+from autoip.report import socket_name
 from autoip.store import Store, state_directory
-
-_IN_USE = (State.ANNOUNCING, State.BOUND)
+from autoip.teller import IN_USE, Teller
 
 
 def boottime() -> float:
@@ -88,6 +90,8 @@ class Daemon:
         self._clock_watch = ClockWatch()
         self._notifier = Notifier(settings.environ)
         self._interfaces: list[Interface] = []
+        self._servers: dict[str, Server] = {}
+        self._clients = Clients()
         self._links: dict[int, Link] = {}
         self._addresses: dict[tuple[int, IPv4Address], Address] = {}
         self._stop = asyncio.Event()
@@ -100,8 +104,6 @@ class Daemon:
             netlink=netlink,
             store=Store(directory),
             clock=boottime,
-            log=log,
-            progress=settings.progress,
             addresses=self._addresses_of,
             elsewhere=self._elsewhere,
             changed=self._changed,
@@ -123,6 +125,8 @@ class Daemon:
             await self._netlink.sweep()
         except KernelRefused as error:
             self._log.warning("leftovers of a crash stay: %s", error)
+        for interface in self._interfaces:
+            await self._serve(interface)
         self._on_resync(Resync(tuple(links), tuple(addresses), "start"))
         watcher = loop.create_task(self._watch())
         try:
@@ -130,7 +134,9 @@ class Daemon:
         finally:
             self._notifier.stopping()
             watcher.cancel()
-            await asyncio.gather(*(i.stop() for i in self._interfaces), return_exceptions=True)
+            await asyncio.gather(
+                *(self._end(i) for i in [*self._interfaces]), return_exceptions=True
+            )
             for descriptor in (self._reactor, self._timer, self._clock_watch):
                 loop.remove_reader(descriptor.fileno())
             self._timer.close()
@@ -172,7 +178,49 @@ class Daemon:
         instance = Instance.acquire(directory, name)
         if instance.warning:
             self._log.warning("%s: %s", name, instance.warning)
-        return Interface(name, self._settings.options, instance, self._shared)
+        teller = Teller(
+            name,
+            self._log,
+            self._settings.progress,
+            boottime,
+            lambda event: self._servers[name].publish(event) if name in self._servers else None,
+        )
+        return Interface(teller, self._settings.options, instance, self._shared)
+
+    async def _serve(self, interface: Interface) -> None:
+        """Open the interface's control socket; a file system that refuses it costs nothing else."""
+
+        async def stop() -> None:
+            await self._end(interface)
+            if not self._interfaces:
+                self._stop.set()
+
+        handler = Handler(
+            status=interface.report,
+            refresh=lambda: interface.restart("asked to"),
+            stop=stop,
+        )
+        namespace = os.stat("/proc/self/ns/net").st_ino
+        path = runtime_directory(self._settings.environ) / socket_name(namespace, interface.name)
+        server = Server(path, handler, self._clients)
+        try:
+            await server.open()
+        except OSError as error:
+            self._log.warning("%s: no control socket %s: %s", interface.name, path, error.strerror)
+        else:
+            self._servers[interface.name] = server
+
+    async def _end(self, interface: Interface) -> None:
+        """Take all off that belongs to an interface."""
+        if interface not in self._interfaces:
+            return
+        await interface.stop()
+        interface.teller.publish("stopped")
+        if interface in self._interfaces:
+            self._interfaces.remove(interface)
+        if (server := self._servers.pop(interface.name, None)) is not None:
+            await server.close()
+        self._changed()
 
     # --- what happens ------------------------------------------------------------------------
 
@@ -193,12 +241,15 @@ class Daemon:
                 self._links.pop(index, None)
                 self._tell_links()
             case AddressAdded(address=address):
-                self._addresses[address.index, address.address] = address
+                key = address.index, address.address
+                new = key not in self._addresses
+                self._addresses[key] = address
+                for interface in self._on_link(address.index):
+                    interface.address_added(address, new=new)
             case AddressRemoved(address=address):
                 self._addresses.pop((address.index, address.address), None)
-                for interface in self._interfaces:
-                    if interface.link is not None and interface.link.index == address.index:
-                        interface.address_removed(address.address)
+                for interface in self._on_link(address.index):
+                    interface.address_removed(address)
             case Resync():
                 self._on_resync(event)
 
@@ -242,6 +293,9 @@ class Daemon:
 
     # --- what the interfaces share -----------------------------------------------------------
 
+    def _on_link(self, index: int) -> list[Interface]:
+        return [i for i in self._interfaces if i.link is not None and i.link.index == index]
+
     def _addresses_of(self, index: int) -> Iterable[Address]:
         return [a for a in self._addresses.values() if a.index == index]
 
@@ -258,7 +312,7 @@ class Daemon:
         """Set the timer to what comes next, and tell the service manager."""
         times = [at for i in self._interfaces if (at := i.next_timer()) is not None]
         self._timer.set(min(times, default=None))
-        up = [i for i in self._interfaces if i.core is not None and i.core.state in _IN_USE]
+        up = [i for i in self._interfaces if i.core is not None and i.core.state in IN_USE]
         if up and not self._ready:
             self._ready = True
             self._notifier.ready()

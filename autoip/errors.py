@@ -35,6 +35,16 @@ class AlreadyRunning(AutoipError):
         super().__init__(f"{interface}: autoip already runs here, {by}")
 
 
+class NotRunning(AutoipError):
+    """No daemon serves this interface in this network namespace."""
+
+    exit_status = 3
+
+    def __init__(self, interface: str) -> None:
+        self.interface = interface
+        super().__init__(f"{interface}: no autoip runs for it here")
+
+
 class NoPermission(AutoipError):
     """The process may not do what it must.  The text says how to permit it."""
 

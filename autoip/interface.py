@@ -13,23 +13,27 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import os
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from random import Random
+from typing import Any
 
-from autoip import acd, arp, ipv4ll
+from autoip import arp, ipv4ll
 from autoip.acd import Defence, Listen
 from autoip.arp import format_mac
 from autoip.arpsock import ArpSocket, Phase, Reactor, Received
-from autoip.constants import ANNOUNCE_NUM, CONFIGURE_RETRY, PROBE_NUM, Timing
+from autoip.constants import CONFIGURE_RETRY, DELAY_DEFAULT, Timing
 from autoip.errors import KernelRefused, StateProblem
 from autoip.instance import Held, Instance
 from autoip.ipv4ll import Ipv4ll
 from autoip.netlink import PROTOCOL, Address, Link, Netlink
+from autoip.report import VERSION
 from autoip.store import Store
+from autoip.teller import Teller
 
 _PHASES = {Listen.NOTHING: Phase.SILENT, Listen.PROBE: Phase.PROBE, Listen.DEFEND: Phase.DEFEND}
 
@@ -43,7 +47,7 @@ class Options:
 
     first: IPv4Address | None = None
     defence: Defence = Defence.ONCE
-    timing: Timing = Timing()
+    delay: int = DELAY_DEFAULT  # milliseconds
     bring_up: bool = False
 
 
@@ -56,8 +60,6 @@ class Shared:
         netlink: requests to the kernel.
         store: the last addresses.
         clock: CLOCK_BOOTTIME in seconds.
-        log: the program's logger.
-        progress: level of step-by-step lines.
         addresses: the IPv4 addresses that an interface (by index) has now, whoever set them.
         elsewhere: whether this host has the address but for this interface's own.
         changed: called whenever the state or the next timer of an interface may have changed.
@@ -67,8 +69,6 @@ class Shared:
     netlink: Netlink
     store: Store
     clock: Callable[[], float]
-    log: logging.Logger
-    progress: int
     addresses: Callable[[int], Iterable[Address]]
     elsewhere: Callable[[IPv4Address, Interface], bool]
     changed: Callable[[], None]
@@ -77,12 +77,16 @@ class Shared:
 class Interface:
     """Keeps one interface's link-local address right until `stop`."""
 
-    def __init__(self, name: str, options: Options, instance: Instance, shared: Shared) -> None:
-        self.name = name
+    def __init__(
+        self, teller: Teller, options: Options, instance: Instance, shared: Shared
+    ) -> None:
+        self.name = teller.name
+        self.teller = teller
         self.options = options
         self.link: Link | None = None
         self.core: Ipv4ll | None = None
         self.owned: Held | None = None  # what is, or may be, on an interface by our doing
+        self._disowned: IPv4Address | None = None  # what was so last
         self._instance = instance
         self._shared = shared
         self._socket: ArpSocket | None = None
@@ -116,13 +120,26 @@ class Interface:
                 self.core.receive(packet, event.at, event.defended_at)
             self._pump()
 
-    def address_removed(self, address: IPv4Address) -> None:
-        """The kernel says that the address left the interface; ask whether that is still so.
+    def address_added(self, address: Address, *, new: bool) -> None:
+        """An address came to the interface, or one there was changed."""
+        if new and not self._is_own(address):
+            text, prefixlen = str(address.address), address.prefixlen
+            self.teller.publish("address-added", address=text, prefixlen=prefixlen)
 
-        The message may be the echo of our own request, older than what came after it.
+    def address_removed(self, address: Address) -> None:
+        """An address left the interface.
+
+        If it is ours, ask whether that is still so: the message may be the echo of our own
+        request, older than what came after it.
         """
-        if self.owned is not None and address == self.owned.address:
+        if self._is_own(address):
             self._request(self._verify)
+        elif address.address != self._disowned:
+            text, prefixlen = str(address.address), address.prefixlen
+            self.teller.publish("address-removed", address=text, prefixlen=prefixlen)
+
+    def _is_own(self, address: Address) -> bool:
+        return self.owned is not None and address.address == self.owned.address
 
     def resynchronise(self) -> None:
         """Messages of the kernel were lost: see whether the address is still there."""
@@ -152,6 +169,37 @@ class Interface:
             return None
         return self.core.next_timer()
 
+    def report(self) -> dict[str, Any]:
+        """The status object: see `report.STATUS`."""
+        core, link, teller = self.core, self.link, self.teller
+        state = core.state if core is not None else ipv4ll.State.NO_LINK
+        at = self.next_timer() if core is not None and core.step else None
+        own = self.owned.address if self.owned is not None else None
+        others = self._shared.addresses(link.index) if link is not None else ()
+        last = self._instance.warning
+        return {
+            "version": VERSION,
+            "interface": self.name,
+            "index": link.index if link is not None else None,
+            "mac": format_mac(link.mac) if link is not None else None,
+            "pid": os.getpid(),
+            "state": state.value,
+            "why": self._trouble or teller.why,
+            "address": _text(core.address if core is not None else None),
+            "since": teller.since,
+            "candidate": _text(core.candidate if core is not None else None),
+            "step": core.step if core is not None and at is not None else None,
+            "step_in": max(at - self._shared.clock(), 0.0) if at is not None else None,
+            "policy": "alongside",
+            "defence": "abandon" if self.options.defence is Defence.ABANDON else "defend",
+            "delay": self.options.delay,
+            "others": [f"{a.address}/{a.prefixlen}" for a in others if a.address != own],
+            "conflicts": teller.conflicts,
+            "defences": teller.defences,
+            "last_conflict": teller.last_conflict,
+            "limits": [*self._shared.netlink.limits, *([last] if last else [])],
+        }
+
     async def stop(self) -> None:
         """Take off what was set up and let go of the interface."""
         self._stopped = True
@@ -176,7 +224,9 @@ class Interface:
         if before is None or before.index != link.index:
             self._take_over(link)
             if link.master is not None:
-                self._say(logging.WARNING, "belongs to a bridge or bond, which gets its frames")
+                self.teller.say(
+                    logging.WARNING, "belongs to a bridge or bond, which gets its frames"
+                )
         if not link.speaks_arp:
             self._no_link("waits: it is not an Ethernet-like interface that speaks ARP")
             return
@@ -211,7 +261,9 @@ class Interface:
             if recorded or marked:
                 self._leftover = address.address
                 self.owned = Held(link.index, address.address)
-                self._say(logging.INFO, f"takes over {address.address} from an instance that died")
+                self.teller.say(
+                    logging.INFO, f"takes over {address.address} from an instance that died"
+                )
                 self._remove(address.address)
 
     def _bring_up(self, link: Link) -> None:
@@ -226,7 +278,7 @@ class Interface:
     def _no_link(self, trouble: str) -> None:
         if trouble != self._trouble:
             self._trouble = trouble
-            self._say(logging.INFO, trouble)
+            self.teller.say(logging.INFO, trouble)
         self._lose_link(trouble)
 
     def _lose_link(self, why: str) -> None:
@@ -256,7 +308,7 @@ class Interface:
             addresses = Random(int.from_bytes(link.mac, "big"))
             self.core = Ipv4ll(
                 link.mac,
-                self.options.timing,
+                Timing.from_delay(self.options.delay),
                 addresses,
                 Random(),
                 defence=self.options.defence,
@@ -277,7 +329,7 @@ class Interface:
         try:
             return self._shared.store.load(mac)
         except StateProblem as problem:
-            self._say(logging.WARNING, str(problem))
+            self.teller.say(logging.WARNING, str(problem))
             return None
 
     # --- what the core wants -----------------------------------------------------------------
@@ -305,7 +357,7 @@ class Interface:
         try:
             at = socket.send(frame)
         except OSError as error:
-            self._say(logging.DEBUG, f"the kernel did not take a frame: {error.strerror}")
+            self.teller.say(logging.DEBUG, f"the kernel did not take a frame: {error.strerror}")
             core.refused(self._shared.clock())
         else:
             core.sent(at)
@@ -328,44 +380,14 @@ class Interface:
 
     def _take_events(self, core: Ipv4ll) -> None:
         while (event := core.next_event()) is not None:
+            self.teller.tell(event)
             match event:
-                case ipv4ll.Transition():
-                    self._log_transition(event)
                 case ipv4ll.Configure(address=address):
                     self._configure(core, address)
                 case ipv4ll.Unconfigure(address=address):
                     self._remove(address)
                 case ipv4ll.Claimed(address=address):
-                    self._say(logging.INFO, f"claimed {address}")
                     self._save(core.mac, address)
-                case acd.ProbeSent():
-                    text = f"probe {event.number}/{PROBE_NUM} for {event.address}"
-                    self._say(self._shared.progress, text)
-                case acd.AnnouncementSent():
-                    text = f"announcement {event.number}/{ANNOUNCE_NUM} of {event.address}"
-                    self._say(self._shared.progress, text)
-                case acd.Defended():
-                    self._log_defence(event)
-                case acd.Conflict():
-                    pass  # the transition that follows says it all
-
-    def _log_transition(self, event: ipv4ll.Transition) -> None:
-        line = f"{event.old.value} -> {event.new.value}: {event.why}"
-        if event.address is not None:
-            line += f"; {event.address}"
-        if event.step_at is not None:
-            pause = max(event.step_at - self._shared.clock(), 0.0)
-            line += f"; next: {event.step} in {pause:.1f} s"
-        self._say(logging.INFO, line)
-
-    def _log_defence(self, event: acd.Defended) -> None:
-        mac = format_mac(event.packet.sha)
-        by = " by the reflex" if event.reflex else ""
-        text = f"conflict: {mac} claims {event.address}; defended{by} {event.delay * 1e3:.2f} ms"
-        self._say(logging.WARNING, f"{text} after it came")
-
-    def _say(self, level: int, text: str) -> None:
-        self._shared.log.log(level, "%s: %s", self.name, text)
 
     # --- requests to the kernel, one after the other -----------------------------------------
 
@@ -380,9 +402,9 @@ class Interface:
             try:
                 await asyncio.wait_for(request(), _REQUEST_TIMEOUT)
             except asyncio.TimeoutError:
-                self._say(logging.ERROR, "the kernel did not answer a request")
+                self.teller.say(logging.ERROR, "the kernel did not answer a request")
             except KernelRefused as error:
-                self._say(logging.ERROR, str(error))
+                self.teller.say(logging.ERROR, str(error))
             except Exception as error:  # noqa: BLE001 (see _fail)
                 self._fail("request", error)
         self._worker = None
@@ -418,6 +440,7 @@ class Interface:
         self._request(remove)
 
     def _disown(self) -> None:
+        self._disowned = self.owned.address if self.owned is not None else None
         self.owned = None
         self._instance.drop()
 
@@ -439,7 +462,7 @@ class Interface:
             try:
                 await asyncio.to_thread(self._shared.store.save, mac, address, self.name)
             except StateProblem as problem:
-                self._say(logging.WARNING, str(problem))
+                self.teller.say(logging.WARNING, str(problem))
 
         self._saving = asyncio.get_running_loop().create_task(save())
 
@@ -454,7 +477,7 @@ class Interface:
     def _fail(self, where: str, error: Exception) -> None:
         """A bug of ours must cost neither the other interfaces nor, for long, this one."""
         text = f"internal error ({where}): {error!r}; starting over in {CONFIGURE_RETRY:g} s"
-        self._shared.log.error("%s: %s", self.name, text, exc_info=error)
+        self.teller.say(logging.ERROR, text, error)
         self._close()
         self.core = None
         if self.owned is not None:
@@ -466,3 +489,7 @@ class Interface:
     def _recover(self) -> None:
         self._recovery = None
         self.link_changed(self.link)
+
+
+def _text(address: IPv4Address | None) -> str | None:
+    return None if address is None else str(address)

@@ -7,8 +7,8 @@ from ipaddress import IPv4Address
 import pytest
 
 from autoip import __version__, cli
-from autoip.cli import Arguments, parse
 from autoip.errors import UsageError
+from autoip.run import Arguments, parse
 
 DEFAULTS = Arguments(
     interfaces=(),

@@ -17,13 +17,26 @@ PACKAGE = Path(__file__).resolve().parents[2] / "autoip"
 # From the lowest level up.  Files of one level do not import one another.
 LEVELS: list[set[str]] = [
     {"__init__"},
-    {"constants", "errors"},
+    {"constants", "errors", "report"},
     {"arp"},
     {"acd"},
     {"ipv4ll"},
-    {"arpsock", "instance", "log", "netlink", "notify", "privileges", "store"},
+    {
+        "arpsock",
+        "client",
+        "control",
+        "instance",
+        "log",
+        "netlink",
+        "notify",
+        "privileges",
+        "store",
+        "teller",
+    },
     {"interface"},
     {"daemon"},
+    {"usage"},
+    {"ask", "probe", "run"},
     {"cli"},
     {"__main__"},
 ]

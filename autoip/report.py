@@ -1,0 +1,105 @@
+"""What autoip tells of an interface: the fields of `autoip status` and the events of `autoip watch`.
+
+The one place where names, types, units and meanings of these fields stand; the manual's tables are
+made from it.  Fields are only ever added; `VERSION` grows when one is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+VERSION = 1
+"""Of the objects below, and of the control socket's requests."""
+
+
+class Field(NamedTuple):
+    """What a field of a JSON object is.
+
+    Attributes:
+        type: its JSON type; ``or null`` where there may be nothing to tell.
+        unit: of a number; empty for others.
+        meaning: in words.
+    """
+
+    type: str
+    unit: str
+    meaning: str
+
+
+STATUS: Mapping[str, Field] = {
+    "version": Field("integer", "", "version of this object"),
+    "interface": Field("string", "", "name of the interface"),
+    "index": Field("integer or null", "", "its number in the kernel; null while there is none"),
+    "mac": Field("string or null", "", "its hardware address"),
+    "pid": Field("integer", "", "process that serves it"),
+    "state": Field("string", "", "see STATES"),
+    "why": Field("string", "", "what brought the state about"),
+    "address": Field("string or null", "", "the address that is held"),
+    "since": Field("number or null", "s since 1970", "when it was put on the interface"),
+    "candidate": Field("string or null", "", "the address that is held or tried"),
+    "step": Field("string or null", "", "what comes next"),
+    "step_in": Field("number or null", "s", "how soon"),
+    "policy": Field("string", "", "alongside: the address stays whatever else there is"),
+    "defence": Field("string", "", "defend: once per 10 s; abandon: never"),
+    "delay": Field("integer", "ms", "longest pause between two probes"),
+    "others": Field("array of strings", "", "other IPv4 addresses, with prefix length"),
+    "conflicts": Field("integer", "", "conflicts since the start, defended ones included"),
+    "defences": Field("integer", "", "conflicts that were defended against"),
+    "last_conflict": Field("object or null", "", "its mac, address, and at (s since 1970)"),
+    "limits": Field("array of strings", "", "what kernel or privileges do not allow"),
+}
+"""`autoip status --json`: one such object for each interface."""
+
+EVENT: Mapping[str, Field] = {
+    "version": Field("integer", "", "version of this object"),
+    "event": Field("string", "", "see EVENTS"),
+    "interface": Field("string", "", "name of the interface"),
+    "at": Field("number", "s since 1970", "when"),
+    "old": Field("string", "", "transition: the state before"),
+    "new": Field("string", "", "transition: the state from now on"),
+    "why": Field("string", "", "transition: what brought it about"),
+    "address": Field("string or null", "", "the address that it is about"),
+    "step": Field("string or null", "", "transition: what comes next"),
+    "step_in": Field("number or null", "s", "transition: how soon"),
+    "mac": Field("string", "", "conflict, defence: the other host"),
+    "in_use": Field("boolean", "", "conflict: the address was in use and is given up"),
+    "delay": Field("number", "s", "defence: from the conflict to our announcement"),
+    "reflex": Field("boolean", "", "defence: sent by the helper at once"),
+    "prefixlen": Field("integer", "", "address-added, address-removed: its prefix length"),
+    "status": Field("object", "", "status: the object of `autoip status`"),
+}
+"""`autoip watch --json`: one such object a line, with the fields that its event has."""
+
+EVENTS: Mapping[str, str] = {
+    "status": "the first one: how things stand",
+    "transition": "the state changed",
+    "conflict": "another host claims, or probes for, the address",
+    "defence": "a conflict was answered, the address kept",
+    "address-added": "another IPv4 address came",
+    "address-removed": "another IPv4 address went",
+    "stopped": "the interface is no longer served",
+    "lost": "the daemon is gone without a word; watch waits for it",
+}
+
+STATES: Mapping[str, str] = {
+    "no-link": "the interface is missing, down or without carrier",
+    "probing": "a candidate is being probed",
+    "announce-wait": "all probes are sent; the address is free if nobody objects",
+    "configuring": "the address is being put on the interface",
+    "announcing": "the address is held, and being announced",
+    "bound": "the address is held",
+    "rate-limited": "too many conflicts: one candidate a minute",
+    "paused": "the kernel refused the address; tried again in a while",
+    "not-running": "no daemon serves the interface",
+}
+
+
+def socket_name(namespace: int, interface: str) -> str:
+    """The control socket's name: keyed by network namespace (inode), as several may share /run."""
+    return f"{namespace}-{interface}.sock"
+
+
+def event(name: str, interface: str, at: float, **fields: Any) -> dict[str, Any]:
+    """An event as it goes to `autoip watch`."""
+    return {"version": VERSION, "event": name, "interface": interface, "at": at, **fields}

@@ -1,0 +1,51 @@
+"""What all commands share in reading their words: one clear line about what is wrong."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from typing import NoReturn
+
+from autoip.constants import DELAY_MAX, DELAY_MIN
+from autoip.errors import UsageError
+
+_IFNAME_MAX = 15  # IFNAMSIZ without the final NUL
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises instead of printing a usage text and ending the process."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; see '{self.prog} --help'")
+
+
+def interface_name(name: str) -> str:
+    """Check a name by the kernel's own rule (dev_valid_name).
+
+    Raises:
+        UsageError: it cannot be an interface's name.
+    """
+    if (
+        not 1 <= len(os.fsencode(name)) <= _IFNAME_MAX
+        or name in (".", "..")
+        or re.search(r"[/:\s\0]", name)
+    ):
+        raise UsageError(
+            f"{name!r}: not an interface name; allowed are 1 to {_IFNAME_MAX} bytes without"
+            " blanks, '/' and ':'"
+        )
+    return name
+
+
+def delay(text: str) -> int:
+    """Check the option `delay`, in milliseconds.
+
+    Raises:
+        UsageError: not a whole number in range.
+    """
+    if not re.fullmatch("[0-9]{1,9}", text) or not DELAY_MIN <= int(text) <= DELAY_MAX:
+        raise UsageError(
+            f"delay {text}: not a whole number of milliseconds from {DELAY_MIN} to {DELAY_MAX}"
+        )
+    return int(text)
