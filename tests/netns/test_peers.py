@@ -1,4 +1,4 @@
-"""autoip and the real programs of Debian on one link: whoever comes first keeps the address, all end with different ones.
+"""autoip and the real programs of Debian on one link: who comes first keeps the address, all end with different ones.
 
 What stands in for autoip may be named in AUTOIP_SUBJECT: `stand-in`, or a program that can be told its candidate
 (avahi-autoipd). With that these tests were proven before autoip was there.
@@ -49,7 +49,7 @@ def make_subject(stack: contextlib.ExitStack) -> MakeSubject:
     """`make_subject(port, candidate, delay=2000)`: autoip, or what stands in for it; not started."""
 
     def make(port: Port, candidate: IPv4Address, delay: int = 2000) -> Daemon:
-        if SUBJECT == AvahiAutoipd.program:
+        if AvahiAutoipd.program == SUBJECT:
             return stack.enter_context(AvahiAutoipd(port, candidate))
         command = autoip_command()
         if SUBJECT == "stand-in":
