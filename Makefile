@@ -1,0 +1,107 @@
+# autoip: everything from a fresh Debian machine with git and make.  `make` lists the targets.
+
+VENV := .venv
+PY := $(VENV)/bin/python
+# Test processes side by side.  The tests mostly wait for the timers of the RFC.
+JOBS ?= 6
+
+# An environment that is there is kept, whatever Python made it, unless PYTHON asks for another.
+ifdef PYTHON
+ifneq ($(shell cat $(VENV)/.made 2>/dev/null),$(PYTHON))
+REMAKE := remake
+endif
+endif
+PYTHON ?= python3
+export PYTHON
+
+EXTENSION := $(wildcard csrc/*.c csrc/*.h csrc/*.py)
+C_SOURCES := $(filter-out csrc/_%,$(wildcard csrc/*.c))
+C_FLAGS := -std=gnu11 -O2 -D_GNU_SOURCE -pthread -Icsrc -Wall -Wextra -Werror
+SHELL_FILES := $(wildcard .ci/run tests/*.sh tests/*/*.sh) \
+	$(shell grep -lsE '^\#!.*[/ ](ba|da)?sh( |$$)' hooks/* hooks/*/*)
+PIP := $(PY) -m pip --disable-pip-version-check --no-input -q
+
+# How to become root: not at all when root, else sudo.
+UID := $(shell id -u)
+ifneq ($(UID),0)
+AS_ROOT := $(shell command -v sudo)
+ifeq ($(AS_ROOT),)
+AS_ROOT := sh -c 'echo >&2 "autoip: this needs root and there is no sudo: run make as root"; exit 1' --
+endif
+# The demo needs no rights outside its own namespaces.
+IN_NAMESPACE := unshare --user --map-root-user --net --mount
+endif
+
+help: ## list the targets
+	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@echo
+	@echo '  make run IFACE=eth0                         an address for eth0, until Ctrl-C'
+	@echo '  make run IFACE="eth0 eth1" ARGS="--debug"   several interfaces, more options'
+	@echo '  make test PYTHON=python3.12                 another Python'
+
+setup: $(VENV)/.ready ## make .venv and build the extension, if need be
+
+run: setup ## run on IFACE, with ARGS; without IFACE: the demo
+ifneq ($(strip $(IFACE)),)
+	@exec $(AS_ROOT) $(PY) -m autoip $(IFACE) $(ARGS)
+else
+	@bash tests/deps.sh demo
+	@exec $(IN_NAMESPACE) $(PY) tests/demo/run.py $(ARGS)
+endif
+
+test: $(VENV)/.dev ## all tests: C, then pytest (those that need root are skipped without)
+	@bash tests/deps.sh test
+	$(MAKE) --no-print-directory -C tests/c check
+	$(PY) -m pytest -n $(JOBS) --dist loadgroup $(ARGS)
+
+check: $(VENV)/.dev ## linters, types, C warnings, sanitizers, valgrind
+	@bash tests/deps.sh check
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy --strict autoip tests
+	shellcheck $(SHELL_FILES)
+	@set -e; for cc in gcc clang; do \
+		if command -v $$cc >/dev/null; then \
+			for file in $(C_SOURCES); do \
+				echo "$$cc -Wall -Wextra -Werror $$file"; \
+				$$cc $(C_FLAGS) -c -o /dev/null $$file; \
+			done; \
+		fi; \
+	done
+	$(MAKE) --no-print-directory -C tests/c asan
+	$(MAKE) --no-print-directory -C tests/c valgrind
+
+bench: $(VENV)/.dev ## the benchmarks, each beside what it is measured against (root)
+	@bash tests/deps.sh test
+	@exec $(AS_ROOT) $(PY) tests/bench/run.py $(ARGS)
+
+build: $(VENV)/.dev ## source distribution and wheel, into dist/
+	$(PY) -m build --no-isolation --outdir dist .
+
+clean: ## remove all that make has made
+	rm -rf $(VENV) build dist autoip.egg-info autoip/_*.so autoip/_*.c
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +
+	@if [ -e tests/c/Makefile ]; then $(MAKE) --no-print-directory -C tests/c clean; fi
+
+$(VENV)/.made: $(REMAKE)
+	@bash tests/deps.sh build
+	@echo "autoip: making $(VENV) with $$($(PYTHON) -V)"
+	@$(PYTHON) -m venv --clear $(VENV)
+	@$(PIP) install --upgrade setuptools cffi
+	@echo "$(PYTHON)" >$@
+
+# Built in place, so that the sources are what runs.  The old modules go first: the build would
+# not notice a changed header.
+$(VENV)/.ready: $(VENV)/.made pyproject.toml setup.py $(EXTENSION)
+	@echo "autoip: building the extension"
+	@rm -f autoip/_*.so
+	@$(PIP) install --no-build-isolation -e .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml setup.py | $(VENV)/.ready
+	@echo "autoip: installing what the tests and checks need"
+	@$(PIP) install --no-build-isolation -e '.[bench,dev,test]'
+	@touch $@
+
+.PHONY: help setup run test check bench build clean remake

@@ -1,0 +1,244 @@
+"""The command line: words in, one clear line and an exit status out."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from ipaddress import AddressValueError, IPv4Address
+from typing import NoReturn, TypeVar
+
+from autoip import __version__
+from autoip.acd import Defence
+from autoip.constants import (
+    DELAY_DEFAULT,
+    DELAY_MAX,
+    DELAY_MIN,
+    FIRST_CANDIDATE,
+    LAST_CANDIDATE,
+    METADATA_ADDRESS,
+    Timing,
+)
+from autoip.errors import AutoipError, UsageError
+from autoip.ipv4ll import is_candidate
+
+_Value = TypeVar("_Value")
+
+_IFNAME_MAX = 15  # IFNAMSIZ without the final NUL
+
+_DESCRIPTION = """\
+Give network interfaces an IPv4 link-local address (169.254.0.0/16) by the rules of RFC 3927,
+and keep it right until stopped by SIGTERM or SIGINT.  SIGHUP probes the address again."""
+
+_EPILOG = """\
+examples:
+  autoip eth0                               claim an address on eth0, defend it
+  autoip eth0 --ip 169.254.20.20            try this one first
+  autoip eth0 eth1 --delay 200              two interfaces, claim in 0.7 s at most
+  autoip -o if=eth0,ip=169.254.20.20,abandon
+
+exit status:
+  0  stopped as asked          1  other failure             2  bad option or value
+  3  already running for it    4  no permission             5  not an ARP interface
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Arguments:
+    """A command line that has been checked."""
+
+    interfaces: tuple[str, ...]
+    first: IPv4Address | None
+    abandon: bool
+    debug: bool
+    delay: int
+    bring_up: bool
+    keep_state: bool
+    to_syslog: bool
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises instead of printing a usage text and ending the process."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; see 'autoip --help'")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="autoip",
+        usage="autoip [run] [IFACE ...] [options]",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add(
+        "interfaces",
+        metavar="IFACE",
+        nargs="*",
+        help="interface; default: the one Ethernet-like interface there is",
+    )
+    add("--ip", metavar="ADDRESS", action="append", default=[], help="first candidate")
+    add("--abandon", action="store_true", help="give up at the first conflict (default: defend)")
+    add(
+        "--delay",
+        metavar="MS",
+        action="append",
+        default=[],
+        help=f"longest pause between two probes, {DELAY_MIN} to {DELAY_MAX} ms;"
+        f" default {DELAY_DEFAULT}, which is RFC 3927",
+    )
+    add("--up", action="store_true", help="bring an interface that is down up")
+    add("--no-state", action="store_true", help="neither read nor write the last address")
+    add("--debug", action="store_true", help="verbose")
+    add("--syslog", action="store_true", help="log to syslog as well")
+    add(
+        "-o",
+        dest="words",
+        metavar="WORD[,WORD...]",
+        action="append",
+        default=[],
+        help="the AutoIP module's option string: if=IFACE ip=ADDRESS delay=MS debug abandon",
+    )
+    add("--version", action="version", version=f"autoip {__version__}")
+    return parser
+
+
+def parse(arguments: Sequence[str]) -> Arguments:
+    """Read a command line.
+
+    Raises:
+        UsageError: with what was wrong and what is allowed.
+    """
+    words = list(arguments)
+    if words and words[0] == "run":
+        del words[0]
+    found = _parser().parse_intermixed_args(words)
+    interfaces: list[str] = list(found.interfaces)
+    addresses: list[str] = list(found.ip)
+    delays: list[str] = list(found.delay)
+    abandon, debug, to_syslog = found.abandon, found.debug, found.syslog
+    for name, value in _option_words(found.words):
+        match name:
+            case "if":
+                interfaces.append(value)
+            case "ip":
+                addresses.append(value)
+            case "delay":
+                delays.append(value)
+            case "abandon":
+                abandon = True
+            case "debug":  # as the module did, to syslog as well
+                debug = to_syslog = True
+    result = Arguments(
+        interfaces=tuple(dict.fromkeys(_interface(name) for name in interfaces)),
+        first=_one("--ip", [_candidate(text) for text in addresses]),
+        abandon=abandon,
+        debug=debug,
+        delay=_one("--delay", [_delay(text) for text in delays]) or DELAY_DEFAULT,
+        bring_up=found.up,
+        keep_state=not found.no_state,
+        to_syslog=to_syslog,
+    )
+    if result.first is not None and len(result.interfaces) > 1:
+        raise UsageError("--ip is for one interface; with several, start one autoip for each")
+    return result
+
+
+def _option_words(texts: Sequence[str]) -> list[tuple[str, str]]:
+    """The words of each -o, as (name, value)."""
+    allowed = "allowed are if=IFACE, ip=ADDRESS, delay=MS, debug, abandon"
+    words: list[tuple[str, str]] = []
+    for text in texts:
+        for word in text.split(","):
+            name, equals, value = word.partition("=")
+            if name not in ("if", "ip", "delay", "debug", "abandon"):
+                raise UsageError(f"-o: no such option {name!r}; {allowed}")
+            if bool(equals) != (name in ("if", "ip", "delay")):
+                how = "takes no value" if equals else "needs a value"
+                raise UsageError(f"-o: {name} {how}; {allowed}")
+            words.append((name, value))
+    return words
+
+
+def _one(option: str, values: Sequence[_Value]) -> _Value | None:
+    if len(set(values)) > 1:
+        given = " and ".join(str(value) for value in dict.fromkeys(values))
+        raise UsageError(f"{option} was given as {given}; give one value")
+    return values[0] if values else None
+
+
+def _candidate(text: str) -> IPv4Address:
+    address: IPv4Address | None = None
+    with suppress(AddressValueError):
+        address = IPv4Address(text)
+    if address is None or not is_candidate(address):
+        raise UsageError(
+            f"ip {text}: not an address to claim; allowed are {FIRST_CANDIDATE} to"
+            f" {LAST_CANDIDATE} but for {METADATA_ADDRESS}"
+        )
+    return address
+
+
+def _delay(text: str) -> int:
+    if not re.fullmatch("[0-9]{1,9}", text) or not DELAY_MIN <= int(text) <= DELAY_MAX:
+        raise UsageError(
+            f"delay {text}: not a whole number of milliseconds from {DELAY_MIN} to {DELAY_MAX}"
+        )
+    return int(text)
+
+
+def _interface(name: str) -> str:
+    """Check a name by the kernel's own rule (dev_valid_name)."""
+    if (
+        not 1 <= len(os.fsencode(name)) <= _IFNAME_MAX
+        or name in (".", "..")
+        or re.search(r"[/:\s\0]", name)
+    ):
+        raise UsageError(
+            f"{name!r}: not an interface name; allowed are 1 to {_IFNAME_MAX} bytes without"
+            " blanks, '/' and ':'"
+        )
+    return name
+
+
+def _serve(arguments: Arguments, environ: Mapping[str, str]) -> None:
+    # These imports take most of the start: a mistake in the command line is told before.
+    import asyncio
+
+    from autoip import daemon, interface, log, privileges
+
+    logger = log.set_up(debug=arguments.debug, to_syslog=arguments.to_syslog, environ=environ)
+    privileges.limit()
+    options = interface.Options(
+        first=arguments.first,
+        defence=Defence.ABANDON if arguments.abandon else Defence.ONCE,
+        timing=Timing.from_delay(arguments.delay),
+        bring_up=arguments.bring_up,
+    )
+    settings = daemon.Settings(
+        interfaces=arguments.interfaces,
+        options=options,
+        keep_state=arguments.keep_state,
+        progress=log.progress_level(debug=arguments.debug),
+        environ=environ,
+    )
+    asyncio.run(daemon.run(settings, logger))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit status (see `errors` and ``--help``)."""
+    try:
+        _serve(parse(sys.argv[1:] if arguments is None else arguments), os.environ)
+    except AutoipError as error:
+        print(f"autoip: {error}", file=sys.stderr)
+        return error.exit_status
+    except KeyboardInterrupt:
+        return 0
+    return 0

@@ -1,0 +1,296 @@
+"""The process: one event loop, one helper thread, one view of the kernel, many interfaces."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from pathlib import Path
+
+from autoip.arpsock import ClockWatch, Reactor, Timer
+from autoip.errors import AutoipError, KernelRefused, NoPermission, NotArp, UsageError
+from autoip.instance import Instance, runtime_directory
+from autoip.interface import Interface, Options, Shared
+from autoip.ipv4ll import State
+from autoip.netlink import (
+    Address,
+    AddressAdded,
+    AddressRemoved,
+    Event,
+    Link,
+    LinkChanged,
+    LinkRemoved,
+    Netlink,
+    Resync,
+    ethernet_like,
+)
+from autoip.notify import Notifier
+from autoip.store import Store, state_directory
+
+_IN_USE = (State.ANNOUNCING, State.BOUND)
+
+
+def boottime() -> float:
+    """CLOCK_BOOTTIME in seconds: never goes back, and counts sleep."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the process is asked to do.
+
+    Attributes:
+        interfaces: names; empty: the one Ethernet-like interface there is.
+        options: for each of them.
+        keep_state: whether to read and write the last addresses.
+        progress: log level of step-by-step lines.
+        environ: the process's environment.
+    """
+
+    interfaces: Sequence[str]
+    options: Options
+    keep_state: bool
+    progress: int
+    environ: Mapping[str, str]
+
+
+async def run(settings: Settings, log: logging.Logger) -> None:
+    """Serve the interfaces until SIGTERM or SIGINT.
+
+    Raises:
+        AutoipError: no interface can be served; nothing is left behind.
+    """
+    netlink = Netlink()
+    await netlink.open()
+    try:
+        with Reactor() as reactor:
+            daemon = Daemon(settings, log, netlink, reactor)
+            await daemon.run()
+    finally:
+        netlink.close()
+
+
+class Daemon:
+    """Distributes what happens to the interfaces that it is about."""
+
+    def __init__(
+        self, settings: Settings, log: logging.Logger, netlink: Netlink, reactor: Reactor
+    ) -> None:
+        self._settings = settings
+        self._log = log
+        self._netlink = netlink
+        self._reactor = reactor
+        self._timer = Timer()
+        self._clock_watch = ClockWatch()
+        self._notifier = Notifier(settings.environ)
+        self._interfaces: list[Interface] = []
+        self._links: dict[int, Link] = {}
+        self._addresses: dict[tuple[int, IPv4Address], Address] = {}
+        self._stop = asyncio.Event()
+        self._ready = False
+        self._limits_told = 0
+        self._status = ""
+        directory = state_directory(settings.environ) if settings.keep_state else None
+        self._shared = Shared(
+            reactor=reactor,
+            netlink=netlink,
+            store=Store(directory),
+            clock=boottime,
+            log=log,
+            progress=settings.progress,
+            addresses=self._addresses_of,
+            elsewhere=self._elsewhere,
+            changed=self._changed,
+        )
+
+    async def run(self) -> None:
+        """Serve until told to stop.  Raises AutoipError if there is nothing to serve."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        loop.add_signal_handler(signal.SIGHUP, self._restart, "asked to by SIGHUP")
+        links, addresses = await self._netlink.snapshot()
+        self._try_packet_socket(links)
+        self._interfaces = self._open(_chosen(self._settings.interfaces, links), links)
+        loop.add_reader(self._reactor.fileno(), self._on_frames)
+        loop.add_reader(self._timer.fileno(), self._on_timer)
+        loop.add_reader(self._clock_watch.fileno(), self._on_clock)
+        try:
+            await self._netlink.sweep()
+        except KernelRefused as error:
+            self._log.warning("leftovers of a crash stay: %s", error)
+        self._on_resync(Resync(tuple(links), tuple(addresses), "start"))
+        watcher = loop.create_task(self._watch())
+        try:
+            await self._stop.wait()
+        finally:
+            self._notifier.stopping()
+            watcher.cancel()
+            await asyncio.gather(*(i.stop() for i in self._interfaces), return_exceptions=True)
+            for descriptor in (self._reactor, self._timer, self._clock_watch):
+                loop.remove_reader(descriptor.fileno())
+            self._timer.close()
+            self._clock_watch.close()
+
+    def _try_packet_socket(self, links: Sequence[Link]) -> None:
+        """In a user namespace one may have the capabilities, but not for this network."""
+        for link in links[:1]:
+            try:
+                self._reactor.open(link.index, bytes(6)).close()
+            except PermissionError:
+                raise NoPermission(
+                    "no permission: CAP_NET_RAW does not hold for this network namespace"
+                ) from None
+
+    def _open(self, names: Sequence[str], links: Sequence[Link]) -> list[Interface]:
+        """Claim each interface for this process; one that cannot be had costs only itself."""
+        directory = runtime_directory(self._settings.environ)
+        opened: list[Interface] = []
+        failures: list[AutoipError] = []
+        for name in names:
+            try:
+                opened.append(self._open_one(name, directory, links))
+            except AutoipError as error:
+                failures.append(error)
+        if not opened:
+            raise failures[0]
+        for failure in failures:
+            self._log.error("%s", failure)
+        return opened
+
+    def _open_one(self, name: str, directory: Path, links: Sequence[Link]) -> Interface:
+        for link in links:
+            if link.name == name and not link.speaks_arp:
+                raise NotArp(
+                    f"{name}: not an interface that speaks ARP over Ethernet"
+                    f" (hardware type {link.hardware_type})"
+                )
+        instance = Instance.acquire(directory, name)
+        if instance.warning:
+            self._log.warning("%s: %s", name, instance.warning)
+        return Interface(name, self._settings.options, instance, self._shared)
+
+    # --- what happens ------------------------------------------------------------------------
+
+    async def _watch(self) -> None:
+        while True:
+            event = await self._netlink.next_event()
+            try:
+                self._on_event(event)
+            except Exception:  # noqa: BLE001 (a bug must not end the process)
+                self._log.exception("internal error in %s", type(event).__name__)
+
+    def _on_event(self, event: Event) -> None:
+        match event:
+            case LinkChanged(link=link):
+                self._links[link.index] = link
+                self._tell_links()
+            case LinkRemoved(index=index):
+                self._links.pop(index, None)
+                self._tell_links()
+            case AddressAdded(address=address):
+                self._addresses[address.index, address.address] = address
+            case AddressRemoved(address=address):
+                self._addresses.pop((address.index, address.address), None)
+                for interface in self._interfaces:
+                    if interface.link is not None and interface.link.index == address.index:
+                        interface.address_removed(address.address)
+            case Resync():
+                self._on_resync(event)
+
+    def _on_resync(self, event: Resync) -> None:
+        self._links = {link.index: link for link in event.links}
+        self._addresses = {(a.index, a.address): a for a in event.addresses}
+        self._tell_links()
+        for interface in self._interfaces:
+            interface.resynchronise()
+
+    def _tell_links(self) -> None:
+        by_name = {link.name: link for link in self._links.values()}
+        for interface in self._interfaces:
+            link = by_name.get(interface.name)
+            if link is None or link != interface.link:
+                interface.link_changed(link)
+
+    def _on_frames(self) -> None:
+        by_token = {i.token: i for i in self._interfaces if i.token is not None}
+        for received in self._reactor.drain():
+            if (interface := by_token.get(received.token)) is not None:
+                interface.received(received)
+
+    def _on_timer(self) -> None:
+        self._timer.acknowledge()
+        self._on_frames()  # a conflict that is here already comes before what time brings about
+        now = boottime()
+        for interface in self._interfaces:
+            at = interface.next_timer()
+            if at is not None and at <= now:
+                interface.tick()
+        self._changed()
+
+    def _on_clock(self) -> None:
+        if self._clock_watch.changed():
+            self._restart("the machine slept")
+
+    def _restart(self, why: str) -> None:
+        for interface in self._interfaces:
+            interface.restart(why)
+
+    # --- what the interfaces share -----------------------------------------------------------
+
+    def _addresses_of(self, index: int) -> Iterable[Address]:
+        return [a for a in self._addresses.values() if a.index == index]
+
+    def _elsewhere(self, address: IPv4Address, asking: Interface) -> bool:
+        """Whether this host has, or probes for, the address but for what `asking` owns."""
+        own = asking.owned
+        for index, value in self._addresses:
+            if value == address and (own is None or (index, value) != (own.index, own.address)):
+                return True
+        others = (i.core for i in self._interfaces if i is not asking)
+        return any(core is not None and core.candidate == address for core in others)
+
+    def _changed(self) -> None:
+        """Set the timer to what comes next, and tell the service manager."""
+        times = [at for i in self._interfaces if (at := i.next_timer()) is not None]
+        self._timer.set(min(times, default=None))
+        up = [i for i in self._interfaces if i.core is not None and i.core.state in _IN_USE]
+        if up and not self._ready:
+            self._ready = True
+            self._notifier.ready()
+        for limit in self._netlink.limits[self._limits_told :]:
+            self._log.info("%s", limit)
+        self._limits_told = len(self._netlink.limits)
+        status = ", ".join(_summary(i) for i in self._interfaces)
+        if status != self._status:
+            self._status = status
+            self._notifier.status(status)
+
+
+def _summary(interface: Interface) -> str:
+    core = interface.core
+    state = core.state if core is not None else State.NO_LINK
+    address = f" {core.candidate}" if core is not None and core.candidate is not None else ""
+    return f"{interface.name}: {state.value}{address}"
+
+
+def _chosen(names: Sequence[str], links: Sequence[Link]) -> Sequence[str]:
+    """The interfaces to serve.
+
+    Raises:
+        UsageError: none was named, and there is not exactly one to choose.
+    """
+    if names:
+        proper = {alternative: link.name for link in links for alternative in link.altnames}
+        return list(dict.fromkeys(proper.get(name, name) for name in names))
+    candidates = sorted(link.name for link in ethernet_like(links))
+    if len(candidates) == 1:
+        return candidates
+    if candidates:
+        raise UsageError(f"several interfaces: name one or more of {', '.join(candidates)}")
+    there = ", ".join(sorted(link.name for link in links)) or "none"
+    raise UsageError(f"no Ethernet-like interface to choose; name one (there are: {there})")

@@ -1,0 +1,468 @@
+"""One interface: between the negotiation core and the kernel.
+
+What comes in (a link that changes, a frame, a timer, a deleted address) goes to the core; what
+the core then wants (a frame sent, an address on or off, the filter, the reflex) is done here.
+`_pump` is the one place where that happens, and it is called after everything that comes in.
+
+Netlink requests take time, so they run one after the other in a task of their own.  Until they
+are done no timer is handled: an address that is to be taken off is off before the next probe.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from random import Random
+
+from autoip import acd, arp, ipv4ll
+from autoip.acd import Defence, Listen
+from autoip.arp import format_mac
+from autoip.arpsock import ArpSocket, Phase, Reactor, Received
+from autoip.constants import ANNOUNCE_NUM, CONFIGURE_RETRY, PROBE_NUM, Timing
+from autoip.errors import KernelRefused, StateProblem
+from autoip.instance import Held, Instance
+from autoip.ipv4ll import Ipv4ll
+from autoip.netlink import PROTOCOL, Address, Link, Netlink
+from autoip.store import Store
+
+_PHASES = {Listen.NOTHING: Phase.SILENT, Listen.PROBE: Phase.PROBE, Listen.DEFEND: Phase.DEFEND}
+
+_REQUEST_TIMEOUT = 5.0
+"""Seconds after which a netlink request counts as refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the user chose for an interface."""
+
+    first: IPv4Address | None = None
+    defence: Defence = Defence.ONCE
+    timing: Timing = Timing()
+    bring_up: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What all interfaces of the process use.
+
+    Attributes:
+        reactor: the helper's thread.
+        netlink: requests to the kernel.
+        store: the last addresses.
+        clock: CLOCK_BOOTTIME in seconds.
+        log: the program's logger.
+        progress: level of step-by-step lines.
+        addresses: the IPv4 addresses that an interface (by index) has now, whoever set them.
+        elsewhere: whether this host has the address but for this interface's own.
+        changed: called whenever the state or the next timer of an interface may have changed.
+    """
+
+    reactor: Reactor
+    netlink: Netlink
+    store: Store
+    clock: Callable[[], float]
+    log: logging.Logger
+    progress: int
+    addresses: Callable[[int], Iterable[Address]]
+    elsewhere: Callable[[IPv4Address, Interface], bool]
+    changed: Callable[[], None]
+
+
+class Interface:
+    """Keeps one interface's link-local address right until `stop`."""
+
+    def __init__(self, name: str, options: Options, instance: Instance, shared: Shared) -> None:
+        self.name = name
+        self.options = options
+        self.link: Link | None = None
+        self.core: Ipv4ll | None = None
+        self.owned: Held | None = None  # what is, or may be, on an interface by our doing
+        self._instance = instance
+        self._shared = shared
+        self._socket: ArpSocket | None = None
+        self._watching: tuple[Phase, IPv4Address | None] | None = None
+        self._armed = False
+        self._requests: deque[Callable[[], Awaitable[None]]] = deque()
+        self._worker: asyncio.Task[None] | None = None
+        self._saving: asyncio.Task[None] | None = None
+        self._recovery: asyncio.TimerHandle | None = None
+        self._leftover: IPv4Address | None = None  # what an instance that crashed held
+        self._trouble = ""  # why there is no link, as last logged
+        self._raised: int | None = None  # index of the link that was brought up
+        self._stopped = False
+
+    # --- what comes in -----------------------------------------------------------------------
+
+    def link_changed(self, link: Link | None) -> None:
+        """The interface is as `link` says; None: there is none of that name."""
+        with self._guarded("link"):
+            self._link_changed(link)
+
+    def received(self, event: Received) -> None:
+        """A frame passed the filter."""
+        with self._guarded("frame"):
+            if self._socket is None or event.generation != self._socket.generation:
+                return  # it was let through for another candidate
+            if event.defended_at is not None:
+                self._armed = False
+            packet = arp.parse(event.frame)
+            if packet is not None and self.core is not None:
+                self.core.receive(packet, event.at, event.defended_at)
+            self._pump()
+
+    def address_removed(self, address: IPv4Address) -> None:
+        """The kernel says that the address left the interface; ask whether that is still so.
+
+        The message may be the echo of our own request, older than what came after it.
+        """
+        if self.owned is not None and address == self.owned.address:
+            self._request(self._verify)
+
+    def resynchronise(self) -> None:
+        """Messages of the kernel were lost: see whether the address is still there."""
+        if self.owned is not None:
+            self._request(self._verify)
+
+    def tick(self) -> None:
+        """Time has passed."""
+        with self._guarded("timer"):
+            self._pump()
+
+    def restart(self, why: str) -> None:
+        """Probe the address again before it is used further."""
+        with self._guarded("restart"):
+            if self.core is not None:
+                self.core.restart(self._shared.clock(), why)
+            self._pump()
+
+    @property
+    def token(self) -> int | None:
+        """What the reactor calls this interface's socket; None while there is none."""
+        return self._socket.token if self._socket is not None else None
+
+    def next_timer(self) -> float | None:
+        """When `tick` is to be called; None: not before something else happens."""
+        if self.core is None or self._worker is not None:
+            return None
+        return self.core.next_timer()
+
+    async def stop(self) -> None:
+        """Take off what was set up and let go of the interface."""
+        self._stopped = True
+        if self._recovery is not None:
+            self._recovery.cancel()
+        with self._guarded("stop"):
+            self._lose_link("stopped")
+        while self._worker is not None:
+            await asyncio.wait([self._worker])
+        if self._saving is not None:
+            await asyncio.wait([self._saving])
+        if self.owned is None:  # else the record stays, for the next instance to take over
+            self._instance.release()
+
+    # --- the link ----------------------------------------------------------------------------
+
+    def _link_changed(self, link: Link | None) -> None:
+        before, self.link = self.link, link
+        if link is None:
+            self._no_link("waits: there is no such interface yet")
+            return
+        if before is None or before.index != link.index:
+            self._take_over(link)
+            if link.master is not None:
+                self._say(logging.WARNING, "belongs to a bridge or bond, which gets its frames")
+        if not link.speaks_arp:
+            self._no_link("waits: it is not an Ethernet-like interface that speaks ARP")
+            return
+        if not link.up:
+            self._no_link(f"waits: it is down; 'ip link set {self.name} up' brings it up")
+            self._bring_up(link)
+            return
+        if not link.ready:
+            self._no_link("waits: no carrier")
+            return
+        self._trouble = ""
+        if before is not None and self._socket is not None:
+            if (before.index, before.mac) != (link.index, link.mac):
+                self._lose_link("hardware address changed")
+            elif before.carrier_changes != link.carrier_changes and self.core is not None:
+                # The carrier went and came back before the kernel told.
+                self.core.restart(self._shared.clock(), "carrier was lost for a moment")
+        if self._socket is None:
+            self._find_link(link)
+        self._pump()
+
+    def _take_over(self, link: Link) -> None:
+        """Take off what an instance that crashed has left on the interface.
+
+        The record that it kept tells; where that is lost, the address saved last together with our
+        mark on the kernel's entry.  It comes back when it has been probed (section 2.2).
+        """
+        held = self._instance.previous
+        for address in self._shared.addresses(link.index):
+            recorded = held == Held(link.index, address.address)
+            marked = address.proto == PROTOCOL and address.address == self._saved(link.mac)
+            if recorded or marked:
+                self._leftover = address.address
+                self.owned = Held(link.index, address.address)
+                self._say(logging.INFO, f"takes over {address.address} from an instance that died")
+                self._remove(address.address)
+
+    def _bring_up(self, link: Link) -> None:
+        if self.options.bring_up and self._raised != link.index:
+            self._raised = link.index
+
+            async def bring_up() -> None:
+                await self._shared.netlink.set_up(link.index)
+
+            self._request(bring_up)
+
+    def _no_link(self, trouble: str) -> None:
+        if trouble != self._trouble:
+            self._trouble = trouble
+            self._say(logging.INFO, trouble)
+        self._lose_link(trouble)
+
+    def _lose_link(self, why: str) -> None:
+        if self.core is not None:
+            self.core.link_down(why)
+            self._pump()
+        self._close()
+        self._shared.changed()
+
+    def _close(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+        self._socket = None
+        self._armed = False
+
+    def _find_link(self, link: Link) -> None:
+        """Start the core on a link that is ready, keeping what it knows if the MAC is the same."""
+        try:
+            self._socket = self._shared.reactor.open(link.index, link.mac)
+            self._watching = None
+        except OSError as error:
+            if error.errno in (errno.ENODEV, errno.ENXIO, errno.ENETDOWN):
+                return  # gone or down again: netlink will tell
+            raise
+        if self.core is None or self.core.mac != link.mac:
+            first = self._first_candidate(link.mac)
+            addresses = Random(int.from_bytes(link.mac, "big"))
+            self.core = Ipv4ll(
+                link.mac,
+                self.options.timing,
+                addresses,
+                Random(),
+                defence=self.options.defence,
+                first=first,
+                avoid=lambda address: self._shared.elsewhere(address, self),
+            )
+        self.core.link_up(self._shared.clock())
+
+    def _first_candidate(self, mac: bytes) -> IPv4Address | None:
+        """What to try first: what we had, what the user said, what a crash left, what was saved."""
+        if self.core is not None and self.core.remembered is not None:
+            return self.core.remembered
+        if self.options.first is not None:
+            return self.options.first
+        return self._leftover or self._saved(mac)
+
+    def _saved(self, mac: bytes) -> IPv4Address | None:
+        try:
+            return self._shared.store.load(mac)
+        except StateProblem as problem:
+            self._say(logging.WARNING, str(problem))
+            return None
+
+    # --- what the core wants -----------------------------------------------------------------
+
+    def _pump(self) -> None:
+        """Do all that the core wants now."""
+        core = self.core
+        if core is None:
+            return
+        self._take_events(core)
+        while self._worker is None and not self._requests:
+            now = self._shared.clock()
+            core.handle_timer(now)
+            self._take_events(core)
+            # The filter is in place before the probe that asks for what it lets through.
+            self._set_filter(core)
+            if (packet := core.to_send(now)) is None or self._socket is None:
+                break
+            self._send(core, self._socket, packet.emit())
+            self._take_events(core)
+        self._set_filter(core)
+        self._shared.changed()
+
+    def _send(self, core: Ipv4ll, socket: ArpSocket, frame: bytes) -> None:
+        try:
+            at = socket.send(frame)
+        except OSError as error:
+            self._say(logging.DEBUG, f"the kernel did not take a frame: {error.strerror}")
+            core.refused(self._shared.clock())
+        else:
+            core.sent(at)
+
+    def _set_filter(self, core: Ipv4ll) -> None:
+        """Make filter and reflex what the core's state asks for."""
+        if self._socket is None:
+            return
+        wanted = (_PHASES[core.listen], core.candidate)
+        if self._watching != wanted:
+            self._socket.watch(*wanted)
+            self._watching = wanted
+            self._armed = False
+        reflex = core.reflex
+        if reflex is not None and not self._armed:
+            self._socket.arm(reflex.emit())
+        elif reflex is None and self._armed:
+            self._socket.disarm()
+        self._armed = reflex is not None
+
+    def _take_events(self, core: Ipv4ll) -> None:
+        while (event := core.next_event()) is not None:
+            match event:
+                case ipv4ll.Transition():
+                    self._log_transition(event)
+                case ipv4ll.Configure(address=address):
+                    self._configure(core, address)
+                case ipv4ll.Unconfigure(address=address):
+                    self._remove(address)
+                case ipv4ll.Claimed(address=address):
+                    self._say(logging.INFO, f"claimed {address}")
+                    self._save(core.mac, address)
+                case acd.ProbeSent():
+                    text = f"probe {event.number}/{PROBE_NUM} for {event.address}"
+                    self._say(self._shared.progress, text)
+                case acd.AnnouncementSent():
+                    text = f"announcement {event.number}/{ANNOUNCE_NUM} of {event.address}"
+                    self._say(self._shared.progress, text)
+                case acd.Defended():
+                    self._log_defence(event)
+                case acd.Conflict():
+                    pass  # the transition that follows says it all
+
+    def _log_transition(self, event: ipv4ll.Transition) -> None:
+        line = f"{event.old.value} -> {event.new.value}: {event.why}"
+        if event.address is not None:
+            line += f"; {event.address}"
+        if event.step_at is not None:
+            pause = max(event.step_at - self._shared.clock(), 0.0)
+            line += f"; next: {event.step} in {pause:.1f} s"
+        self._say(logging.INFO, line)
+
+    def _log_defence(self, event: acd.Defended) -> None:
+        mac = format_mac(event.packet.sha)
+        by = " by the reflex" if event.reflex else ""
+        text = f"conflict: {mac} claims {event.address}; defended{by} {event.delay * 1e3:.2f} ms"
+        self._say(logging.WARNING, f"{text} after it came")
+
+    def _say(self, level: int, text: str) -> None:
+        self._shared.log.log(level, "%s: %s", self.name, text)
+
+    # --- requests to the kernel, one after the other -----------------------------------------
+
+    def _request(self, request: Callable[[], Awaitable[None]]) -> None:
+        self._requests.append(request)
+        if self._worker is None:
+            self._worker = asyncio.get_running_loop().create_task(self._work())
+
+    async def _work(self) -> None:
+        while self._requests:
+            request = self._requests.popleft()
+            try:
+                await asyncio.wait_for(request(), _REQUEST_TIMEOUT)
+            except asyncio.TimeoutError:
+                self._say(logging.ERROR, "the kernel did not answer a request")
+            except KernelRefused as error:
+                self._say(logging.ERROR, str(error))
+            except Exception as error:  # noqa: BLE001 (see _fail)
+                self._fail("request", error)
+        self._worker = None
+        self.tick()
+
+    def _configure(self, core: Ipv4ll, address: IPv4Address) -> None:
+        async def configure() -> None:
+            if self.link is None or core.candidate != address:
+                return  # lost before it began
+            self.owned = Held(self.link.index, address)
+            self._instance.hold(self.link.index, address)
+            try:
+                add = self._shared.netlink.add_address(self.link, address)
+                await asyncio.wait_for(add, _REQUEST_TIMEOUT)
+            except KernelRefused as error:
+                self._disown()
+                core.configure_failed(address, self._shared.clock(), str(error))
+            except asyncio.TimeoutError:
+                self._remove(address)  # it may have got there all the same
+                core.configure_failed(address, self._shared.clock(), "the kernel did not answer")
+            else:
+                core.configured(address, self._shared.clock())
+            self._take_events(core)
+
+        self._request(configure)
+
+    def _remove(self, address: IPv4Address) -> None:
+        async def remove() -> None:
+            if self.owned is not None and self.owned.address == address:
+                await self._shared.netlink.remove_address(self.owned.index, address)
+                self._disown()
+
+        self._request(remove)
+
+    def _disown(self) -> None:
+        self.owned = None
+        self._instance.drop()
+
+    async def _verify(self) -> None:
+        """Tell the core if the address that it holds is no longer on the interface."""
+        core, link = self.core, self.link
+        if core is None or link is None or core.address is None:
+            return
+        _, addresses = await self._shared.netlink.snapshot()
+        if not any(a.index == link.index and a.address == core.address for a in addresses):
+            core.removed(self._shared.clock())
+
+    # --- state, and what must not happen -----------------------------------------------------
+
+    def _save(self, mac: bytes, address: IPv4Address) -> None:
+        """Remember the address.  A slow disk must not hold up the negotiation."""
+
+        async def save() -> None:
+            try:
+                await asyncio.to_thread(self._shared.store.save, mac, address, self.name)
+            except StateProblem as problem:
+                self._say(logging.WARNING, str(problem))
+
+        self._saving = asyncio.get_running_loop().create_task(save())
+
+    @contextmanager
+    def _guarded(self, where: str) -> Iterator[None]:
+        """Keep an exception in this interface's handling from the rest of the process."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 (see _fail)
+            self._fail(where, error)
+
+    def _fail(self, where: str, error: Exception) -> None:
+        """A bug of ours must cost neither the other interfaces nor, for long, this one."""
+        text = f"internal error ({where}): {error!r}; starting over in {CONFIGURE_RETRY:g} s"
+        self._shared.log.error("%s: %s", self.name, text, exc_info=error)
+        self._close()
+        self.core = None
+        if self.owned is not None:
+            self._remove(self.owned.address)
+        if self._recovery is None and not self._stopped:
+            loop = asyncio.get_running_loop()
+            self._recovery = loop.call_later(CONFIGURE_RETRY, self._recover)
+
+    def _recover(self) -> None:
+        self._recovery = None
+        self.link_changed(self.link)

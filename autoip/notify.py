@@ -1,0 +1,58 @@
+"""What the service manager is told: the sd_notify protocol (systemd's sd_notify(3)).
+
+Datagrams of ``NAME=value`` lines to the AF_UNIX socket that $NOTIFY_SOCKET names. Nobody listens
+outside a service manager, and a daemon must not fail because its manager does: every method is
+without effect when there is no socket, and no method raises.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+
+# A manager that is busy for longer than this loses a message. Blocking for longer would delay the
+# defence of an address for the sake of a status line.
+SEND_TIMEOUT = 0.1
+
+
+class Notifier:
+    """Sends the state of the daemon to the service manager, if there is one."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        """Take the socket's name from `environ`. The environment is not changed."""
+        name = environ.get("NOTIFY_SOCKET", "")
+        self._address: bytes | None = None
+        self._ready = False
+        if name.startswith("@") and len(name) > 1:
+            # "@name" is how the abstract name space (a leading zero byte) is written in text.
+            self._address = b"\0" + os.fsencode(name[1:])
+        elif name.startswith("/"):
+            self._address = os.fsencode(name)
+
+    def ready(self) -> None:
+        """READY=1, the first time only: the first address is up."""
+        if not self._ready:
+            # Marked only when it was sent: a type=notify service that is never ready is killed.
+            self._ready = self._send("READY=1")
+
+    def status(self, text: str) -> None:
+        """STATUS=text: one line for people, shown by `systemctl status`."""
+        # A line break in the text would start another variable, such as MAINPID=.
+        self._send("STATUS=" + " ".join(text.split()))
+
+    def stopping(self) -> None:
+        """STOPPING=1: the shutdown has begun."""
+        self._send("STOPPING=1")
+
+    def _send(self, line: str) -> bool:
+        """Send one datagram. Return whether it was taken."""
+        if self._address is None:
+            return False
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
+                sender.settimeout(SEND_TIMEOUT)
+                sender.sendto(line.encode("utf-8", "replace"), self._address)
+        except (OSError, ValueError):
+            return False
+        return True

@@ -1,0 +1,69 @@
+"""Builds `autoip._arpsock` with cffi.  Run by setup.py, from the top of the source tree."""
+
+from cffi import FFI
+
+ffibuilder = FFI()
+
+# What Python may see of arpsock.h.  The compiler fills in "..." from the header itself.
+ffibuilder.cdef(
+    """
+    #define AUTOIP_FRAME_LEN ...
+    #define AUTOIP_FILTER_MAX ...
+
+    enum autoip_phase { AUTOIP_SILENT, AUTOIP_PROBE, AUTOIP_DEFEND, ... };
+
+    struct sock_filter { uint16_t code; uint8_t jt; uint8_t jf; uint32_t k; };
+
+    struct autoip_event {
+        uint64_t received_ns;
+        uint64_t defended_ns;
+        uint32_t token;
+        uint32_t generation;
+        uint8_t frame[...];
+    };
+
+    int autoip_filter_build(struct sock_filter *out, size_t capacity, const uint8_t *mac,
+                            uint32_t address, int phase);
+    int autoip_filter_accepts(const uint8_t *frame, size_t length, const uint8_t *mac,
+                              uint32_t address, int phase);
+
+    struct autoip_reactor;
+    struct autoip_socket;
+
+    int autoip_reactor_new(struct autoip_reactor **out);
+    void autoip_reactor_free(struct autoip_reactor *reactor);
+    int autoip_reactor_fd(const struct autoip_reactor *reactor);
+    int autoip_reactor_drain(struct autoip_reactor *reactor, struct autoip_event *out,
+                             size_t capacity, uint64_t *lost);
+
+    int autoip_socket_open(struct autoip_reactor *reactor, int ifindex, const uint8_t *mac,
+                           struct autoip_socket **out);
+    uint32_t autoip_socket_token(const struct autoip_socket *sock);
+    int autoip_socket_watch(struct autoip_socket *sock, int phase, uint32_t address,
+                            uint32_t generation);
+    int autoip_socket_send(struct autoip_socket *sock, const uint8_t *frame,
+                           uint64_t *sent_ns);
+    int autoip_socket_arm(struct autoip_socket *sock, const uint8_t *frame);
+    void autoip_socket_disarm(struct autoip_socket *sock);
+    void autoip_socket_close(struct autoip_socket *sock);
+
+    int autoip_timer_new(void);
+    int autoip_timer_set(int fd, uint64_t at_ns);
+    int autoip_clock_watch_new(void);
+    int autoip_clock_watch_read(int fd);
+    """
+)
+
+ffibuilder.set_source(
+    "autoip._arpsock",
+    '#include "arpsock.h"',
+    sources=["csrc/filter.c", "csrc/socket.c", "csrc/reactor.c", "csrc/timer.c"],
+    depends=["csrc/arpsock.h", "csrc/internal.h"],
+    include_dirs=["csrc"],
+    define_macros=[("_GNU_SOURCE", None)],
+    extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wextra", "-pthread"],
+    extra_link_args=["-pthread"],
+)
+
+if __name__ == "__main__":
+    ffibuilder.compile(verbose=True)

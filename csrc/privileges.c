@@ -1,0 +1,93 @@
+/*
+ * Gives up capabilities.  The kernel keeps them for each thread, so this belongs to the time
+ * when there is only one.
+ */
+#include "privileges.h"
+
+#include <errno.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <linux/capability.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+
+#define WORDS _LINUX_CAPABILITY_U32S_3
+
+/* glibc has no function for these two: libcap has, and is not needed otherwise. */
+static int capabilities_read(struct __user_cap_data_struct data[WORDS])
+{
+    struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
+
+    return syscall(SYS_capget, &header, data) < 0 ? -errno : 0;
+}
+
+static int capabilities_write(const struct __user_cap_data_struct data[WORDS])
+{
+    struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
+
+    return syscall(SYS_capset, &header, data) < 0 ? -errno : 0;
+}
+
+int autoip_privileges_permitted(uint64_t *permitted)
+{
+    struct __user_cap_data_struct data[WORDS];
+    int result = capabilities_read(data);
+
+    if (result < 0)
+        return result;
+    *permitted = (uint64_t)data[1].permitted << 32 | data[0].permitted;
+    return 0;
+}
+
+/* Shrinks the bounding set, which limits what a program started later can gain. */
+static int drop_bounding(uint64_t keep)
+{
+    for (unsigned long capability = 0; capability < 64; capability++) {
+        int held = prctl(PR_CAPBSET_READ, capability, 0, 0, 0);
+
+        if (held < 0)
+            break; /* the kernel knows no more */
+        if (held == 0 || (keep >> capability & 1) != 0)
+            continue;
+        if (prctl(PR_CAPBSET_DROP, capability, 0, 0, 0) < 0)
+            return -errno;
+    }
+    return 0;
+}
+
+int autoip_privileges_limit(uint64_t keep)
+{
+    struct __user_cap_data_struct data[WORDS];
+    const uint64_t setpcap = (uint64_t)1 << CAP_SETPCAP;
+    uint64_t permitted;
+    int result;
+
+    result = autoip_privileges_permitted(&permitted);
+    if (result < 0)
+        return result;
+    if ((permitted & keep) != keep)
+        return -EPERM;
+
+    if ((permitted & setpcap) != 0) {
+        memset(data, 0, sizeof data);
+        data[0].permitted = (uint32_t)permitted;
+        data[1].permitted = (uint32_t)(permitted >> 32);
+        data[0].effective = (uint32_t)setpcap;
+        result = capabilities_write(data);
+        if (result == 0)
+            result = drop_bounding(keep);
+        if (result < 0)
+            return result;
+    }
+
+    memset(data, 0, sizeof data); /* the inheritable set is emptied, and with it the ambient one */
+    data[0].effective = data[0].permitted = (uint32_t)keep;
+    data[1].effective = data[1].permitted = (uint32_t)(keep >> 32);
+    result = capabilities_write(data);
+    if (result < 0)
+        return result;
+    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
+        return -errno;
+    return 0;
+}

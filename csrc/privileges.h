@@ -1,0 +1,18 @@
+/* Capabilities as bit sets: bit N is the capability with number N. */
+#ifndef AUTOIP_PRIVILEGES_H
+#define AUTOIP_PRIVILEGES_H
+
+#include <stdint.h>
+
+/* The calling thread's permitted set.  0 or a negative errno. */
+int autoip_privileges_permitted(uint64_t *permitted);
+
+/*
+ * Leaves the calling thread `keep`, permitted and effective, and nothing else: inheritable and
+ * ambient sets are emptied, the bounding set is cut down to `keep` (where CAP_SETPCAP is
+ * permitted), and programs started later cannot gain any.  -EPERM, with nothing changed, if
+ * `keep` is not permitted.
+ */
+int autoip_privileges_limit(uint64_t keep);
+
+#endif

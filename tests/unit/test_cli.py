@@ -1,0 +1,126 @@
+"""The command line: what is understood, and what is refused before anything is touched."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address
+
+import pytest
+
+from autoip import __version__, cli
+from autoip.cli import Arguments, parse
+from autoip.errors import UsageError
+
+DEFAULTS = Arguments(
+    interfaces=(),
+    first=None,
+    abandon=False,
+    debug=False,
+    delay=2000,
+    bring_up=False,
+    keep_state=True,
+    to_syslog=False,
+)
+
+
+def different(line: str) -> dict[str, object]:
+    """What a command line changes."""
+    found = parse(line.split())
+    return {
+        name: getattr(found, name)
+        for name in Arguments.__slots__
+        if getattr(found, name) != getattr(DEFAULTS, name)
+    }
+
+
+def test_defaults() -> None:
+    assert parse([]) == DEFAULTS
+    assert parse(["run"]) == DEFAULTS
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("eth0", {"interfaces": ("eth0",)}),
+        ("run eth0", {"interfaces": ("eth0",)}),
+        ("run run", {"interfaces": ("run",)}),
+        ("eth0 eth1 eth0", {"interfaces": ("eth0", "eth1")}),
+        ("eth0 --delay 200 eth1", {"interfaces": ("eth0", "eth1"), "delay": 200}),
+        ("--ip 169.254.1.0", {"first": IPv4Address("169.254.1.0")}),
+        ("--ip 169.254.254.255", {"first": IPv4Address("169.254.254.255")}),
+        ("--delay 1", {"delay": 1}),
+        ("--delay=8000", {"delay": 8000}),
+        ("--abandon --debug", {"abandon": True, "debug": True}),
+        ("--up --no-state", {"bring_up": True, "keep_state": False}),
+        ("--syslog", {"to_syslog": True}),
+        ("-o debug", {"debug": True, "to_syslog": True}),
+        (
+            "-o if=eth0,ip=169.254.20.20,debug,delay=200,abandon",
+            {
+                "interfaces": ("eth0",),
+                "first": IPv4Address("169.254.20.20"),
+                "debug": True,
+                "to_syslog": True,
+                "delay": 200,
+                "abandon": True,
+            },
+        ),
+        (
+            "eth0 -o abandon -o if=eth1 --up",
+            {"interfaces": ("eth0", "eth1"), "abandon": True, "bring_up": True},
+        ),
+        ("--delay 200 -o delay=200", {"delay": 200}),
+    ],
+)
+def test_understood(line: str, expected: dict[str, object]) -> None:
+    assert different(line) == expected
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("--ip 10.0.0.1", "169.254.1.0 to 169.254.254.255"),
+        ("--ip 169.254.0.5", "169.254.1.0 to 169.254.254.255"),
+        ("--ip 169.254.255.0", "169.254.1.0 to 169.254.254.255"),
+        ("--ip 169.254.169.254", "but for 169.254.169.254"),
+        ("--ip 169.254.1", "169.254.1.0 to 169.254.254.255"),
+        ("--ip", "expected one argument"),
+        ("-o ip=169.254.0.5", "169.254.1.0 to 169.254.254.255"),
+        ("--delay 0", "1 to 8000"),
+        ("--delay 9000", "1 to 8000"),
+        ("--delay -5", "1 to 8000"),
+        ("--delay 1.5", "1 to 8000"),
+        ("--delay ٣", "1 to 8000"),
+        ("-o delay=x", "1 to 8000"),
+        ("-o foo", "if=IFACE, ip=ADDRESS, delay=MS, debug, abandon"),
+        ("-o if=eth0,", "allowed are if=IFACE"),
+        ("-o if", "if needs a value"),
+        ("-o debug=1", "debug takes no value"),
+        ("-o IF=eth0", "no such option 'IF'"),
+        ("--delay 200 --delay 300", "200 and 300"),
+        ("--ip 169.254.3.3 -o ip=169.254.3.4", "169.254.3.3 and 169.254.3.4"),
+        ("eth0 eth1 --ip 169.254.3.3", "one interface"),
+        ("--deb", "unrecognized arguments: --deb"),
+        ("a/b", "1 to 15 bytes"),
+        ("eth0:1", "1 to 15 bytes"),
+        ("sixteen-letters0", "1 to 15 bytes"),
+        ("..", "1 to 15 bytes"),
+        ("-o if=", "1 to 15 bytes"),
+    ],
+)
+def test_refused(line: str, says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse(line.split())
+    assert says in str(caught.value)
+    assert cli.main(line.split()) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert err.startswith("autoip: ")
+
+
+def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
+    for option, text in {"--version": f"autoip {__version__}\n", "--help": "examples:"}.items():
+        with pytest.raises(SystemExit) as ended:
+            cli.main([option])
+        assert ended.value.code == 0
+        assert text in capsys.readouterr().out

@@ -1,0 +1,242 @@
+"""Hosts on a virtual link with a virtual clock: the negotiation core without a kernel.
+
+A host is the core and what the kernel does for it: it answers ARP requests for the address that
+is on its interface.  The link delivers, delays, loses, doubles and reorders frames, and can be
+cut in two.  Nothing here waits: the clock jumps from one due time to the next.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from ipaddress import IPv4Address
+from random import Random
+from typing import TypeVar
+
+from autoip.acd import Defence, Listen
+from autoip.arp import ArpPacket, Operation, parse
+from autoip.constants import Timing
+from autoip.ipv4ll import Configure, Event, Ipv4ll, State, Unconfigure
+
+T = TypeVar("T")
+
+
+def mac_of(number: int) -> bytes:
+    """A locally administered unicast address."""
+    return b"\x02" + number.to_bytes(5, "big")
+
+
+@dataclass
+class Sent:
+    """A frame that a host put on the link."""
+
+    at: float
+    host: Host
+    packet: ArpPacket
+
+
+@dataclass(eq=False)
+class Host:
+    """One host: its core, and what happened to it."""
+
+    link: VirtualLink
+    mac: bytes
+    core: Ipv4ll
+    side: int = 0  # which part of a cut link it is on
+    reflex: bool = False  # whether an armed helper answers before the core is asked
+    refuse: Callable[[float], bool] = lambda _: False  # the kernel takes no frame
+    configure_delay: float = 0.0
+    on_interface: IPv4Address | None = None
+    events: list[tuple[float, Event]] = field(default_factory=list)
+    held: list[tuple[IPv4Address, float, float | None]] = field(default_factory=list)
+    _timer: float | None = None
+
+    def state(self) -> State:
+        """The core's state; a call, because mypy takes an attribute to stay as it was compared."""
+        return self.core.state
+
+    def of(self, kind: type[T]) -> list[T]:
+        """What happened to it of that kind, in order."""
+        return [event for _, event in self.events if isinstance(event, kind)]
+
+    def receive(self, packet: ArpPacket) -> None:
+        now = self.link.now
+        # The kernel: answer a request for the address on the interface, by unicast as Linux does,
+        # but not one that comes from that very address (a martian source to it).
+        if (
+            packet.operation is Operation.REQUEST
+            and packet.tpa == self.on_interface
+            and packet.spa != self.on_interface
+            and packet.sha != self.mac
+        ):
+            answer = ArpPacket(
+                Operation.REPLY, self.mac, packet.tpa, packet.sha, packet.spa, packet.sha
+            )
+            self.link.send(self, answer)
+        # The filter: what cannot matter does not reach the core.
+        listen, candidate = self.core.listen, self.core.candidate
+        if listen is Listen.NOTHING or candidate is None:
+            return
+        if not packet.claims(candidate, self.mac) and (
+            listen is Listen.DEFEND or not packet.probes(candidate, self.mac)
+        ):
+            return
+        defended_at = None
+        if self.reflex and listen is Listen.DEFEND and (reflex := self.core.reflex) is not None:
+            self.link.send(self, reflex)
+            defended_at = now
+        self.core.receive(packet, now, defended_at)
+        self.pump()
+
+    def pump(self) -> None:
+        now = self.link.now
+        for _ in range(100):
+            self.core.handle_timer(now)
+            self._take_events()
+            packet = self.core.to_send(now)
+            if packet is None:
+                break
+            if self.refuse(now):
+                self.core.refused(now)
+            else:
+                self.link.send(self, packet)
+                self.core.sent(now)
+            self._take_events()
+        else:
+            raise AssertionError("the core does not come to rest")
+        self.link.note(self)
+        at = self.core.next_timer()
+        if at is not None and at != self._timer:
+            self.link.call_at(at, self.pump)
+        self._timer = at
+
+    def link_up(self) -> None:
+        self.core.link_up(self.link.now)
+        self.pump()
+
+    def link_down(self) -> None:
+        self.core.link_down()
+        self.pump()
+
+    def _take_events(self) -> None:
+        now = self.link.now
+        while (event := self.core.next_event()) is not None:
+            self.events.append((now, event))
+            match event:
+                case Configure(address=address):
+                    self.link.call_at(now + self.configure_delay, partial(self._add, address))
+                case Unconfigure(address=address):
+                    self._off(address)
+
+    def _add(self, address: IPv4Address) -> None:
+        assert self.on_interface is None
+        self.on_interface = address
+        self.held.append((address, self.link.now, None))
+        self.core.configured(address, self.link.now)
+        self.pump()
+
+    def _off(self, address: IPv4Address) -> None:
+        if self.on_interface == address:
+            self.on_interface = None
+            self.held[-1] = (address, self.held[-1][1], self.link.now)
+
+
+class VirtualLink:
+    """The clock and the wire."""
+
+    def __init__(self, seed: int = 0, *, loss: float = 0.0, double: float = 0.0) -> None:
+        self.now = 100.0
+        self.random = Random(seed)
+        self.loss = loss
+        self.double = double
+        self.delay = (0.0001, 0.0002)
+        self.cut = False
+        self.hosts: list[Host] = []
+        self.wire: list[Sent] = []
+        self.record = True
+        self._queue: list[tuple[float, int, Callable[[], None]]] = []
+        self._order = itertools.count()
+        # Who could care about an address, as the kernel's filters see to it.
+        self._by_address: dict[IPv4Address, dict[Host, None]] = defaultdict(dict)
+        self._listed: dict[Host, IPv4Address] = {}
+
+    def add(
+        self,
+        number: int,
+        *,
+        timing: Timing | None = None,
+        defence: Defence = Defence.ONCE,
+        first: IPv4Address | None = None,
+        reflex: bool = False,
+        avoid: Callable[[IPv4Address], bool] = lambda _: False,
+    ) -> Host:
+        mac = mac_of(number)
+        core = Ipv4ll(
+            mac,
+            timing or Timing(),
+            Random(int.from_bytes(mac, "big")),
+            Random(self.random.random()),
+            defence=defence,
+            first=first,
+            avoid=avoid,
+        )
+        host = Host(self, mac, core, reflex=reflex)
+        self.hosts.append(host)
+        return host
+
+    def call_at(self, at: float, call: Callable[[], None]) -> None:
+        heapq.heappush(self._queue, (max(at, self.now), next(self._order), call))
+
+    def send(self, sender: Host, packet: ArpPacket) -> None:
+        # Through bytes and back: what a host sends is what the codec makes of it.
+        again = parse(packet.emit())
+        assert again == packet
+        if self.record:
+            self.wire.append(Sent(self.now, sender, packet))
+        for host in self._concerned(packet):
+            if host is sender or (self.cut and host.side != sender.side):
+                continue
+            if packet.destination[0] & 1 == 0 and packet.destination != host.mac:
+                continue
+            for _ in range(1 + (self.random.random() < self.double)):
+                if self.random.random() >= self.loss:
+                    at = self.now + self.random.uniform(*self.delay)
+                    self.call_at(at, partial(host.receive, packet))
+
+    def note(self, host: Host) -> None:
+        """Note which address the host cares about now."""
+        candidate = host.core.candidate
+        if self._listed.get(host) != candidate:
+            if (old := self._listed.pop(host, None)) is not None:
+                del self._by_address[old][host]
+            if candidate is not None:
+                self._listed[host] = candidate
+                self._by_address[candidate][host] = None
+
+    def _concerned(self, packet: ArpPacket) -> list[Host]:
+        """Hosts that have, or probe for, an address that the packet names."""
+        concerned: dict[Host, None] = {}
+        for address in (packet.spa, packet.tpa):
+            concerned.update(self._by_address[address])
+        return [*concerned]
+
+    def run(self, seconds: float) -> None:
+        """Let time pass."""
+        end = self.now + seconds
+        steps = 0
+        while self._queue and self._queue[0][0] <= end:
+            self.now, _, call = heapq.heappop(self._queue)
+            call()
+            steps += 1
+            assert steps < 5_000_000, "the link does not come to rest"
+        self.now = end
+
+    def probes(self, host: Host) -> list[Sent]:
+        return [s for s in self.wire if s.host is host and s.packet.is_probe]
+
+    def announcements(self, host: Host) -> list[Sent]:
+        return [s for s in self.wire if s.host is host and s.packet.spa == s.packet.tpa]
