@@ -3,7 +3,8 @@
     python -m tests.demo
 
 Needs root or, without it, a kernel that lets users make namespaces. Ends by itself in under a minute; exit
-status 0 only if everything that it tells really happened. Nothing is left: the network lives in this process and goes with it.
+status 0 only if everything that it tells really happened. Nothing is left: the network lives in this process
+and goes with it.
 AUTOIP_COMMAND (shell words) may name another program to show.
 """
 
