@@ -1,4 +1,4 @@
-"""autoip and the real programs of Debian on one link: whoever comes first keeps the address, all end with different ones.
+"""autoip and the real programs of Debian on one link: who comes first keeps the address, all end with different ones.
 
 What stands in for autoip may be named in AUTOIP_SUBJECT: `stand-in`, or a program that can be told its candidate
 (avahi-autoipd). With that these tests were proven before autoip was there.
