@@ -28,8 +28,6 @@ AS_ROOT := $(shell command -v sudo)
 ifeq ($(AS_ROOT),)
 AS_ROOT := sh -c 'echo >&2 "autoip: this needs root and there is no sudo: run make as root"; exit 1' --
 endif
-# The demo needs no rights outside its own namespaces.
-IN_NAMESPACE := unshare --user --map-root-user --net --mount
 endif
 
 help: ## list the targets
@@ -45,8 +43,9 @@ run: setup ## run on IFACE, with ARGS; without IFACE: the demo
 ifneq ($(strip $(IFACE)),)
 	@exec $(AS_ROOT) $(PY) -m autoip $(IFACE) $(ARGS)
 else
+	@# The demo is root in a namespace of its own.
 	@bash tests/deps.sh demo
-	@exec $(IN_NAMESPACE) $(PY) tests/demo/run.py $(ARGS)
+	@exec $(PY) -m tests.demo $(ARGS)
 endif
 
 test: $(VENV)/.dev ## all tests: C, then pytest (those that need root are skipped without)
