@@ -137,7 +137,11 @@ static void enqueue(struct autoip_socket *sock, const struct autoip_event *event
         tell(reactor);
 }
 
-static void on_frames(struct autoip_socket *sock, int count)
+/*
+ * Not inlined: a thread that is cancelled leaves run() without returning, so nothing that has
+ * variables in memory may be underway there (the address sanitizer marks them).
+ */
+static __attribute__((noinline)) void on_frames(struct autoip_socket *sock, int count)
 {
     for (int i = 0; i < count; i++) {
         const uint8_t *frame = sock->batch.entries[i].frame;
@@ -147,6 +151,9 @@ static void on_frames(struct autoip_socket *sock, int count)
                     &event.defended_ns))
             continue;
         event.received_ns = autoip_batch_received(&sock->batch, i);
+        /* Where the kernel gave no time stamp: it is later than the answer. */
+        if (event.defended_ns != 0 && event.received_ns > event.defended_ns)
+            event.received_ns = event.defended_ns;
         event.token = sock->token;
         memcpy(event.frame, frame, AUTOIP_FRAME_LEN);
         enqueue(sock, &event);
@@ -157,7 +164,6 @@ static void on_frames(struct autoip_socket *sock, int count)
 static void *run(void *argument)
 {
     struct autoip_socket *sock = argument;
-    int before;
     int count;
 
     for (;;) {
@@ -165,9 +171,9 @@ static void *run(void *argument)
          * An error is the socket's pending one (ENETDOWN when the interface goes down or
          * away), and this has taken it off.  Netlink tells the program.
          */
-        (void)pthread_setcancelstate(PTHREAD_CANCEL_ENABLE, &before);
+        (void)pthread_setcancelstate(PTHREAD_CANCEL_ENABLE, NULL);
         count = autoip_packet_wait(sock->fd, &sock->batch);
-        (void)pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &before);
+        (void)pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, NULL);
 
         /* The first frame by itself: asking for more would only delay the answer. */
         while (count > 0) {
