@@ -72,10 +72,14 @@ def measure(setting: Setting) -> Result:
         result.numbers[side.name] = samples.summary(side.found)
     result.targets = bench.targets()
     result.notes = [
-        "Kernel time stamps at the neighbour's end of the veth pair. Bare loop: a C program that only"
-        " calls recv() and send(). Sides that stand together alternate sample by sample.",
-        "Helper: autoip.arpsock in a process of its own, armed again after each defence, because the"
-        " daemon defends once in 10 s. Daemon: all of autoip, many interfaces in one process.",
+        (
+            "Kernel time stamps at the neighbour's end of the veth pair. Bare loop: a C program that only"
+            " calls recv() and send(). Sides that stand together alternate sample by sample."
+        ),
+        (
+            "Helper: autoip.arpsock in a process of its own, armed again after each defence, because the"
+            " daemon defends once in 10 s. Daemon: all of autoip, many interfaces in one process."
+        ),
         "Busy: the same helper while its Python code never rests.",
     ]
     return result

@@ -49,7 +49,7 @@ class Tap:
 
     def read(self) -> list[ArpFrame]:
         """The ARP frames that passed since the last call, with their stamps."""
-        found = []
+        found: list[ArpFrame] = []
         while True:
             try:
                 data, ancillary, _, sender = self._listen.recvmsg(256, 256)
