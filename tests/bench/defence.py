@@ -7,9 +7,9 @@ import time
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 
-from tests.lab import Daemon, LabError, Namespace
+from tests.lab import Daemon, Namespace
 from tests.lab.frames import announcement, conflict_request
-from tests.lab.peers import Dhcpcd, Networkd, Peer
+from tests.lab.peers import Networkd
 
 from . import cables, samples
 from .cables import Cable
@@ -99,13 +99,12 @@ class _Bench:
         self.bare_daemon = self._bare("bare loop (beside the daemons)")
         self.daemon = Side("autoip", [], [])
         self.networkd = Side("systemd-networkd", [], [])
-        self.dhcpcd = Side("dhcpcd", [], [])
 
     @property
     def sides(self) -> list[Side]:
         every = (
             *(self.bare, self.helper, self.bare_busy, self.busy),
-            *(self.bare_daemon, self.daemon, self.networkd, self.dhcpcd),
+            *(self.bare_daemon, self.daemon, self.networkd),
         )
         return [side for side in every if side.taps]
 
@@ -140,24 +139,18 @@ class _Bench:
         daemon = autoip(laid[0].host, laid, "--delay", "20", "--no-state")
         self._stack.enter_context(daemon)
         daemon.start()
-        others: list[tuple[Side, list[Cable]]] = []
-        for side, kind in ((self.networkd, Networkd), (self.dhcpcd, Dhcpcd)):
-            kind_: type[Peer] = kind
-            theirs = self._cables(self._setting.times(PEER_INTERFACES, 10), kind.program)
-            if self._stack.enter_context(optional(kind_, theirs)) is not None:
-                others.append((side, theirs))
-        for side, theirs in ((self.daemon, laid), *others):
-            try:
-                held = cables.wait_held(theirs, 45)
-            except LabError as error:
-                if side is self.daemon:
-                    raise
-                print(f"  ({side.name} is left out: {error})")
-                continue
-            side.taps = self._taps(theirs)
-            side.addresses = [held[cable.name] for cable in theirs]
+        theirs = self._cables(self._setting.times(PEER_INTERFACES, 10), "networkd")
+        networkd = self._stack.enter_context(optional(Networkd, theirs))
+        self._use(self.daemon, laid)
+        if networkd is not None:
+            self._use(self.networkd, theirs)
         # The second announcement must not be taken for an answer.
         time.sleep(4)
+
+    def _use(self, side: Side, laid: list[Cable]) -> None:
+        held = cables.wait_held(laid, 45)
+        side.taps = self._taps(laid)
+        side.addresses = [held[cable.name] for cable in laid]
 
     # The samples
 
@@ -169,7 +162,7 @@ class _Bench:
 
     def _defend_each(self) -> None:
         """Each interface of each daemon once, in turn, and the bare loop as often."""
-        daemons = [side for side in (self.daemon, self.networkd, self.dhcpcd) if side.taps]
+        daemons = [side for side in (self.daemon, self.networkd) if side.taps]
         for index in range(len(self.daemon.taps)):
             now = [side for side in daemons if index < len(side.taps)]
             now.append(self.bare_daemon)

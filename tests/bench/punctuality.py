@@ -74,11 +74,12 @@ class _Recorded:
         for line in self._record.read_text().splitlines():
             data, wanted, offset = line.split()
             wishes.setdefault(data, []).append(int(wanted) + int(offset))
-        found = []
+        found: list[float] = []
         for tap in self.taps:
             for frame in tap.read():
-                if frame.from_host and (wanted_at := wishes.get(frame.data[:42].hex())):
-                    found.append((frame.ns - wanted_at.pop(0)) / 1e6)
+                data = frame.data[:42].hex()
+                if frame.from_host and wishes.get(data):
+                    found.append((frame.ns - wishes[data].pop(0)) / 1e6)
         return found
 
 

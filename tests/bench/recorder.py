@@ -30,7 +30,7 @@ def main() -> int:
             record.write(f"{packet.emit().hex()} {round(wanted * 1e9)} {offset}\n")
         return packet
 
-    Acd.to_send = to_send  # type: ignore[method-assign,assignment]
+    Acd.to_send = to_send  # type: ignore[method-assign]
     return cli.main(sys.argv[2:])
 
 
