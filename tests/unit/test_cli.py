@@ -19,6 +19,8 @@ DEFAULTS = Arguments(
     bring_up=False,
     keep_state=True,
     to_syslog=False,
+    script=None,
+    script_style="avahi",
 )
 
 
@@ -52,6 +54,9 @@ def test_defaults() -> None:
         ("--abandon --debug", {"abandon": True, "debug": True}),
         ("--up --no-state", {"bring_up": True, "keep_state": False}),
         ("--syslog", {"to_syslog": True}),
+        ("--script /bin/true", {"script": "/bin/true"}),
+        ("--script /dev/../bin/true", {"script": "/bin/true"}),
+        ("--script /bin/true --script-style zcip", {"script": "/bin/true", "script_style": "zcip"}),
         ("-o debug", {"debug": True, "to_syslog": True}),
         (
             "-o if=eth0,ip=169.254.20.20,debug,delay=200,abandon",
