@@ -205,6 +205,7 @@ class Daemon:
                 await interface.script.init()
             except AutoipError as error:
                 await interface.stop()
+                interface.release()
                 return error
             return None
 
@@ -234,7 +235,8 @@ class Daemon:
         try:
             await server.open()
         except OSError as error:
-            self._log.warning("%s: no control socket %s: %s", interface.name, path, error.strerror)
+            why = error.strerror or error
+            self._log.warning("%s: no control socket %s: %s", interface.name, path, why)
         else:
             self._servers[interface.name] = server
 
@@ -243,11 +245,13 @@ class Daemon:
         if interface not in self._interfaces:
             return
         await interface.stop()
+        if interface not in self._interfaces:
+            return  # somebody else ended it as well
+        self._interfaces.remove(interface)
         interface.teller.publish("stopped")
-        if interface in self._interfaces:
-            self._interfaces.remove(interface)
         if (server := self._servers.pop(interface.name, None)) is not None:
             await server.close()
+        interface.release()  # now that the socket's name is free
         self._changed()
 
     # --- what happens ------------------------------------------------------------------------

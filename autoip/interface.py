@@ -215,7 +215,7 @@ class Interface:
         }
 
     async def stop(self) -> None:
-        """Take off what was set up and let go of the interface.  May be called more than once."""
+        """Take off what was set up.  May be called more than once."""
         if self._ending is None:
             self._ending = asyncio.get_running_loop().create_task(self._stop())
         await asyncio.shield(self._ending)
@@ -232,6 +232,9 @@ class Interface:
             await asyncio.wait([self._worker])
         if self._saving is not None:
             await asyncio.wait([self._saving])
+
+    def release(self) -> None:
+        """After `stop`: another instance may serve the interface."""
         if self.owned is None:  # else the record stays, for the next instance to take over
             self._instance.release()
 
