@@ -71,9 +71,10 @@ def wait(words: Sequence[str], environ: Mapping[str, str]) -> int:
     timeout = None if found.timeout is None else _seconds(found.timeout)
     name = interface_name(found.interface)
     directory = runtime_directory(environ)
-    if timeout is not None and _report(directory, name)["address"]:
-        return 0  # however short the time is
-    running = False
+    now = _report(directory, name)  # however short the time is
+    if now["address"]:
+        return 0
+    running = now["state"] != "not-running"
     for happened in _events(directory, [name], timeout):
         running = happened["event"] not in ("lost", "stopped")
         if happened["event"] == "status" and happened["status"]["address"]:

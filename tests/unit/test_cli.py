@@ -110,6 +110,11 @@ def test_understood(line: str, expected: dict[str, object]) -> None:
         ("sixteen-letters0", "1 to 15 bytes"),
         ("..", "1 to 15 bytes"),
         ("-o if=", "1 to 15 bytes"),
+        ("--script /nowhere", "no such file"),
+        ("--script /bin", "no such file"),
+        ("--script /etc/passwd", "not executable"),
+        ("--script /bin/true --script /bin/false", "/bin/true and /bin/false"),
+        ("--script-style dhclient", "avahi and zcip"),
     ],
 )
 def test_refused(line: str, says: str, capsys: pytest.CaptureFixture[str]) -> None:
