@@ -333,6 +333,27 @@ def test_capabilities_of_a_script(port: Port, make_autoip: MakeDaemon) -> None:
     assert found["NoNewPrivs"] == "1"
 
 
+def test_a_script_may_take_its_time_to_put_the_address_on(
+    port: Port, make_autoip: MakeDaemon
+) -> None:
+    """Off and on again during BIND is no removal by somebody else; afterwards all is ours again."""
+    daemon = make_autoip(port, "--delay", "50", "--ip", str(A))
+    anew = (
+        '[ "$1" = BIND ] || exit 0; ip addr flush dev eth0; sleep 0.3;'
+        " ip addr add $3/16 brd + label eth0:avahi scope link dev eth0; touch $0.done"
+    )
+    script = Script(daemon, RECORDER, more=anew)
+    claim(port, daemon, *script.arguments)
+    wait_until(Path(f"{script.path}.done").exists, "the end of the script")
+    wait_until(lambda: _owned(port, A)["own table"], "what is ours")
+    assert _owned(port, A)["metrics"] == [1000 + port.host.index("eth0")]
+    daemon.wait_line("announcing -> bound")
+    _quiet(daemon)
+    assert len(port.sniffer.probes()) == 3
+    assert daemon.stop() == 0
+    assert script.calls() == [f"{word} eth0 {A}" for word in ("BIND", "STOP")]
+
+
 def test_a_script_that_takes_the_address_off_for_good(port: Port, make_autoip: MakeDaemon) -> None:
     """What is gone after BIND is claimed again, by the rules."""
     daemon = make_autoip(port, "--delay", "50", "--ip", str(A))
