@@ -110,3 +110,33 @@ def test_a_busy_manager_does_not_block_for_ever(tmp_path: Path) -> None:
         assert received(receiver) == ["x"] * sent
         notifier.ready()
         assert received(receiver) == ["READY=1"]
+
+
+@pytest.mark.parametrize(
+    ("usec", "pid", "expected"),
+    [
+        ("30000000", None, 15.0),
+        ("30000000", "", 15.0),
+        ("1", None, 5e-7),
+        ("30000000", str(os.getpid()), 15.0),
+        ("30000000", "1", None),
+        ("30000000", "x", None),
+        ("0", None, None),
+        ("-1", None, None),
+        ("", None, None),
+        ("x", None, None),
+        (None, None, None),
+    ],
+)
+def test_watchdog_interval(
+    manager: tuple[str, socket.socket], usec: str | None, pid: str | None, expected: float | None
+) -> None:
+    name, receiver = manager
+    environ = {"NOTIFY_SOCKET": name, "WATCHDOG_USEC": usec, "WATCHDOG_PID": pid}
+    given = {key: value for key, value in environ.items() if value is not None}
+    notifier = Notifier(given)
+    assert notifier.watchdog_interval == expected
+    notifier.watchdog()
+    assert received(receiver) == ["WATCHDOG=1"]
+    del given["NOTIFY_SOCKET"]
+    assert Notifier(given).watchdog_interval is None
