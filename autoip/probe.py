@@ -20,7 +20,7 @@ from autoip.arp import ArpPacket, format_mac, parse
 from autoip.arpsock import ArpSocket, Phase, Reactor
 from autoip.constants import DELAY_DEFAULT, Timing
 from autoip.errors import AutoipError, NoPermission, NotArp, UsageError
-from autoip.usage import Parser, delay, interface_name
+from autoip.usage import COMMANDS, Parser, delay, interface_name
 
 _SIOCGIFFLAGS = 0x8913
 _SIOCGIFHWADDR = 0x8927
@@ -33,18 +33,23 @@ IN_USE = 1
 """Exit status: another host has the address."""
 
 
-def main(words: Sequence[str]) -> int:
-    """Probe an address; 0: free, 1: in use, and the holder's MAC is told."""
-    parser = Parser(
+def parser() -> Parser:
+    """The options of `probe`."""
+    made = Parser(
         prog="autoip probe",
-        description="Ask whether an IPv4 address is free on a link (RFC 5227).",
+        description=COMMANDS["probe"],
         epilog="exit status: 0 free, 1 in use, 2 to 5 as for 'autoip'",
         allow_abbrev=False,
     )
-    parser.add_argument("interface", metavar="IFACE")
-    parser.add_argument("address", metavar="ADDRESS")
-    parser.add_argument("--delay", metavar="MS", default=str(DELAY_DEFAULT), help="as for 'autoip'")
-    found = parser.parse_args(words)
+    made.add_argument("interface", metavar="IFACE")
+    made.add_argument("address", metavar="ADDRESS")
+    made.add_argument("--delay", metavar="MS", default=str(DELAY_DEFAULT), help="as for 'autoip'")
+    return made
+
+
+def main(words: Sequence[str]) -> int:
+    """Probe an address; 0: free, 1: in use, and the holder's MAC is told."""
+    found = parser().parse_args(words)
     address = _address(found.address)
     timing = Timing.from_delay(delay(found.delay))
     name = interface_name(found.interface)
