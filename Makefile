@@ -17,7 +17,7 @@ export PYTHON
 EXTENSION := $(wildcard csrc/*.c csrc/*.h csrc/*.py)
 C_SOURCES := $(filter-out csrc/_%,$(wildcard csrc/*.c))
 C_FLAGS := -std=gnu11 -O2 -D_GNU_SOURCE -pthread -Icsrc -Wall -Wextra -Werror
-SHELL_FILES := $(wildcard .ci/run tests/*.sh tests/*/*.sh) \
+SHELL_FILES := $(wildcard .ci/run share/completions/*.bash tests/*.sh tests/*/*.sh) \
 	$(shell grep -lsE '^\#!.*[/ ](ba|da)?sh( |$$)' hooks/* hooks/*/*)
 PIP := $(PY) -m pip --disable-pip-version-check --no-input -q
 
