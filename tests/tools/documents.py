@@ -12,11 +12,13 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from autoip import report
+from autoip import acd, ipv4ll, report
+from autoip.ipv4ll import State
 from autoip.report import Field
 
 ROOT = Path(__file__).resolve().parents[2]
 MANUAL = ROOT / "share" / "autoip.8"
+DESIGN = ROOT / "docs" / "design.md"
 
 
 def fields(table: Mapping[str, Field]) -> str:
@@ -40,6 +42,28 @@ def sentence(meaning: str) -> str:
     return f"{meaning[0].upper()}{meaning[1:]}."
 
 
+def diagram() -> str:
+    """The states of an interface, for Mermaid: the steps of acd in a box, what ipv4ll does around it."""
+    inside = {state for step in ipv4ll.ACD_STEPS for state in step}
+    lines = ["```mermaid", "stateDiagram-v2", "    direction LR"]
+    named = {state: f'state "{state.value}" as {state.name}' for state in State}
+    lines += [f"    {named[state]}" for state in State if state not in inside]
+    lines += [f"    [*] --> {State.NO_LINK.name}", '    state "a candidate: RFC 5227" as ACD {']
+    lines += [f"        {named[state]}" for state in State if state in inside]
+    lines += [f"        [*] --> {State.PROBING.name}"]
+    for (old, trigger), new in acd.TRANSITIONS.items():
+        source, target = (ipv4ll.ACD_STATES.get(kind) for kind in (old, new))
+        names = [state.name if state else "[*]" for state in (source, target)]
+        lines.append(f"        {names[0]} --> {names[1]}: {trigger.value}")
+    lines.append("    }")
+    for cause, (sources, targets) in ipv4ll.TRANSITIONS.items():
+        whole = {"ACD"} if sources >= inside else {state.name for state in sources & inside}
+        for source_name in sorted(whole | {state.name for state in sources - inside}):
+            for name in sorted("ACD" if s is State.PROBING else s.name for s in targets):
+                lines.append(f"    {source_name} --> {name}: {cause.value}")
+    return "\n".join([*lines, "```"])
+
+
 PARTS: Mapping[Path, Mapping[str, Callable[[], str]]] = {
     MANUAL: {
         "STATUS": lambda: fields(report.STATUS),
@@ -47,6 +71,7 @@ PARTS: Mapping[Path, Mapping[str, Callable[[], str]]] = {
         "EVENT": lambda: fields(report.EVENT),
         "EVENTS": lambda: words(report.EVENTS),
     },
+    DESIGN: {"STATES": diagram},
 }
 
 
