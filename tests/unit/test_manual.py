@@ -114,6 +114,14 @@ def test_what_the_code_tells_is_not_stale(path: Path) -> None:
     assert path.read_text(encoding="utf-8") == renewed(path)
 
 
+def test_the_readme_has_the_same_commands_and_options() -> None:
+    text = (MANUAL.parents[1] / "README.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
+    told = set(re.findall(r"`(-[a-z-]+)", " ".join(rows)))
+    assert told == {name for name, _ in of_parser("run")} - {"-h"}
+    assert set(re.findall(r"`autoip ([a-z]+)", " ".join(rows))) == set(usage.COMMANDS) - {"run"}
+
+
 def test_every_field_is_in_the_manual_with_type_and_unit() -> None:
     text = MANUAL.read_text()
     for table in (report.STATUS, report.EVENT):
