@@ -16,8 +16,12 @@ export PYTHON
 
 EXTENSION := $(wildcard csrc/*.c csrc/*.h csrc/*.py)
 C_SOURCES := $(filter-out csrc/_%,$(wildcard csrc/*.c))
+C_FLAGS := -std=gnu11 -O2 -D_GNU_SOURCE -pthread -Icsrc -Wall -Wextra -Werror
 SHELL_FILES := $(wildcard .ci/run tests/*.sh tests/*/*.sh) \
 	$(shell grep -lsE '^\#!.*[/ ](ba|da)?sh( |$$)' hooks/* hooks/*/*)
+# The sanitizers of older compilers cannot place their shadow memory where the kernel spreads its
+# mappings over 32 bits; a container may forbid to ask for less.
+NO_ASLR := $(shell setarch -R true 2>/dev/null && echo setarch -R)
 PIP := $(PY) -m pip --disable-pip-version-check --no-input -q
 
 # How to become root: not at all when root, else sudo.
@@ -27,8 +31,6 @@ AS_ROOT := $(shell command -v sudo)
 ifeq ($(AS_ROOT),)
 AS_ROOT := sh -c 'echo >&2 "autoip: this needs root and there is no sudo: run make as root"; exit 1' --
 endif
-# The demo needs no rights outside its own namespaces.
-IN_NAMESPACE := unshare --user --map-root-user --net --mount
 endif
 
 help: ## list the targets
@@ -45,13 +47,15 @@ ifneq ($(strip $(IFACE)),)
 	@exec $(AS_ROOT) $(PY) -m autoip $(IFACE) $(ARGS)
 else
 	@bash tests/deps.sh demo
-	@exec $(IN_NAMESPACE) $(PY) tests/demo/run.py $(ARGS)
+	@# Where users may make namespaces, the demo is root in one of its own.
+	@if unshare --user --map-root-user --net true 2>/dev/null; then exec $(PY) -m tests.demo $(ARGS); \
+	else exec $(AS_ROOT) $(PY) -m tests.demo $(ARGS); fi
 endif
 
 test: $(VENV)/.dev ## all tests: C, then pytest (those that need root are skipped without)
 	@bash tests/deps.sh test
 	$(MAKE) --no-print-directory -C tests/c check
-	$(PY) -m pytest -n $(JOBS) $(ARGS)
+	$(PY) -m pytest -n $(JOBS) --dist loadgroup $(ARGS)
 
 check: $(VENV)/.dev ## linters, types, C warnings, sanitizers, valgrind
 	@bash tests/deps.sh check
@@ -63,16 +67,16 @@ check: $(VENV)/.dev ## linters, types, C warnings, sanitizers, valgrind
 		if command -v $$cc >/dev/null; then \
 			for file in $(C_SOURCES); do \
 				echo "$$cc -Wall -Wextra -Werror $$file"; \
-				$$cc -std=gnu11 -O2 -Wall -Wextra -Werror -c -o /dev/null $$file; \
+				$$cc $(C_FLAGS) -c -o /dev/null $$file; \
 			done; \
 		fi; \
 	done
-	$(MAKE) --no-print-directory -C tests/c asan
+	$(NO_ASLR) $(MAKE) --no-print-directory -C tests/c asan tsan
 	$(MAKE) --no-print-directory -C tests/c valgrind
 
 bench: $(VENV)/.dev ## the benchmarks, each beside what it is measured against (root)
 	@bash tests/deps.sh test
-	@exec $(AS_ROOT) $(PY) tests/bench/run.py $(ARGS)
+	@exec $(AS_ROOT) $(PY) -m tests.bench $(ARGS)
 
 build: $(VENV)/.dev ## source distribution and wheel, into dist/
 	$(PY) -m build --no-isolation --outdir dist .
@@ -100,7 +104,7 @@ $(VENV)/.ready: $(VENV)/.made pyproject.toml setup.py $(EXTENSION)
 
 $(VENV)/.dev: pyproject.toml setup.py | $(VENV)/.ready
 	@echo "autoip: installing what the tests and checks need"
-	@$(PIP) install --no-build-isolation -e '.[test,dev]'
+	@$(PIP) install --no-build-isolation -e '.[bench,dev,test]'
 	@touch $@
 
 .PHONY: help setup run test check bench build clean remake

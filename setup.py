@@ -1,4 +1,4 @@
-"""The compiled modules; all else about the package is in pyproject.toml."""
+"""The compiled modules and the wheel's tag; all else about the package is in pyproject.toml."""
 
 from setuptools import setup
 
@@ -7,4 +7,6 @@ setup(
         "csrc/build_arpsock.py:ffibuilder",
         "csrc/build_privileges.py:ffibuilder",
     ],
+    # cffi compiles against the limited API: one wheel serves every Python from 3.10 on.
+    options={"bdist_wheel": {"py_limited_api": "cp310"}},
 )

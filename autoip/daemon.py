@@ -12,7 +12,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 
 from autoip.arpsock import ClockWatch, Reactor, Timer
-from autoip.errors import AutoipError, NotArp, UsageError
+from autoip.errors import AutoipError, KernelRefused, NoPermission, NotArp, UsageError
 from autoip.instance import Instance, runtime_directory
 from autoip.interface import Interface, Options, Shared
 from autoip.ipv4ll import State
@@ -92,6 +92,7 @@ class Daemon:
         self._addresses: dict[tuple[int, IPv4Address], Address] = {}
         self._stop = asyncio.Event()
         self._ready = False
+        self._limits_told = 0
         self._status = ""
         directory = state_directory(settings.environ) if settings.keep_state else None
         self._shared = Shared(
@@ -113,13 +114,15 @@ class Daemon:
             loop.add_signal_handler(number, self._stop.set)
         loop.add_signal_handler(signal.SIGHUP, self._restart, "asked to by SIGHUP")
         links, addresses = await self._netlink.snapshot()
+        self._try_packet_socket(links)
         self._interfaces = self._open(_chosen(self._settings.interfaces, links), links)
         loop.add_reader(self._reactor.fileno(), self._on_frames)
         loop.add_reader(self._timer.fileno(), self._on_timer)
         loop.add_reader(self._clock_watch.fileno(), self._on_clock)
-        await self._netlink.sweep()
-        for limit in self._netlink.limits:
-            self._log.info("%s", limit)
+        try:
+            await self._netlink.sweep()
+        except KernelRefused as error:
+            self._log.warning("leftovers of a crash stay: %s", error)
         self._on_resync(Resync(tuple(links), tuple(addresses), "start"))
         watcher = loop.create_task(self._watch())
         try:
@@ -132,6 +135,16 @@ class Daemon:
                 loop.remove_reader(descriptor.fileno())
             self._timer.close()
             self._clock_watch.close()
+
+    def _try_packet_socket(self, links: Sequence[Link]) -> None:
+        """In a user namespace one may have the capabilities, but not for this network."""
+        for link in links[:1]:
+            try:
+                self._reactor.open(link.index, bytes(6)).close()
+            except PermissionError:
+                raise NoPermission(
+                    "no permission: CAP_NET_RAW does not hold for this network namespace"
+                ) from None
 
     def _open(self, names: Sequence[str], links: Sequence[Link]) -> list[Interface]:
         """Claim each interface for this process; one that cannot be had costs only itself."""
@@ -249,6 +262,9 @@ class Daemon:
         if up and not self._ready:
             self._ready = True
             self._notifier.ready()
+        for limit in self._netlink.limits[self._limits_told :]:
+            self._log.info("%s", limit)
+        self._limits_told = len(self._netlink.limits)
         status = ", ".join(_summary(i) for i in self._interfaces)
         if status != self._status:
             self._status = status
@@ -269,7 +285,8 @@ def _chosen(names: Sequence[str], links: Sequence[Link]) -> Sequence[str]:
         UsageError: none was named, and there is not exactly one to choose.
     """
     if names:
-        return list(dict.fromkeys(names))
+        proper = {alternative: link.name for link in links for alternative in link.altnames}
+        return list(dict.fromkeys(proper.get(name, name) for name in names))
     candidates = sorted(link.name for link in ethernet_like(links))
     if len(candidates) == 1:
         return candidates

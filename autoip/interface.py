@@ -163,7 +163,8 @@ class Interface:
             await asyncio.wait([self._worker])
         if self._saving is not None:
             await asyncio.wait([self._saving])
-        self._instance.release()
+        if self.owned is None:  # else the record stays, for the next instance to take over
+            self._instance.release()
 
     # --- the link ----------------------------------------------------------------------------
 
@@ -174,6 +175,8 @@ class Interface:
             return
         if before is None or before.index != link.index:
             self._take_over(link)
+            if link.master is not None:
+                self._say(logging.WARNING, "belongs to a bridge or bond, which gets its frames")
         if not link.speaks_arp:
             self._no_link("waits: it is not an Ethernet-like interface that speaks ARP")
             return

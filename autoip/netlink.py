@@ -472,6 +472,14 @@ class _Socket(AsyncIPRoute):  # type: ignore[misc]
             queues[sequence].put_nowait(data)
         # else: the rest of an answer that nobody waits for any more.
 
+    def close(self, code: int = errno.ECONNRESET) -> None:
+        """Close it, also when it could be opened in part only."""
+        super().close(code)
+        # Short of descriptors, pyroute2 has a first one here but no second one, and forgets it.
+        first = getattr(self.local, "prime", None)
+        if first is not None:
+            first.close()
+
 
 @final
 class Netlink:
@@ -489,7 +497,7 @@ class Netlink:
         self._events: Any = None
         self._requests: Any = None
         self._request_lock = asyncio.Lock()
-        self._promote_lock = asyncio.Lock()
+        self._remove_lock = asyncio.Lock()
         self._pending: deque[Event] = deque()
         self._links: dict[int, Link] = {}
         self._lost: str | None = None
@@ -587,24 +595,9 @@ class Netlink:
         Return False if the address was not there, or the interface is gone. Raises KernelRefused.
         """
         await self._remove_rule(index, address)
-        what = f"remove {address} from interface {index}"
-        others = await self._addresses(index)
-        ours = next((other for other in others if _is(other, address)), None)
-        if ours is None:
-            return False
-        # Deleting the first address ("primary") of a prefix makes the kernel delete the others of
-        # that prefix ("secondary") as well, unless promote_secondaries is set. They are not ours.
-        secondaries = [
-            other
-            for other in others
-            if other["flags"] & IFA_F_SECONDARY and _in_prefix(other) and other is not ours
-        ]
-        if ours["flags"] & IFA_F_SECONDARY or not secondaries:
-            return await self._remove(index, address, what)
-        async with self._promote_lock, self._promoting(index):
-            removed = await self._remove(index, address, what)
-        await self._restore(index, secondaries)
-        return removed
+        # One at a time: what is true of the others' addresses must stay so until it is done.
+        async with self._remove_lock:
+            return await self._remove_alone(index, address)
 
     async def set_up(self, index: int) -> None:
         """Set the interface up, as `ip link set up` does. Raises KernelRefused."""
@@ -686,28 +679,51 @@ class Netlink:
                 return _address(message) or wanted
         return wanted
 
+    async def _remove_alone(self, index: int, address: IPv4Address) -> bool:
+        what = f"remove {address} from interface {index}"
+        others = await self._addresses(index)
+        ours = next((other for other in others if _is(other, address)), None)
+        if ours is None:
+            return False
+        # Deleting the first address ("primary") of a prefix makes the kernel delete the others of
+        # that prefix ("secondary") as well, unless promote_secondaries is set. They are not ours.
+        secondaries = [
+            other
+            for other in others
+            if other["flags"] & IFA_F_SECONDARY and _in_prefix(other) and other is not ours
+        ]
+        if ours["flags"] & IFA_F_SECONDARY or not secondaries:
+            return await self._remove(index, address, what)
+        async with self._promoting(index) as promoting:
+            removed = await self._remove(index, address, what)
+        if not promoting:
+            await self._restore(index, secondaries)
+        return removed
+
     async def _remove(self, index: int, address: IPv4Address, what: str) -> bool:
         fields = {"family": socket.AF_INET, "prefixlen": PREFIX.prefixlen, "index": index}
         attributes = [("IFA_ADDRESS", address.packed), ("IFA_LOCAL", address.packed)]
         return await self._delete(_AddressMessage, RTM_DELADDR, fields, attributes, what)
 
     @contextlib.asynccontextmanager
-    async def _promoting(self, index: int) -> AsyncIterator[None]:
-        """Have promote_secondaries set on the interface, for as long as it takes.
+    async def _promoting(self, index: int) -> AsyncIterator[bool]:
+        """Have promote_secondaries set on the interface; gives whether it is.
 
         The kernel then makes the next address primary, without deleting any: sockets and routes of
         the others live on, and nobody hears of it. By netlink, since /proc/sys is read-only in most
-        containers. The promotion itself is done when the request to delete is answered.
+        containers. The promotion is done when the request to delete is answered, so that the
+        setting can be put back then.
         """
         before = await self._promotes(index)
-        if before == 0:
-            # If that is refused: `_restore` has more to do.
+        promoting = before != 0
+        if not promoting:
             with contextlib.suppress(KernelRefused):
                 await self._set_promotes(index, 1)
+                promoting = True
         try:
-            yield
+            yield promoting and before is not None
         finally:
-            if before == 0:
+            if before == 0 and promoting:
                 with contextlib.suppress(KernelRefused):
                     await self._set_promotes(index, 0)
 
@@ -735,7 +751,10 @@ class Netlink:
         await self._request(_LinkMessage, RTM_SETLINK, _CHANGE, fields, attributes, what)
 
     async def _restore(self, index: int, secondaries: list[Any]) -> None:
-        """Add again, just as they were, those of `secondaries` that went with the primary one."""
+        """Add again, just as they were, those of `secondaries` that went with the primary one.
+
+        The last resort: until then they are missing, and their programs hear of it.
+        """
         present = {_key(message) for message in await self._addresses(index)}
         for message in secondaries:
             if _key(message) in present:
@@ -983,15 +1002,15 @@ class Netlink:
             try:
                 self._events = await self._new_socket(RTMGRP_LINK | RTMGRP_IPV4_IFADDR)
                 links, addresses = await self.snapshot()
-                break
             except KernelRefused:
                 self._require_open()
                 self._close_events()
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, REOPEN_PAUSE_MAX)
-        self._resynced_at = now()
-        self._lost = None
-        return Resync(tuple(links), tuple(addresses), reason)
+            else:
+                self._resynced_at = now()
+                self._lost = None
+                return Resync(tuple(links), tuple(addresses), reason)
 
     def _limit(self, text: str) -> None:
         if text not in self.limits:

@@ -7,7 +7,9 @@ the host sends is seen there whether or not the cable is plugged into the bridge
 from __future__ import annotations
 
 import itertools
+import json
 import socket
+import time
 from typing import final
 
 from .namespace import LabError, Namespace
@@ -84,6 +86,7 @@ class Port:
         self.host = host
         self.name = name
         self.far = f"p{number}"
+        self._far_index = 1000 + number
         self.mac = mac
         self.neighbours: list[Neighbour] = []
         self._far_mac = f"02:00:00:00:ff:{number:02x}"
@@ -108,8 +111,10 @@ class Port:
 
     def create(self, *, up: bool = True) -> None:
         """Makes both ends (again, after `delete`), with the same names and MACs."""
+        # Another index than the host's end: where a veth's two indexes are equal (each namespace counts from 2) the
+        # kernel takes it for a plain device and tells its change of carrier only once a second.
         self.switch.namespace.ip(
-            f"link add name {self.far} address {self._far_mac} type veth"
+            f"link add name {self.far} index {self._far_index} address {self._far_mac} type veth"
             f" peer name {self.name} address {self.mac} netns {self.host.path}"
         )
         self.switch.namespace.ip(f"link set {self.far} up")
@@ -130,14 +135,32 @@ class Port:
         self.host.ip(f"link del {self.name}")
 
     def up(self) -> None:
+        """Sets the host's end up and waits until both ends carry frames: until then the kernel drops them silently."""
         self.host.ip(f"link set {self.name} up")
+        self._wait_carries()
+
+    def _wait_carries(self, timeout: float = 5) -> None:
+        """Returns at once if the host's end is down."""
+        if "UP" not in json.loads(self.host.ip(f"-j link show {self.name}"))[0]["flags"]:
+            return
+        until = time.monotonic() + timeout
+        for namespace, name in ((self.switch.namespace, self.far), (self.host, self.name)):
+            while True:
+                [link] = json.loads(namespace.ip(f"-j link show {name}"))
+                if link["operstate"] in ("UP", "DORMANT") and link["qdisc"] != "noop":
+                    break
+                if time.monotonic() > until:
+                    raise LabError(f"{name} does not come up: {link}")
+                time.sleep(0.005)
 
     def down(self) -> None:
         self.host.ip(f"link set {self.name} down")
 
     def carrier(self, on: bool) -> None:
-        """Pulls the cable at the switch's end, or puts it back: the host's interface stays up, without carrier."""
+        """Pulls the cable at the switch's end, or puts it back; the host's interface stays up."""
         self.switch.namespace.ip(f"link set {self.far} {'up' if on else 'down'}")
+        if on:
+            self._wait_carries()
 
     def dormant(self, on: bool) -> None:
         """As before 802.1X or Wi-Fi association: carrier, but IFF_RUNNING is off and operstate is dormant."""

@@ -356,7 +356,9 @@ def test_daemon_lines_status_usage_and_second_start(port: Port) -> None:
             str(daemon.runtime),
             "first",
         ]
-        usage = daemon.usage()
+        until = time.monotonic() + 5
+        while (usage := daemon.usage()).voluntary == 0 and time.monotonic() < until:
+            time.sleep(0.01)  # on a busy machine it has not gone to sleep yet
         assert usage.threads == 1 and usage.voluntary > 0 and usage.rss_kib > 100
         with pytest.raises(LabError, match="did not say 'never'"):
             daemon.wait_line("never", 0.1)
@@ -372,6 +374,29 @@ def test_daemon_lines_status_usage_and_second_start(port: Port) -> None:
         folder = daemon.folder
         assert folder.exists()
     assert not folder.exists()
+
+
+def test_daemon_on_a_terminal(port: Port) -> None:
+    script = 'test -t 1 && test -t 2 && echo "a terminal"; echo last; exit 4'
+    with Daemon(port.host, "eth0", ["sh", "-c", script], terminal=True) as daemon:
+        daemon.start()
+        daemon.wait_line("last")
+        assert daemon.wait() == 4
+        assert daemon.lines == ["a terminal", "last"]
+    with Daemon(port.host, "eth0", ["sh", "-c", script]) as daemon:
+        daemon.start()
+        daemon.wait()
+        assert daemon.lines == ["last"]
+
+
+def test_daemon_that_cannot_be_started(port: Port) -> None:
+    with Daemon(port.host, "eth0", ["no-such-program"]) as daemon:
+        daemon.start()
+        assert daemon.wait() == 127
+        daemon.start(die_with_us=True)
+        daemon.wait()
+        with pytest.raises(FileNotFoundError):
+            daemon.start(die_with_us=False)
 
 
 def test_daemon_address(port: Port) -> None:

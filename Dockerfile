@@ -1,0 +1,56 @@
+# autoip in a container, for an interface of the host:
+#
+#   docker build -t autoip .
+#   docker run --network host --cap-drop ALL --cap-add NET_RAW --cap-add NET_ADMIN \
+#       --security-opt no-new-privileges -v autoip:/var/lib/autoip autoip eth0
+#
+# The volume keeps the last address; without it (or with --no-state) each start draws anew.
+#
+# BASE is any Debian image, with a Python of its own or without one:
+#
+#   docker build --build-arg BASE=debian:trixie-slim -t autoip .
+#
+# Root with two capabilities, and not another user with capabilities on the file: those would be
+# on the Python interpreter, and so on every script that it runs; they are void under
+# no-new-privileges; and they fail at exec, without a word from us, when one of the two is not
+# granted. Root here has the two that are named above and, from its start on, no way to others:
+# the program gives up the rest itself, also when it is run with more.
+
+ARG BASE=python:3.12-slim-bookworm
+
+FROM ${BASE} AS build
+RUN set -eu; \
+    export DEBIAN_FRONTEND=noninteractive; \
+    packages="gcc libc6-dev"; \
+    command -v python3 >/dev/null && python3 -c "import ensurepip" || \
+        packages="$packages python3 python3-dev python3-venv"; \
+    apt-get update -q; \
+    apt-get install -q -y --no-install-recommends $packages; \
+    rm -rf /var/lib/apt/lists/*
+WORKDIR /src
+COPY . .
+# What runs is an environment without pip; the wheels are what goes into it.
+RUN set -eu; \
+    python3 -m venv /tools; \
+    /tools/bin/python -m pip install -q --disable-pip-version-check --upgrade pip; \
+    /tools/bin/python -m pip wheel -q --wheel-dir /wheels .; \
+    python3 -m venv --without-pip /opt/autoip; \
+    /tools/bin/python -m pip --python /opt/autoip/bin/python install -q --no-index \
+        --find-links /wheels autoip; \
+    cd /; /opt/autoip/bin/python -m autoip --version
+
+FROM ${BASE}
+RUN set -eu; \
+    command -v python3 >/dev/null || { \
+        apt-get update -q; \
+        DEBIAN_FRONTEND=noninteractive \
+            apt-get install -q -y --no-install-recommends python3; \
+        rm -rf /var/lib/apt/lists/*; \
+    }
+# The same base, so the interpreter that the environment points at is at the same place.
+COPY --from=build /opt/autoip /opt/autoip
+ENV PATH=/opt/autoip/bin:$PATH
+WORKDIR /
+# Also the default; said because the address is taken off on this signal.
+STOPSIGNAL SIGTERM
+ENTRYPOINT ["python", "-m", "autoip"]
