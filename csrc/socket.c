@@ -12,6 +12,9 @@
 /* A time stamp further back than this is a clock that was set, not a frame that waited. */
 #define STAMP_MAX_AGE_NS 5000000000u
 
+/* Three readings of clocks that take no longer than this were not interrupted. */
+#define CLOCKS_CLOSE_NS 1000u
+
 int autoip_packet_open(int ifindex)
 {
     static const uint8_t nobody[6];
@@ -128,16 +131,38 @@ int autoip_packet_receive(int fd, struct autoip_batch *batch)
     return count;
 }
 
+/*
+ * Both clocks at the same time: the thread may be pushed aside between two readings, so the
+ * closest of a few counts.
+ */
+static void read_clocks(uint64_t *boottime, uint64_t *wall)
+{
+    uint64_t closest = UINT64_MAX;
+
+    for (int i = 0; i < 3 && closest > CLOCKS_CLOSE_NS; i++) {
+        uint64_t before = autoip_clock(CLOCK_BOOTTIME);
+        uint64_t between = autoip_clock(CLOCK_REALTIME);
+        uint64_t after = autoip_clock(CLOCK_BOOTTIME);
+
+        if (after - before < closest) {
+            closest = after - before;
+            *boottime = before + closest / 2;
+            *wall = between;
+        }
+    }
+}
+
 uint64_t autoip_batch_received(struct autoip_batch *batch, int i)
 {
     struct msghdr *header = &batch->headers[i].msg_hdr;
-    uint64_t now = autoip_clock(CLOCK_BOOTTIME);
-    uint64_t wall = autoip_clock(CLOCK_REALTIME);
-    uint64_t stamp;
-    uint64_t age;
+    uint64_t now = 0;
+    uint64_t wall = 0;
 
+    read_clocks(&now, &wall);
     for (struct cmsghdr *c = CMSG_FIRSTHDR(header); c != NULL; c = CMSG_NXTHDR(header, c)) {
         struct timespec at;
+        uint64_t stamp;
+        uint64_t age;
 
         if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_TIMESTAMPNS ||
             c->cmsg_len < CMSG_LEN(sizeof at))

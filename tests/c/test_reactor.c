@@ -320,7 +320,6 @@ static void test_flood(void)
             second += events[i].token == autoip_socket_token(socks[1]);
         }
         CHECK(defended == 1 && second == 1);
-        CHECK(events[EACH].defended_ns != 0);
     }
 
     /* All of them: the last part of the queue stays free for defences. */
