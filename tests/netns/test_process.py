@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
+import io
 import os
 import pty
 import re
@@ -11,7 +11,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing
 from ipaddress import IPv4Address
 from pathlib import Path
 
@@ -560,23 +560,41 @@ def test_stderr_is_a_stuck_pipe(port: Port, make_program: MakeProgram, reader: s
     fifo = daemon.folder / "stderr"
     os.mkfifo(fifo)
     daemon.command[:0] = shell('exec "$@" 2>"$a"', str(fifo))
-    end = os.open(fifo, os.O_RDWR | os.O_NONBLOCK)
-    try:
-        if reader == "does not read":
-            fcntl.fcntl(end, fcntl.F_SETPIPE_SZ, 4096)
-            with suppress(BlockingIOError):
-                while True:
-                    os.write(end, b"x" * 4096)
-            bind_silently(port, daemon)
-        else:
-            claim(port, daemon)
-            os.close(end)
-            end = -1
-            port.sniffer.wait_count(lambda f: f.is_announcement, 2, PATIENCE)
+    with _full_pipe(fifo) as pipe:
+        if reader == "is gone":
+            pipe.read(1 << 17)
+        bind_silently(port, daemon)
+        if reader == "is gone":
+            pipe.close()
         _lives_without_stderr(port, daemon)
-    finally:
-        if end >= 0:
-            os.close(end)
+
+
+def test_dropped_lines_are_counted(port: Port, make_program: MakeProgram) -> None:
+    """Once somebody reads the pipe again, the log says how much is missing."""
+    daemon = make_program(port.host, "eth0", *FAST)
+    fifo = daemon.folder / "stderr"
+    os.mkfifo(fifo)
+    daemon.command[:0] = shell('exec "$@" 2>"$a"', str(fifo))
+    with _full_pipe(fifo) as pipe:
+        bind_silently(port, daemon)
+        said = pipe.read(1 << 17) or b""
+        daemon.signal(signal.SIGHUP)
+
+        def told() -> bool:
+            nonlocal said
+            said += pipe.read(1 << 17) or b""
+            return re.search(rb"(?m)^[1-9]\d* log lines were dropped", said) is not None
+
+        wait_until(told, "it tells of the loss")
+        wait_until(lambda: told() and b"claimed" in said, "and goes on")
+
+
+def _full_pipe(fifo: Path) -> io.FileIO:
+    """Opened for both directions, without blocking, and filled."""
+    pipe = open(os.open(fifo, os.O_RDWR | os.O_NONBLOCK), "r+b", buffering=0)  # noqa: SIM115
+    while pipe.write(b"x" * 4095 + b"\n"):
+        pass
+    return pipe
 
 
 def test_one_line_a_transition(port: Port, make_autoip: MakeDaemon) -> None:
