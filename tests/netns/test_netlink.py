@@ -634,7 +634,9 @@ def test_events_of_a_link(ns: Namespace, namespaces: Callable[[], Namespace]) ->
         ns.ip("link", "set", "v0", "down")
         await until(kernel, is_link(lambda link: link.name == "v0" and not link.up))
         ns.ip("link", "set", "v0", "name", "w0")
-        await until(kernel, is_link(lambda link: link.name == "w0" and link.index == new.link.index))
+        await until(
+            kernel, is_link(lambda link: link.name == "w0" and link.index == new.link.index)
+        )
         # if-gone
         ns.ip("link", "set", "w0", "netns", elsewhere.name)
         gone = (await until(kernel, lambda event: isinstance(event, LinkRemoved)))[-1]
