@@ -84,8 +84,8 @@ def measure(setting: Setting) -> Result:
             f" {setting.times(3, 1)} rounds."
         ),
         (
-            "Received: bursts of conflicts, in the socket's buffer before they are read, each checked and given to Python with its"
-            " time; the helper's thread and drain() together."
+            "Received: bursts of conflicts, in the socket's buffer before they are read, each"
+            " checked and given to Python with its time; the helper's thread and drain() together."
         ),
         "Sent: one frame a call, on a veth pair, whose sender also pays for the delivery at the far end.",
     ]
