@@ -79,7 +79,8 @@ def measure(setting: Setting) -> Result:
         ),
         (
             "Helper: autoip.arpsock in a process of its own, armed again after each defence, because the"
-            " daemon defends once in 10 s. Daemon: all of autoip, many interfaces in one process."
+            " daemon defends once in 10 s. Daemon: all of autoip, many interfaces in one process,"
+            " each disputed once in 10 s; beside it as many bare loops, disputed as rarely."
         ),
         "The neighbour sends from one processor, the programs run on another one.",
         "Busy: the same helper while its Python code never rests; any processor, no SCHED_FIFO.",
@@ -94,11 +95,12 @@ class _Bench:
         self._setting = setting
         self._stack = stack
         self._yonder = yonder
+        self._interfaces = setting.times(INTERFACES, 10)
         self.bare = self._bare("bare loop (beside the helper)")
         self.helper = self._helper("helper, armed again")
         self.bare_busy = self._bare("bare loop (beside the busy helper)", apart=False)
         self.busy = Side("helper, Python busy", [], [])
-        self.bare_daemon = self._bare("bare loop (beside the daemons)")
+        self.bare_daemon = self._bare("bare loops (beside the daemons)", self._interfaces)
         self.daemon = Side("autoip", [], [])
         self.networkd = Side("systemd-networkd", [], [])
 
@@ -119,16 +121,19 @@ class _Bench:
     def _taps(self, laid: list[Cable]) -> list[Tap]:
         return [self._stack.enter_context(Tap(cable)) for cable in laid]
 
-    def _bare(self, name: str, *, apart: bool = True) -> Side:
-        laid = self._cables(1, "bare")
-        cable = laid[0]
+    def _bare(self, name: str, count: int = 1, *, apart: bool = True) -> Side:
+        laid = self._cables(count, "bare")
+        for cable in laid:
+            self._start_bare(cable, apart=apart)
+        return Side(name, self._taps(laid), [ADDRESS] * count)
+
+    def _start_bare(self, cable: Cable, *, apart: bool) -> None:
         answer = announcement(cable.mac, ADDRESS).hex()
         words = (self._setting.workshop.program("bare_loop"), cable.name, answer)
         command = self._settings(apart).command(*words, apart=apart)
         process = self._stack.enter_context(Daemon(cable.host, cable.name, command))
         process.start()
         process.wait_line("^ready$")
-        return Side(name, self._taps(laid), [ADDRESS])
 
     def _settings(self, apart: bool) -> Setting:
         # A busy program before all others, or on the one processor of its rival, measures nothing.
@@ -144,7 +149,7 @@ class _Bench:
         return Side(name, self._taps(laid), [ADDRESS])
 
     def _start_daemons(self) -> None:
-        laid = self._cables(self._setting.times(INTERFACES, 10), "autoip")
+        laid = self._cables(self._interfaces, "autoip")
         daemon = autoip(self._setting, laid, "--delay", "20", "--no-state", apart=True)
         self._stack.enter_context(daemon)
         daemon.start()
@@ -170,7 +175,7 @@ class _Bench:
                 side.sample(index)
 
     def _defend_each(self) -> None:
-        """Each interface of each daemon once, in turn, and the bare loop as often."""
+        """Each interface of each daemon once, in turn, and each bare loop beside them."""
         daemons = [side for side in (self.daemon, self.networkd) if side.taps]
         for index in range(len(self.daemon.taps)):
             now = [side for side in daemons if index < len(side.taps)]
