@@ -1,7 +1,7 @@
 # What cffi makes of csrc/arpsock.h (see csrc/build_arpsock.py).  C pointers are `ffi.CData`.
 from typing import Any, TypeAlias
 
-class ffi:  # noqa: N801
+class ffi:
     CData: TypeAlias = Any
     NULL: Any
     @staticmethod
@@ -15,7 +15,7 @@ class ffi:  # noqa: N801
     @staticmethod
     def buffer(cdata: Any, size: int = ...) -> Any: ...
 
-class lib:  # noqa: N801
+class lib:
     AUTOIP_FRAME_LEN: int
     AUTOIP_FILTER_MAX: int
     AUTOIP_SILENT: int

@@ -1,11 +1,11 @@
 # What cffi makes of csrc/privileges.h (see csrc/build_privileges.py).
 from typing import Any
 
-class ffi:  # noqa: N801
+class ffi:
     @staticmethod
     def new(cdecl: str, init: object = ...) -> Any: ...
 
-class lib:  # noqa: N801
+class lib:
     CAP_NET_ADMIN: int
     CAP_NET_RAW: int
     @staticmethod

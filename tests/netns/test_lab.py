@@ -376,6 +376,29 @@ def test_daemon_lines_status_usage_and_second_start(port: Port) -> None:
     assert not folder.exists()
 
 
+def test_daemon_on_a_terminal(port: Port) -> None:
+    script = 'test -t 1 && test -t 2 && echo "a terminal"; echo last; exit 4'
+    with Daemon(port.host, "eth0", ["sh", "-c", script], terminal=True) as daemon:
+        daemon.start()
+        daemon.wait_line("last")
+        assert daemon.wait() == 4
+        assert daemon.lines == ["a terminal", "last"]
+    with Daemon(port.host, "eth0", ["sh", "-c", script]) as daemon:
+        daemon.start()
+        daemon.wait()
+        assert daemon.lines == ["last"]
+
+
+def test_daemon_that_cannot_be_started(port: Port) -> None:
+    with Daemon(port.host, "eth0", ["no-such-program"]) as daemon:
+        daemon.start()
+        assert daemon.wait() == 127
+        daemon.start(die_with_us=True)
+        daemon.wait()
+        with pytest.raises(FileNotFoundError):
+            daemon.start(die_with_us=False)
+
+
 def test_daemon_address(port: Port) -> None:
     script = f"sleep 0.2; ip addr add {A}/16 dev eth0; sleep 100"
     with (
