@@ -112,10 +112,13 @@ class Namespace:
         return self.do(lambda: asyncio.run(main()))
 
     def picture(self) -> str:
-        """All that must be the same before and after."""
+        """All that must be the same before and after.
+
+        Without the addresses of IPv6, which the kernel makes by itself, and in its own time.
+        """
         return "\n".join(
             self.ip(*words.split())
-            for words in ("rule", "route show table all", "addr", "-6 rule", "-6 addr")
+            for words in ("rule", "-4 route show table all", "-4 addr", "-6 rule")
         )
 
 

@@ -163,9 +163,7 @@ def test_damaged_files(tmp_path: Path, data: bytes) -> None:
     assert Store(tmp_path).load(MAC) == ADDRESS
 
 
-@settings(
-    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.binary(max_size=200) | st.text(string.printable, max_size=200).map(str.encode))
 def test_any_content(tmp_path: Path, data: bytes) -> None:
     """Whatever the file holds: a candidate, or StateProblem."""
@@ -185,9 +183,7 @@ _values = st.recursive(
 )
 
 
-@settings(
-    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     version=st.just(1) | _values,
     address=_values | st.integers(0, 2**32 - 1).map(lambda value: str(IPv4Address(value))),
@@ -206,9 +202,7 @@ def test_any_record(tmp_path: Path, version: Any, address: Any, extra: dict[str,
     assert FIRST_CANDIDATE <= found <= LAST_CANDIDATE
 
 
-@settings(
-    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(cut=st.integers(0, 100), flip=st.integers(0, 99), value=st.integers(0, 255))
 def test_any_damage_to_what_we_wrote(tmp_path: Path, cut: int, flip: int, value: int) -> None:
     directory = tmp_path / "d"
