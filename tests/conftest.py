@@ -10,7 +10,6 @@ from hypothesis import settings
 
 from tests.lab import journal
 
-
 # A deadline would tell how busy the machine is, and nothing about the code.
 settings.register_profile("autoip", deadline=None)
 settings.load_profile("autoip")
