@@ -14,7 +14,17 @@ import pytest
 
 from tests.lab import ArpFrame, Daemon, Neighbour, Port, frames
 from tests.netns.conftest import MakeDaemon
-from tests.netns.helpers import NETNS, PATIENCE, RIVAL, A, bind, claimed, harmless, probed
+from tests.netns.helpers import (
+    NETNS,
+    PATIENCE,
+    RIVAL,
+    A,
+    bind,
+    claimed,
+    claimed_other,
+    harmless,
+    probed,
+)
 
 pytestmark = NETNS
 
@@ -151,9 +161,7 @@ def test_flood_of_conflicts(port: Port, make_autoip: MakeDaemon) -> None:
     for _ in range(20_000):
         mac = frames.mac_text(b"\x02" + rng.randbytes(5))
         port.send(frames.conflict_request(mac, A))
-    other = port.sniffer.wait_for(
-        lambda f: f.is_announcement and f.spa != A, PATIENCE, since=since
-    ).spa
+    other = claimed_other(port, A, since=since)
     cost = daemon.usage() - before
     assert cost.rss_kib < GROWTH_KIB, cost
     assert len(port.sniffer.announcements(A, since)) <= 1

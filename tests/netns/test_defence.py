@@ -21,6 +21,7 @@ from .helpers import (
     bind,
     claim,
     claimed,
+    claimed_other,
     harmless,
     probed,
     wait_ready,
@@ -49,10 +50,7 @@ CONFLICTS: dict[str, Callable[[str], bytes]] = {
 def _lost(port: Port, daemon: Daemon, conflict_ns: int, since: int) -> IPv4Address:
     """After the conflict at `conflict_ns` the address A is given up, and another one claimed; which one."""
     daemon.wait_line(rf"-> probing: conflict: {RIVAL} claims {A}", PATIENCE)
-    address = port.sniffer.wait_announcement(since=since, timeout=PATIENCE).spa
-    while address == A:
-        since += 1
-        address = port.sniffer.wait_announcement(since=since, timeout=PATIENCE).spa
+    address = claimed_other(port, A, since=since)
     assert port.host.link_local("eth0") == [address]
     # Nothing speaks for A any more, the kernel neither.
     assert [f for f in after(port.sniffer.arp(), conflict_ns) if f.spa == A] == []
@@ -150,15 +148,9 @@ def test_flood_of_conflicts_is_answered_once(port: Port, make_autoip: MakeDaemon
     since = port.sniffer.mark()
     for _ in range(200):
         port.send(frames.conflict_request(RIVAL, A))
-    address = _claimed_other(port, since)
+    address = claimed_other(port, A, since=since)
     assert len(port.sniffer.announcements(A, since)) <= 1
     assert {f.tpa for f in port.sniffer.probes(since=since)} == {address}
-
-
-def _claimed_other(port: Port, since: int) -> IPv4Address:
-    return port.sniffer.wait_for(
-        lambda f: f.is_announcement and f.spa != A, PATIENCE, since=since
-    ).spa
 
 
 def test_no_conflict_in_use(port: Port, make_autoip: MakeDaemon) -> None:
@@ -212,7 +204,7 @@ def test_neighbour_that_never_yields(port: Port, make_autoip: MakeDaemon) -> Non
     daemon = make_autoip(port, *FAST)
     neighbour = port.neighbour(disputes_announcements(first=2))
     daemon.start()
-    assert _claimed_other(port, 0) != A
+    claimed_other(port, A)
     wait_until(lambda: len(neighbour.answered) == 2, "two disputes")
     # Announced, disputed, defended, disputed again, given up.
     assert len(port.sniffer.announcements(A)) == 2

@@ -30,6 +30,7 @@ from .helpers import (
     bind,
     claim,
     claimed,
+    claimed_other,
     configuration,
     link,
     wait_ready,
@@ -177,12 +178,12 @@ def test_module_option_string(port: Port, make_program: MakeProgram, stack: Exit
     log.wait_line("probe 3/3")
     since = port.sniffer.mark()
     port.send(frames.conflict_request(RIVAL, A))
-    other = port.sniffer.wait_for(lambda f: f.is_announcement and f.spa != A, PATIENCE, since=since)
+    other = claimed_other(port, A, since=since)
     assert len(port.sniffer.announcements(A, since)) == 0
     # delay=200 is the longest pause of the probe phase.
     probes = port.sniffer.probes(A)
     assert 0.2 <= (probes[2].ns - probes[0].ns) / 1e9 <= 0.4
-    assert port.host.link_local("eth0") == [other.spa]
+    assert port.host.link_local("eth0") == [other]
 
 
 # Exit status 5
@@ -643,7 +644,7 @@ def test_service_manager(
     port: Port, make_program: MakeProgram, stack: ExitStack, kind: str
 ) -> None:
     """READY=1 once, when the first address is up; STATUS= with each state; STOPPING=1 at the end."""
-    daemon = make_program(port.host, "eth0", "--delay", "400", "--ip", str(A))
+    daemon = make_program(port.host, "eth0", "--delay", "1000", "--ip", str(A))
     path = str(daemon.folder / "notify")
     manager = stack.enter_context(_Manager(port.host, path if kind == "path" else "\0autoip-lab"))
     daemon.env["NOTIFY_SOCKET"] = path if kind == "path" else "@autoip-lab"
