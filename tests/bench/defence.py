@@ -25,7 +25,7 @@ DEFEND_INTERVAL = 10.0
 """RFC 3927 section 9: so long after a conflict the next one is defended against again."""
 REST = 0.006
 """Pause between two samples, in seconds: what a program does after its answer hits nobody's sample."""
-ADDRESS = IPv4Address("169.254.77.77")
+FIRST_ADDRESS = IPv4Address("169.254.77.1")
 
 
 @dataclass(slots=True)
@@ -123,12 +123,26 @@ class _Bench:
 
     def _bare(self, name: str, count: int = 1, *, apart: bool = True) -> Side:
         laid = self._cables(count, "bare")
-        for cable in laid:
-            self._start_bare(cable, apart=apart)
-        return Side(name, self._taps(laid), [ADDRESS] * count)
+        addresses = self._own(laid)
+        for cable, address in zip(laid, addresses, strict=True):
+            self._start_bare(cable, address, apart=apart)
+        return Side(name, self._taps(laid), addresses)
 
-    def _start_bare(self, cable: Cable, *, apart: bool) -> None:
-        answer = announcement(cable.mac, ADDRESS).hex()
+    def _own(self, laid: list[Cable]) -> list[IPv4Address]:
+        """Puts an address on each interface, as the daemons do.
+
+        The kernel reads an ARP frame before the sockets get it, and has more to do with an address.
+        """
+        addresses = [FIRST_ADDRESS + index for index in range(len(laid))]
+        lines = [
+            f"addr add {address}/16 dev {cable.name} scope link\n"
+            for cable, address in zip(laid, addresses, strict=True)
+        ]
+        laid[0].host.run("ip", "-batch", "-", stdin="".join(lines))
+        return addresses
+
+    def _start_bare(self, cable: Cable, address: IPv4Address, *, apart: bool) -> None:
+        answer = announcement(cable.mac, address).hex()
         words = (self._setting.workshop.program("bare_loop"), cable.name, answer)
         command = self._settings(apart).command(*words, apart=apart)
         process = self._stack.enter_context(Daemon(cable.host, cable.name, command))
@@ -142,11 +156,12 @@ class _Bench:
     def _helper(self, name: str, *options: str, apart: bool = True) -> Side:
         laid = self._cables(1, "helper")
         cable = laid[0]
-        arguments = (cable.name, cable.raw_mac.hex(), str(ADDRESS), *options)
+        address = self._own(laid)[0]
+        arguments = (cable.name, cable.raw_mac.hex(), str(address), *options)
         self._stack.enter_context(
             helper(self._settings(apart), cable, "reflex", *arguments, apart=apart)
         )
-        return Side(name, self._taps(laid), [ADDRESS])
+        return Side(name, self._taps(laid), [address])
 
     def _start_daemons(self) -> None:
         laid = self._cables(self._interfaces, "autoip")
