@@ -87,7 +87,7 @@ static bool answered(int link, uint8_t frame[AUTOIP_FRAME_LEN], int timeout_ms)
            recv(link, frame, AUTOIP_FRAME_LEN, 0) == AUTOIP_FRAME_LEN;
 }
 
-/* After this the thread has handled all that was sent before: a frame takes its turn. */
+/* Watches another address; nothing from before is told any more. */
 static void settle(struct host *host)
 {
     CHECK(autoip_socket_watch(host->sock, AUTOIP_DEFEND, OTHER, 99) == 0);
@@ -122,7 +122,6 @@ static void test_silence(void)
     struct host host = host_new();
     uint8_t frame[AUTOIP_FRAME_LEN];
 
-    conflict(host.link, OURS); /* nothing is watched yet */
     CHECK(autoip_socket_watch(host.sock, AUTOIP_DEFEND, OURS, 1) == 0);
     make_frame(frame, their_mac, 0, OURS, 1); /* def-probed */
     CHECK(send(host.link, frame, sizeof frame, 0) > 0);
@@ -130,6 +129,9 @@ static void test_silence(void)
     CHECK(send(host.link, frame, sizeof frame, 0) > 0);
     CHECK(send(host.link, frame, 41, 0) == 41);
     CHECK(send(host.link, frame, 0, 0) == 0);
+    conflict(host.link, OURS);
+    collect(host.reactor, 1); /* this one, and none of those before */
+    CHECK(memcmp(events[0].frame + 22, their_mac, 6) == 0 && events[0].frame[31] == 20);
     CHECK(autoip_socket_watch(host.sock, AUTOIP_SILENT, 0, 2) == 0);
     conflict(host.link, OURS);
     conflict(host.link, 0);
