@@ -103,6 +103,7 @@ static void batch_renew(struct autoip_batch *batch)
     for (int i = 0; i < batch->used; i++)
         batch->headers[i].msg_hdr.msg_controllen = sizeof batch->entries[i].control;
     batch->used = 0;
+    batch->boottime_ns = 0;
 }
 
 int autoip_packet_wait(int fd, struct autoip_batch *batch)
@@ -135,7 +136,7 @@ int autoip_packet_receive(int fd, struct autoip_batch *batch)
  * Both clocks at the same time: the thread may be pushed aside between two readings, so the
  * closest of a few counts.
  */
-static void read_clocks(uint64_t *boottime, uint64_t *wall)
+static void read_clocks(struct autoip_batch *batch)
 {
     uint64_t closest = UINT64_MAX;
 
@@ -146,8 +147,8 @@ static void read_clocks(uint64_t *boottime, uint64_t *wall)
 
         if (after - before < closest) {
             closest = after - before;
-            *boottime = before + closest / 2;
-            *wall = between;
+            batch->boottime_ns = before + closest / 2;
+            batch->wall_ns = between;
         }
     }
 }
@@ -155,10 +156,14 @@ static void read_clocks(uint64_t *boottime, uint64_t *wall)
 uint64_t autoip_batch_received(struct autoip_batch *batch, int i)
 {
     struct msghdr *header = &batch->headers[i].msg_hdr;
-    uint64_t now = 0;
-    uint64_t wall = 0;
+    uint64_t now;
+    uint64_t wall;
 
-    read_clocks(&now, &wall);
+    /* Not before now: an answer may have gone out in between, and did not wait for this. */
+    if (batch->boottime_ns == 0)
+        read_clocks(batch);
+    now = batch->boottime_ns;
+    wall = batch->wall_ns;
     for (struct cmsghdr *c = CMSG_FIRSTHDR(header); c != NULL; c = CMSG_NXTHDR(header, c)) {
         struct timespec at;
         uint64_t stamp;

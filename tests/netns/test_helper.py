@@ -216,8 +216,14 @@ def collect(reactor: Reactor, count: int) -> list[Received]:
     return events
 
 
+def nothing_but(wire: Wire, reactor: Reactor, frame: bytes) -> None:
+    """Sends a conflict; it is the only one: whatever was sent before was none."""
+    wire.peer.send(frame)
+    assert [event.frame for event in collect(reactor, 1)] == [frame[:FRAME_LENGTH]]
+
+
 def settle(wire: Wire, reactor: Reactor, sock: ArpSocket) -> None:
-    """All frames sent before have been handled, and none was a conflict."""
+    """Watches another address; nothing from before is told any more."""
     sock.watch(Phase.DEFEND, OTHER)
     wire.peer.send(arp(THEIR_MAC, OTHER, OURS))
     assert [event.generation for event in collect(reactor, 1)] == [sock.generation]
@@ -406,7 +412,7 @@ def test_vlan_tagged_frames_are_no_conflict(wire: Wire, reactor: Reactor, tpid: 
     for vid in (1, 5, 4094):
         wire.peer.send(arp(THEIR_MAC, OURS, OTHER, tags=struct.pack("!HH", tpid, vid)))
     wire.peer.send(arp(THEIR_MAC, OURS, OTHER, tags=struct.pack("!HHHH", tpid, 5, 0x8100, 6)))
-    settle(wire, reactor, sock)
+    nothing_but(wire, reactor, arp(PEER_MAC, OURS, OTHER))
 
 
 def test_frames_to_others_are_no_conflict(wire: Wire, reactor: Reactor) -> None:
@@ -415,10 +421,8 @@ def test_frames_to_others_are_no_conflict(wire: Wire, reactor: Reactor) -> None:
     sock = wire.open(reactor)
     sock.watch(Phase.DEFEND, OURS)
     wire.peer.send(arp(THEIR_MAC, OURS, OTHER, to=bytes.fromhex("020000000009")))
-    settle(wire, reactor, sock)
-    sock.watch(Phase.DEFEND, OURS)
-    wire.peer.send(arp(THEIR_MAC, OURS, OTHER, to=OUR_MAC))
-    collect(reactor, 1)
+    nothing_but(wire, reactor, arp(PEER_MAC, OURS, OTHER))
+    nothing_but(wire, reactor, arp(THEIR_MAC, OURS, OTHER, to=OUR_MAC))
 
 
 def test_what_we_send_is_no_conflict(wire: Wire, reactor: Reactor) -> None:
@@ -427,7 +431,7 @@ def test_what_we_send_is_no_conflict(wire: Wire, reactor: Reactor) -> None:
     sock.watch(Phase.DEFEND, OURS)
     wire.listen("own").send(CONFLICT)
     assert wire.heard()[0] == CONFLICT
-    settle(wire, reactor, sock)
+    nothing_but(wire, reactor, arp(PEER_MAC, OURS, OTHER))
 
 
 def test_send_returns_no_earlier_than_the_wire(wire: Wire, reactor: Reactor) -> None:
