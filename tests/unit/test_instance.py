@@ -10,7 +10,7 @@ import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -327,13 +327,14 @@ def test_planted_files_are_refused(tmp_path: Path) -> None:
     directory = tmp_path / "run"
     directory.mkdir()
     path = file_of(directory)
-    for make, text in (
+    cases: tuple[tuple[Callable[[], None], str], ...] = (
         (lambda: path.symlink_to(aim), "symbolic link"),
         (lambda: path.symlink_to(tmp_path / "nowhere"), "symbolic link"),
         (lambda: os.link(aim, path), "another name"),
         (lambda: os.mkfifo(path), "regular"),
         (lambda: os.mknod(path, 0o600 | stat.S_IFREG), "by others"),
-    ):
+    )
+    for make, text in cases:
         make()
         if text == "by others":
             path.chmod(0o620)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -110,3 +112,22 @@ def test_a_busy_manager_does_not_block_for_ever(tmp_path: Path) -> None:
         assert received(receiver) == ["x"] * sent
         notifier.ready()
         assert received(receiver) == ["READY=1"]
+
+
+def test_a_busy_manager_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("autoip.notify.SEND_TIMEOUT", 30.0)
+    name = str(tmp_path / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
+        receiver.bind(name)
+        notifier = Notifier({"NOTIFY_SOCKET": name})
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as filler:
+            filler.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    filler.sendto(b"x", name)
+        timer = threading.Timer(0.1, received, [receiver])
+        timer.start()
+        notifier.ready()
+        timer.join()
+        # Taken once there was room.
+        assert notifier._ready
