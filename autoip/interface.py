@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from random import Random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from autoip import arp, ipv4ll
 from autoip.acd import Defence, Listen
@@ -35,10 +35,15 @@ from autoip.report import VERSION
 from autoip.store import Store
 from autoip.teller import Teller
 
+if TYPE_CHECKING:
+    from autoip.script import ScriptRunner
+
 _PHASES = {Listen.NOTHING: Phase.SILENT, Listen.PROBE: Phase.PROBE, Listen.DEFEND: Phase.DEFEND}
 
 _REQUEST_TIMEOUT = 5.0
 """Seconds after which a netlink request counts as refused."""
+_SCRIPT_GRACE = 1.0
+"""Seconds that a script may leave the interface without the address."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +86,7 @@ class Interface:
         self, teller: Teller, options: Options, instance: Instance, shared: Shared
     ) -> None:
         self.name = teller.name
+        self.script: ScriptRunner | None = None  # told of the address, if there is one
         self.teller = teller
         self.options = options
         self.link: Link | None = None
@@ -99,7 +105,7 @@ class Interface:
         self._leftover: IPv4Address | None = None  # what an instance that crashed held
         self._trouble = ""  # why there is no link, as last logged
         self._raised: int | None = None  # index of the link that was brought up
-        self._stopped = False
+        self._ending: asyncio.Task[None] | None = None
 
     # --- what comes in -----------------------------------------------------------------------
 
@@ -130,10 +136,13 @@ class Interface:
         """An address left the interface.
 
         If it is ours, ask whether that is still so: the message may be the echo of our own
-        request, older than what came after it.
+        request, older than what came after it.  A script may take it off and put it on again.
         """
         if self._is_own(address):
-            self._request(self._verify)
+            if self.script is not None and self.script.binding:
+                asyncio.get_running_loop().call_later(_SCRIPT_GRACE, self.resynchronise)
+            else:
+                self._request(self._verify)
         elif address.address != self._disowned:
             text, prefixlen = str(address.address), address.prefixlen
             self.teller.publish("address-removed", address=text, prefixlen=prefixlen)
@@ -142,9 +151,14 @@ class Interface:
         return self.owned is not None and address.address == self.owned.address
 
     def resynchronise(self) -> None:
-        """Messages of the kernel were lost: see whether the address is still there."""
+        """See whether the address is still there: messages of the kernel may have been lost."""
         if self.owned is not None:
             self._request(self._verify)
+
+    def script_bound(self) -> None:
+        """The script knows of the address; put right what it did to it."""
+        if self.owned is not None:
+            self._request(self._settle)
 
     def tick(self) -> None:
         """Time has passed."""
@@ -201,8 +215,15 @@ class Interface:
         }
 
     async def stop(self) -> None:
-        """Take off what was set up and let go of the interface."""
-        self._stopped = True
+        """Take off what was set up.  May be called more than once."""
+        if self._ending is None:
+            self._ending = asyncio.get_running_loop().create_task(self._stop())
+        await asyncio.shield(self._ending)
+
+    async def _stop(self) -> None:
+        if self.script is not None:
+            # Defended until the script has let go of it: it may take the address off itself.
+            await self.script.stop()
         if self._recovery is not None:
             self._recovery.cancel()
         with self._guarded("stop"):
@@ -211,6 +232,9 @@ class Interface:
             await asyncio.wait([self._worker])
         if self._saving is not None:
             await asyncio.wait([self._saving])
+
+    def release(self) -> None:
+        """After `stop`: another instance may serve the interface."""
         if self.owned is None:  # else the record stays, for the next instance to take over
             self._instance.release()
 
@@ -323,7 +347,7 @@ class Interface:
             return self.core.remembered
         if self.options.first is not None:
             return self.options.first
-        return self._leftover or self._saved(mac)
+        return self._leftover or self._saved(mac) or self._saved_by_avahi(mac)
 
     def _saved(self, mac: bytes) -> IPv4Address | None:
         try:
@@ -331,6 +355,16 @@ class Interface:
         except StateProblem as problem:
             self.teller.say(logging.WARNING, str(problem))
             return None
+
+    def _saved_by_avahi(self, mac: bytes) -> IPv4Address | None:
+        try:
+            address = self._shared.store.load_avahi(mac)
+        except StateProblem as problem:
+            self.teller.say(logging.DEBUG, str(problem))
+            return None
+        if address is not None:
+            self.teller.say(logging.INFO, f"tries {address} first, which avahi-autoipd saved")
+        return address
 
     # --- what the core wants -----------------------------------------------------------------
 
@@ -384,10 +418,16 @@ class Interface:
             match event:
                 case ipv4ll.Configure(address=address):
                     self._configure(core, address)
-                case ipv4ll.Unconfigure(address=address):
+                case ipv4ll.Unconfigure(address=address, conflict=conflict):
                     self._remove(address)
+                    if self.script is not None:
+                        self.script.lost(conflict=conflict)
                 case ipv4ll.Claimed(address=address):
                     self._save(core.mac, address)
+                    if self.script is not None:
+                        self.script.bound(address)
+        if self.script is not None and core.address is None:
+            self.script.lost()  # somebody else took it off
 
     # --- requests to the kernel, one after the other -----------------------------------------
 
@@ -453,6 +493,13 @@ class Interface:
         if not any(a.index == link.index and a.address == core.address for a in addresses):
             core.removed(self._shared.clock())
 
+    async def _settle(self) -> None:
+        """After a script: give the address back what is ours, or claim it again if it is gone."""
+        await self._verify()
+        core, link = self.core, self.link
+        if core is not None and link is not None and core.address is not None:
+            await self._shared.netlink.add_address(link, core.address, replace=True)
+
     # --- state, and what must not happen -----------------------------------------------------
 
     def _save(self, mac: bytes, address: IPv4Address) -> None:
@@ -480,9 +527,11 @@ class Interface:
         self.teller.say(logging.ERROR, text, error)
         self._close()
         self.core = None
+        if self.script is not None:
+            self.script.lost()
         if self.owned is not None:
             self._remove(self.owned.address)
-        if self._recovery is None and not self._stopped:
+        if self._recovery is None and self._ending is None:
             loop = asyncio.get_running_loop()
             self._recovery = loop.call_later(CONFIGURE_RETRY, self._recover)
 
