@@ -66,6 +66,15 @@ need_peers() {
     [[ -x /lib/systemd/systemd-networkd ]] || packages+=(systemd)
 }
 
+# What judges the service, the manual and the completions.
+need_documents() {
+    need systemd systemd-analyze
+    need udev udevadm
+    need mandoc mandoc
+    need zsh zsh
+    need fish fish
+}
+
 collect() {
     case $1 in
     build)
@@ -77,6 +86,7 @@ collect() {
         ;;
     test)
         need iproute2 ip
+        need_documents
         need_peers
         ;;
     check)
