@@ -612,8 +612,8 @@ def test_if_removed_again_and_again_is_not_fought_at_full_speed() -> None:
 def test_if_resume_probes_again() -> None:
     link, host = bound()
     link.wire.clear()
-    host.core.restart(link.now, "the machine slept")
-    host.pump()
+    host.link_down()
+    host.link_up()
     assert host.on_interface is None
     link.run(LONG)
     assert host.core.address == A
