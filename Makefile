@@ -19,6 +19,9 @@ C_SOURCES := $(filter-out csrc/_%,$(wildcard csrc/*.c))
 C_FLAGS := -std=gnu11 -O2 -D_GNU_SOURCE -pthread -Icsrc -Wall -Wextra -Werror
 SHELL_FILES := $(wildcard .ci/run share/completions/*.bash tests/*.sh tests/*/*.sh) \
 	$(shell grep -lsE '^\#!.*[/ ](ba|da)?sh( |$$)' hooks/* hooks/*/*)
+# The sanitizers of older compilers cannot place their shadow memory where the kernel spreads its
+# mappings over 32 bits; a container may forbid to ask for less.
+NO_ASLR := $(shell setarch -R true 2>/dev/null && echo setarch -R)
 PIP := $(PY) -m pip --disable-pip-version-check --no-input -q
 
 # Where `make install` puts things.  DESTDIR is for packagers.
@@ -40,8 +43,6 @@ AS_ROOT := $(shell command -v sudo)
 ifeq ($(AS_ROOT),)
 AS_ROOT := sh -c 'echo >&2 "autoip: this needs root and there is no sudo: run make as root"; exit 1' --
 endif
-# The demo needs no rights outside its own namespaces.
-IN_NAMESPACE := unshare --user --map-root-user --net --mount
 endif
 
 help: ## list the targets
@@ -58,7 +59,9 @@ ifneq ($(strip $(IFACE)),)
 	@exec $(AS_ROOT) $(PY) -m autoip $(IFACE) $(ARGS)
 else
 	@bash tests/deps.sh demo
-	@exec $(IN_NAMESPACE) $(PY) tests/demo/run.py $(ARGS)
+	@# Where users may make namespaces, the demo is root in one of its own.
+	@if unshare --user --map-root-user --net true 2>/dev/null; then exec $(PY) -m tests.demo $(ARGS); \
+	else exec $(AS_ROOT) $(PY) -m tests.demo $(ARGS); fi
 endif
 
 test: $(VENV)/.dev ## all tests: C, then pytest (those that need root are skipped without)
@@ -80,12 +83,12 @@ check: $(VENV)/.dev ## linters, types, C warnings, sanitizers, valgrind
 			done; \
 		fi; \
 	done
-	$(MAKE) --no-print-directory -C tests/c asan
+	$(NO_ASLR) $(MAKE) --no-print-directory -C tests/c asan tsan
 	$(MAKE) --no-print-directory -C tests/c valgrind
 
 bench: $(VENV)/.dev ## the benchmarks, each beside what it is measured against (root)
 	@bash tests/deps.sh test
-	@exec $(AS_ROOT) $(PY) tests/bench/run.py $(ARGS)
+	@exec $(AS_ROOT) $(PY) -m tests.bench $(ARGS)
 
 build: $(VENV)/.dev ## source distribution and wheel, into dist/
 	$(PY) -m build --no-isolation --outdir dist .

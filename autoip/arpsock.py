@@ -1,7 +1,7 @@
 """Packet sockets for ARP, and timers, in the C helper.
 
-The only importer of `autoip._arpsock`.  A `Reactor` owns a thread that waits for the sockets
-of all interfaces without the interpreter's lock.  The kernel's filter lets through nothing
+The only importer of `autoip._arpsock`.  Each socket has a thread that waits without the
+interpreter's lock; a `Reactor` collects what they report.  The kernel's filter lets through nothing
 but conflicts for the watched address; the first of them, once the address is defended, the
 thread answers by itself with the frame given to `ArpSocket.arm()`.
 
@@ -29,7 +29,7 @@ FRAME_LENGTH: int = lib.AUTOIP_FRAME_LEN
 _NS = 1_000_000_000
 _EVENT = struct.Struct("@QQII42s6x")
 _DRAIN_AT_ONCE = 256
-_UINT64_MAX = 0xFFFF_FFFF_FFFF_FFFF
+_NEVER_NS = 2**63  # where the kernel's own counter ends
 
 # A sleep shorter than this is none; reading two clocks may take about as long on a busy machine.
 _SLEEP_MIN = 0.1
@@ -67,10 +67,10 @@ class Received(NamedTuple):
 
 
 class Reactor:
-    """The thread and its queue of events.  Usable in a with statement.
+    """The sockets and the queue of their events.  Usable in a with statement.
 
     Raises:
-        OSError: no memory, threads or descriptors left.
+        OSError: no memory or descriptors left.
     """
 
     def __init__(self) -> None:
@@ -120,7 +120,8 @@ class Reactor:
             mac: the interface's own hardware address, 6 bytes.
 
         Raises:
-            OSError: EPERM without CAP_NET_RAW, ENODEV if there is no such interface.
+            OSError: EPERM without CAP_NET_RAW, ENODEV if there is no such interface, EAGAIN if no
+                thread can be started.
         """
         reactor = self._open()
         if not isinstance(index, int):
@@ -134,7 +135,7 @@ class Reactor:
         return opened
 
     def close(self) -> None:
-        """Closes all sockets and ends the thread.  Harmless when repeated."""
+        """Closes all sockets.  Harmless when repeated."""
         for opened in list(self._sockets.values()):
             opened.close()
         self._fd = -1
@@ -295,7 +296,7 @@ class Timer(_Descriptor):
         if at is None:
             nanoseconds = 0
         else:
-            if not at * _NS < _UINT64_MAX / 2:
+            if not math.isfinite(at) or at * _NS >= _NEVER_NS:
                 raise ValueError(f"time: {at}")
             # Rounded up: readable never before `at`.  0 would mean never.
             nanoseconds = max(1, math.ceil(at * _NS))

@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import contextlib
 import json
-import selectors
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any
 
 from autoip import usage
 from autoip.client import Connection, ask, checked, runtime_directory, served
 from autoip.errors import AutoipError, NotRunning, UsageError
 from autoip.report import VERSION, event
 from autoip.usage import Parser, interface_name
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # `typing` takes milliseconds to import
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from typing import Any
 
 _RETRY = 0.25  # seconds between two looks for a daemon that is not there
 
@@ -72,8 +73,12 @@ def wait(words: Sequence[str], environ: Mapping[str, str]) -> int:
     found = parser("wait").parse_args(words)
     timeout = None if found.timeout is None else _seconds(found.timeout)
     name = interface_name(found.interface)
-    running = False
-    for happened in _events(runtime_directory(environ), [name], timeout):
+    directory = runtime_directory(environ)
+    now = _report(directory, name)  # however short the time is
+    if now["address"]:
+        return 0
+    running = now["state"] != "not-running"
+    for happened in _events(directory, [name], timeout):
         running = happened["event"] not in ("lost", "stopped")
         if happened["event"] == "status" and happened["status"]["address"]:
             return 0
@@ -117,7 +122,7 @@ def _seconds(text: str) -> float:
 # --- what daemons say ----------------------------------------------------------------------------
 
 
-def _report(directory: Path, name: str) -> dict[str, Any]:
+def _report(directory: str, name: str) -> dict[str, Any]:
     try:
         report: dict[str, Any] = ask(directory, name, "status")["status"]
     except NotRunning:
@@ -126,9 +131,11 @@ def _report(directory: Path, name: str) -> dict[str, Any]:
 
 
 def _events(
-    directory: Path, names: Sequence[str], timeout: float | None
+    directory: str, names: Sequence[str], timeout: float | None
 ) -> Iterator[dict[str, Any]]:
     """What happens to the interfaces (none named: all that are served) until the time is over."""
+    import selectors
+
     deadline = None if timeout is None else time.monotonic() + timeout
     open_now: dict[str, Connection] = {}
     stopped: set[str] = set()
@@ -242,7 +249,9 @@ COMMANDS: Mapping[str, Callable[[Sequence[str], Mapping[str, str]], int]] = {
 def main(command: str, words: Sequence[str], environ: Mapping[str, str]) -> int:
     """Run one of COMMANDS; return its exit status."""
     try:
-        return COMMANDS[command](words, environ)
+        result = COMMANDS[command](words, environ)
+        sys.stdout.flush()
+        return result
     except BrokenPipeError:
         # Whoever read our output has enough.  What is still in the buffer would raise again.
         with contextlib.suppress(OSError):

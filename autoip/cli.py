@@ -21,7 +21,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"autoip: {error}", file=sys.stderr)
         return error.exit_status
     except KeyboardInterrupt:
-        return 0
+        # Interrupted is not the same as "held" or "free".
+        return 130 if words[:1] in (["wait"], ["probe"]) else 0
 
 
 def parser(command: str) -> Parser:

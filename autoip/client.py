@@ -5,24 +5,28 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+import struct
 
 from autoip.errors import AutoipError, NoPermission, NotRunning
 from autoip.report import VERSION, socket_name
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # a command is to start fast
+    from collections.abc import Mapping
+    from typing import Any
+
 _TRIES = 3  # a daemon under a flood of connections may drop one of ours
-_ANSWER_TIME = 10.0
+_ANSWER_TIME = 10
+_STOP_TIME = 60  # the daemon may have to wait for a script
 _LINE_MAX = 1 << 20
 
 
-def runtime_directory(environ: Mapping[str, str]) -> Path:
+def runtime_directory(environ: Mapping[str, str]) -> str:
     """Where the daemons' sockets are: $RUNTIME_DIRECTORY, as it is for the daemon."""
-    return Path(environ.get("RUNTIME_DIRECTORY", "").split(":", 1)[0] or "/run/autoip")
+    return environ.get("RUNTIME_DIRECTORY", "").split(":", 1)[0] or "/run/autoip"
 
 
-def served(directory: Path) -> list[str]:
+def served(directory: str) -> list[str]:
     """The interfaces of this network namespace whose daemons have a socket."""
     prefix, suffix = socket_name(_namespace(), "\0").split("\0")
     try:
@@ -51,16 +55,20 @@ class Connection:
     Raises:
         NotRunning: no daemon serves the interface.
         NoPermission: its socket may not be used.
+        AutoipError: the daemon does not take the request.
     """
 
-    def __init__(self, directory: Path, interface: str, request: str) -> None:
+    def __init__(self, directory: str, interface: str, request: str) -> None:
         self.interface = interface
         self._waiting = b""
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        path = directory / socket_name(_namespace(), interface)
+        path = os.path.join(directory, socket_name(_namespace(), interface))
+        # The kernel's time-outs: with Python's own, connect() fails at once while many others wait.
+        limit = struct.pack("@ll", _STOP_TIME if request == "stop" else _ANSWER_TIME, 0)
         try:
-            self._socket.settimeout(_ANSWER_TIME)
-            self._socket.connect(str(path))
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+            self._socket.connect(path)
             message = {"version": VERSION, "request": request}
             self._socket.sendall(json.dumps(message).encode() + b"\n")
         except PermissionError as error:
@@ -69,9 +77,12 @@ class Connection:
         except (FileNotFoundError, ConnectionError) as error:
             self.close()
             raise NotRunning(interface) from error
-        except BaseException:
+        except BlockingIOError as error:
             self.close()
-            raise
+            raise AutoipError(f"{interface}: the daemon does not answer") from error
+        except OSError as error:
+            self.close()
+            raise AutoipError(f"{path}: {error.strerror or error}") from error
 
     def fileno(self) -> int:
         """Readable when `read` has something to tell."""
@@ -85,12 +96,14 @@ class Connection:
         """Wait for messages; None: the daemon has closed, or is no daemon of ours.
 
         Raises:
-            TimeoutError: nothing came in time.
+            AutoipError: nothing came in time.
         """
         try:
             data = self._socket.recv(65536)
         except ConnectionError:
             return None
+        except BlockingIOError:
+            raise AutoipError(f"{self.interface}: the daemon does not answer") from None
         if not data:
             return None
         *lines, self._waiting = (self._waiting + data).split(b"\n")
@@ -103,7 +116,7 @@ class Connection:
         return messages
 
 
-def ask(directory: Path, interface: str, request: str) -> dict[str, Any]:
+def ask(directory: str, interface: str, request: str) -> dict[str, Any]:
     """Send a request, return the answer.
 
     Raises:
@@ -117,8 +130,6 @@ def ask(directory: Path, interface: str, request: str) -> dict[str, Any]:
             while (messages := connection.read()) is not None:
                 if messages:
                     return checked(interface, messages[0])
-        except TimeoutError:
-            raise AutoipError(f"{interface}: the daemon does not answer") from None
         finally:
             connection.close()
     raise NotRunning(interface)

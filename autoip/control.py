@@ -90,18 +90,23 @@ class Server:
     async def open(self) -> None:
         """Listen.  The caller holds the interface's lock, so an older socket is a dead one.
 
+        The socket gets its name when everyone may connect to it: a client never meets one that is
+        not ready.
+
         Raises:
             OSError: the file system or the length of the path does not allow it.
         """
+        path = self.path.with_name(f".{self.path.name}")
         with contextlib.suppress(FileNotFoundError):
-            self.path.unlink()
+            path.unlink()
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            listener.bind(str(self.path))
-            self.path.chmod(0o666)
+            listener.bind(str(path))
+            path.chmod(0o666)
             self._server = await asyncio.get_running_loop().create_unix_server(
                 lambda: _Client(self), sock=listener, backlog=_BACKLOG
             )
+            path.rename(self.path)
         except BaseException:
             listener.close()
             raise
@@ -206,6 +211,8 @@ class _Client(asyncio.Protocol):
                 self.finish()
             case "stop" if self._may_change():
                 self.stopping = True
+                if self._timeout is not None:
+                    self._timeout.cancel()  # a script may have to be waited for
                 task = asyncio.get_running_loop().create_task(self._stop())
                 self.server.tasks.add(task)
                 task.add_done_callback(self.server.tasks.discard)

@@ -51,6 +51,8 @@ class Settings:
         keep_state: whether to read and write the last addresses.
         progress: log level of step-by-step lines.
         environ: the process's environment.
+        script: absolute path of what is told of each address; None if there is no such thing.
+        script_style: how, one of `script.STYLES`.
     """
 
     interfaces: Sequence[str]
@@ -58,6 +60,8 @@ class Settings:
     keep_state: bool
     progress: int
     environ: Mapping[str, str]
+    script: str | None = None
+    script_style: str = ""
 
 
 async def run(settings: Settings, log: logging.Logger) -> None:
@@ -66,7 +70,7 @@ async def run(settings: Settings, log: logging.Logger) -> None:
     Raises:
         AutoipError: no interface can be served; nothing is left behind.
     """
-    netlink = Netlink()
+    netlink = Netlink(_label_suffix(settings))
     await netlink.open()
     try:
         with Reactor() as reactor:
@@ -119,6 +123,8 @@ class Daemon:
         links, addresses = await self._netlink.snapshot()
         self._try_packet_socket(links)
         self._interfaces = self._open(_chosen(self._settings.interfaces, links), links)
+        if self._settings.script is not None:
+            self._interfaces = await self._scripted(self._settings.script, self._interfaces)
         loop.add_reader(self._reactor.fileno(), self._on_frames)
         loop.add_reader(self._timer.fileno(), self._on_timer)
         loop.add_reader(self._clock_watch.fileno(), self._on_clock)
@@ -163,11 +169,7 @@ class Daemon:
                 opened.append(self._open_one(name, directory, links))
             except AutoipError as error:
                 failures.append(error)
-        if not opened:
-            raise failures[0]
-        for failure in failures:
-            self._log.error("%s", failure)
-        return opened
+        return _remaining(opened, failures, self._log)
 
     def _open_one(self, name: str, directory: Path, links: Sequence[Link]) -> Interface:
         for link in links:
@@ -188,6 +190,33 @@ class Daemon:
         )
         return Interface(teller, self._settings.options, instance, self._shared)
 
+    async def _scripted(self, file: str, interfaces: Sequence[Interface]) -> list[Interface]:
+        """Give each interface the script; one whose first call fails costs only itself."""
+        from autoip.script import STYLES, ScriptRunner
+
+        async def init(interface: Interface) -> AutoipError | None:
+            interface.script = ScriptRunner(
+                file,
+                STYLES[self._settings.script_style],
+                interface.name,
+                interface.teller.say,
+                interface.script_bound,
+            )
+            try:
+                await interface.script.init()
+            except AutoipError as error:
+                await interface.stop()
+                interface.release()
+                return error
+            return None
+
+        failures = await asyncio.gather(*map(init, interfaces))
+        return _remaining(
+            [i for i, failure in zip(interfaces, failures, strict=True) if failure is None],
+            [failure for failure in failures if failure is not None],
+            self._log,
+        )
+
     async def _serve(self, interface: Interface) -> None:
         """Open the interface's control socket; a file system that refuses it costs nothing else."""
 
@@ -207,7 +236,8 @@ class Daemon:
         try:
             await server.open()
         except OSError as error:
-            self._log.warning("%s: no control socket %s: %s", interface.name, path, error.strerror)
+            why = error.strerror or error
+            self._log.warning("%s: no control socket %s: %s", interface.name, path, why)
         else:
             self._servers[interface.name] = server
 
@@ -216,11 +246,13 @@ class Daemon:
         if interface not in self._interfaces:
             return
         await interface.stop()
+        if interface not in self._interfaces:
+            return  # somebody else ended it as well
+        self._interfaces.remove(interface)
         interface.teller.publish("stopped")
-        if interface in self._interfaces:
-            self._interfaces.remove(interface)
         if (server := self._servers.pop(interface.name, None)) is not None:
             await server.close()
+        interface.release()  # now that the socket's name is free
         self._changed()
 
     # --- what happens ------------------------------------------------------------------------
@@ -330,6 +362,22 @@ class Daemon:
         if status != self._status:
             self._status = status
             self._notifier.status(status)
+
+
+def _remaining(
+    interfaces: list[Interface], failures: Sequence[AutoipError], log: logging.Logger
+) -> list[Interface]:
+    """Those that can be served; the failures of the others are logged, or raised if all failed."""
+    if not interfaces:
+        raise failures[0]
+    for failure in failures:
+        log.error("%s", failure)
+    return interfaces
+
+
+def _label_suffix(settings: Settings) -> str:
+    """avahi-autoipd's scripts flush the addresses that have its label before they add theirs."""
+    return "avahi" if settings.script is not None and settings.script_style == "avahi" else "autoip"
 
 
 def _summary(interface: Interface) -> str:

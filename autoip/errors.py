@@ -73,6 +73,12 @@ class NotArp(AutoipError):
     exit_status = 5
 
 
+class CannotTell(AutoipError):
+    """Whether an address is free could not be found out."""
+
+    exit_status = 6
+
+
 class KernelRefused(AutoipError):
     """A request to the kernel failed.
 

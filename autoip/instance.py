@@ -200,8 +200,8 @@ def _lock(handle: int, directory: Path, name: str, interface: str) -> int:
 
 
 def _open_file(handle: int, directory: Path, name: str) -> int:
-    # O_NOFOLLOW: never create or lock what a link points at. O_NONBLOCK: never wait for a FIFO.
-    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    # O_NOFOLLOW: never create or lock what a link points at. (Opened for both, a FIFO does not wait.)
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
     try:
         # 0600: who can open a file can lock it, and so could keep us away.
         file = os.open(name, flags, 0o600, dir_fd=handle)

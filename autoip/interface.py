@@ -18,9 +18,10 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from ipaddress import IPv4Address
 from random import Random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from autoip import arp, ipv4ll
 from autoip.acd import Defence, Listen
@@ -29,16 +30,21 @@ from autoip.arpsock import ArpSocket, Phase, Reactor, Received
 from autoip.constants import CONFIGURE_RETRY, DELAY_DEFAULT, Timing
 from autoip.errors import KernelRefused, StateProblem
 from autoip.instance import Held, Instance
-from autoip.ipv4ll import Ipv4ll
+from autoip.ipv4ll import Ipv4ll, State
 from autoip.netlink import PROTOCOL, Address, Link, Netlink
 from autoip.report import VERSION
 from autoip.store import Store
 from autoip.teller import Teller
 
+if TYPE_CHECKING:
+    from autoip.script import ScriptRunner
+
 _PHASES = {Listen.NOTHING: Phase.SILENT, Listen.PROBE: Phase.PROBE, Listen.DEFEND: Phase.DEFEND}
 
 _REQUEST_TIMEOUT = 5.0
 """Seconds after which a netlink request counts as refused."""
+_SCRIPT_GRACE = 1.0
+"""Seconds that a script may leave the interface without the address."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +87,7 @@ class Interface:
         self, teller: Teller, options: Options, instance: Instance, shared: Shared
     ) -> None:
         self.name = teller.name
+        self.script: ScriptRunner | None = None  # told of the address, if there is one
         self.teller = teller
         self.options = options
         self.link: Link | None = None
@@ -99,7 +106,7 @@ class Interface:
         self._leftover: IPv4Address | None = None  # what an instance that crashed held
         self._trouble = ""  # why there is no link, as last logged
         self._raised: int | None = None  # index of the link that was brought up
-        self._stopped = False
+        self._ending: asyncio.Task[None] | None = None
 
     # --- what comes in -----------------------------------------------------------------------
 
@@ -130,10 +137,13 @@ class Interface:
         """An address left the interface.
 
         If it is ours, ask whether that is still so: the message may be the echo of our own
-        request, older than what came after it.
+        request, older than what came after it.  A script may take it off and put it on again.
         """
         if self._is_own(address):
-            self._request(self._verify)
+            if self.script is not None and self.script.binding:
+                asyncio.get_running_loop().call_later(_SCRIPT_GRACE, self.resynchronise)
+            else:
+                self._request(self._verify)
         elif address.address != self._disowned:
             text, prefixlen = str(address.address), address.prefixlen
             self.teller.publish("address-removed", address=text, prefixlen=prefixlen)
@@ -142,9 +152,14 @@ class Interface:
         return self.owned is not None and address.address == self.owned.address
 
     def resynchronise(self) -> None:
-        """Messages of the kernel were lost: see whether the address is still there."""
+        """See whether the address is still there: messages of the kernel may have been lost."""
         if self.owned is not None:
             self._request(self._verify)
+
+    def script_bound(self) -> None:
+        """The script knows of the address; put right what it did to it."""
+        if self.owned is not None:
+            self._request(self._settle)
 
     def tick(self) -> None:
         """Time has passed."""
@@ -154,9 +169,10 @@ class Interface:
     def restart(self, why: str) -> None:
         """Probe the address again before it is used further."""
         with self._guarded("restart"):
-            if self.core is not None:
-                self.core.restart(self._shared.clock(), why)
-            self._pump()
+            if self.core is not None and self._socket is not None:
+                self.core.link_down(why)
+                self._pump()
+                self._request(partial(self._start, why))
 
     @property
     def token(self) -> int | None:
@@ -172,7 +188,7 @@ class Interface:
     def report(self) -> dict[str, Any]:
         """The status object: see `report.STATUS`."""
         core, link, teller = self.core, self.link, self.teller
-        state = core.state if core is not None else ipv4ll.State.NO_LINK
+        state = core.state if core is not None else State.NO_LINK
         at = self.next_timer() if core is not None and core.step else None
         own = self.owned.address if self.owned is not None else None
         others = self._shared.addresses(link.index) if link is not None else ()
@@ -201,8 +217,15 @@ class Interface:
         }
 
     async def stop(self) -> None:
-        """Take off what was set up and let go of the interface."""
-        self._stopped = True
+        """Take off what was set up.  May be called more than once."""
+        if self._ending is None:
+            self._ending = asyncio.get_running_loop().create_task(self._stop())
+        await asyncio.shield(self._ending)
+
+    async def _stop(self) -> None:
+        if self.script is not None:
+            # Defended until the script has let go of it: it may take the address off itself.
+            await self.script.stop()
         if self._recovery is not None:
             self._recovery.cancel()
         with self._guarded("stop"):
@@ -211,6 +234,9 @@ class Interface:
             await asyncio.wait([self._worker])
         if self._saving is not None:
             await asyncio.wait([self._saving])
+
+    def release(self) -> None:
+        """After `stop`: another instance may serve the interface."""
         if self.owned is None:  # else the record stays, for the next instance to take over
             self._instance.release()
 
@@ -241,9 +267,9 @@ class Interface:
         if before is not None and self._socket is not None:
             if (before.index, before.mac) != (link.index, link.mac):
                 self._lose_link("hardware address changed")
-            elif before.carrier_changes != link.carrier_changes and self.core is not None:
+            elif before.carrier_changes != link.carrier_changes:
                 # The carrier went and came back before the kernel told.
-                self.core.restart(self._shared.clock(), "carrier was lost for a moment")
+                self.restart("carrier was lost for a moment")
         if self._socket is None:
             self._find_link(link)
         self._pump()
@@ -315,7 +341,13 @@ class Interface:
                 first=first,
                 avoid=lambda address: self._shared.elsewhere(address, self),
             )
-        self.core.link_up(self._shared.clock())
+        self._request(partial(self._start, "link is ready"))
+
+    async def _start(self, why: str) -> None:
+        """Begin to negotiate.  A request, so that what was taken off before is off by now."""
+        core = self.core
+        if core is not None and self._socket is not None and core.state is State.NO_LINK:
+            core.link_up(self._shared.clock(), why)
 
     def _first_candidate(self, mac: bytes) -> IPv4Address | None:
         """What to try first: what we had, what the user said, what a crash left, what was saved."""
@@ -323,7 +355,7 @@ class Interface:
             return self.core.remembered
         if self.options.first is not None:
             return self.options.first
-        return self._leftover or self._saved(mac)
+        return self._leftover or self._saved(mac) or self._saved_by_avahi(mac)
 
     def _saved(self, mac: bytes) -> IPv4Address | None:
         try:
@@ -331,6 +363,16 @@ class Interface:
         except StateProblem as problem:
             self.teller.say(logging.WARNING, str(problem))
             return None
+
+    def _saved_by_avahi(self, mac: bytes) -> IPv4Address | None:
+        try:
+            address = self._shared.store.load_avahi(mac)
+        except StateProblem as problem:
+            self.teller.say(logging.DEBUG, str(problem))
+            return None
+        if address is not None:
+            self.teller.say(logging.INFO, f"tries {address} first, which avahi-autoipd saved")
+        return address
 
     # --- what the core wants -----------------------------------------------------------------
 
@@ -384,10 +426,16 @@ class Interface:
             match event:
                 case ipv4ll.Configure(address=address):
                     self._configure(core, address)
-                case ipv4ll.Unconfigure(address=address):
+                case ipv4ll.Unconfigure(address=address, conflict=conflict):
                     self._remove(address)
+                    if self.script is not None:
+                        self.script.lost(conflict=conflict)
                 case ipv4ll.Claimed(address=address):
                     self._save(core.mac, address)
+                    if self.script is not None:
+                        self.script.bound(address)
+        if self.script is not None and core.address is None:
+            self.script.lost()  # somebody else took it off
 
     # --- requests to the kernel, one after the other -----------------------------------------
 
@@ -451,7 +499,18 @@ class Interface:
             return
         _, addresses = await self._shared.netlink.snapshot()
         if not any(a.index == link.index and a.address == core.address for a in addresses):
+            if self.owned is not None:
+                # The rule and the route that belong to it are still there.
+                await self._shared.netlink.remove_address(self.owned.index, self.owned.address)
+                self._disown()
             core.removed(self._shared.clock())
+
+    async def _settle(self) -> None:
+        """After a script: give the address back what is ours, or claim it again if it is gone."""
+        await self._verify()
+        core, link = self.core, self.link
+        if core is not None and link is not None and core.address is not None:
+            await self._shared.netlink.add_address(link, core.address, replace=True)
 
     # --- state, and what must not happen -----------------------------------------------------
 
@@ -480,9 +539,11 @@ class Interface:
         self.teller.say(logging.ERROR, text, error)
         self._close()
         self.core = None
+        if self.script is not None:
+            self.script.lost()
         if self.owned is not None:
             self._remove(self.owned.address)
-        if self._recovery is None and not self._stopped:
+        if self._recovery is None and self._ending is None:
             loop = asyncio.get_running_loop()
             self._recovery = loop.call_later(CONFIGURE_RETRY, self._recover)
 

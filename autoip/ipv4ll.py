@@ -283,12 +283,6 @@ class Ipv4ll:
         self._drop(conflict=False)
         self._report(why, Cause.LINK_LOST)
 
-    def restart(self, now: float, why: str) -> None:
-        """Probe again, the same address first, as if the link had gone and come back."""
-        if self.state is not State.NO_LINK:
-            self.link_down(why)
-            self.link_up(now, why)
-
     def removed(self, now: float) -> None:
         """Somebody else took our address off the interface: claim it again.
 

@@ -2,16 +2,19 @@
 
 On a terminal (or a file) a line is the message alone.  Under systemd, which sets
 JOURNAL_STREAM, it begins with the priority prefix of sd-daemon(3).  With `syslog` it goes to
-syslog(3) as well, facility daemon.  Writing a log line never raises.
+syslog(3) as well, facility daemon.  Writing a log line never raises, and never waits for whoever
+reads stderr: a pipe that is full must not stop the negotiation.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import select
 import sys
 import syslog
 from collections.abc import Mapping
+from typing import TextIO
 
 LOGGER = "autoip"
 
@@ -35,6 +38,30 @@ class JournalFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         prefix = f"<{priority(record.levelno)}>"
         return "\n".join(prefix + line for line in super().format(record).splitlines())
+
+
+class PromptHandler(logging.StreamHandler[TextIO]):
+    """Drops lines as long as the stream takes none, and says later how many.
+
+    A pipe that poll(2) calls writable takes PIPE_BUF bytes, more than a line has, without blocking.
+    To make the stream non-blocking would be wrong: other programs have the same open file.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self._dropped = 0
+        self._poll = select.poll()
+        self._poll.register(stream.fileno(), select.POLLOUT)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self._dropped and self._poll.poll(0):
+            text = f"{self._dropped} log lines were dropped: nobody read them"
+            self._dropped = 0
+            super().emit(logging.makeLogRecord({"msg": text, "levelno": logging.WARNING}))
+        if self._poll.poll(0):
+            super().emit(record)
+        else:
+            self._dropped += 1
 
 
 class SyslogHandler(logging.Handler):
@@ -77,7 +104,7 @@ def set_up(*, debug: bool, to_syslog: bool, environ: Mapping[str, str]) -> loggi
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
     if sys.stderr is not None:
-        stream = logging.StreamHandler(sys.stderr)
+        stream = PromptHandler(sys.stderr)
         if for_journal(environ, sys.stderr.fileno()):
             stream.setFormatter(JournalFormatter())
         logger.addHandler(stream)

@@ -80,7 +80,8 @@ METRIC_BASE = 1000
 TABLE_BASE = 169254000
 RULE_PRIORITY = 1690
 PREFIX = IPv4Network("169.254.0.0/16")
-LABEL_SUFFIX = b":autoip"
+LABEL_SUFFIX = "autoip"
+"""After the interface's name and a colon, the label."""
 LABEL_MAX = 15
 
 RECEIVE_BUFFER = 4 * 1024 * 1024
@@ -106,10 +107,11 @@ RT_SCOPE_UNIVERSE, RT_SCOPE_LINK = 0, 253
 FR_ACT_TO_TBL = 1
 # include/uapi/linux/netlink.h
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP_INTR, NLM_F_DUMP = 0x1, 0x4, 0x10, 0x300
-NLM_F_EXCL, NLM_F_CREATE = 0x200, 0x400
+NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE = 0x100, 0x200, 0x400
 _GET = NLM_F_REQUEST
 _CHANGE = NLM_F_REQUEST | NLM_F_ACK
 _CREATE = _CHANGE | NLM_F_CREATE | NLM_F_EXCL
+_REPLACE = _CHANGE | NLM_F_CREATE | NLM_F_REPLACE
 _DUMP = NLM_F_REQUEST | NLM_F_DUMP
 # include/uapi/linux/if.h
 IFF_UP, IFF_LOOPBACK, IFF_RUNNING, IFF_NOARP = 0x1, 0x8, 0x40, 0x80
@@ -491,8 +493,10 @@ class Netlink:
     limits: list[str]
     """What this kernel cannot do, one line each, as far as it was noticed. Grows."""
 
-    def __init__(self) -> None:
+    def __init__(self, label_suffix: str = LABEL_SUFFIX) -> None:
+        """Not open yet. `label_suffix`: see LABEL_SUFFIX."""
         self.limits = []
+        self._label_suffix = label_suffix
         self._open = False
         self._events: Any = None
         self._requests: Any = None
@@ -549,8 +553,8 @@ class Netlink:
             self._require_open()
             if self._pending:
                 return self._pending.popleft()
-            if self._lost is not None or self._events is None:
-                return await self._resync(self._lost or "the socket was closed")
+            if self._lost is not None:
+                return await self._resync(self._lost)
             try:
                 async with contextlib.aclosing(self._events.get()) as messages:
                     async for message in messages:
@@ -564,15 +568,20 @@ class Netlink:
                 # about is in the dump.
                 self._lost = f"a message cannot be read: {problem!r}"
 
-    async def add_address(self, link: Link, address: IPv4Address) -> Address:
+    async def add_address(
+        self, link: Link, address: IPv4Address, *, replace: bool = False
+    ) -> Address:
         """Add `address` to `link`, and what belongs to it (see the module's text).
+
+        With `replace` it may be there already: then it gets the metric and the mark that ours have,
+        and what belongs to it is put back.
 
         Raises KernelRefused, with EEXIST if the address is there already. Then nothing was changed.
         """
         what = f"add {address} to {link.name}"
         scope = RT_SCOPE_LINK
         try:
-            await self._add(link, address, scope, what)
+            await self._add(link, address, scope, what, replace=replace)
         except KernelRefused as problem:
             if problem.errno != errno.EINVAL:
                 raise
@@ -581,7 +590,7 @@ class Netlink:
             scope = await self._foreign_scope(link.index)
             if scope == RT_SCOPE_LINK:
                 raise
-            await self._add(link, address, scope, what)
+            await self._add(link, address, scope, what, replace=replace)
         try:
             await self._add_rule(link, address)
         except KernelRefused:
@@ -635,7 +644,9 @@ class Netlink:
 
     # Addresses
 
-    async def _add(self, link: Link, address: IPv4Address, scope: int, what: str) -> None:
+    async def _add(
+        self, link: Link, address: IPv4Address, scope: int, what: str, *, replace: bool
+    ) -> None:
         attributes: list[tuple[str, object]] = [
             ("IFA_ADDRESS", address.packed),
             ("IFA_LOCAL", address.packed),
@@ -643,7 +654,7 @@ class Netlink:
             ("IFA_RT_PRIORITY", METRIC_BASE + link.index),
             ("IFA_PROTO", PROTOCOL),
         ]
-        label = os.fsencode(link.name) + LABEL_SUFFIX
+        label = self._label(link)
         if len(label) <= LABEL_MAX:
             # Without one the kernel makes the interface's name the label.
             attributes.append(("IFA_LABEL", label + b"\0"))
@@ -653,7 +664,11 @@ class Netlink:
             "scope": scope,
             "index": link.index,
         }
-        await self._request(_AddressMessage, RTM_NEWADDR, _CREATE, fields, attributes, what)
+        flags = _REPLACE if replace else _CREATE
+        await self._request(_AddressMessage, RTM_NEWADDR, flags, fields, attributes, what)
+
+    def _label(self, link: Link) -> bytes:
+        return os.fsencode(f"{link.name}:{self._label_suffix}")
 
     async def _foreign_scope(self, index: int) -> int:
         """The scope of the addresses of our prefix on this interface, RT_SCOPE_LINK if none."""
@@ -664,7 +679,7 @@ class Netlink:
 
     async def _check(self, link: Link, address: IPv4Address, scope: int) -> Address:
         """What was added, as an Address. The first time as the kernel has it, to learn its limits."""
-        label = os.fsencode(link.name) + LABEL_SUFFIX
+        label = self._label(link)
         name = _text(label) if len(label) <= LABEL_MAX else link.name
         wanted = Address(link.index, address, PREFIX.prefixlen, scope, name, PROTOCOL)
         if self._checked:
@@ -989,8 +1004,6 @@ class Netlink:
 
     async def _resync(self, reason: str) -> Resync:
         """A new event socket, then a snapshot: whatever happens in between is an event."""
-        # Set until it is done, so that it is begun again after a cancellation.
-        self._lost = reason
         self._close_events()
         now = asyncio.get_running_loop().time
         pause = REOPEN_PAUSE_MIN
@@ -1009,6 +1022,7 @@ class Netlink:
                 pause = min(2 * pause, REOPEN_PAUSE_MAX)
             else:
                 self._resynced_at = now()
+                # Not before: if this was cancelled, it has to begin again.
                 self._lost = None
                 return Resync(tuple(links), tuple(addresses), reason)
 

@@ -66,7 +66,7 @@ class Notifier:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
                 sender.settimeout(SEND_TIMEOUT)
                 sender.sendto(line.encode("utf-8", "replace"), self._address)
-        except (OSError, ValueError):
+        except OSError:
             return False
         return True
 

@@ -16,12 +16,15 @@ _NEEDED = {
 }
 
 
-def limit() -> None:
+def limit(*, pass_on: bool = False) -> None:
     """Keeps CAP_NET_RAW and CAP_NET_ADMIN, permitted and effective, and nothing else.
 
     Inheritable and ambient sets are emptied, the bounding set is cut down (where CAP_SETPCAP
     is permitted), and no program started later can gain privileges.  The kernel keeps
     capabilities for each thread: call this before the first thread is started.
+
+    Args:
+        pass_on: whether programs started later have the two as well, also if we are not root.
 
     Raises:
         MissingCapability: one of the two is not permitted; nothing was changed.
@@ -32,7 +35,7 @@ def limit() -> None:
     missing = tuple(name for name, bit in _NEEDED.items() if not permitted[0] >> bit & 1)
     if missing:
         raise MissingCapability(missing)
-    _check(lib.autoip_privileges_limit(sum(1 << bit for bit in _NEEDED.values())))
+    _check(lib.autoip_privileges_limit(sum(1 << bit for bit in _NEEDED.values()), pass_on))
 
 
 def _check(result: int) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import select
 import socket
 import struct
@@ -19,7 +20,8 @@ from autoip.acd import Acd, Conflict, Listen, ProbeSucceeded
 from autoip.arp import ArpPacket, format_mac, parse
 from autoip.arpsock import ArpSocket, Phase, Reactor
 from autoip.constants import DELAY_DEFAULT, Timing
-from autoip.errors import AutoipError, NoPermission, NotArp, UsageError
+from autoip.errors import CannotTell, NoPermission, NotArp, UsageError
+from autoip.report import VERSION
 from autoip.usage import COMMANDS, Parser, delay, interface_name
 
 _SIOCGIFFLAGS = 0x8913
@@ -38,12 +40,13 @@ def parser() -> Parser:
     made = Parser(
         prog="autoip probe",
         description=COMMANDS["probe"],
-        epilog="exit status: 0 free, 1 in use, 2 to 5 as for 'autoip'",
+        epilog="exit status: 0 free, 1 in use, 2 to 5 as for 'autoip', 6 could not be found out",
         allow_abbrev=False,
     )
     made.add_argument("interface", metavar="IFACE")
     made.add_argument("address", metavar="ADDRESS")
     made.add_argument("--delay", metavar="MS", default=str(DELAY_DEFAULT), help="as for 'autoip'")
+    made.add_argument("--json", action="store_true", help="one JSON object, for scripts")
     return made
 
 
@@ -55,11 +58,15 @@ def main(words: Sequence[str]) -> int:
     name = interface_name(found.interface)
     index, mac = _look_up(name)
     holder = _holder(name, index, mac, address, timing)
-    if holder is None:
+    other = None if holder is None else format_mac(holder.sha)
+    if found.json:
+        result = {"interface": name, "address": str(address), "in_use": other is not None}
+        print(json.dumps({"version": VERSION, **result, "mac": other}))
+    elif other is None:
         print(f"{address} is free on {name}")
-        return 0
-    print(f"{address} is in use on {name} by {format_mac(holder.sha)}")
-    return IN_USE
+    else:
+        print(f"{address} is in use on {name} by {other}")
+    return 0 if other is None else IN_USE
 
 
 def _address(text: str) -> IPv4Address:
@@ -89,7 +96,7 @@ def _look_up(name: str) -> tuple[int, bytes]:
     if hardware_type != _ARPHRD_ETHER or flags & _IFF_NOARP_OR_LOOPBACK:
         raise NotArp(f"{name}: not an interface that speaks ARP over Ethernet")
     if not flags & _IFF_RUNNING:
-        raise AutoipError(f"{name}: down or without carrier, so nobody can be asked")
+        raise CannotTell(f"{name}: down or without carrier, so nobody can be asked")
     return index, mac
 
 
@@ -104,7 +111,7 @@ def _holder(
     except PermissionError:
         raise NoPermission("no permission: CAP_NET_RAW missing; run as root") from None
     except OSError as error:
-        raise AutoipError(f"{name}: {error.strerror}") from error
+        raise CannotTell(f"{name}: {error.strerror}") from error
 
 
 def _negotiate(reactor: Reactor, sock: ArpSocket, detector: Acd) -> ArpPacket | None:

@@ -6,14 +6,16 @@ made from it.  Fields are only ever added; `VERSION` grows when one is.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # `status` is to answer fast, and `typing` takes milliseconds to import
+    from collections.abc import Mapping
+    from typing import Any
 
 VERSION = 1
 """Of the objects below, and of the control socket's requests."""
 
 
-class Field(NamedTuple):
+class Field:
     """What a field of a JSON object is.
 
     Attributes:
@@ -22,9 +24,12 @@ class Field(NamedTuple):
         meaning: in words.
     """
 
-    type: str
-    unit: str
-    meaning: str
+    __slots__ = ("meaning", "type", "unit")
+
+    def __init__(self, json_type: str, unit: str, meaning: str) -> None:
+        self.type = json_type
+        self.unit = unit
+        self.meaning = meaning
 
 
 STATUS: Mapping[str, Field] = {
@@ -70,6 +75,15 @@ EVENT: Mapping[str, Field] = {
     "status": Field("object", "", "status: the object of `autoip status`"),
 }
 """`autoip watch --json`: one such object a line, with the fields that its event has."""
+
+PROBE: Mapping[str, Field] = {
+    "version": Field("integer", "", "version of this object"),
+    "interface": Field("string", "", "name of the interface"),
+    "address": Field("string", "", "the address that was asked for"),
+    "in_use": Field("boolean", "", "another host has it, or probes for it"),
+    "mac": Field("string or null", "", "that host's hardware address"),
+}
+"""`autoip probe --json`."""
 
 EVENTS: Mapping[str, str] = {
     "status": "the first one: how things stand",

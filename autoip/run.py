@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from autoip.ipv4ll import is_candidate
 from autoip.usage import COMMANDS, Parser, delay, interface_name
 
 _Value = TypeVar("_Value")
+
+SCRIPT_STYLES = ("avahi", "zcip")
 
 _DESCRIPTION = """\
 Give network interfaces an IPv4 link-local address (169.254.0.0/16) by the rules of RFC 3927,
@@ -58,6 +61,8 @@ class Arguments:
     bring_up: bool
     keep_state: bool
     to_syslog: bool
+    script: str | None
+    script_style: str
 
 
 def parser() -> Parser:
@@ -90,6 +95,20 @@ def parser() -> Parser:
     )
     add("--up", action="store_true", help="bring an interface that is down up")
     add("--no-state", action="store_true", help="neither read nor write the last address")
+    add(
+        "--script",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="run FILE when the address comes and goes: BIND, CONFLICT, UNBIND or STOP, IFACE, ADDRESS",
+    )
+    add(
+        "--script-style",
+        metavar="STYLE",
+        action="append",
+        default=[],
+        help="whose scripts: avahi (avahi-autoipd.action, the default) or zcip (BusyBox)",
+    )
     add("--debug", action="store_true", help="verbose")
     add("--syslog", action="store_true", help="log to syslog as well")
     add(
@@ -139,6 +158,9 @@ def parse(arguments: Sequence[str]) -> Arguments:
         bring_up=found.up,
         keep_state=not found.no_state,
         to_syslog=to_syslog,
+        script=_one("--script", [_script(text) for text in found.script]),
+        script_style=_one("--script-style", [_style(text) for text in found.script_style])
+        or SCRIPT_STYLES[0],
     )
     if result.first is not None and len(result.interfaces) > 1:
         raise UsageError("--ip is for one interface; with several, start one autoip for each")
@@ -180,6 +202,21 @@ def _candidate(text: str) -> IPv4Address:
     return address
 
 
+def _script(text: str) -> str:
+    """The absolute path of a script, which is run elsewhere."""
+    if not os.path.isfile(text):
+        raise UsageError(f"--script {text}: no such file")
+    if not os.access(text, os.X_OK):
+        raise UsageError(f"--script {text}: not executable")
+    return os.path.abspath(text)
+
+
+def _style(text: str) -> str:
+    if text not in SCRIPT_STYLES:
+        raise UsageError(f"--script-style {text}: allowed are {' and '.join(SCRIPT_STYLES)}")
+    return text
+
+
 def serve(arguments: Arguments, environ: Mapping[str, str]) -> None:
     """Run the daemon until it is told to stop.
 
@@ -192,7 +229,7 @@ def serve(arguments: Arguments, environ: Mapping[str, str]) -> None:
     from autoip import daemon, interface, log, privileges
 
     logger = log.set_up(debug=arguments.debug, to_syslog=arguments.to_syslog, environ=environ)
-    privileges.limit()
+    privileges.limit(pass_on=arguments.script is not None)
     options = interface.Options(
         first=arguments.first,
         defence=Defence.ABANDON if arguments.abandon else Defence.ONCE,
@@ -205,5 +242,7 @@ def serve(arguments: Arguments, environ: Mapping[str, str]) -> None:
         keep_state=arguments.keep_state,
         progress=log.progress_level(debug=arguments.debug),
         environ=environ,
+        script=arguments.script,
+        script_style=arguments.script_style,
     )
     asyncio.run(daemon.run(settings, logger))

@@ -18,6 +18,9 @@ from pathlib import Path
 from .constants import FIRST_CANDIDATE, LAST_CANDIDATE
 from .errors import StateProblem
 
+AVAHI_DIRECTORY = Path("/var/lib/avahi-autoipd")
+"""Where avahi-autoipd keeps its addresses: a file for each MAC, named by it, one line."""
+
 VERSION = 1
 # A file that we wrote has about 80 bytes. Anything over this is not ours, and is not read further.
 MAX_SIZE = 4096
@@ -32,9 +35,13 @@ def state_directory(environ: Mapping[str, str]) -> Path:
 class Store:
     """Addresses by MAC in one directory."""
 
-    def __init__(self, directory: Path | None) -> None:
-        """Use `directory`, which is created at the first save; None neither reads nor writes."""
+    def __init__(self, directory: Path | None, avahi: Path = AVAHI_DIRECTORY) -> None:
+        """Use `directory`, which is created at the first save; None neither reads nor writes.
+
+        `avahi` is what avahi-autoipd keeps; it is only read.
+        """
         self._directory = directory
+        self._avahi = avahi
 
     def load(self, mac: bytes) -> IPv4Address | None:
         """Return the address last saved for `mac` (6 bytes), or None if there is none.
@@ -53,6 +60,30 @@ class Store:
         except OSError as problem:
             raise StateProblem(f"cannot read {path}: {problem.strerror}") from problem
         return _address(data, path)
+
+    def load_avahi(self, mac: bytes) -> IPv4Address | None:
+        """Return the address that avahi-autoipd saved for `mac` (6 bytes), or None if there is none.
+
+        For the first start here of a machine that had avahi-autoipd before. Raises StateProblem if
+        there is a file that cannot be read, as it may well be since it is another user's, or that
+        holds no address of the candidate range.
+        """
+        if self._directory is None:
+            return None
+        path = self._avahi / mac.hex(":")
+        try:
+            data = _read(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as problem:
+            raise StateProblem(f"cannot read {path}: {problem.strerror}") from problem
+        try:
+            address = IPv4Address(data.decode("ascii").strip())
+        except ValueError as problem:
+            raise StateProblem(f"{path} is not avahi-autoipd's: no IPv4 address") from problem
+        if not FIRST_CANDIDATE <= address <= LAST_CANDIDATE:
+            raise StateProblem(f"{path}: {address} is not a link-local candidate")
+        return address
 
     def save(self, mac: bytes, address: IPv4Address, interface: str) -> None:
         """Remember `address` for `mac` (6 bytes). `interface` is for people who read the file.

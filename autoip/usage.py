@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 import re
-from collections.abc import Mapping
-from typing import NoReturn
 
-from autoip.constants import DELAY_MAX, DELAY_MIN
 from autoip.errors import UsageError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # `typing` takes milliseconds to import
+    from collections.abc import Mapping
+    from typing import Any, NoReturn
 
 COMMANDS: Mapping[str, str] = {
     "run": "Serve interfaces, in the foreground, until stopped (the default command).",
@@ -28,8 +30,22 @@ _IFNAME_MAX = 15  # IFNAMSIZ without the final NUL
 class Parser(argparse.ArgumentParser):
     """Raises instead of printing a usage text and ending the process."""
 
+    def __init__(self, **settings: Any) -> None:
+        formatter = settings.pop("formatter_class", argparse.HelpFormatter)
+        # Left to itself it would import shutil, with all its compressors, to know the width.
+        super().__init__(formatter_class=lambda prog: formatter(prog, width=_width()), **settings)
+
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}; see '{self.prog} --help'")
+
+
+def _width() -> int:
+    """Columns for help: of the terminal, or 80; less two, as argparse has it."""
+    try:
+        columns = int(os.environ.get("COLUMNS", "0")) or os.get_terminal_size().columns
+    except (ValueError, OSError):
+        columns = 0
+    return (columns or 80) - 2
 
 
 def interface_name(name: str) -> str:
@@ -56,6 +72,8 @@ def delay(text: str) -> int:
     Raises:
         UsageError: not a whole number in range.
     """
+    from autoip.constants import DELAY_MAX, DELAY_MIN
+
     if not re.fullmatch("[0-9]{1,9}", text) or not DELAY_MIN <= int(text) <= DELAY_MAX:
         raise UsageError(
             f"delay {text}: not a whole number of milliseconds from {DELAY_MIN} to {DELAY_MAX}"

@@ -1,13 +1,13 @@
 /*
  * The C helper of autoip: a packet socket for each interface, a kernel filter that lets
- * through nothing but conflicts, and one thread that answers the first of them at once.
+ * through nothing but conflicts, and a thread that answers the first of them at once.
  *
  * Every function returns 0 (or a count) or a negative errno.  Nothing here logs, calls
  * Python or has global state.  Addresses are in host byte order, times are nanoseconds on
  * CLOCK_BOOTTIME.
  *
- * Threads: a reactor starts one thread of its own.  The functions that take a reactor or a
- * socket are to be called by one other thread at a time.
+ * Threads: each socket has one of its own.  The functions that take a reactor or a socket are
+ * to be called by one other thread at a time.
  */
 #ifndef AUTOIP_ARPSOCK_H
 #define AUTOIP_ARPSOCK_H
@@ -64,10 +64,10 @@ int autoip_filter_accepts(const uint8_t *frame, size_t length, const uint8_t mac
 
 /* -- reactor.c ------------------------------------------------------------------------ */
 
-/* Starts the thread.  *out is set only on success. */
+/* *out is set only on success. */
 int autoip_reactor_new(struct autoip_reactor **out);
 
-/* Ends the thread and closes all sockets: pointers to them are no longer valid. */
+/* Closes all sockets: pointers to them are no longer valid. */
 void autoip_reactor_free(struct autoip_reactor *reactor);
 
 /* A descriptor that is readable while events wait.  It stays the reactor's: never close it. */
@@ -82,12 +82,12 @@ int autoip_reactor_drain(struct autoip_reactor *reactor, struct autoip_event *ou
 
 /*
  * Opens a packet socket for ARP on an interface (CAP_NET_RAW), silent until it is told what
- * to watch.  `mac` is the interface's own hardware address.
+ * to watch, and starts its thread.  `mac` is the interface's own hardware address.
  */
 int autoip_socket_open(struct autoip_reactor *reactor, int ifindex, const uint8_t mac[6],
                        struct autoip_socket **out);
 
-/* The same for a non-blocking datagram socket that is already there; it is ours on success only. */
+/* The same for a blocking datagram socket that is already there; it is ours on success only. */
 int autoip_socket_adopt(struct autoip_reactor *reactor, int fd, const uint8_t mac[6],
                         struct autoip_socket **out);
 
@@ -118,7 +118,7 @@ int autoip_socket_arm(struct autoip_socket *sock, const uint8_t frame[AUTOIP_FRA
 /* Once this has returned, nothing is sent any more except by autoip_socket_send(). */
 void autoip_socket_disarm(struct autoip_socket *sock);
 
-/* Closes the socket.  Events that wait in the queue stay there. */
+/* Ends the thread and closes the socket.  Events that wait in the queue stay there. */
 void autoip_socket_close(struct autoip_socket *sock);
 
 /* -- timer.c -------------------------------------------------------------------------- */

@@ -10,7 +10,7 @@ ffibuilder.cdef(
     #define CAP_NET_RAW ...
 
     int autoip_privileges_permitted(uint64_t *permitted);
-    int autoip_privileges_limit(uint64_t keep);
+    int autoip_privileges_limit(uint64_t keep, int pass_on);
     """
 )
 

@@ -15,7 +15,7 @@
  *     32 THA           6   not looked at: "SHOULD be zero" in a probe, and not all make it so
  *     38 TPA           4
  */
-#include "arpsock.h"
+#include "internal.h"
 
 #include <errno.h>
 #include <string.h>
@@ -30,7 +30,7 @@ enum {
     AT_LENGTHS_AND_OPERATION = 18,
     AT_OPERATION = 20,
     AT_SHA = 22,
-    AT_SPA = 28,
+    AT_SPA = AUTOIP_SPA_AT,
     AT_TPA = 38
 };
 

@@ -8,17 +8,24 @@
 #include <time.h>
 
 /* As many frames as one system call reads. */
-#define AUTOIP_BATCH 64
+#define AUTOIP_BATCH 32
+
+/* Where a frame has the sender's IP address. */
+#define AUTOIP_SPA_AT 28
 
 /* Room for frames, and for what the kernel says about each. */
 struct autoip_batch {
     struct mmsghdr headers[AUTOIP_BATCH];
-    struct iovec vectors[AUTOIP_BATCH];
-    uint8_t frames[AUTOIP_BATCH][AUTOIP_FRAME_LEN];
-    union {
-        struct cmsghdr alignment;
-        char bytes[CMSG_SPACE(sizeof(struct timespec))];
-    } control[AUTOIP_BATCH];
+    struct {
+        struct iovec vector;
+        _Alignas(struct cmsghdr) char control[CMSG_SPACE(sizeof(struct timespec))];
+        uint8_t frame[AUTOIP_FRAME_LEN];
+    } entries[AUTOIP_BATCH];
+    int used; /* the kernel has shortened msg_controllen in so many headers */
+
+    /* Both clocks after it was read; 0: nobody has asked yet. */
+    uint64_t boottime_ns;
+    uint64_t wall_ns;
 };
 
 /* -- socket.c: a packet socket as a plain descriptor ---------------------------------- */
@@ -35,10 +42,13 @@ int autoip_packet_send(int fd, const uint8_t frame[AUTOIP_FRAME_LEN]);
 /* Makes the batch ready for use. */
 void autoip_batch_init(struct autoip_batch *batch);
 
-/* Reads what is there, `most` frames at most; never waits.  -EAGAIN if there is nothing. */
-int autoip_packet_receive(int fd, struct autoip_batch *batch, unsigned int most);
+/* Waits for a frame and reads it: 1, or a negative errno.  A thread can be cancelled here. */
+int autoip_packet_wait(int fd, struct autoip_batch *batch);
 
-/* When the kernel got frame `i` of the batch, on CLOCK_BOOTTIME. */
+/* Reads what is there, and how many; never waits: -EAGAIN if there is nothing. */
+int autoip_packet_receive(int fd, struct autoip_batch *batch);
+
+/* When the kernel got frame `i` of the batch, on CLOCK_BOOTTIME; asked soon after reading. */
 uint64_t autoip_batch_received(struct autoip_batch *batch, int i);
 
 /* -- timer.c -------------------------------------------------------------------------- */

@@ -56,7 +56,19 @@ static int drop_bounding(uint64_t keep)
     return 0;
 }
 
-int autoip_privileges_limit(uint64_t keep)
+/*
+ * Programs started later keep the capabilities.  Root's do without; where it is forbidden
+ * (SECBIT_NO_CAP_AMBIENT_RAISE) they say themselves what they may not do.
+ */
+static void raise_ambient(uint64_t capabilities)
+{
+    for (unsigned long capability = 0; capability < 64; capability++) {
+        if ((capabilities >> capability & 1) != 0)
+            (void)prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, capability, 0, 0);
+    }
+}
+
+int autoip_privileges_limit(uint64_t keep, int pass_on)
 {
     struct __user_cap_data_struct data[WORDS];
     const uint64_t setpcap = (uint64_t)1 << CAP_SETPCAP;
@@ -84,9 +96,15 @@ int autoip_privileges_limit(uint64_t keep)
     memset(data, 0, sizeof data); /* the inheritable set is emptied, and with it the ambient one */
     data[0].effective = data[0].permitted = (uint32_t)keep;
     data[1].effective = data[1].permitted = (uint32_t)(keep >> 32);
+    if (pass_on) {
+        data[0].inheritable = data[0].permitted;
+        data[1].inheritable = data[1].permitted;
+    }
     result = capabilities_write(data);
     if (result < 0)
         return result;
+    if (pass_on)
+        raise_ambient(keep);
     if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
         return -errno;
     return 0;

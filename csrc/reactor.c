@@ -1,9 +1,12 @@
 /*
- * The thread that waits for the packet sockets of all interfaces, and the queue between it
- * and the program.
+ * The threads that wait for frames, one for each socket, and the queue between them and the
+ * program.
  *
- * The defence must not wait for the interpreter: the thread itself sends the frame that the
+ * The defence must not wait for the interpreter: a thread itself sends the frame that the
  * program has armed, then tells it.  What to arm, and when, is the program's decision.
+ *
+ * A thread for each socket, that sleeps in recvmsg(), answers sooner than one that sleeps in
+ * epoll_wait() for all and has to read afterwards: a tenth of the time from frame to frame.
  */
 #include "internal.h"
 
@@ -15,7 +18,6 @@
 #include <string.h>
 #include <unistd.h>
 
-#include <sys/epoll.h>
 #include <sys/eventfd.h>
 
 /*
@@ -27,27 +29,33 @@
 #define QUEUE_RESERVED 256u
 #define QUEUE_PER_SOCKET 256u
 
-#define WAKEUPS 16
-#define STACK_SIZE (256 * 1024)
+#define STACK_SIZE (128 * 1024)
 
-/* What epoll says about the stop descriptor; tokens start at 1. */
-#define STOP 0u
+/*
+ * After a conflict that was not answered, the thread rests: nothing is urgent until the program
+ * has acted, and a flood is then read in batches instead of frame by frame.
+ */
+#define REST_NS 500000
 
 struct autoip_socket {
     struct autoip_reactor *reactor;
+    pthread_t thread;
     int fd;
     uint32_t slot;
     uint32_t token;
     uint8_t mac[6];
 
-    /* Under the reactor's lock: */
+    pthread_mutex_t lock; /* the group that follows; never held over a call that may wait */
     int phase;
     uint32_t address;
     uint32_t generation;
     bool armed;
     uint32_t armed_address;
     uint8_t armed_frame[AUTOIP_FRAME_LEN];
-    uint32_t queued; /* events of this socket in the queue */
+
+    uint32_t queued; /* events of this socket in the queue; under the reactor's lock */
+
+    struct autoip_batch batch; /* the thread's own */
 };
 
 struct queued_event {
@@ -56,136 +64,148 @@ struct queued_event {
 };
 
 struct autoip_reactor {
-    pthread_t thread;
-    int epoll;
-    int stop;    /* eventfd: the thread is to end */
     int waiting; /* eventfd: events are in the queue */
 
-    struct autoip_batch batch; /* the thread's own */
-
-    pthread_mutex_t lock; /* all that follows; never held over a call that may wait */
+    pthread_mutex_t lock; /* all that follows; never taken together with a socket's */
     struct autoip_socket **slots;
     uint32_t slot_count;
     uint32_t last_token;
-    struct queued_event queue[QUEUE_LENGTH];
     uint32_t first;
     uint32_t length;
     bool told; /* `waiting` has been, or is about to be, written */
     uint64_t lost;
+    struct queued_event queue[QUEUE_LENGTH];
 };
 
-/* -- the thread ----------------------------------------------------------------------- */
+/* -- a socket's thread ---------------------------------------------------------------- */
 
-/* The socket in the slot, if it is still the one that epoll spoke of. */
-static struct autoip_socket *find(struct autoip_reactor *reactor, uint32_t slot, uint32_t token)
+/*
+ * The reflex.  Whether the frame is a conflict; if so, under what generation it is to be told
+ * and when it was answered (0: it was not).
+ */
+static bool answer(struct autoip_socket *sock, const uint8_t *frame, size_t length,
+                   uint32_t *generation, uint64_t *defended_ns)
 {
-    struct autoip_socket *sock = slot < reactor->slot_count ? reactor->slots[slot] : NULL;
+    bool conflict;
 
-    return sock != NULL && sock->token == token ? sock : NULL;
-}
-
-/* A place in the queue, or NULL (and counts the loss). */
-static struct queued_event *place(struct autoip_reactor *reactor, struct autoip_socket *sock,
-                                  bool defended)
-{
-    bool room = defended ? reactor->length < QUEUE_LENGTH
-                         : reactor->length < QUEUE_LENGTH - QUEUE_RESERVED &&
-                               sock->queued < QUEUE_PER_SOCKET;
-
-    if (!room) {
-        reactor->lost++;
-        return NULL;
-    }
-    sock->queued++;
-    return &reactor->queue[(reactor->first + reactor->length++) % QUEUE_LENGTH];
-}
-
-/* One frame: checks it, answers it, queues it; in this order. */
-static void on_frame(struct autoip_reactor *reactor, struct autoip_socket *sock, int i)
-{
-    struct autoip_batch *batch = &reactor->batch;
-    const uint8_t *frame = batch->frames[i];
-    struct queued_event *entry;
-    uint64_t defended = 0;
-
-    if (!autoip_filter_accepts(frame, batch->headers[i].msg_len, sock->mac, sock->address,
-                               sock->phase))
-        return;
-
-    if (sock->armed && sock->phase == AUTOIP_DEFEND && sock->armed_address == sock->address) {
+    *defended_ns = 0;
+    pthread_mutex_lock(&sock->lock);
+    conflict = autoip_filter_accepts(frame, length, sock->mac, sock->address, sock->phase);
+    if (conflict && sock->armed && sock->phase == AUTOIP_DEFEND &&
+        sock->armed_address == sock->address) {
         sock->armed = false;
         if (autoip_packet_send(sock->fd, sock->armed_frame) == 0)
-            defended = autoip_now();
+            *defended_ns = autoip_now();
     }
-
-    entry = place(reactor, sock, defended != 0);
-    if (entry == NULL)
-        return;
-    entry->slot = sock->slot;
-    entry->event.received_ns = autoip_batch_received(batch, i);
-    entry->event.defended_ns = defended;
-    entry->event.token = sock->token;
-    entry->event.generation = sock->generation;
-    memcpy(entry->event.frame, frame, AUTOIP_FRAME_LEN);
+    *generation = sock->generation;
+    pthread_mutex_unlock(&sock->lock);
+    return conflict;
 }
 
-/* Makes `fd`, an eventfd, readable. */
-static void tell(int fd)
+static void tell(const struct autoip_reactor *reactor)
 {
     const uint64_t one = 1;
 
-    /* Fails only when the counter is full, and then it is readable. */
-    if (write(fd, &one, sizeof one) < 0)
-        return;
+    /* Fails only when the counter is full, and then the descriptor is readable as well. */
+    (void)!write(reactor->waiting, &one, sizeof one);
 }
 
-static void on_socket(struct autoip_reactor *reactor, uint32_t slot, uint32_t token)
+/* Puts an event into the queue, or counts it as lost. */
+static void enqueue(struct autoip_socket *sock, const struct autoip_event *event)
 {
-    struct autoip_socket *sock;
+    struct autoip_reactor *reactor = sock->reactor;
+    bool room;
     bool news = false;
-    int count = 0;
 
     pthread_mutex_lock(&reactor->lock);
-    sock = find(reactor, slot, token);
-    if (sock != NULL)
-        /*
-         * Any error but "nothing there" is the socket's pending one (ENETDOWN when the
-         * interface goes down or away), and reading has taken it off: netlink tells the program.
-         */
-        count = autoip_packet_receive(sock->fd, &reactor->batch, AUTOIP_BATCH);
-    for (int i = 0; i < count; i++)
-        on_frame(reactor, sock, i);
-    if (reactor->length > 0 && !reactor->told)
-        news = reactor->told = true;
+    if (event->defended_ns != 0)
+        room = reactor->length < QUEUE_LENGTH;
+    else
+        room = reactor->length < QUEUE_LENGTH - QUEUE_RESERVED &&
+               sock->queued < QUEUE_PER_SOCKET;
+    if (room) {
+        struct queued_event *entry =
+            &reactor->queue[(reactor->first + reactor->length) % QUEUE_LENGTH];
+
+        entry->event = *event;
+        entry->slot = sock->slot;
+        reactor->length++;
+        sock->queued++;
+        if (!reactor->told)
+            news = reactor->told = true;
+    } else {
+        reactor->lost++;
+    }
     pthread_mutex_unlock(&reactor->lock);
 
     /* Outside the lock, which the program that this wakes will want. */
     if (news)
-        tell(reactor->waiting);
+        tell(reactor);
 }
 
+/*
+ * Handles the first `count` frames of the batch; true if any was a conflict not answered.
+ *
+ * Not inlined: a thread that is cancelled leaves run() without returning, so nothing that has
+ * variables in memory may be underway there (the address sanitizer marks them).
+ */
+static __attribute__((noinline)) bool on_frames(struct autoip_socket *sock, int count)
+{
+    bool unanswered = false;
+
+    for (int i = 0; i < count; i++) {
+        const uint8_t *frame = sock->batch.entries[i].frame;
+        struct autoip_event event;
+
+        if (!answer(sock, frame, sock->batch.headers[i].msg_len, &event.generation,
+                    &event.defended_ns))
+            continue;
+        event.received_ns = autoip_batch_received(&sock->batch, i);
+        /* Where the kernel gave no time stamp: it is later than the answer. */
+        if (event.defended_ns != 0 && event.received_ns > event.defended_ns)
+            event.received_ns = event.defended_ns;
+        event.token = sock->token;
+        memcpy(event.frame, frame, AUTOIP_FRAME_LEN);
+        enqueue(sock, &event);
+        unanswered = unanswered || event.defended_ns == 0;
+    }
+    return unanswered;
+}
+
+/* Ends by cancellation, which acts while it waits and nowhere else. */
 static void *run(void *argument)
 {
-    struct autoip_reactor *reactor = argument;
-    struct epoll_event wakeups[WAKEUPS];
+    static const struct timespec pause = {.tv_nsec = REST_NS};
+    struct autoip_socket *sock = argument;
+    bool rest = false;
+    int count;
 
     for (;;) {
-        int count = epoll_wait(reactor->epoll, wakeups, WAKEUPS, -1);
+        /*
+         * An error is the socket's pending one (ENETDOWN when the interface goes down or
+         * away), and this has taken it off.  Netlink tells the program.
+         */
+        (void)pthread_setcancelstate(PTHREAD_CANCEL_ENABLE, NULL);
+        if (rest)
+            (void)nanosleep(&pause, NULL);
+        count = autoip_packet_wait(sock->fd, &sock->batch);
+        (void)pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, NULL);
 
-        for (int i = 0; i < count; i++) {
-            uint32_t token = (uint32_t)wakeups[i].data.u64;
-
-            if (token == STOP)
-                return NULL;
-            on_socket(reactor, (uint32_t)(wakeups[i].data.u64 >> 32), token);
+        /* The first frame by itself: asking for more would only delay the answer. */
+        rest = count > 0 && on_frames(sock, count);
+        while (count > 0) {
+            count = autoip_packet_receive(sock->fd, &sock->batch);
+            if (count > 0 && on_frames(sock, count))
+                rest = true;
+            if (count < AUTOIP_BATCH)
+                break; /* there were no more */
         }
     }
+    return NULL;
 }
 
-/* -- the reactor ---------------------------------------------------------------------- */
-
 /* The thread takes no signals: they are for the program's main thread. */
-static int start(struct autoip_reactor *reactor)
+static int start(struct autoip_socket *sock)
 {
     pthread_attr_t attributes;
     sigset_t all;
@@ -198,55 +218,35 @@ static int start(struct autoip_reactor *reactor)
     sigfillset(&all);
     (void)pthread_attr_setstacksize(&attributes, STACK_SIZE);
     (void)pthread_sigmask(SIG_SETMASK, &all, &before);
-    result = pthread_create(&reactor->thread, &attributes, run, reactor);
+    result = pthread_create(&sock->thread, &attributes, run, sock);
     (void)pthread_sigmask(SIG_SETMASK, &before, NULL);
     (void)pthread_attr_destroy(&attributes);
     if (result != 0)
         return -result;
-    (void)pthread_setname_np(reactor->thread, "autoip-arp");
+    (void)pthread_setname_np(sock->thread, "autoip-arp");
     return 0;
 }
 
-static void release(struct autoip_reactor *reactor)
-{
-    if (reactor->epoll >= 0)
-        close(reactor->epoll);
-    if (reactor->stop >= 0)
-        close(reactor->stop);
-    if (reactor->waiting >= 0)
-        close(reactor->waiting);
-    (void)pthread_mutex_destroy(&reactor->lock);
-    free(reactor->slots);
-    free(reactor);
-}
+/* -- the reactor ---------------------------------------------------------------------- */
 
 int autoip_reactor_new(struct autoip_reactor **out)
 {
-    struct epoll_event on_stop = {.events = EPOLLIN, .data.u64 = STOP};
     struct autoip_reactor *reactor = calloc(1, sizeof *reactor);
     int result;
 
     if (reactor == NULL)
         return -ENOMEM;
+    reactor->waiting = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (reactor->waiting < 0) {
+        result = -errno;
+        free(reactor);
+        return result;
+    }
     result = pthread_mutex_init(&reactor->lock, NULL);
     if (result != 0) {
+        close(reactor->waiting);
         free(reactor);
         return -result;
-    }
-    autoip_batch_init(&reactor->batch);
-    reactor->epoll = epoll_create1(EPOLL_CLOEXEC);
-    reactor->stop = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    reactor->waiting = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    if (reactor->epoll < 0 || reactor->stop < 0 || reactor->waiting < 0 ||
-        epoll_ctl(reactor->epoll, EPOLL_CTL_ADD, reactor->stop, &on_stop) < 0) {
-        result = -errno;
-        release(reactor);
-        return result;
-    }
-    result = start(reactor);
-    if (result < 0) {
-        release(reactor);
-        return result;
     }
     *out = reactor;
     return 0;
@@ -256,12 +256,13 @@ void autoip_reactor_free(struct autoip_reactor *reactor)
 {
     if (reactor == NULL)
         return;
-    tell(reactor->stop);
-    (void)pthread_join(reactor->thread, NULL);
     for (uint32_t slot = 0; slot < reactor->slot_count; slot++)
         if (reactor->slots[slot] != NULL)
             autoip_socket_close(reactor->slots[slot]);
-    release(reactor);
+    close(reactor->waiting);
+    (void)pthread_mutex_destroy(&reactor->lock);
+    free(reactor->slots);
+    free(reactor);
 }
 
 int autoip_reactor_fd(const struct autoip_reactor *reactor)
@@ -278,16 +279,17 @@ int autoip_reactor_drain(struct autoip_reactor *reactor, struct autoip_event *ou
     pthread_mutex_lock(&reactor->lock);
     while (reactor->length > 0 && (size_t)count < capacity) {
         const struct queued_event *entry = &reactor->queue[reactor->first];
-        struct autoip_socket *sock = find(reactor, entry->slot, entry->event.token);
+        struct autoip_socket *sock = reactor->slots[entry->slot];
 
-        if (sock != NULL)
+        /* The slot may have been given to another socket. */
+        if (sock != NULL && sock->token == entry->event.token)
             sock->queued--;
         out[count++] = entry->event;
         reactor->first = (reactor->first + 1) % QUEUE_LENGTH;
         reactor->length--;
     }
     if (reactor->length == 0 && reactor->told) {
-        /* Should the thread be about to write, the next drain finds nothing: no harm. */
+        /* Should a thread be only about to write, the next drain finds nothing: no harm. */
         (void)!read(reactor->waiting, &counter, sizeof counter);
         reactor->told = false;
     }
@@ -298,32 +300,47 @@ int autoip_reactor_drain(struct autoip_reactor *reactor, struct autoip_event *ou
 
 /* -- sockets -------------------------------------------------------------------------- */
 
-/* A free slot, under the lock; -ENOMEM if there is none. */
-static int64_t free_slot(struct autoip_reactor *reactor)
+/* Gives the socket a slot and a token. */
+static int enter(struct autoip_reactor *reactor, struct autoip_socket *sock)
 {
-    struct autoip_socket **slots;
-    uint32_t count = reactor->slot_count;
+    uint32_t slot = 0;
+    int result = 0;
 
-    for (uint32_t slot = 0; slot < count; slot++)
-        if (reactor->slots[slot] == NULL)
-            return slot;
-    slots = realloc(reactor->slots, (count + 16) * sizeof(struct autoip_socket *));
-    if (slots == NULL)
-        return -ENOMEM;
-    for (uint32_t slot = count; slot < count + 16; slot++)
-        slots[slot] = NULL;
-    reactor->slots = slots;
-    reactor->slot_count = count + 16;
-    return count;
+    pthread_mutex_lock(&reactor->lock);
+    while (slot < reactor->slot_count && reactor->slots[slot] != NULL)
+        slot++;
+    if (slot == reactor->slot_count) {
+        struct autoip_socket **slots =
+            realloc(reactor->slots, (slot + 1) * sizeof(struct autoip_socket *));
+
+        if (slots == NULL) {
+            result = -ENOMEM;
+        } else {
+            reactor->slots = slots;
+            reactor->slot_count++;
+        }
+    }
+    if (result == 0) {
+        reactor->slots[slot] = sock;
+        sock->slot = slot;
+        sock->token = ++reactor->last_token;
+    }
+    pthread_mutex_unlock(&reactor->lock);
+    return result;
+}
+
+static void leave(struct autoip_socket *sock)
+{
+    pthread_mutex_lock(&sock->reactor->lock);
+    sock->reactor->slots[sock->slot] = NULL;
+    pthread_mutex_unlock(&sock->reactor->lock);
 }
 
 int autoip_socket_adopt(struct autoip_reactor *reactor, int fd, const uint8_t mac[6],
                         struct autoip_socket **out)
 {
-    struct epoll_event on_frames = {.events = EPOLLIN};
     struct autoip_socket *sock = calloc(1, sizeof *sock);
-    int64_t slot;
-    int result = 0;
+    int result;
 
     if (sock == NULL)
         return -ENOMEM;
@@ -331,28 +348,27 @@ int autoip_socket_adopt(struct autoip_reactor *reactor, int fd, const uint8_t ma
     sock->fd = fd;
     sock->phase = AUTOIP_SILENT;
     memcpy(sock->mac, mac, sizeof sock->mac);
+    autoip_batch_init(&sock->batch);
 
-    pthread_mutex_lock(&reactor->lock);
-    slot = free_slot(reactor);
-    if (slot < 0) {
-        result = (int)slot;
-    } else {
-        sock->slot = (uint32_t)slot;
-        sock->token = ++reactor->last_token;
-        on_frames.data.u64 = (uint64_t)sock->slot << 32 | sock->token;
-        if (epoll_ctl(reactor->epoll, EPOLL_CTL_ADD, fd, &on_frames) < 0)
-            result = -errno;
-        else
-            reactor->slots[slot] = sock;
-    }
-    pthread_mutex_unlock(&reactor->lock);
-
-    if (result < 0) {
-        free(sock);
-        return result;
-    }
+    result = -pthread_mutex_init(&sock->lock, NULL);
+    if (result < 0)
+        goto no_lock;
+    result = enter(reactor, sock);
+    if (result < 0)
+        goto no_slot;
+    result = start(sock);
+    if (result < 0)
+        goto no_thread;
     *out = sock;
     return 0;
+
+no_thread:
+    leave(sock);
+no_slot:
+    (void)pthread_mutex_destroy(&sock->lock);
+no_lock:
+    free(sock);
+    return result;
 }
 
 int autoip_socket_open(struct autoip_reactor *reactor, int ifindex, const uint8_t mac[6],
@@ -377,7 +393,6 @@ uint32_t autoip_socket_token(const struct autoip_socket *sock)
 int autoip_socket_watch(struct autoip_socket *sock, int phase, uint32_t address,
                         uint32_t generation)
 {
-    pthread_mutex_t *lock = &sock->reactor->lock;
     int phase_before;
     uint32_t address_before;
     uint32_t generation_before;
@@ -390,18 +405,18 @@ int autoip_socket_watch(struct autoip_socket *sock, int phase, uint32_t address,
      * The check in C changes first.  Until the filter follows, frames for the former address
      * are dropped here, and those for the new one in the kernel: as if they had come before.
      */
-    pthread_mutex_lock(lock);
+    pthread_mutex_lock(&sock->lock);
     phase_before = sock->phase;
     address_before = sock->address;
     generation_before = sock->generation;
     sock->phase = phase;
     sock->address = address;
     sock->generation = generation;
-    pthread_mutex_unlock(lock);
+    pthread_mutex_unlock(&sock->lock);
 
     result = autoip_packet_filter(sock->fd, sock->mac, address, phase);
 
-    pthread_mutex_lock(lock);
+    pthread_mutex_lock(&sock->lock);
     if (result < 0) {
         sock->phase = phase_before;
         sock->address = address_before;
@@ -409,7 +424,7 @@ int autoip_socket_watch(struct autoip_socket *sock, int phase, uint32_t address,
     } else if (phase == AUTOIP_SILENT || sock->armed_address != address) {
         sock->armed = false;
     }
-    pthread_mutex_unlock(lock);
+    pthread_mutex_unlock(&sock->lock);
     return result;
 }
 
@@ -426,12 +441,12 @@ int autoip_socket_send(struct autoip_socket *sock, const uint8_t frame[AUTOIP_FR
 
 int autoip_socket_arm(struct autoip_socket *sock, const uint8_t frame[AUTOIP_FRAME_LEN])
 {
-    const uint8_t *spa = frame + 28;
+    const uint8_t *spa = frame + AUTOIP_SPA_AT;
     uint32_t address =
         (uint32_t)spa[0] << 24 | (uint32_t)spa[1] << 16 | (uint32_t)spa[2] << 8 | spa[3];
     int result = 0;
 
-    pthread_mutex_lock(&sock->reactor->lock);
+    pthread_mutex_lock(&sock->lock);
     if (sock->phase == AUTOIP_SILENT || sock->address != address) {
         result = -EINVAL;
     } else {
@@ -439,27 +454,25 @@ int autoip_socket_arm(struct autoip_socket *sock, const uint8_t frame[AUTOIP_FRA
         sock->armed_address = address;
         sock->armed = true;
     }
-    pthread_mutex_unlock(&sock->reactor->lock);
+    pthread_mutex_unlock(&sock->lock);
     return result;
 }
 
 void autoip_socket_disarm(struct autoip_socket *sock)
 {
-    pthread_mutex_lock(&sock->reactor->lock);
+    pthread_mutex_lock(&sock->lock);
     sock->armed = false;
-    pthread_mutex_unlock(&sock->reactor->lock);
+    pthread_mutex_unlock(&sock->lock);
 }
 
 void autoip_socket_close(struct autoip_socket *sock)
 {
-    struct autoip_reactor *reactor = sock->reactor;
-
-    pthread_mutex_lock(&reactor->lock);
-    reactor->slots[sock->slot] = NULL;
-    (void)epoll_ctl(reactor->epoll, EPOLL_CTL_DEL, sock->fd, NULL);
-    pthread_mutex_unlock(&reactor->lock);
+    (void)pthread_cancel(sock->thread);
+    (void)pthread_join(sock->thread, NULL);
+    leave(sock);
 
     /* The kernel waits here until no processor handles a frame for it any more. */
     close(sock->fd);
+    (void)pthread_mutex_destroy(&sock->lock);
     free(sock);
 }

@@ -12,6 +12,9 @@
 /* A time stamp further back than this is a clock that was set, not a frame that waited. */
 #define STAMP_MAX_AGE_NS 5000000000u
 
+/* Three readings of clocks that take no longer than this were not interrupted. */
+#define CLOCKS_CLOSE_NS 1000u
+
 int autoip_packet_open(int ifindex)
 {
     static const uint8_t nobody[6];
@@ -29,7 +32,7 @@ int autoip_packet_open(int ifindex)
         return -EINVAL;
 
     /* Protocol 0: no frame comes before bind(), and by then the filter is there. */
-    fd = socket(AF_PACKET, SOCK_RAW | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    fd = socket(AF_PACKET, SOCK_RAW | SOCK_CLOEXEC, 0);
     if (fd < 0)
         return -errno;
     result = autoip_packet_filter(fd, nobody, 0, AUTOIP_SILENT);
@@ -85,41 +88,86 @@ void autoip_batch_init(struct autoip_batch *batch)
     for (int i = 0; i < AUTOIP_BATCH; i++) {
         struct msghdr *header = &batch->headers[i].msg_hdr;
 
-        batch->vectors[i].iov_base = batch->frames[i];
-        batch->vectors[i].iov_len = AUTOIP_FRAME_LEN;
-        header->msg_iov = &batch->vectors[i];
+        batch->entries[i].vector.iov_base = batch->entries[i].frame;
+        batch->entries[i].vector.iov_len = AUTOIP_FRAME_LEN;
+        header->msg_iov = &batch->entries[i].vector;
         header->msg_iovlen = 1;
-        header->msg_control = batch->control[i].bytes;
-        header->msg_controllen = sizeof batch->control[i].bytes;
+        header->msg_control = batch->entries[i].control;
+        header->msg_controllen = sizeof batch->entries[i].control;
     }
 }
 
-int autoip_packet_receive(int fd, struct autoip_batch *batch, unsigned int most)
+/* As few as were used: to touch them all takes longer than to answer a frame. */
+static void batch_renew(struct autoip_batch *batch)
+{
+    for (int i = 0; i < batch->used; i++)
+        batch->headers[i].msg_hdr.msg_controllen = sizeof batch->entries[i].control;
+    batch->used = 0;
+    batch->boottime_ns = 0;
+}
+
+int autoip_packet_wait(int fd, struct autoip_batch *batch)
+{
+    struct mmsghdr *first = &batch->headers[0];
+    ssize_t length;
+
+    batch_renew(batch);
+    length = recvmsg(fd, &first->msg_hdr, 0);
+    if (length < 0)
+        return -errno;
+    batch->used = 1;
+    first->msg_len = (unsigned int)length;
+    return 1;
+}
+
+int autoip_packet_receive(int fd, struct autoip_batch *batch)
 {
     int count;
 
-    if (most > AUTOIP_BATCH)
-        most = AUTOIP_BATCH;
-    /* The kernel has shortened these to what it wrote the last time. */
-    for (unsigned int i = 0; i < most; i++)
-        batch->headers[i].msg_hdr.msg_controllen = sizeof batch->control[i].bytes;
+    batch_renew(batch);
+    count = recvmmsg(fd, batch->headers, AUTOIP_BATCH, MSG_DONTWAIT, NULL);
+    if (count < 0)
+        return -errno;
+    batch->used = count;
+    return count;
+}
 
-    do {
-        count = recvmmsg(fd, batch->headers, most, MSG_DONTWAIT, NULL);
-    } while (count < 0 && errno == EINTR);
-    return count < 0 ? -errno : count;
+/*
+ * Both clocks at the same time: the thread may be pushed aside between two readings, so the
+ * closest of a few counts.
+ */
+static void read_clocks(struct autoip_batch *batch)
+{
+    uint64_t closest = UINT64_MAX;
+
+    for (int i = 0; i < 3 && closest > CLOCKS_CLOSE_NS; i++) {
+        uint64_t before = autoip_clock(CLOCK_BOOTTIME);
+        uint64_t between = autoip_clock(CLOCK_REALTIME);
+        uint64_t after = autoip_clock(CLOCK_BOOTTIME);
+
+        if (after - before < closest) {
+            closest = after - before;
+            batch->boottime_ns = before + closest / 2;
+            batch->wall_ns = between;
+        }
+    }
 }
 
 uint64_t autoip_batch_received(struct autoip_batch *batch, int i)
 {
     struct msghdr *header = &batch->headers[i].msg_hdr;
-    uint64_t now = autoip_clock(CLOCK_BOOTTIME);
-    uint64_t wall = autoip_clock(CLOCK_REALTIME);
-    uint64_t stamp;
-    uint64_t age;
+    uint64_t now;
+    uint64_t wall;
 
+    /* Not before now: an answer may have gone out in between, and did not wait for this. */
+    if (batch->boottime_ns == 0)
+        read_clocks(batch);
+    now = batch->boottime_ns;
+    wall = batch->wall_ns;
     for (struct cmsghdr *c = CMSG_FIRSTHDR(header); c != NULL; c = CMSG_NXTHDR(header, c)) {
         struct timespec at;
+        uint64_t stamp;
+        uint64_t age;
 
         if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_TIMESTAMPNS ||
             c->cmsg_len < CMSG_LEN(sizeof at))

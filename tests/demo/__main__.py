@@ -2,8 +2,9 @@
 
     python -m tests.demo
 
-Needs root or, without it, a kernel that lets users make namespaces. Ends by itself in under a minute; exit status 0 only
-if everything that it tells really happened. Nothing is left: the network lives in this process and goes with it.
+Needs root or, without it, a kernel that lets users make namespaces. Ends by itself in under a minute; exit
+status 0 only if everything that it tells really happened. Nothing is left: the network lives in this process
+and goes with it.
 AUTOIP_COMMAND (shell words) may name another program to show.
 """
 
@@ -47,19 +48,25 @@ class Late(Exception):
     """The minute is nearly over."""
 
 
+def say(text: str) -> None:
+    """One write for a line: two threads speak."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
 def caption(text: str) -> None:
-    print(f"\n== {text}", flush=True)
+    say(f"\n== {text}")
 
 
 def fact(text: str) -> None:
-    print(f"   {text}", flush=True)
+    say(f"   {text}")
 
 
 class Shown(Daemon):
     """A daemon whose lines are shown as they come."""
 
     def said(self, text: str) -> None:
-        print(f"   | {text}", flush=True)
+        say(f"   | {text}")
 
 
 def expect(true: bool, otherwise: str) -> None:
@@ -146,7 +153,7 @@ def play() -> None:
         port = switch.attach(host, mac="02:00:00:00:00:01")
         caption("A private network: eth0 on one end of a cable, a neighbour on the other.")
         fact("$ " + shlex.join(["autoip", *command[-5:]]))
-        with Shown(host, "eth0", command) as daemon:
+        with Shown(host, "eth0", command, terminal=True) as daemon:
             held = claim(daemon, port)
             disputed = defend(daemon, port, held)
             give_up(daemon, port, held, disputed)

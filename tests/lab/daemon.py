@@ -77,8 +77,8 @@ def usage(pid: int) -> Usage:
 class Daemon:
     """A command in a namespace that looks after `interface`. It may be started again after it ended.
 
-    RUNTIME_DIRECTORY and STATE_DIRECTORY are folders of its own (`runtime`, `state`) that live until `close`, so a second
-    start finds what the first one kept. The working directory is the repository's top folder.
+    RUNTIME_DIRECTORY and STATE_DIRECTORY are folders of its own (`runtime`, `state`) that live until `close`, so a
+    second start finds what the first one kept. The working directory is the repository's top folder.
     """
 
     label = "daemon"
@@ -90,7 +90,10 @@ class Daemon:
         command: Sequence[str],
         *,
         env: Mapping[str, str] | None = None,
+        terminal: bool = False,
     ) -> None:
+        self.terminal = terminal
+        """Its output is a terminal: what a person at the keyboard sees."""
         self.namespace = namespace
         self.interface = interface
         self.command = list(command)
@@ -126,23 +129,29 @@ class Daemon:
         if self.running:
             raise LabError(f"{self.label} runs already")
         self.started_ns = time.time_ns()
-        process = self.namespace.popen(
-            [*self.command, *arguments],
-            env=self.env,
-            cwd=REPOSITORY,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            die_with_us=die_with_us,
-        )
-        self._process = process
-        self._reader = threading.Thread(target=self._read, args=(process,), daemon=True)
+        ours, theirs = os.openpty() if self.terminal else os.pipe()
+        try:
+            self._process = self.namespace.popen(
+                [*self.command, *arguments],
+                env=self.env,
+                cwd=REPOSITORY,
+                stdin=subprocess.DEVNULL,
+                stdout=theirs,
+                stderr=theirs,
+                die_with_us=die_with_us,
+            )
+        except BaseException:
+            os.close(ours)
+            raise
+        finally:
+            os.close(theirs)
+        self._reader = threading.Thread(target=self._read, args=(ours,), daemon=True)
         self._reader.start()
 
-    def _read(self, process: subprocess.Popen[bytes]) -> None:
-        assert process.stdout is not None
-        with contextlib.suppress(ValueError, OSError):  # closed under our hands
-            for raw in process.stdout:
+    def _read(self, ours: int) -> None:
+        # A terminal whose last writer is gone gives EIO instead of an end of file.
+        with contextlib.suppress(OSError), open(ours, "rb") as stream:
+            for raw in stream:
                 text = raw.decode(errors="replace").rstrip("\r\n")
                 ns = time.time_ns()
                 with self._news:
@@ -279,8 +288,6 @@ class Daemon:
                 self.kill()
         if self._reader is not None:
             self._reader.join(1)
-            if not self._reader.is_alive() and self.process.stdout is not None:
-                self.process.stdout.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
 

@@ -1,8 +1,8 @@
 """Real programs that do link-local addressing, each alone with its files.
 
-Every one runs in a mount namespace and a PID namespace of its own below the host's network namespace: it writes nothing
-to this machine's /run, /var or /etc, and its helpers end with it. A shell stays as the first process in there, because a
-program that changes its user loses the kernel's promise to kill it when its parent dies.
+Every one runs in a mount namespace and a PID namespace of its own below the host's network namespace: it writes
+nothing to this machine's /run, /var or /etc, and its helpers end with it. A shell stays as the first process in there,
+because a program that changes its user loses the kernel's promise to kill it when its parent dies.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ SOL_PACKET = 263
 PACKET_AUXDATA = 8
 PACKET_OUTGOING = 4
 TP_STATUS_VLAN_VALID = 0x10
-# The same numbers on every Linux that is not Alpha, MIPS, PA-RISC or SPARC; Python's socket module has no name for them.
+# Python's socket module has no name for these. The same on every Linux but Alpha, MIPS, PA-RISC and SPARC.
 SO_TIMESTAMPNS = 35
 SO_RCVBUFFORCE = 33
 KEPT_BYTES = 256
@@ -141,13 +141,13 @@ class Sniffer(Reader):
         position = since
         with self._news:
             while True:
-                for frame in self._frames[position:]:
-                    if (
-                        isinstance(frame, ArpFrame)
-                        and from_host in (None, frame.from_host)
-                        and predicate(frame)
-                    ):
-                        found.append(frame)
+                found += [
+                    frame
+                    for frame in self._frames[position:]
+                    if isinstance(frame, ArpFrame)
+                    and from_host in (None, frame.from_host)
+                    and predicate(frame)
+                ]
                 position = len(self._frames)
                 if len(found) >= count:
                     return found[:count]

@@ -1,8 +1,9 @@
 """A small link-local program that can stand where autoip will stand: it proves the tests, not the protocol.
 
-    python -m tests.netns.standin IFACE [--ip A] [--delay MS] [--meek] [--deaf]
+    python -m tests.netns.standin IFACE [--ip A] [--delay MS] [--meek] [--deaf] [--stubborn] [--untidy]
 
-`--meek` gives the address up at the first conflict; `--deaf` hears no conflict at all.
+`--meek` gives the address up at the first conflict; `--deaf` hears no conflict at all; `--stubborn` never gives it up;
+`--untidy` leaves it on the interface.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ def main() -> int:
     parser.add_argument("--delay", type=int, default=2000)
     parser.add_argument("--meek", action="store_true")
     parser.add_argument("--deaf", action="store_true")
-    parser.add_argument("--no-state", action="store_true")
+    parser.add_argument("--stubborn", action="store_true")
+    parser.add_argument("--untidy", action="store_true")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     name: str = options.interface
@@ -67,7 +69,6 @@ def main() -> int:
             if number < 3:
                 print(f"probe {number + 1}/3 for {address}", flush=True)
                 sock.send(frames.probe(mac, address))
-        # The pause after the last probe was the one of number 3; the third gap comes before it.
         return True
 
     def hold(address: IPv4Address) -> None:
@@ -79,7 +80,7 @@ def main() -> int:
             frame = conflict(address, 2 if announced < 2 else 3600, False)
             if frame is None:
                 continue
-            if options.meek or time.monotonic() - defended < 10:
+            if options.meek or (time.monotonic() - defended < 10 and not options.stubborn):
                 print(f"gave {address} up to {frame.sha}", flush=True)
                 return
             defended = time.monotonic()
@@ -100,7 +101,7 @@ def main() -> int:
                 ip("del", address)
                 held = None
     finally:
-        if held is not None:
+        if held is not None and not options.untidy:
             ip("del", held)
 
 

@@ -1,4 +1,4 @@
-"""autoip and the real programs of Debian on one link: whoever comes first keeps the address, all end with different ones.
+"""autoip and the real programs of Debian on one link: who comes first keeps the address, all end with different ones.
 
 What stands in for autoip may be named in AUTOIP_SUBJECT: `stand-in`, or a program that can be told its candidate
 (avahi-autoipd). With that these tests were proven before autoip was there.
@@ -77,6 +77,11 @@ def make_peer(stack: contextlib.ExitStack) -> MakePeer:
     return make
 
 
+def _wait_announced(port: Port, address: IPv4Address) -> None:
+    """Both announcements are out: one that came later would be noticed without any probe."""
+    port.sniffer.wait_count(lambda f: f.is_announcement and f.spa == address, 2, 10)
+
+
 def _stays(seconds: float, **holders: tuple[Daemon, IPv4Address]) -> None:
     """Each has this very address, now and for so long."""
     until = time.monotonic() + seconds
@@ -117,6 +122,7 @@ def test_candidate_that_a_peer_holds(
     peer.start()
     taken = peer.wait_address(CLAIM)
     assert taken == candidate
+    _wait_announced(theirs, taken)
     subject = make_subject(ours, taken, delay=500)
     subject.start()
     held = subject.wait_address(CLAIM)
@@ -138,6 +144,7 @@ def test_peer_wants_what_we_hold(
     subject = make_subject(ours, candidate, delay=500)
     subject.start()
     assert subject.wait_address(CLAIM) == candidate
+    _wait_announced(ours, candidate)
     peer.start()
     other = peer.wait_address(2 * CLAIM)
     assert theirs.sniffer.probes(candidate), "the peer never wanted it"
@@ -166,7 +173,7 @@ def test_two_links_with_one_address_are_joined(
     assert peer.wait_address(CLAIM) == candidate
     # Both claimed in peace; let both finish their announcements before the links meet.
     for port in (ours, theirs):
-        port.sniffer.wait_count(lambda f: f.is_announcement, 2, 10)
+        _wait_announced(port, candidate)
     since = ours.sniffer.mark()
     ours.plug()
     theirs.plug()

@@ -19,6 +19,8 @@ DEFAULTS = Arguments(
     bring_up=False,
     keep_state=True,
     to_syslog=False,
+    script=None,
+    script_style="avahi",
 )
 
 
@@ -52,6 +54,9 @@ def test_defaults() -> None:
         ("--abandon --debug", {"abandon": True, "debug": True}),
         ("--up --no-state", {"bring_up": True, "keep_state": False}),
         ("--syslog", {"to_syslog": True}),
+        ("--script /bin/true", {"script": "/bin/true"}),
+        ("--script /dev/../bin/true", {"script": "/bin/true"}),
+        ("--script /bin/true --script-style zcip", {"script": "/bin/true", "script_style": "zcip"}),
         ("-o debug", {"debug": True, "to_syslog": True}),
         (
             "-o if=eth0,ip=169.254.20.20,debug,delay=200,abandon",
@@ -105,6 +110,11 @@ def test_understood(line: str, expected: dict[str, object]) -> None:
         ("sixteen-letters0", "1 to 15 bytes"),
         ("..", "1 to 15 bytes"),
         ("-o if=", "1 to 15 bytes"),
+        ("--script /nowhere", "no such file"),
+        ("--script /bin", "no such file"),
+        ("--script /etc/passwd", "not executable"),
+        ("--script /bin/true --script /bin/false", "/bin/true and /bin/false"),
+        ("--script-style dhclient", "avahi and zcip"),
     ],
 )
 def test_refused(line: str, says: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -327,13 +327,14 @@ def test_planted_files_are_refused(tmp_path: Path) -> None:
     directory = tmp_path / "run"
     directory.mkdir()
     path = file_of(directory)
-    for make, text in (
+    cases: tuple[tuple[Callable[[], None], str], ...] = (
         (lambda: path.symlink_to(aim), "symbolic link"),
         (lambda: path.symlink_to(tmp_path / "nowhere"), "symbolic link"),
         (lambda: os.link(aim, path), "another name"),
         (lambda: os.mkfifo(path), "regular"),
         (lambda: os.mknod(path, 0o600 | stat.S_IFREG), "by others"),
-    ):
+    )
+    for make, text in cases:
         make()
         if text == "by others":
             path.chmod(0o620)
@@ -448,9 +449,13 @@ print(attempt("eth1"))
 def test_without_privileges_in_a_directory_of_ones_own(public: Path) -> None:
     """As a service with User= and RuntimeDirectory=."""
     os.chown(public, 65534, 65534)
-    code = "print(type(attempt()).__name__, flush=True)"
-    user = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
-    with process(public, code, *user) as first:
+    code = """
+os.setgroups([])
+os.setresgid(65534, 65534, 65534)
+os.setresuid(65534, 65534, 65534)
+print(type(attempt()).__name__, flush=True)
+"""
+    with process(public, code) as first:
         assert line(first) == "Instance"
 
 

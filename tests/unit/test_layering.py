@@ -30,6 +30,7 @@ LEVELS: list[set[str]] = [
         "netlink",
         "notify",
         "privileges",
+        "script",
         "store",
         "teller",
     },

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -112,6 +114,25 @@ def test_a_busy_manager_does_not_block_for_ever(tmp_path: Path) -> None:
         assert received(receiver) == ["READY=1"]
 
 
+def test_a_busy_manager_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("autoip.notify.SEND_TIMEOUT", 30.0)
+    name = str(tmp_path / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
+        receiver.bind(name)
+        notifier = Notifier({"NOTIFY_SOCKET": name})
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as filler:
+            filler.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    filler.sendto(b"x", name)
+        timer = threading.Timer(0.1, received, [receiver])
+        timer.start()
+        notifier.ready()
+        timer.join()
+        # Taken once there was room.
+        assert notifier._ready
+
+
 @pytest.mark.parametrize(
     ("usec", "pid", "expected"),
     [
@@ -132,6 +153,7 @@ def test_watchdog_interval(
     manager: tuple[str, socket.socket], usec: str | None, pid: str | None, expected: float | None
 ) -> None:
     name, receiver = manager
+    pid = str(os.getpid()) if pid == "ours" else pid
     environ = {"NOTIFY_SOCKET": name, "WATCHDOG_USEC": usec, "WATCHDOG_PID": pid}
     given = {key: value for key, value in environ.items() if value is not None}
     if pid == "ours":

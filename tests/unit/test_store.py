@@ -243,7 +243,7 @@ def test_what_is_no_file(tmp_path: Path) -> None:
     )
     for make in makers:
         make()
-        with pytest.raises(StateProblem, match=NAME):
+        with pytest.raises(StateProblem, match=r"directory|regular|symbolic"):
             Store(tmp_path).load(MAC)
         if path.is_dir():
             with pytest.raises(StateProblem, match=NAME):
@@ -481,3 +481,58 @@ assert "Permission denied" in problem(lambda: store.load(MAC))
 assert "Permission denied" in problem(lambda: store.save(MAC, TWO, "eth0"))
 """,
     )
+
+
+# --- what avahi-autoipd has saved ---
+
+AVAHI_NAME = "02:00:00:00:00:ab"
+
+
+@pytest.mark.parametrize("text", [b"169.254.20.20\n", b"169.254.20.20", b" 169.254.20.20 \r\n"])
+def test_sel_memory_avahi(text: bytes, tmp_path: Path) -> None:
+    (tmp_path / AVAHI_NAME).write_bytes(text)
+    assert Store(tmp_path / "ours", tmp_path).load_avahi(MAC) == ADDRESS
+    assert Store(tmp_path / "ours", tmp_path).load_avahi(bytes(6)) is None
+    assert Store(tmp_path / "ours", tmp_path / "none").load_avahi(MAC) is None
+    assert Store(None, tmp_path).load_avahi(MAC) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"169.254.20.20 169.254.20.21",
+        b"169.254.20",
+        b"169.254.20.020",
+        b"fe80::1",
+        b"2851995668",
+        b"\xff\xfe",
+        b"169.254.0.255\n",
+        b"169.254.255.0\n",
+        b"10.0.0.1\n",
+        b"169.254.20.20\n" + b" " * 100_000,
+    ],
+)
+def test_avahis_file_is_not_trusted(text: bytes, tmp_path: Path) -> None:
+    (tmp_path / AVAHI_NAME).write_bytes(text)
+    if len(text) > store.MAX_SIZE:
+        assert Store(tmp_path / "ours", tmp_path).load_avahi(MAC) == ADDRESS  # read no further
+        return
+    with pytest.raises(StateProblem):
+        Store(tmp_path / "ours", tmp_path).load_avahi(MAC)
+
+
+def test_avahis_file_may_be_anything(tmp_path: Path) -> None:
+    keeper = Store(tmp_path / "ours", tmp_path)
+    path = tmp_path / AVAHI_NAME
+    path.mkdir()
+    with pytest.raises(StateProblem):
+        keeper.load_avahi(MAC)
+    path.rmdir()
+    path.symlink_to("/etc/hostname")
+    with pytest.raises(StateProblem):
+        keeper.load_avahi(MAC)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(StateProblem):
+        keeper.load_avahi(MAC)

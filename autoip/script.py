@@ -1,0 +1,248 @@
+"""Scripts that others already have: the contracts of avahi-autoipd and of BusyBox's zcip.
+
+==========  ==================================  =======================================
+what        avahi-autoipd.action(8)             zcip
+==========  ==================================  =======================================
+start                                           ``init IFACE``; a failure ends it
+claimed     ``BIND IFACE ADDRESS``              ``config IFACE``, with ``$ip``
+conflict    ``CONFLICT IFACE ADDRESS``          ``deconfig IFACE``, with ``$ip``
+else lost   ``UNBIND IFACE ADDRESS``            ``deconfig IFACE``, with ``$ip``
+end         ``STOP IFACE ADDRESS``              ``deconfig IFACE``, with ``$ip``
+==========  ==================================  =======================================
+
+zcip scripts get ``$interface`` as well.  (zcip itself does not pass IFACE as an argument; the older
+zeroconf, which has the same contract, does.)
+
+The calls of one interface come one after the other, each in a session of its own, without a shell,
+with nothing of our environment and our descriptors but standard error.  Nobody waits for them but
+the end: a call that takes too long is killed with all its children.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+
+from autoip.errors import AutoipError
+
+TIMEOUT = 10.0
+"""Seconds that a call may take."""
+QUEUE_MAX = 8
+"""Calls of an interface that wait for the one that runs."""
+_KILL_TIME = 1.0
+"""Seconds that the kernel may take to end what was killed."""
+
+_ENVIRONMENT: Mapping[str, str] = {
+    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Style:
+    """The words of a contract.
+
+    Attributes:
+        init: before all else; None if there is no such call.
+        bind: the address is in use.
+        conflict: it was lost to another host.
+        unbind: it was lost otherwise.
+        stop: it is given up, because we end.
+        address_argument: whether the address is an argument; else it is ``$ip``.
+    """
+
+    init: str | None
+    bind: str
+    conflict: str
+    unbind: str
+    stop: str
+    address_argument: bool
+
+
+STYLES: Mapping[str, Style] = {
+    "avahi": Style(None, "BIND", "CONFLICT", "UNBIND", "STOP", address_argument=True),
+    "zcip": Style("init", "config", "deconfig", "deconfig", "deconfig", address_argument=False),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """One call: its word, and the address that it is about."""
+
+    word: str
+    address: IPv4Address | None
+
+    def __str__(self) -> str:
+        return f"script {self.word}" + (f" {self.address}" if self.address is not None else "")
+
+
+class ScriptRunner:
+    """Tells a script what happens to the address of one interface.
+
+    Args:
+        file: absolute path of the script.
+        style: one of STYLES.
+        interface: its name.
+        say: takes a log line, with its level.
+        bound: called when the script has been told of an address in use.  It may have taken that
+            address off and put it on again.
+        timeout: seconds that a call may take.
+    """
+
+    def __init__(
+        self,
+        file: str,
+        style: Style,
+        interface: str,
+        say: Callable[[int, str], None],
+        bound: Callable[[], None],
+        timeout: float = TIMEOUT,
+    ) -> None:
+        self._file = file
+        self._style = style
+        self._interface = interface
+        self._say = say
+        self._after_bind = bound
+        self._timeout = timeout
+        self._told: IPv4Address | None = None  # what the script has, when the queue is done
+        self._queue: deque[_Call] = deque()
+        self._running: _Call | None = None
+        self._worker: asyncio.Task[None] | None = None
+        self._stopped = False
+
+    @property
+    def binding(self) -> bool:
+        """Whether the script is being told of an address in use just now."""
+        return self._running is not None and self._running.word == self._style.bind
+
+    async def init(self) -> None:
+        """The call before all else.
+
+        Raises:
+            AutoipError: it failed, so the interface is not to be served.
+        """
+        if self._style.init is not None:
+            problem = await self._run(_Call(self._style.init, None))
+            if problem is not None:
+                raise AutoipError(f"{self._interface}: script {self._style.init}: {problem}")
+
+    def bound(self, address: IPv4Address) -> None:
+        """The address is on the interface and announced."""
+        if not self._stopped and self._told != address:
+            self.lost()
+            self._told = address
+            self._add(_Call(self._style.bind, address))
+
+    def lost(self, *, conflict: bool = False) -> None:
+        """There is no address any more; harmless when repeated."""
+        if not self._stopped and self._told is not None:
+            word = self._style.conflict if conflict else self._style.unbind
+            self._add(_Call(word, self._told))
+            self._told = None
+
+    async def stop(self) -> None:
+        """Tell the end, and wait until the script has heard all that it must."""
+        if not self._stopped:
+            while self._skip_pair():
+                pass
+            if self._queue and self._queue[-1].word == self._style.bind:
+                self._queue.pop()  # never told, so nothing to take back
+            elif self._told is not None:
+                self._add(_Call(self._style.stop, self._told))
+            self._told = None
+            self._stopped = True
+        while self._worker is not None:
+            await asyncio.wait([self._worker])
+
+    def _add(self, call: _Call) -> None:
+        if len(self._queue) >= QUEUE_MAX:
+            self._say(logging.WARNING, "the script is too slow: calls are left out")
+            self._skip_pair()
+        self._queue.append(call)
+        if self._worker is None:
+            self._worker = asyncio.get_running_loop().create_task(self._work())
+
+    def _skip_pair(self) -> bool:
+        """Leave out the oldest address that came and went before the script could be told.
+
+        What remains is still one address after the other, and ends as things are now.
+        """
+        for position in range(len(self._queue) - 1):
+            if self._queue[position].word == self._style.bind:
+                del self._queue[position], self._queue[position]
+                return True
+        return False
+
+    async def _work(self) -> None:
+        try:
+            while self._queue:
+                call = self._running = self._queue.popleft()
+                problem = await self._run(call)
+                self._running = None
+                if problem is not None:
+                    self._say(logging.WARNING, f"{call}: {problem}")
+                if call.word == self._style.bind and not self._queue:
+                    self._after_bind()
+        finally:
+            self._running = None
+            self._worker = None
+
+    async def _run(self, call: _Call) -> str | None:
+        """Run the script; return what went wrong."""
+        self._say(logging.DEBUG, str(call))
+        command = [self._file, call.word, self._interface]
+        environment = dict(_ENVIRONMENT)
+        if self._style.address_argument:
+            command += [] if call.address is None else [str(call.address)]
+        else:
+            environment["interface"] = self._interface
+            environment |= {} if call.address is None else {"ip": str(call.address)}
+        try:
+            process = subprocess.Popen(  # noqa: ASYNC220 (returns at the exec, about a millisecond)
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL if sys.stderr is None else sys.stderr,
+                stderr=None if sys.stderr is not None else subprocess.DEVNULL,
+                cwd="/",
+                env=environment,
+                umask=0o022,
+                start_new_session=True,
+            )
+        except OSError as error:
+            return f"cannot be run: {error.strerror}"
+        ended = await self._ended(process)
+        status = process.poll()
+        if not ended:
+            return f"did not end within {self._timeout:g} s, and was killed"
+        if status is not None and status < 0:
+            return f"ended by signal {-status} ({signal.strsignal(-status)})"
+        return f"exit status {status}" if status else None
+
+    async def _ended(self, process: subprocess.Popen[bytes]) -> bool:
+        """Wait for the end of the process; at the time-out, bring it about."""
+        loop = asyncio.get_running_loop()
+        end = asyncio.Event()
+        # A descriptor that is readable when the process has ended: no thread, no signal handler.
+        descriptor = os.pidfd_open(process.pid)
+        loop.add_reader(descriptor, end.set)
+        try:
+            await asyncio.wait_for(end.wait(), self._timeout)
+        except asyncio.TimeoutError:
+            # Not reaped yet, so the number is still that of this process and of its group.
+            os.killpg(process.pid, signal.SIGKILL)
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(end.wait(), _KILL_TIME)
+            return False
+        else:
+            return True
+        finally:
+            loop.remove_reader(descriptor)
+            os.close(descriptor)

@@ -1,0 +1,551 @@
+/*
+ * Threads, queue and reflex, on socket pairs instead of packet sockets: no privileges needed.
+ * The other end of a pair plays the link.  Usage: test_reactor [ROUNDS]
+ */
+#include "check.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <unistd.h>
+
+#include <sys/socket.h>
+
+#define EVENTS 1024
+
+struct host {
+    struct autoip_reactor *reactor;
+    struct autoip_socket *sock;
+    int link;
+};
+
+static struct autoip_event events[EVENTS];
+
+static struct autoip_socket *adopt(struct autoip_reactor *reactor, int *link)
+{
+    struct autoip_socket *sock = NULL;
+    int pair[2];
+
+    CHECK(socketpair(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0, pair) == 0);
+    CHECK(autoip_socket_adopt(reactor, pair[0], our_mac, &sock) == 0);
+    *link = pair[1];
+    return sock;
+}
+
+static struct host host_new(void)
+{
+    struct host host;
+
+    CHECK(autoip_reactor_new(&host.reactor) == 0);
+    host.sock = adopt(host.reactor, &host.link);
+    return host;
+}
+
+static void host_free(struct host *host)
+{
+    autoip_reactor_free(host->reactor);
+    close(host->link);
+}
+
+/* Someone uses this address. */
+static void conflict(int link, uint32_t address)
+{
+    uint8_t frame[60] = {0};
+
+    make_frame(frame, their_mac, address, OTHER, 1);
+    CHECK(send(link, frame, sizeof frame, 0) == (ssize_t)sizeof frame);
+}
+
+static bool readable(int fd, int timeout_ms)
+{
+    struct pollfd wait = {.fd = fd, .events = POLLIN};
+
+    return poll(&wait, 1, timeout_ms) == 1;
+}
+
+/* Waits until `count` events have come, into `events`, and no longer than that. */
+static uint64_t collect(struct autoip_reactor *reactor, int count)
+{
+    uint64_t lost = 0;
+    int got = 0;
+
+    while (got < count) {
+        CHECK(readable(autoip_reactor_fd(reactor), 20000));
+        got += autoip_reactor_drain(reactor, events + got, (size_t)(EVENTS - got), &lost);
+    }
+    CHECK(got == count);
+    return lost;
+}
+
+/* The frame that the helper put on the link. */
+static bool answered(int link, uint8_t frame[AUTOIP_FRAME_LEN], int timeout_ms)
+{
+    return readable(link, timeout_ms) &&
+           recv(link, frame, AUTOIP_FRAME_LEN, 0) == AUTOIP_FRAME_LEN;
+}
+
+/* Watches another address; nothing from before is told any more. */
+static void settle(struct host *host)
+{
+    CHECK(autoip_socket_watch(host->sock, AUTOIP_DEFEND, OTHER, 99) == 0);
+    conflict(host->link, OTHER);
+    collect(host->reactor, 1);
+    CHECK(events[0].generation == 99);
+}
+
+static void test_event(void)
+{
+    struct host host = host_new();
+    uint64_t before = autoip_now();
+    uint64_t lost = 99;
+
+    CHECK(autoip_reactor_drain(host.reactor, events, EVENTS, &lost) == 0 && lost == 0);
+    CHECK(!readable(autoip_reactor_fd(host.reactor), 0));
+    CHECK(autoip_socket_watch(host.sock, AUTOIP_PROBE, OURS, 7) == 0);
+    conflict(host.link, OURS);
+    CHECK(collect(host.reactor, 1) == 0);
+    CHECK(events[0].token == autoip_socket_token(host.sock) && events[0].token != 0);
+    CHECK(events[0].generation == 7);
+    CHECK(events[0].defended_ns == 0);
+    CHECK(events[0].received_ns >= before && events[0].received_ns <= autoip_now());
+    CHECK(memcmp(events[0].frame + 22, their_mac, 6) == 0);
+    CHECK(!readable(autoip_reactor_fd(host.reactor), 0));
+    host_free(&host);
+}
+
+/* What is no conflict is not told: neither by the filter's grace nor by its default. */
+static void test_silence(void)
+{
+    struct host host = host_new();
+    uint8_t frame[AUTOIP_FRAME_LEN];
+
+    CHECK(autoip_socket_watch(host.sock, AUTOIP_DEFEND, OURS, 1) == 0);
+    make_frame(frame, their_mac, 0, OURS, 1); /* def-probed */
+    CHECK(send(host.link, frame, sizeof frame, 0) > 0);
+    make_frame(frame, our_mac, OURS, OURS, 1); /* claim-echo */
+    CHECK(send(host.link, frame, sizeof frame, 0) > 0);
+    CHECK(send(host.link, frame, 41, 0) == 41);
+    CHECK(send(host.link, frame, 0, 0) == 0);
+    conflict(host.link, OURS);
+    collect(host.reactor, 1); /* this one, and none of those before */
+    CHECK(memcmp(events[0].frame + 22, their_mac, 6) == 0 && events[0].frame[31] == 20);
+    CHECK(autoip_socket_watch(host.sock, AUTOIP_SILENT, 0, 2) == 0);
+    conflict(host.link, OURS);
+    conflict(host.link, 0);
+    settle(&host);
+    host_free(&host);
+}
+
+static void test_reflex(void)
+{
+    struct host host = host_new();
+    uint8_t announcement[AUTOIP_FRAME_LEN];
+    uint8_t frame[AUTOIP_FRAME_LEN];
+
+    make_frame(announcement, our_mac, OURS, OURS, 1);
+    CHECK(autoip_socket_watch(host.sock, AUTOIP_DEFEND, OURS, 1) == 0);
+    CHECK(autoip_socket_arm(host.sock, announcement) == 0);
+    for (int round = 0; round < 3; round++) {
+        conflict(host.link, OURS);
+        conflict(host.link, OURS);
+        collect(host.reactor, 2);
+        CHECK(events[0].defended_ns >= events[0].received_ns);
+        CHECK(events[0].defended_ns <= autoip_now());
+        CHECK(events[1].defended_ns == 0); /* once */
+        CHECK(answered(host.link, frame, 5000));
+        CHECK(memcmp(frame, announcement, sizeof frame) == 0);
+        CHECK(!answered(host.link, frame, 0));
+        CHECK(autoip_socket_arm(host.sock, announcement) == 0);
+    }
+    autoip_socket_disarm(host.sock);
+    conflict(host.link, OURS);
+    collect(host.reactor, 1);
+    CHECK(events[0].defended_ns == 0 && !answered(host.link, frame, 0));
+    host_free(&host);
+}
+
+/* An armed frame is for one address, and for defence only. */
+static void test_arm(void)
+{
+    struct host host = host_new();
+    uint8_t ours[AUTOIP_FRAME_LEN];
+    uint8_t frame[AUTOIP_FRAME_LEN];
+
+    make_frame(ours, our_mac, OURS, OURS, 1);
+    CHECK(autoip_socket_arm(host.sock, ours) == -EINVAL); /* silent */
+    CHECK(autoip_socket_watch(host.sock, AUTOIP_PROBE, OTHER, 1) == 0);
+    CHECK(autoip_socket_arm(host.sock, ours) == -EINVAL); /* another address */
+
+    /* Armed while it probes: not used there, but kept for the defence of the same address. */
+    CHECK(autoip_socket_watch(host.sock, AUTOIP_PROBE, OURS, 2) == 0);
+    CHECK(autoip_socket_arm(host.sock, ours) == 0);
+    conflict(host.link, OURS);
+    collect(host.reactor, 1);
+    CHECK(events[0].defended_ns == 0 && !answered(host.link, frame, 0));
+    CHECK(autoip_socket_watch(host.sock, AUTOIP_DEFEND, OURS, 3) == 0);
+    conflict(host.link, OURS);
+    collect(host.reactor, 1);
+    CHECK(events[0].defended_ns != 0 && answered(host.link, frame, 5000));
+
+    /* Another address disarms, and stays disarmed when the first returns. */
+    CHECK(autoip_socket_arm(host.sock, ours) == 0);
+    CHECK(autoip_socket_watch(host.sock, AUTOIP_DEFEND, OTHER, 4) == 0);
+    conflict(host.link, OTHER);
+    collect(host.reactor, 1);
+    CHECK(events[0].defended_ns == 0 && !answered(host.link, frame, 0));
+    CHECK(autoip_socket_watch(host.sock, AUTOIP_DEFEND, OURS, 5) == 0);
+    conflict(host.link, OURS);
+    collect(host.reactor, 1);
+    CHECK(events[0].defended_ns == 0 && !answered(host.link, frame, 0));
+
+    /* So does silence. */
+    CHECK(autoip_socket_arm(host.sock, ours) == 0);
+    CHECK(autoip_socket_watch(host.sock, AUTOIP_SILENT, OURS, 6) == 0);
+    CHECK(autoip_socket_watch(host.sock, AUTOIP_DEFEND, OURS, 7) == 0);
+    conflict(host.link, OURS);
+    collect(host.reactor, 1);
+    CHECK(events[0].defended_ns == 0 && !answered(host.link, frame, 0));
+
+    /* After an error all is as it was. */
+    CHECK(autoip_socket_arm(host.sock, ours) == 0);
+    CHECK(autoip_socket_watch(host.sock, 3, OTHER, 8) == -EINVAL);
+    conflict(host.link, OURS);
+    collect(host.reactor, 1);
+    CHECK(events[0].generation == 7);
+    CHECK(events[0].defended_ns != 0 && answered(host.link, frame, 5000));
+    host_free(&host);
+}
+
+/* A filter that the kernel refuses: what was watched and armed stays. */
+static void test_watch_refused(void)
+{
+    struct host host;
+    struct autoip_socket *sock = NULL;
+    uint8_t ours[AUTOIP_FRAME_LEN];
+    const int on = 1;
+    int pair[2];
+
+    CHECK(autoip_reactor_new(&host.reactor) == 0);
+    CHECK(socketpair(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0, pair) == 0);
+    CHECK(autoip_socket_adopt(host.reactor, pair[0], our_mac, &sock) == 0);
+    make_frame(ours, our_mac, OURS, OURS, 1);
+    CHECK(autoip_socket_watch(sock, AUTOIP_DEFEND, OURS, 1) == 0);
+    CHECK(autoip_socket_arm(sock, ours) == 0);
+    CHECK(setsockopt(pair[0], SOL_SOCKET, SO_LOCK_FILTER, &on, sizeof on) == 0);
+    CHECK(autoip_socket_watch(sock, AUTOIP_PROBE, OTHER, 2) == -EPERM);
+    conflict(pair[1], OURS);
+    collect(host.reactor, 1);
+    CHECK(events[0].generation == 1 && events[0].defended_ns != 0);
+    autoip_reactor_free(host.reactor);
+    close(pair[1]);
+}
+
+/* The armed frame could not be sent: told as undefended, and disarmed. */
+static void test_send_fails(void)
+{
+    struct host host = host_new();
+    uint8_t ours[AUTOIP_FRAME_LEN];
+    uint8_t frame[AUTOIP_FRAME_LEN];
+    uint64_t sent = 0;
+    int taken = 0;
+    int result;
+
+    make_frame(ours, our_mac, OURS, OURS, 1);
+    CHECK(autoip_socket_watch(host.sock, AUTOIP_DEFEND, OURS, 1) == 0);
+    CHECK(autoip_socket_arm(host.sock, ours) == 0);
+    while ((result = autoip_socket_send(host.sock, ours, &sent)) == 0)
+        taken++; /* until the other end has no more room */
+    CHECK(result == -EAGAIN && taken > 0 && sent != 0 && sent <= autoip_now());
+    conflict(host.link, OURS);
+    collect(host.reactor, 1);
+    CHECK(events[0].defended_ns == 0);
+    while (taken-- > 0)
+        CHECK(answered(host.link, frame, 5000));
+    conflict(host.link, OURS);
+    collect(host.reactor, 1);
+    CHECK(events[0].defended_ns == 0 && !answered(host.link, frame, 0));
+    host_free(&host);
+}
+
+static void test_small_drain(void)
+{
+    struct host host = host_new();
+    uint64_t lost;
+
+    CHECK(autoip_socket_watch(host.sock, AUTOIP_DEFEND, OURS, 1) == 0);
+    for (int i = 0; i < 5; i++)
+        conflict(host.link, OURS);
+    for (int i = 0; i < 5; i++) {
+        CHECK(readable(autoip_reactor_fd(host.reactor), 20000));
+        CHECK(autoip_reactor_drain(host.reactor, events, 1, &lost) == 1);
+    }
+    CHECK(autoip_reactor_drain(host.reactor, events, 1, &lost) == 0);
+    CHECK(!readable(autoip_reactor_fd(host.reactor), 0));
+    host_free(&host);
+}
+
+/* A flood on one link fills its part of the queue and no more; what is lost is counted. */
+static void test_flood(void)
+{
+    enum { LINKS = 4, FLOOD = 700, EACH = 256, ORDINARY = 768 };
+    struct host host = host_new();
+    struct autoip_socket *socks[LINKS] = {host.sock};
+    int links[LINKS] = {host.link};
+    uint8_t ours[AUTOIP_FRAME_LEN];
+    uint8_t frame[AUTOIP_FRAME_LEN];
+    uint64_t lost = 0;
+
+    make_frame(ours, our_mac, OURS, OURS, 1);
+    for (int i = 1; i < LINKS; i++)
+        socks[i] = adopt(host.reactor, &links[i]);
+    for (int i = 0; i < LINKS; i++)
+        CHECK(autoip_socket_watch(socks[i], AUTOIP_DEFEND, OURS, 1) == 0);
+
+    for (int i = 0; i < FLOOD; i++)
+        conflict(links[0], OURS);
+    while (lost < FLOOD - EACH) /* the thread may be behind */
+        CHECK(autoip_reactor_drain(host.reactor, events, 0, &lost) == 0);
+    CHECK(autoip_socket_arm(socks[0], ours) == 0);
+    conflict(links[0], OURS);
+    CHECK(answered(links[0], frame, 20000)); /* full, but the defence goes on */
+    conflict(links[1], OURS);                /* and the other link is heard */
+    CHECK(collect(host.reactor, EACH + 1 + 1) == FLOOD - EACH);
+    {
+        int defended = 0;
+        int second = 0;
+
+        for (int i = 0; i < EACH + 2; i++) {
+            defended += events[i].defended_ns != 0;
+            second += events[i].token == autoip_socket_token(socks[1]);
+        }
+        CHECK(defended == 1 && second == 1);
+    }
+
+    /* All of them: the last part of the queue stays free for defences. */
+    for (int i = 0; i < LINKS; i++)
+        for (int k = 0; k < EACH + 10; k++)
+            conflict(links[i], OURS);
+    while (lost < FLOOD - EACH + LINKS * (EACH + 10) - ORDINARY)
+        CHECK(autoip_reactor_drain(host.reactor, events, 0, &lost) == 0);
+    for (int i = 0; i < LINKS; i++) {
+        CHECK(autoip_socket_arm(socks[i], ours) == 0);
+        conflict(links[i], OURS);
+        CHECK(answered(links[i], frame, 20000));
+    }
+    CHECK(collect(host.reactor, ORDINARY + LINKS) == FLOOD - EACH + LINKS * (EACH + 10) - ORDINARY);
+
+    /* And it works on as before. */
+    conflict(links[3], OURS);
+    collect(host.reactor, 1);
+    CHECK(events[0].token == autoip_socket_token(socks[3]));
+    for (int i = 1; i < LINKS; i++)
+        close(links[i]);
+    host_free(&host);
+}
+
+static void test_many_sockets(void)
+{
+    enum { SOCKETS = 200 };
+    struct autoip_reactor *reactor;
+    struct autoip_socket *socks[SOCKETS];
+    int links[SOCKETS];
+    bool heard[SOCKETS] = {false};
+
+    CHECK(autoip_reactor_new(&reactor) == 0);
+    for (int i = 0; i < SOCKETS; i++) {
+        socks[i] = adopt(reactor, &links[i]);
+        CHECK(autoip_socket_watch(socks[i], AUTOIP_DEFEND, OURS + (uint32_t)i, (uint32_t)i) == 0);
+    }
+    for (int i = 0; i < SOCKETS; i++) {
+        conflict(links[i], OURS + (uint32_t)i);
+        conflict(links[i], OURS + (uint32_t)i + 1); /* the next one's address, here nobody's */
+    }
+    collect(reactor, SOCKETS);
+    for (int i = 0; i < SOCKETS; i++) {
+        uint32_t which = events[i].generation;
+
+        CHECK(which < SOCKETS && !heard[which]);
+        CHECK(events[i].token == autoip_socket_token(socks[which]));
+        heard[which] = true;
+    }
+    autoip_reactor_free(reactor);
+    for (int i = 0; i < SOCKETS; i++)
+        close(links[i]);
+}
+
+struct noise {
+    int link;
+    atomic_bool stop;
+};
+
+/* Conflicts for two addresses, as fast as it goes. */
+static void *make_noise(void *argument)
+{
+    struct noise *noise = argument;
+    uint8_t frame[AUTOIP_FRAME_LEN];
+
+    for (uint32_t i = 0; !atomic_load(&noise->stop); i++) {
+        make_frame(frame, their_mac, i % 2 ? OURS : OTHER, 0, 1);
+        if (send(noise->link, frame, sizeof frame, MSG_NOSIGNAL | MSG_DONTWAIT) < 0)
+            CHECK(errno == EAGAIN || errno == ECONNREFUSED || errno == ENOTCONN);
+    }
+    return NULL;
+}
+
+/*
+ * Under traffic for two addresses no event is ever about the one that is not watched, and the
+ * armed frame for one never answers for the other.
+ */
+static void test_swap_under_traffic(int rounds)
+{
+    struct host host = host_new();
+    struct noise noise = {.link = host.link};
+    pthread_t thread;
+    uint8_t ours[AUTOIP_FRAME_LEN];
+    uint8_t frame[AUTOIP_FRAME_LEN];
+    uint64_t lost;
+    int seen[2] = {0, 0};
+
+    make_frame(ours, our_mac, OURS, OURS, 1);
+    CHECK(pthread_create(&thread, NULL, make_noise, &noise) == 0);
+    for (uint32_t generation = 1; generation <= (uint32_t)rounds || seen[0] == 0 || seen[1] == 0;
+         generation++) {
+        int count;
+
+        CHECK(autoip_socket_watch(host.sock, AUTOIP_DEFEND, generation % 2 ? OURS : OTHER,
+                                  generation) == 0);
+        if (generation % 2)
+            CHECK(autoip_socket_arm(host.sock, ours) == 0);
+        while (answered(host.link, frame, 0))
+            CHECK(memcmp(frame, ours, sizeof frame) == 0);
+        count = autoip_reactor_drain(host.reactor, events, EVENTS, &lost);
+        for (int i = 0; i < count; i++) {
+            uint8_t expected[4];
+
+            put32(expected, events[i].generation % 2 ? OURS : OTHER);
+            CHECK(memcmp(events[i].frame + 28, expected, 4) == 0);
+            CHECK(events[i].generation <= generation);
+            CHECK(events[i].defended_ns == 0 || events[i].generation % 2 == 1);
+            seen[events[i].generation % 2]++;
+        }
+    }
+    atomic_store(&noise.stop, true);
+    CHECK(pthread_join(thread, NULL) == 0);
+    host_free(&host);
+}
+
+/* Closed in the middle of traffic, armed or not; the next socket gets nothing of the former's. */
+static void test_close_under_traffic(int rounds)
+{
+    struct autoip_reactor *reactor;
+    uint8_t ours[AUTOIP_FRAME_LEN];
+    uint32_t last_token = 0;
+    uint64_t lost;
+
+    make_frame(ours, our_mac, OURS, OURS, 1);
+    CHECK(autoip_reactor_new(&reactor) == 0);
+    for (int round = 0; round < rounds; round++) {
+        struct noise noise = {.link = -1};
+        struct autoip_socket *sock = adopt(reactor, &noise.link);
+        pthread_t thread;
+
+        CHECK(autoip_socket_token(sock) > last_token);
+        last_token = autoip_socket_token(sock);
+        CHECK(pthread_create(&thread, NULL, make_noise, &noise) == 0);
+        CHECK(autoip_socket_watch(sock, AUTOIP_DEFEND, OURS, 1) == 0);
+        if (round % 2)
+            CHECK(autoip_socket_arm(sock, ours) == 0);
+        if (round % 3)
+            CHECK(autoip_reactor_drain(reactor, events, EVENTS, &lost) >= 0);
+        if (round % 4 == 3)
+            autoip_reactor_free(reactor);
+        else
+            autoip_socket_close(sock);
+        atomic_store(&noise.stop, true);
+        CHECK(pthread_join(thread, NULL) == 0);
+        close(noise.link);
+        if (round % 4 == 3) {
+            CHECK(autoip_reactor_new(&reactor) == 0);
+            last_token = 0;
+        }
+    }
+    autoip_reactor_free(reactor);
+}
+
+/* Events of a closed socket stay in the queue and are taken out in order. */
+static void test_close_with_events(void)
+{
+    struct host host = host_new();
+    struct autoip_socket *second;
+    uint32_t token = autoip_socket_token(host.sock);
+    int link;
+
+    CHECK(autoip_socket_watch(host.sock, AUTOIP_DEFEND, OURS, 1) == 0);
+    conflict(host.link, OURS);
+    CHECK(readable(autoip_reactor_fd(host.reactor), 20000));
+    autoip_socket_close(host.sock);
+    second = adopt(host.reactor, &link); /* gets the same place */
+    CHECK(autoip_socket_watch(second, AUTOIP_DEFEND, OURS, 1) == 0);
+    conflict(link, OURS);
+    collect(host.reactor, 2);
+    CHECK(events[0].token == token && events[1].token == autoip_socket_token(second));
+    CHECK(token != events[1].token);
+    close(link);
+    host_free(&host);
+}
+
+static void test_timers(void)
+{
+    int timer = autoip_timer_new();
+    int watch = autoip_clock_watch_new();
+
+    CHECK(timer >= 0 && watch >= 0);
+    CHECK(!readable(timer, 0));
+    CHECK(autoip_timer_set(timer, autoip_now() + 1000000) == 0);
+    CHECK(readable(timer, 5000));
+    CHECK(autoip_timer_set(timer, 0) == 0);
+    CHECK(!readable(timer, 0));
+    CHECK(autoip_timer_set(timer, 1) == 0); /* long ago */
+    CHECK(readable(timer, 0));
+    CHECK(autoip_clock_watch_read(watch) == 0);
+    CHECK(autoip_timer_set(-1, 1) == -EBADF && autoip_clock_watch_read(-1) == -EBADF);
+    close(timer);
+    close(watch);
+}
+
+static void test_errors(void)
+{
+    struct autoip_reactor *reactor;
+    struct autoip_socket *sock = NULL;
+
+    autoip_reactor_free(NULL);
+    CHECK(autoip_reactor_new(&reactor) == 0);
+    CHECK(autoip_socket_open(reactor, 0, our_mac, &sock) == -EINVAL && sock == NULL);
+    CHECK(autoip_socket_open(reactor, -1, our_mac, &sock) == -EINVAL && sock == NULL);
+    autoip_reactor_free(reactor);
+}
+
+int main(int argc, char **argv)
+{
+    int rounds = argc > 1 ? atoi(argv[1]) : 200;
+
+    test_event();
+    test_silence();
+    test_reflex();
+    test_arm();
+    test_watch_refused();
+    test_send_fails();
+    test_small_drain();
+    test_flood();
+    test_many_sockets();
+    test_close_with_events();
+    test_swap_under_traffic(rounds * 10);
+    test_close_under_traffic(rounds);
+    test_timers();
+    test_errors();
+    printf("reactor: ok (%d rounds)\n", rounds);
+    return 0;
+}

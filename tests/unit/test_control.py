@@ -1,0 +1,585 @@
+"""autoip.control and autoip.client: the socket's two sides, with clients that mean no good."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import resource
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from autoip import ask, cli, client, control
+from autoip.control import LINE_MAX, USER_MAX, WATCH_MAX, WRITE_MAX, Clients, Handler, Server
+from autoip.errors import AutoipError, NoPermission, NotRunning
+from autoip.report import EVENT, EVENTS, STATUS, event, socket_name
+
+NAME = "eth0"
+NAMESPACE = os.stat("/proc/self/ns/net").st_ino
+PATIENCE = 30.0
+
+REPORT: dict[str, Any] = {
+    "version": 1,
+    "interface": NAME,
+    "index": 2,
+    "mac": "02:00:00:00:00:01",
+    "pid": 1,
+    "state": "bound",
+    "why": "2 announcements sent",
+    "address": "169.254.7.7",
+    "since": 1_700_000_000.5,
+    "candidate": "169.254.7.7",
+    "step": None,
+    "step_in": None,
+    "policy": "alongside",
+    "defence": "defend",
+    "delay": 2000,
+    "others": ["192.0.2.1/24"],
+    "conflicts": 3,
+    "defences": 2,
+    "last_conflict": {"mac": "02:00:00:00:00:aa", "address": "169.254.7.7", "at": 1_700_000_001.0},
+    "limits": ["no rules"],
+}
+
+
+class Daemon:
+    """A server in a thread of its own, with an interface that only counts."""
+
+    def __init__(self, directory: Path, name: str = NAME) -> None:
+        self.path = directory / socket_name(NAMESPACE, name)
+        self.report = {**REPORT, "interface": name}
+        self.did: list[str] = []
+        self.clients = Clients()
+        self.loop = asyncio.new_event_loop()
+        self.server = Server(
+            self.path, Handler(self._status, self._refresh, self._stop), self.clients
+        )
+        self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
+        self._thread.start()
+        asyncio.run_coroutine_threadsafe(self.server.open(), self.loop).result(PATIENCE)
+
+    def _status(self) -> dict[str, Any]:
+        self.did.append("status")
+        return self.report
+
+    def _refresh(self) -> None:
+        self.did.append("refresh")
+
+    async def _stop(self) -> None:
+        await asyncio.sleep(0)
+        self.did.append("stop")
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Run something in the server's thread."""
+
+        async def run() -> Any:
+            return function(*arguments)
+
+        return asyncio.run_coroutine_threadsafe(run(), self.loop).result(PATIENCE)
+
+    def publish(self, name: str, **fields: Any) -> None:
+        self.call(self.server.publish, event(name, self.report["interface"], time.time(), **fields))
+
+    def count(self) -> int:
+        return int(self.call(lambda: sum(map(len, self.clients.by_user.values()))))
+
+    def watchers(self) -> int:
+        return int(self.call(lambda: len(self.server.watchers)))
+
+    def close(self) -> None:
+        if not self.loop.is_closed():
+            with suppress(OSError):
+                asyncio.run_coroutine_threadsafe(self.server.close(), self.loop).result(PATIENCE)
+            self.call(self._drop_all)
+            self.loop.call_soon_threadsafe(self.loop.stop)
+            self._thread.join(PATIENCE)
+            self.loop.close()
+
+    def _drop_all(self) -> None:
+        for those in list(self.clients.by_user.values()):
+            for one in list(those):
+                one.drop()
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[Daemon]:
+    daemon = Daemon(tmp_path)
+    yield daemon
+    daemon.close()
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as stack:
+        yield stack
+
+
+def connect(daemon: Daemon, stack: ExitStack | None = None) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    if stack is not None:
+        stack.enter_context(closing(sock))
+    # With a time-out of Python's own it would fail at once while the backlog is full.
+    sock.connect(str(daemon.path))
+    sock.settimeout(PATIENCE)
+    return sock
+
+
+def everything(sock: socket.socket) -> bytes:
+    """Until the other side closes."""
+    data = b""
+    with suppress(ConnectionError):
+        while part := sock.recv(65536):
+            data += part
+    return data
+
+
+def wait_for(true: Callable[[], object]) -> None:
+    until = time.monotonic() + PATIENCE
+    while not true():
+        assert time.monotonic() < until
+        time.sleep(0.005)
+
+
+def served(daemon: Daemon) -> None:
+    """Somebody else gets an answer."""
+    answer = client.ask(str(daemon.path.parent), NAME, "status")
+    assert answer == {"version": 1, "ok": True, "status": daemon.report}
+
+
+# --- what is asked and answered --------------------------------------------------------------
+
+
+def test_one_line_in_one_line_out(daemon: Daemon, stack: ExitStack) -> None:
+    sock = connect(daemon, stack)
+    for byte in b'{"version":1,"request":"status"}\n':
+        sock.sendall(bytes([byte]))
+    lines = everything(sock).splitlines()
+    assert [json.loads(line) for line in lines] == [{"version": 1, "ok": True, "status": REPORT}]
+
+
+def test_one_request_a_connection(daemon: Daemon, stack: ExitStack) -> None:
+    sock = connect(daemon, stack)
+    sock.sendall(b'{"request":"status"}\n{"request":"stop"}\n{"request":"refresh"}\n')
+    assert len(everything(sock).splitlines()) == 1
+    assert daemon.did == ["status"]
+
+
+def test_orders(daemon: Daemon) -> None:
+    directory = str(daemon.path.parent)
+    assert client.ask(directory, NAME, "refresh") == {"version": 1, "ok": True}
+    assert client.ask(directory, NAME, "stop") == {"version": 1, "ok": True}
+    assert daemon.did == ["refresh", "stop"]
+
+
+def test_others_may_read_and_not_change(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = str(daemon.path.parent)
+    stranger = os.geteuid() + 1
+    monkeypatch.setattr(control, "_user", lambda _: stranger)
+    served(daemon)
+    for request in ("refresh", "stop"):
+        with pytest.raises(NoPermission, match="only root"):
+            client.ask(directory, NAME, request)
+    assert daemon.did == ["status"]
+    monkeypatch.setattr(control, "_user", lambda _: 0)
+    client.ask(directory, NAME, "refresh")
+    assert daemon.did == ["status", "refresh"]
+
+
+def test_the_kernel_tells_who_asks() -> None:
+    here, there = socket.socketpair()
+    with here, there:
+        assert control._user(here) == os.geteuid()
+
+
+def test_who_asked_for_the_end_may_go(daemon: Daemon) -> None:
+    with closing(connect(daemon)) as sock:
+        sock.sendall(b'{"request":"stop"}\n')
+    wait_for(lambda: daemon.did == ["stop"])
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"",
+        b"status",
+        b"null",
+        b"[]",
+        b'"status"',
+        b'{"request":null}',
+        b'{"request":["status"]}',
+        b'{"request":"STATUS"}',
+        b'{"request":"status\\u0000"}',
+        b'{"version":1}',
+        b"\xff\xfe\x00",
+        b"\x00" * 100,
+        b"[" * 4000,
+        b'{"a":' * 800,
+        b"9" * 4096,
+        b"NaN",
+        bytes(range(256)).replace(b"\n", b"") * 4,
+    ],
+    ids=lambda line: repr(line[:12]),
+)
+def test_garbage(line: bytes, daemon: Daemon, stack: ExitStack) -> None:
+    sock = connect(daemon, stack)
+    sock.sendall(line + b"\n")
+    answer = json.loads(everything(sock))
+    assert answer["ok"] is False
+    assert answer["error"] == "not a request: status, watch, refresh or stop"
+    served(daemon)
+    assert daemon.did == ["status"]
+
+
+# --- clients that cost something -------------------------------------------------------------
+
+
+def test_longest_line(daemon: Daemon, stack: ExitStack) -> None:
+    text = b'{"request":"status"}'
+    sock = connect(daemon, stack)
+    sock.sendall(text.ljust(LINE_MAX) + b"\n")
+    assert json.loads(everything(sock))["ok"] is True
+    sock = connect(daemon, stack)
+    sock.sendall(text.ljust(LINE_MAX + 1) + b"\n")
+    assert json.loads(everything(sock))["error"] == f"a request has at most {LINE_MAX} bytes"
+
+
+def test_ten_megabytes_without_a_newline(daemon: Daemon, stack: ExitStack) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    sock = connect(daemon, stack)
+    part = b"x" * 65536
+    sent = 0
+    with suppress(ConnectionError):
+        while sent < 10_000_000:
+            sent += sock.send(part)
+    assert sent < 10_000_000, "cut off long before the end"
+    wait_for(lambda: daemon.count() == 0)
+    served(daemon)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 5_000  # KiB
+
+
+def test_a_thousand_connections(daemon: Daemon, stack: ExitStack) -> None:
+    """A user's new connection takes the place of the oldest one; it does not take memory."""
+    socks = [connect(daemon, stack) for _ in range(300)]
+    for _ in range(700):
+        socks.append(connect(daemon, stack))
+        # No more descriptors than a test may have.
+        socks.pop(0).close()
+    wait_for(lambda: daemon.count() <= USER_MAX)
+    served(daemon)
+    assert daemon.count() <= USER_MAX
+
+
+def test_other_users_keep_their_connections(
+    daemon: Daemon, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bounds are for each user: a flood pushes out nobody else."""
+    monkeypatch.setattr(control, "_user", lambda _: 1001)
+    quiet = connect(daemon, stack)
+    wait_for(lambda: daemon.count() == 1)
+    monkeypatch.setattr(control, "_user", lambda _: 1002)
+    for _ in range(2 * USER_MAX):
+        connect(daemon, stack)
+    wait_for(lambda: daemon.count() == 1 + USER_MAX)
+    quiet.sendall(b'{"request":"status"}\n')
+    assert json.loads(everything(quiet))["ok"] is True
+
+
+def test_watchers_are_not_pushed_out(daemon: Daemon, stack: ExitStack) -> None:
+    watchers = []
+    for _ in range(WATCH_MAX):
+        sock = connect(daemon, stack)
+        sock.sendall(b'{"request":"watch"}\n')
+        assert json.loads(sock.makefile().readline())["ok"] is True
+        watchers.append(sock)
+    extra = connect(daemon, stack)
+    extra.sendall(b'{"request":"watch"}\n')
+    assert json.loads(everything(extra))["error"] == "this user has too many watchers"
+    for _ in range(2 * USER_MAX):
+        connect(daemon, stack)
+    served(daemon)
+    daemon.publish("stopped")
+    for sock in watchers:
+        assert json.loads(sock.makefile().readline())["event"] == "stopped"
+    assert daemon.watchers() == WATCH_MAX
+
+
+def test_a_request_that_never_ends(
+    daemon: Daemon, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "REQUEST_TIME", 0.2)
+    silent, half, watching = (connect(daemon, stack) for _ in range(3))
+    half.sendall(b'{"request":')
+    watching.sendall(b'{"request":"watch"}\n')
+    assert everything(silent) == everything(half) == b""
+    assert daemon.count() == 1, "who watches is not in a hurry"
+
+
+def test_a_watcher_that_does_not_read(daemon: Daemon, stack: ExitStack) -> None:
+    """Cut off when WRITE_MAX bytes wait; the others get everything."""
+    slow, good = connect(daemon, stack), connect(daemon, stack)
+    for sock in (slow, good):
+        sock.sendall(b'{"request":"watch"}\n')
+    wait_for(lambda: daemon.watchers() == 2)
+    reader = good.makefile()
+    reader.readline()
+    number = 0
+    while daemon.watchers() == 2:
+        daemon.publish("address-added", address="x" * 1000, prefixlen=number)
+        assert json.loads(reader.readline())["prefixlen"] == number
+        number += 1
+        assert number * 1000 < 10 * (WRITE_MAX + 1_000_000)
+    daemon.publish("stopped")
+    assert json.loads(reader.readline())["event"] == "stopped"
+    assert daemon.count() == 1
+    assert b"stopped" not in everything(slow)
+
+
+# --- the name of the socket ------------------------------------------------------------------
+
+
+def test_everyone_may_connect(daemon: Daemon) -> None:
+    assert daemon.path.stat().st_mode & 0o777 == 0o666
+    assert os.listdir(daemon.path.parent) == [daemon.path.name]
+
+
+def test_the_socket_of_a_crash_does_not_block(tmp_path: Path) -> None:
+    path = tmp_path / socket_name(NAMESPACE, NAME)
+    dead = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    dead.bind(str(path))
+    dead.close()
+    with pytest.raises(NotRunning):
+        client.ask(str(tmp_path), NAME, "status")
+    (tmp_path / f".{path.name}").touch()  # a crash between bind and rename
+    daemon = Daemon(tmp_path)
+    try:
+        served(daemon)
+    finally:
+        daemon.close()
+    assert os.listdir(tmp_path) == []
+
+
+def test_closing_answers_first(daemon: Daemon, stack: ExitStack) -> None:
+    watching = connect(daemon, stack)
+    watching.sendall(b'{"request":"watch"}\n')
+    wait_for(lambda: daemon.watchers() == 1)
+    daemon.publish("stopped")
+    asyncio.run_coroutine_threadsafe(daemon.server.close(), daemon.loop).result(PATIENCE)
+    assert json.loads(everything(watching).splitlines()[-1])["event"] == "stopped"
+    assert not daemon.path.exists()
+
+
+def test_a_run_time_directory_with_too_long_a_name(tmp_path: Path) -> None:
+    directory = tmp_path / ("x" * 120)
+    directory.mkdir()
+    with pytest.raises(AutoipError, match="too long"):
+        client.ask(str(directory), NAME, "status")
+
+
+def test_a_full_backlog_is_waited_for(daemon: Daemon, stack: ExitStack) -> None:
+    """A daemon that is busy for a moment, and many that want to talk to it."""
+    free = threading.Event()
+    daemon.loop.call_soon_threadsafe(free.wait)
+    for _ in range(64):
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        stack.enter_context(closing(sock))
+        sock.setblocking(False)
+        try:
+            sock.connect(str(daemon.path))
+        except BlockingIOError:
+            break
+    else:
+        pytest.fail("the backlog is never full")
+    threading.Timer(0.3, free.set).start()
+    served(daemon)
+
+
+# --- what the asking side makes of it --------------------------------------------------------
+
+
+def run(
+    daemon: Daemon, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, line: str
+) -> tuple[int, str, str]:
+    monkeypatch.setenv("RUNTIME_DIRECTORY", str(daemon.path.parent))
+    status = cli.main(line.split())
+    return status, *capsys.readouterr()
+
+
+def test_status(
+    daemon: Daemon, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    status, out, err = run(daemon, capsys, monkeypatch, "status --json")
+    assert (status, err) == (0, "")
+    assert json.loads(out) == {"version": 1, "interfaces": [REPORT]}
+    status, out, err = run(daemon, capsys, monkeypatch, "status eth0")
+    assert (status, err) == (0, "")
+    head, row, *notes = out.splitlines()
+    assert head.split()[:4] == ["INTERFACE", "STATE", "ADDRESS", "SINCE"]
+    assert row.startswith("eth0       bound  169.254.7.7  2023-11-1")
+    assert row.endswith("-     alongside  3, 2 defended  192.0.2.1/24")
+    assert notes[0] == "eth0: bound: 2 announcements sent"
+    assert notes[1].startswith(
+        "eth0: last conflict: 02:00:00:00:00:aa about 169.254.7.7, 2023-11-1"
+    )
+    assert notes[2:] == ["eth0: no rules"]
+
+
+@pytest.mark.parametrize(
+    ("line", "address", "expected"),
+    [
+        ("status", "169.254.7.7", 0),
+        ("status", None, 1),
+        ("status eth0", None, 1),
+        ("status eth0 eth9", "169.254.7.7", 3),
+        ("status eth0 eth9", None, 3),
+        ("status eth9", "169.254.7.7", 3),
+        ("wait eth0", "169.254.7.7", 0),
+        ("wait eth0 --timeout 0", "169.254.7.7", 0),
+        ("wait eth0 --timeout 0", None, 1),
+        ("wait eth0 --timeout 0.1", None, 1),
+        ("wait eth9 --timeout 0", "169.254.7.7", 3),
+        ("wait eth9 --timeout 0.3", "169.254.7.7", 3),
+        ("refresh eth0", None, 0),
+        ("refresh eth9", None, 3),
+        ("stop eth0", None, 0),
+        ("stop eth9", None, 3),
+        ("wait", None, 2),
+        ("wait eth0 --timeout -1", None, 2),
+        ("wait eth0 --timeout nan", None, 2),
+        ("wait eth0 --timeout x", None, 2),
+        ("wait eth0 --timeout 86401", None, 2),
+        ("stop", None, 2),
+        ("status a/b", None, 2),
+        ("watch --nonsense", None, 2),
+    ],
+)
+def test_exit_status(
+    line: str,
+    address: str | None,
+    expected: int,
+    daemon: Daemon,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    daemon.report["address"] = address
+    status, _, err = run(daemon, capsys, monkeypatch, line)
+    assert status == expected
+    # One line about what went wrong; what a table or a status says already is not said again.
+    assert err.count("\n") == (expected > 1 and not line.startswith("status eth"))
+
+
+def test_status_of_nobody(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path / "none"))
+    assert cli.main(["status"]) == 3
+    assert capsys.readouterr() == ("", "autoip: no autoip runs in this network namespace\n")
+    assert cli.main(["status", "--json"]) == 3
+    assert json.loads(capsys.readouterr().out) == {"version": 1, "interfaces": []}
+
+
+def test_other_namespaces_are_not_ours(tmp_path: Path) -> None:
+    (tmp_path / socket_name(NAMESPACE + 1, "eth0")).touch()
+    (tmp_path / socket_name(NAMESPACE, "eth1")).touch()
+    (tmp_path / f"{NAMESPACE}-eth2.lock").touch()
+    assert client.served(str(tmp_path)) == ["eth1"]
+
+
+@pytest.mark.parametrize(
+    "answer", [b"", b"\n", b"garbage\n", b"[]\n", b"x" * 3_000_000, b'{"ok":', b"\xff\n"]
+)
+def test_a_daemon_that_is_none(answer: bytes, tmp_path: Path) -> None:
+    """The asking side believes nothing either."""
+    path = tmp_path / socket_name(NAMESPACE, NAME)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(str(path))
+        listener.listen(8)
+
+        def speak() -> None:
+            with suppress(OSError):
+                while True:
+                    sock, _ = listener.accept()
+                    with sock, suppress(OSError):
+                        sock.sendall(answer)
+
+        thread = threading.Thread(target=speak, daemon=True)
+        thread.start()
+        with pytest.raises(NotRunning):
+            client.ask(str(tmp_path), NAME, "status")
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join(PATIENCE)
+
+
+def test_readable_lines_of_all_events() -> None:
+    fields: dict[str, dict[str, Any]] = {
+        "status": {"status": REPORT},
+        "transition": {
+            "old": "probing",
+            "new": "bound",
+            "why": "so",
+            "address": "169.254.7.7",
+            "step": None,
+            "step_in": None,
+        },
+        "conflict": {"mac": "m", "address": "a", "in_use": True},
+        "defence": {"mac": "m", "address": "a", "delay": 0.0001, "reflex": True},
+        "address-added": {"address": "192.0.2.1", "prefixlen": 24},
+        "address-removed": {"address": "192.0.2.1", "prefixlen": 24},
+        "stopped": {},
+        "lost": {},
+    }
+    assert set(fields) == set(EVENTS)
+    told = []
+    for name, values in fields.items():
+        made = event(name, "eth0", 0.0, **values)
+        assert set(made) <= set(EVENT)
+        line = ask._line(made)
+        assert "{" not in line
+        told.append(line.partition(" eth0: ")[2])
+    assert told == [
+        "bound 169.254.7.7",
+        "probing -> bound: so; 169.254.7.7",
+        "conflict: m about a; given up",
+        "defended a against m after 0.10 ms",
+        "192.0.2.1/24 came",
+        "192.0.2.1/24 went",
+        "stopped",
+        "the daemon is gone; waiting for it",
+    ]
+
+
+def test_the_example_here_is_complete() -> None:
+    assert set(REPORT) == set(STATUS)
+
+
+@pytest.mark.parametrize("command", ["status", "watch", "wait", "refresh", "stop"])
+def test_asking_commands_start_light(command: str, tmp_path: Path) -> None:
+    """No pyroute2, no asyncio, no compiled helper; nor what takes long to import."""
+    arguments = {"status": [], "watch": ["--help"], "wait": ["x", "--timeout", "0"]}
+    words = [command, *arguments.get(command, ["x"])]
+    found = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "autoip", *words],
+        env={**os.environ, "RUNTIME_DIRECTORY": str(tmp_path)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        check=False,
+        text=True,
+        timeout=60,
+    )
+    assert found.returncode == (0 if command == "watch" else 3), found.stderr
+    lines = [line for line in found.stderr.splitlines() if line.startswith("import time:")]
+    names = {line.rpartition("|")[2].strip() for line in lines}
+    assert "autoip.ask" in names
+    heavy = {"pyroute2", "asyncio", "dataclasses", "ipaddress", "pathlib", "logging", "shutil"}
+    heavy |= {"autoip._arpsock", "autoip.netlink", "autoip.daemon", "autoip.constants", "typing"}
+    if command == "watch":  # argparse uses it for help
+        heavy -= {"shutil"}
+    assert not names & heavy
