@@ -21,6 +21,15 @@ _autoip() {
     COMPREPLY=()
     case $command:$previous in
     run:--ip | run:--delay | wait:--timeout | probe:--delay) return ;;
+    run:--script)
+        compopt -o filenames
+        mapfile -t COMPREPLY < <(compgen -f -- "$current")
+        return
+        ;;
+    run:--script-style)
+        mapfile -t COMPREPLY < <(compgen -W "avahi zcip" -- "$current")
+        return
+        ;;
     run:-o)
         case $current in
         if=* | *,if=*)
@@ -42,10 +51,10 @@ _autoip() {
 
     options="-h --help"
     case $command in
-    run) options+=" --ip --abandon --delay --up --no-state --debug --syslog -o --version" ;;
+    run) options+=" --ip --abandon --delay --up --no-state --script --script-style --debug --syslog -o --version" ;;
     status | watch) options+=" --json" ;;
     wait) options+=" --timeout" ;;
-    probe) options+=" --delay" ;;
+    probe) options+=" --delay --json" ;;
     esac
     words=$interfaces
     ((${#before[@]} == 1)) && words+=" run status watch wait refresh stop probe"

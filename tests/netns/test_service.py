@@ -70,8 +70,12 @@ def defends(port: Port, address: IPv4Address) -> None:
 
 
 def test_claim_and_defence(port: Port, confined: Confined) -> None:
-    daemon = confined(port.host, port.name, [*autoip_command(), port.name, "--delay", "200"])
-    daemon.start()
+    command = [*autoip_command(), port.name, "--delay", "200"]
+    daemon = confined(port.host, port.name, command)
+    script = daemon.folder / "script"
+    script.write_text('#!/bin/sh\necho "eth0: script: $*" >&2\n')
+    script.chmod(0o755)
+    daemon.start("--script", str(script))
     address = daemon.wait_address(15)
     status = Path(f"/proc/{daemon.pid}/status").read_text()
     fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
@@ -82,6 +86,8 @@ def test_claim_and_defence(port: Port, confined: Confined) -> None:
     defends(port, address)
     assert daemon.stop() == 0
     assert daemon.addresses() == []
+    told = [line for line in daemon.lines if line.startswith("eth0: script: ")]
+    assert told == [f"eth0: script: {word} eth0 {address}" for word in ("BIND", "STOP")]
     assert list(daemon.runtime.iterdir()) == []
     assert "defended by the reflex" in daemon.output
     # Each line is one of ours: no library complains about what it may not do.

@@ -69,6 +69,7 @@ PARTS: Mapping[Path, Mapping[str, Callable[[], str]]] = {
         "STATUS": lambda: fields(report.STATUS),
         "STATES": lambda: words(report.STATES),
         "EVENT": lambda: fields(report.EVENT),
+        "PROBE": lambda: fields(report.PROBE),
         "EVENTS": lambda: words(report.EVENTS),
     },
     DESIGN: {"STATES": diagram},

@@ -160,6 +160,7 @@ def test_interfaces_of_a_command(offered: Offered) -> None:
 
 
 def test_a_value_is_no_interface(offered: Offered) -> None:
+    assert offered("autoip --script-style ") == {"avahi", "zcip"}
     for line in ("autoip --ip ", "autoip lo --delay ", "autoip wait --timeout "):
         assert offered(line) == set(), line
 

@@ -124,7 +124,7 @@ def test_the_readme_has_the_same_commands_and_options() -> None:
 
 def test_every_field_is_in_the_manual_with_type_and_unit() -> None:
     text = MANUAL.read_text()
-    for table in (report.STATUS, report.EVENT):
+    for table in (report.STATUS, report.EVENT, report.PROBE):
         for name, field in table.items():
             unit = f", {field.unit}" if field.unit else ""
             assert f".It Cm {name} Pq {field.type}{unit}\n" in text
