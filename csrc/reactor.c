@@ -31,6 +31,12 @@
 
 #define STACK_SIZE (128 * 1024)
 
+/*
+ * After a conflict that was not answered, the thread rests: nothing is urgent until the program
+ * has acted, and a flood is then read in batches instead of frame by frame.
+ */
+#define REST_NS 500000
+
 struct autoip_socket {
     struct autoip_reactor *reactor;
     pthread_t thread;
@@ -138,11 +144,15 @@ static void enqueue(struct autoip_socket *sock, const struct autoip_event *event
 }
 
 /*
+ * Handles the first `count` frames of the batch; true if any was a conflict not answered.
+ *
  * Not inlined: a thread that is cancelled leaves run() without returning, so nothing that has
  * variables in memory may be underway there (the address sanitizer marks them).
  */
-static __attribute__((noinline)) void on_frames(struct autoip_socket *sock, int count)
+static __attribute__((noinline)) bool on_frames(struct autoip_socket *sock, int count)
 {
+    bool unanswered = false;
+
     for (int i = 0; i < count; i++) {
         const uint8_t *frame = sock->batch.entries[i].frame;
         struct autoip_event event;
@@ -157,13 +167,17 @@ static __attribute__((noinline)) void on_frames(struct autoip_socket *sock, int 
         event.token = sock->token;
         memcpy(event.frame, frame, AUTOIP_FRAME_LEN);
         enqueue(sock, &event);
+        unanswered = unanswered || event.defended_ns == 0;
     }
+    return unanswered;
 }
 
 /* Ends by cancellation, which acts while it waits and nowhere else. */
 static void *run(void *argument)
 {
+    static const struct timespec pause = {.tv_nsec = REST_NS};
     struct autoip_socket *sock = argument;
+    bool rest = false;
     int count;
 
     for (;;) {
@@ -172,13 +186,19 @@ static void *run(void *argument)
          * away), and this has taken it off.  Netlink tells the program.
          */
         (void)pthread_setcancelstate(PTHREAD_CANCEL_ENABLE, NULL);
+        if (rest)
+            (void)nanosleep(&pause, NULL);
         count = autoip_packet_wait(sock->fd, &sock->batch);
         (void)pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, NULL);
 
         /* The first frame by itself: asking for more would only delay the answer. */
+        rest = count > 0 && on_frames(sock, count);
         while (count > 0) {
-            on_frames(sock, count);
             count = autoip_packet_receive(sock->fd, &sock->batch);
+            if (count > 0 && on_frames(sock, count))
+                rest = true;
+            if (count < AUTOIP_BATCH)
+                break; /* there were no more */
         }
     }
     return NULL;

@@ -130,6 +130,4 @@ def test_a_busy_manager_is_waited_for(tmp_path: Path, monkeypatch: pytest.Monkey
         notifier.ready()
         timer.join()
         # Taken once there was room.
-        notifier.ready()
-        assert received(receiver).count("READY=1") <= 1
         assert notifier._ready
