@@ -81,6 +81,7 @@ def test_rate_limit_and_recovery(port: Port, make_autoip: MakeDaemon) -> None:
     daemon = make_autoip(port, "--delay", "200")
     daemon.start()
     daemon.wait_line("rate-limited", PATIENCE)
+    time.sleep(1)  # the sniffer may be behind the log
     tenth = port.sniffer.arp(from_host=False)[-1]
     assert len(_tried(port)) == 10
     assert all(CANDIDATES[0] <= address <= CANDIDATES[1] for address in _tried(port))
