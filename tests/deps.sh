@@ -68,6 +68,8 @@ need_peers() {
 
 # What judges the service, the manual and the completions.
 need_documents() {
+    # Without root nothing can be installed, and the tests that use these are skipped.
+    ((EUID == 0)) || return 0
     need systemd systemd-analyze
     need udev udevadm
     need mandoc mandoc

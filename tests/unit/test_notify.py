@@ -156,6 +156,8 @@ def test_watchdog_interval(
     pid = str(os.getpid()) if pid == "ours" else pid
     environ = {"NOTIFY_SOCKET": name, "WATCHDOG_USEC": usec, "WATCHDOG_PID": pid}
     given = {key: value for key, value in environ.items() if value is not None}
+    if pid == "ours":
+        given["WATCHDOG_PID"] = str(os.getpid())
     notifier = Notifier(given)
     assert notifier.watchdog_interval == expected
     notifier.watchdog()
