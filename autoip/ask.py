@@ -138,7 +138,7 @@ def _events(
 
     deadline = None if timeout is None else time.monotonic() + timeout
     open_now: dict[str, Connection] = {}
-    stopped: set[str] = set()
+    alive: set[str] = set()  # those that have answered, and have not said that they stop
     with selectors.DefaultSelector() as selector, contextlib.ExitStack() as stack:
         stack.callback(_close, open_now)
         while True:
@@ -159,17 +159,18 @@ def _events(
                 if messages is None:
                     selector.unregister(open_now[name])
                     open_now.pop(name).close()
-                    if name not in stopped:
+                    if name in alive:
                         yield event("lost", name, time.time())
-                    stopped.discard(name)
+                    alive.discard(name)
                     continue
                 for message in messages:
                     if "ok" in message:
-                        now = checked(name, message)["status"]
-                        yield event("status", name, time.time(), status=now)
+                        answer = checked(name, message)
+                        alive.add(name)
+                        yield event("status", name, answer["at"], status=answer["status"])
                     else:
                         if message["event"] == "stopped":
-                            stopped.add(name)
+                            alive.discard(name)
                         yield message
 
 

@@ -19,6 +19,7 @@ import json
 import os
 import socket
 import struct
+import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -201,7 +202,7 @@ class _Client(asyncio.Protocol):
                 if self._timeout is not None:
                     self._timeout.cancel()
                 self.watching = True
-                self._answer(status=handler.status())
+                self._answer(at=time.time(), status=handler.status())
                 self.server.watchers.add(self)
             case "watch":
                 self._refuse("this user has too many watchers")

@@ -359,7 +359,7 @@ class Daemon:
             self._log.info("%s", limit)
         self._limits_told = len(self._netlink.limits)
         status = ", ".join(_summary(i) for i in self._interfaces)
-        if status != self._status:
+        if status and status != self._status:
             self._status = status
             self._notifier.status(status)
 

@@ -2,8 +2,8 @@
 
 On a terminal (or a file) a line is the message alone.  Under systemd, which sets
 JOURNAL_STREAM, it begins with the priority prefix of sd-daemon(3).  With `syslog` it goes to
-syslog(3) as well, facility daemon.  Writing a log line never raises, and never waits for whoever
-reads stderr: a pipe that is full must not stop the negotiation.
+the local syslog daemon as well.  Writing a log line never raises, and never waits for whoever reads
+it: a pipe that is full, or a log daemon that is stuck, must not stop the negotiation.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ from __future__ import annotations
 import logging
 import os
 import select
+import socket
 import sys
 import syslog
+import time
 from collections.abc import Mapping
 from typing import TextIO
 
@@ -65,18 +67,48 @@ class PromptHandler(logging.StreamHandler[TextIO]):
 
 
 class SyslogHandler(logging.Handler):
-    """Passes lines to syslog(3); the C library finds the local daemon, or drops them."""
+    """Passes lines to the local syslog daemon, facility daemon; drops them while it takes none.
 
-    def __init__(self) -> None:
+    The same datagrams as syslog(3), which would wait for as long as the daemon's queue is full.
+    """
+
+    def __init__(self, path: str = "/dev/log") -> None:
         super().__init__()
-        syslog.openlog("autoip", syslog.LOG_PID, syslog.LOG_DAEMON)
+        self._path = path
+        self._socket: socket.socket | None = None
 
     def emit(self, record: logging.LogRecord) -> None:
+        number = syslog.LOG_DAEMON | priority(record.levelno)
         try:
             for line in self.format(record).splitlines():
-                syslog.syslog(priority(record.levelno), line)
+                text = f"<{number}>{time.strftime('%b %e %T')} autoip[{os.getpid()}]: {line}"
+                self._send(text.encode(errors="backslashreplace"))
         except Exception:  # noqa: BLE001 (a line that cannot be written must cost nothing else)
             self.handleError(record)
+
+    def _send(self, datagram: bytes) -> None:
+        for _ in range(2):  # a daemon that was restarted has another socket
+            try:
+                if self._socket is None:
+                    self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+                    self._socket.setblocking(False)
+                    self._socket.connect(self._path)
+                self._socket.send(datagram)
+            except BlockingIOError:
+                return
+            except OSError:
+                self._disconnect()
+            else:
+                return
+
+    def _disconnect(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+        self._socket = None
+
+    def close(self) -> None:
+        self._disconnect()
+        super().close()
 
 
 def for_journal(environ: Mapping[str, str], descriptor: int) -> bool:

@@ -146,7 +146,7 @@ static void enqueue(struct autoip_socket *sock, const struct autoip_event *event
 /*
  * Handles the first `count` frames of the batch; true if any was a conflict not answered.
  *
- * Not inlined: a thread that is cancelled leaves run() without returning, so nothing that has
+ * Not inlined: a thread that is cancelled leaves serve() without returning, so nothing that has
  * variables in memory may be underway there (the address sanitizer marks them).
  */
 static __attribute__((noinline)) bool on_frames(struct autoip_socket *sock, int count)
@@ -172,11 +172,18 @@ static __attribute__((noinline)) bool on_frames(struct autoip_socket *sock, int 
     return unanswered;
 }
 
-/* Ends by cancellation, which acts while it waits and nowhere else. */
-static void *run(void *argument)
+/* The kernel waits here until no processor handles a frame for the socket any more. */
+static void close_packet(void *argument)
+{
+    const struct autoip_socket *sock = argument;
+
+    close(sock->fd);
+}
+
+/* Waits for frames and handles them, until the thread is cancelled: nowhere but while it waits. */
+static __attribute__((noreturn, noinline)) void serve(struct autoip_socket *sock)
 {
     static const struct timespec pause = {.tv_nsec = REST_NS};
-    struct autoip_socket *sock = argument;
     bool rest = false;
     int count;
 
@@ -201,7 +208,30 @@ static void *run(void *argument)
                 break; /* there were no more */
         }
     }
+}
+
+static void *run(void *argument)
+{
+    pthread_cleanup_push(close_packet, argument);
+    serve(argument);
+    pthread_cleanup_pop(0);
     return NULL;
+}
+
+static void leave(struct autoip_socket *sock)
+{
+    pthread_mutex_lock(&sock->reactor->lock);
+    sock->reactor->slots[sock->slot] = NULL;
+    pthread_mutex_unlock(&sock->reactor->lock);
+}
+
+/* Waits for the end of a cancelled thread. */
+static void finish(struct autoip_socket *sock)
+{
+    (void)pthread_join(sock->thread, NULL);
+    leave(sock);
+    (void)pthread_mutex_destroy(&sock->lock);
+    free(sock);
 }
 
 /* The thread takes no signals: they are for the program's main thread. */
@@ -256,9 +286,13 @@ void autoip_reactor_free(struct autoip_reactor *reactor)
 {
     if (reactor == NULL)
         return;
+    /* Each thread closes its own packet socket: with many it is a matter of waiting together. */
     for (uint32_t slot = 0; slot < reactor->slot_count; slot++)
         if (reactor->slots[slot] != NULL)
-            autoip_socket_close(reactor->slots[slot]);
+            (void)pthread_cancel(reactor->slots[slot]->thread);
+    for (uint32_t slot = 0; slot < reactor->slot_count; slot++)
+        if (reactor->slots[slot] != NULL)
+            finish(reactor->slots[slot]);
     close(reactor->waiting);
     (void)pthread_mutex_destroy(&reactor->lock);
     free(reactor->slots);
@@ -327,13 +361,6 @@ static int enter(struct autoip_reactor *reactor, struct autoip_socket *sock)
     }
     pthread_mutex_unlock(&reactor->lock);
     return result;
-}
-
-static void leave(struct autoip_socket *sock)
-{
-    pthread_mutex_lock(&sock->reactor->lock);
-    sock->reactor->slots[sock->slot] = NULL;
-    pthread_mutex_unlock(&sock->reactor->lock);
 }
 
 int autoip_socket_adopt(struct autoip_reactor *reactor, int fd, const uint8_t mac[6],
@@ -468,11 +495,5 @@ void autoip_socket_disarm(struct autoip_socket *sock)
 void autoip_socket_close(struct autoip_socket *sock)
 {
     (void)pthread_cancel(sock->thread);
-    (void)pthread_join(sock->thread, NULL);
-    leave(sock);
-
-    /* The kernel waits here until no processor handles a frame for it any more. */
-    close(sock->fd);
-    (void)pthread_mutex_destroy(&sock->lock);
-    free(sock);
+    finish(sock);
 }

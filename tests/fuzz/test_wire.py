@@ -182,9 +182,8 @@ def test_flood_of_answers_to_each_probe(port: Port, make_autoip: MakeDaemon) -> 
     daemon.start()
     daemon.wait_line("-> rate-limited", PATIENCE)
     before = daemon.usage()
-    tried = {f.tpa for f in port.sniffer.probes()}
-    assert len(tried) == 10
-    time.sleep(0.5)
-    assert {f.tpa for f in port.sniffer.probes()} == tried
+    # The sniffer may be behind the log.
+    time.sleep(1)
+    assert len({f.tpa for f in port.sniffer.probes()}) == 10
     assert (daemon.usage() - before).rss_kib < GROWTH_KIB
     assert daemon.stop() == 0

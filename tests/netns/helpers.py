@@ -71,6 +71,7 @@ def bind(port: Port, daemon: Daemon, *arguments: str) -> IPv4Address:
     seen = port.sniffer.wait_count(lambda f: f.is_announcement, 2, PATIENCE, since=since)
     assert [f.spa for f in seen] == [address, address]
     daemon.wait_line("announcing -> bound")
+    assert len(port.sniffer.announcements(since=since)) == 2
     return address
 
 

@@ -9,6 +9,7 @@ import re
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
@@ -407,7 +408,7 @@ def test_runtime_folder_that_cannot_be_trusted(
 class _Syslog(Reader):
     """A private /dev/log in the namespace."""
 
-    def __init__(self, namespace: Namespace) -> None:
+    def __init__(self, namespace: Namespace, *, prepared: bool = False) -> None:
         # The machine's own /dev is not touched: a new one, with what a program needs.
         script = """
             set -e
@@ -417,7 +418,8 @@ class _Syslog(Reader):
             done
             mount --rbind /run/dev /dev
         """
-        namespace.run("sh", "-c", script)
+        if not prepared:
+            namespace.run("sh", "-c", script)
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         try:
             namespace.call(sock.bind, "/dev/log")
@@ -426,13 +428,19 @@ class _Syslog(Reader):
             raise
         super().__init__(sock, "syslog")
         self.lines: list[str] = []
+        self._may_read = threading.Lock()
         self.start()
+
+    def stuck(self) -> threading.Lock:
+        """Nothing is read while this is held."""
+        return self._may_read
 
     def __enter__(self) -> _Syslog:
         return self
 
     def received(self) -> None:
-        self.lines.append(self._sock.recv(8192).decode(errors="replace").rstrip("\0"))
+        with self._may_read:
+            self.lines.append(self._sock.recv(8192).decode(errors="replace").rstrip("\0"))
 
     def wait_line(self, pattern: str) -> str:
         wait_until(lambda: any(re.search(pattern, line) for line in self.lines), pattern)
@@ -454,6 +462,25 @@ def test_syslog(port: Port, make_program: MakeProgram, stack: ExitStack) -> None
     since = port.sniffer.mark()
     daemon.signal(signal.SIGHUP)
     assert claimed(port, since=since) == A
+    port.host.run("rm", "/dev/log")
+    again = stack.enter_context(_Syslog(port.host, prepared=True))
+    daemon.signal(signal.SIGHUP)
+    again.wait_line(f"eth0: claimed {A}")
+
+
+def test_syslog_daemon_is_stuck(port: Port, make_program: MakeProgram, stack: ExitStack) -> None:
+    """Its queue is full and nobody reads it: neither killed nor stalled."""
+    log = stack.enter_context(_Syslog(port.host))
+    with log.stuck():
+        daemon = make_program(port.host, "eth0", *FAST, "--syslog", "--debug")
+        bind(port, daemon)
+        for _ in range(3):  # more lines than the queue of any such socket has
+            since = port.sniffer.mark()
+            daemon.signal(signal.SIGHUP)
+            assert claimed(port, since=since) == A
+    daemon.signal(signal.SIGHUP)
+    log.wait_line("asked to by SIGHUP")
+    assert daemon.stop() == 0
 
 
 def test_no_syslog_unless_asked(port: Port, make_program: MakeProgram, stack: ExitStack) -> None:

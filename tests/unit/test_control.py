@@ -100,6 +100,8 @@ class Daemon:
             with suppress(OSError):
                 asyncio.run_coroutine_threadsafe(self.server.close(), self.loop).result(PATIENCE)
             self.call(self._drop_all)
+            # The transports let go of their sockets in the rounds that follow.
+            asyncio.run_coroutine_threadsafe(asyncio.sleep(0.01), self.loop).result(PATIENCE)
             self.loop.call_soon_threadsafe(self.loop.stop)
             self._thread.join(PATIENCE)
             self.loop.close()
