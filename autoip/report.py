@@ -85,15 +85,6 @@ PROBE: Mapping[str, Field] = {
 }
 """`autoip probe --json`."""
 
-PROBE: Mapping[str, Field] = {
-    "version": Field("integer", "", "version of this object"),
-    "interface": Field("string", "", "name of the interface"),
-    "address": Field("string", "", "the address asked about"),
-    "in_use": Field("boolean", "", "whether another host has it"),
-    "mac": Field("string or null", "", "the other host's hardware address"),
-}
-"""`autoip probe --json`: one such object."""
-
 EVENTS: Mapping[str, str] = {
     "status": "the first one: how things stand",
     "transition": "the state changed",
