@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # `typing` takes milliseconds to import
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from typing import Any
 
+_ANSWER_TIME = 1.0  # seconds that a daemon may take to say how things stand
 _RETRY = 0.25  # seconds between two looks for a daemon that is not there
 
 _EXIT_NOT_HELD = 1
@@ -152,7 +153,10 @@ def _events(
                 left = deadline - time.monotonic()
                 pause = min(left, pause) if pause is not None else left
             if pause is not None and pause < 0:
-                return
+                # Time is up, but who has just been asked may answer.
+                if not open_now.keys() - alive or pause < -_ANSWER_TIME:
+                    return
+                pause += _ANSWER_TIME
             for key, _ in selector.select(pause):
                 name = key.data
                 messages = open_now[name].read()

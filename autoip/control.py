@@ -86,6 +86,7 @@ class Server:
         self.clients = clients
         self.watchers: set[_Client] = set()
         self.tasks: set[asyncio.Task[None]] = set()
+        self.closed = False
         self._server: asyncio.Server | None = None
 
     async def open(self) -> None:
@@ -124,6 +125,7 @@ class Server:
 
         Who asked for the end is still to get its answer, and is let go of then.
         """
+        self.closed = True
         for client in [c for cs in self.clients.by_user.values() for c in cs if c.server is self]:
             if not client.stopping:
                 client.finish()
@@ -148,6 +150,9 @@ class _Client(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
+        if self.server.closed:  # accepted at the last moment
+            self._transport.abort()
+            return
         self.user = _user(transport.get_extra_info("socket"))
         self.server.clients.admit(self)
         self._timeout = asyncio.get_running_loop().call_later(REQUEST_TIME, self.drop)
