@@ -176,6 +176,8 @@ static void test_arm(void)
 
     make_frame(ours, our_mac, OURS, OURS, 1);
     CHECK(autoip_socket_arm(host.sock, ours) == -EINVAL); /* silent */
+    CHECK(autoip_socket_watch(host.sock, AUTOIP_SILENT, OURS, 1) == 0);
+    CHECK(autoip_socket_arm(host.sock, ours) == -EINVAL); /* silent still */
     CHECK(autoip_socket_watch(host.sock, AUTOIP_PROBE, OTHER, 1) == 0);
     CHECK(autoip_socket_arm(host.sock, ours) == -EINVAL); /* another address */
 
