@@ -97,19 +97,22 @@ class Daemon:
 
     def close(self) -> None:
         if not self.loop.is_closed():
-            with suppress(OSError):
-                asyncio.run_coroutine_threadsafe(self.server.close(), self.loop).result(PATIENCE)
-            self.call(self._drop_all)
-            # The transports let go of their sockets in the rounds that follow.
-            asyncio.run_coroutine_threadsafe(asyncio.sleep(0.01), self.loop).result(PATIENCE)
+            asyncio.run_coroutine_threadsafe(self._close(), self.loop).result(PATIENCE)
             self.loop.call_soon_threadsafe(self.loop.stop)
             self._thread.join(PATIENCE)
             self.loop.close()
 
-    def _drop_all(self) -> None:
-        for those in list(self.clients.by_user.values()):
-            for one in list(those):
-                one.drop()
+    async def _close(self) -> None:
+        """All that was accepted, and all its sockets."""
+        # asyncio leaves a transport behind that it makes after the end of its server.
+        for _ in range(20):
+            await asyncio.sleep(0)
+        await self.server.close()
+        for _ in range(20):
+            for those in list(self.clients.by_user.values()):
+                for one in list(those):
+                    one.drop()
+            await asyncio.sleep(0)
 
 
 @pytest.fixture
