@@ -164,7 +164,7 @@ def test_surroundings_of_a_call(port: Port, make_autoip: MakeDaemon) -> None:
     script = Script(daemon, RECORDER.replace("{more}", probe))
     claim(port, daemon, *script.arguments)
     more = Path(f"{script.log}.more")
-    wait_until(lambda: more.exists() and len(more.read_text().splitlines()) >= 7, "the script")
+    wait_until(lambda: more.exists() and len(more.read_text().splitlines()) >= 10, "the script")
     _, stdin, folder, umask, secrets, session, pid, *descriptors = more.read_text().split()
     assert (stdin, folder, umask, secrets) == ("/dev/null", "/", "0022", "0")
     assert session == pid
