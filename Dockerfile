@@ -22,8 +22,8 @@ FROM ${BASE} AS build
 RUN set -eu; \
     export DEBIAN_FRONTEND=noninteractive; \
     packages="gcc libc6-dev"; \
-    command -v python3 >/dev/null && python3 -c "import ensurepip" || \
-        packages="$packages python3 python3-dev python3-venv"; \
+    python3 -c "import ensurepip, sysconfig; open(sysconfig.get_path('include') + '/Python.h')" \
+        2>/dev/null || packages="$packages python3 python3-dev python3-venv"; \
     apt-get update -q; \
     apt-get install -q -y --no-install-recommends $packages; \
     rm -rf /var/lib/apt/lists/*

@@ -17,12 +17,24 @@ export PYTHON
 EXTENSION := $(wildcard csrc/*.c csrc/*.h csrc/*.py)
 C_SOURCES := $(filter-out csrc/_%,$(wildcard csrc/*.c))
 C_FLAGS := -std=gnu11 -O2 -D_GNU_SOURCE -pthread -Icsrc -Wall -Wextra -Werror
-SHELL_FILES := $(wildcard .ci/run tests/*.sh tests/*/*.sh) \
+SHELL_FILES := $(wildcard .ci/run share/completions/*.bash tests/*.sh tests/*/*.sh) \
 	$(shell grep -lsE '^\#!.*[/ ](ba|da)?sh( |$$)' hooks/* hooks/*/*)
 # The sanitizers of older compilers cannot place their shadow memory where the kernel spreads its
 # mappings over 32 bits; a container may forbid to ask for less.
 NO_ASLR := $(shell setarch -R true 2>/dev/null && echo setarch -R)
 PIP := $(PY) -m pip --disable-pip-version-check --no-input -q
+
+# Where `make install` puts things.  DESTDIR is for packagers.
+PREFIX ?= /usr/local
+BINDIR := $(PREFIX)/bin
+PROGRAMDIR := $(PREFIX)/lib/autoip
+UNITDIR ?= $(PREFIX)/lib/systemd/system
+SYSUSERSDIR ?= $(PREFIX)/lib/sysusers.d
+MANDIR := $(PREFIX)/share/man/man8
+BASHDIR := $(PREFIX)/share/bash-completion/completions
+ZSHDIR := $(PREFIX)/share/zsh/site-functions
+FISHDIR := $(PREFIX)/share/fish/vendor_completions.d
+EXAMPLEDIR := $(PREFIX)/share/doc/autoip/examples
 
 # How to become root: not at all when root, else sudo.
 UID := $(shell id -u)
@@ -81,6 +93,46 @@ bench: $(VENV)/.dev ## the benchmarks, each beside what it is measured against (
 build: $(VENV)/.dev ## source distribution and wheel, into dist/
 	$(PY) -m build --no-isolation --outdir dist .
 
+# The program and the packages that it needs in a folder of its own, for one Python, seen by no other
+# program and seeing no other program's packages of that name first: not an environment, so it does
+# not depend on this tree, and nothing that a distribution installed is touched.
+# A packager has the wheel installed by the distribution's own tools, and says install-data.
+install: install-program install-data ## into PREFIX (/usr/local), below DESTDIR; uninstall: take it away
+	@echo "autoip: installed. The service: systemd-sysusers; systemctl daemon-reload;"
+	@echo "        systemctl enable --now autoip@eth0"
+
+install-program: setup
+	rm -rf build/wheel "$(DESTDIR)$(PROGRAMDIR)"
+	$(PIP) wheel --no-build-isolation --no-deps --wheel-dir build/wheel .
+	$(PIP) install --target "$(DESTDIR)$(PROGRAMDIR)" build/wheel/autoip-*.whl
+	rm -rf "$(DESTDIR)$(PROGRAMDIR)/bin"
+	install -d "$(DESTDIR)$(BINDIR)"
+	sed -e "1s|.*|#!$$($(PY) -c 'import sys; print(sys._base_executable)') -I|" \
+		-e 's|@PROGRAMDIR@|$(PROGRAMDIR)|' share/autoip.in >"$(DESTDIR)$(BINDIR)/autoip"
+	chmod 755 "$(DESTDIR)$(BINDIR)/autoip"
+
+install-data:
+	install -d $(foreach dir,$(UNITDIR) $(SYSUSERSDIR) $(MANDIR) $(BASHDIR) $(ZSHDIR) $(FISHDIR) \
+		$(EXAMPLEDIR),"$(DESTDIR)$(dir)")
+	sed 's|^ExecStart=autoip |ExecStart=$(BINDIR)/autoip |' share/autoip@.service \
+		>"$(DESTDIR)$(UNITDIR)/autoip@.service"
+	chmod 644 "$(DESTDIR)$(UNITDIR)/autoip@.service"
+	install -m 644 share/autoip.sysusers "$(DESTDIR)$(SYSUSERSDIR)/autoip.conf"
+	install -m 644 share/autoip.8 "$(DESTDIR)$(MANDIR)/autoip.8"
+	install -m 644 share/completions/autoip.bash "$(DESTDIR)$(BASHDIR)/autoip"
+	install -m 644 share/completions/_autoip "$(DESTDIR)$(ZSHDIR)/_autoip"
+	install -m 644 share/completions/autoip.fish "$(DESTDIR)$(FISHDIR)/autoip.fish"
+	install -m 644 share/90-autoip.rules "$(DESTDIR)$(EXAMPLEDIR)/90-autoip.rules"
+
+# Folders that are not ours alone stay, also when they are empty.
+uninstall: ## with the same PREFIX and DESTDIR
+	rm -f $(foreach file,$(BINDIR)/autoip $(UNITDIR)/autoip@.service $(SYSUSERSDIR)/autoip.conf \
+		$(MANDIR)/autoip.8 $(BASHDIR)/autoip $(ZSHDIR)/_autoip $(FISHDIR)/autoip.fish \
+		$(EXAMPLEDIR)/90-autoip.rules,"$(DESTDIR)$(file)")
+	rm -rf "$(DESTDIR)$(PROGRAMDIR)"
+	@rmdir --ignore-fail-on-non-empty $(foreach dir,$(EXAMPLEDIR) $(patsubst %/,%,$(dir $(EXAMPLEDIR))),\
+		"$(DESTDIR)$(dir)") 2>/dev/null || true
+
 clean: ## remove all that make has made
 	rm -rf $(VENV) build dist autoip.egg-info autoip/_*.so autoip/_*.c
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis
@@ -107,4 +159,5 @@ $(VENV)/.dev: pyproject.toml setup.py | $(VENV)/.ready
 	@$(PIP) install --no-build-isolation -e '.[bench,dev,test]'
 	@touch $@
 
-.PHONY: help setup run test check bench build clean remake
+.PHONY: help setup run test check bench build install install-program install-data uninstall clean \
+	remake

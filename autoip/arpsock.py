@@ -29,7 +29,7 @@ FRAME_LENGTH: int = lib.AUTOIP_FRAME_LEN
 _NS = 1_000_000_000
 _EVENT = struct.Struct("@QQII42s6x")
 _DRAIN_AT_ONCE = 256
-_UINT64_MAX = 0xFFFF_FFFF_FFFF_FFFF
+_NEVER_NS = 2**63  # where the kernel's own counter ends
 
 # A sleep shorter than this is none; reading two clocks may take about as long on a busy machine.
 _SLEEP_MIN = 0.1
@@ -136,10 +136,12 @@ class Reactor:
 
     def close(self) -> None:
         """Closes all sockets.  Harmless when repeated."""
-        for opened in list(self._sockets.values()):
-            opened.close()
+        for opened in self._sockets.values():
+            opened._pointer = None  # noqa: SLF001 (the two belong together)
+        self._sockets.clear()
         self._fd = -1
         if self._reactor is not None:
+            # All sockets at once: one by one takes the kernel some milliseconds each.
             ffi.release(self._reactor)
             self._reactor = None
 
@@ -296,7 +298,7 @@ class Timer(_Descriptor):
         if at is None:
             nanoseconds = 0
         else:
-            if not at * _NS < _UINT64_MAX / 2:
+            if not math.isfinite(at) or at * _NS >= _NEVER_NS:
                 raise ValueError(f"time: {at}")
             # Rounded up: readable never before `at`.  0 would mean never.
             nanoseconds = max(1, math.ceil(at * _NS))

@@ -10,6 +10,7 @@ import json
 import sys
 import time
 
+from autoip import usage
 from autoip.client import Connection, ask, checked, runtime_directory, served
 from autoip.errors import AutoipError, NotRunning, UsageError
 from autoip.report import VERSION, event
@@ -20,19 +21,30 @@ if TYPE_CHECKING:  # `typing` takes milliseconds to import
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from typing import Any
 
+_ANSWER_TIME = 1.0  # seconds that a daemon may take to say how things stand
 _RETRY = 0.25  # seconds between two looks for a daemon that is not there
 
 _EXIT_NOT_HELD = 1
 
 
+def parser(command: str) -> Parser:
+    """The options of one of COMMANDS."""
+    made = Parser(prog=f"autoip {command}", description=usage.COMMANDS[command], allow_abbrev=False)
+    add = made.add_argument
+    if command in ("status", "watch"):
+        add("interfaces", metavar="IFACE", nargs="*", help="default: all that are served")
+        objects = "one JSON object" + (" a line" if command == "watch" else "")
+        add("--json", action="store_true", help=f"{objects}, for scripts")
+    else:
+        add("interface", metavar="IFACE")
+    if command == "wait":
+        add("--timeout", metavar="S", help="seconds, 0 to 86400; default: for ever")
+    return made
+
+
 def status(words: Sequence[str], environ: Mapping[str, str]) -> int:
     """How things stand; exit status 0 only if each interface holds an address."""
-    parser = Parser(prog="autoip status", description=status.__doc__, allow_abbrev=False)
-    parser.add_argument(
-        "interfaces", metavar="IFACE", nargs="*", help="default: all that are served"
-    )
-    parser.add_argument("--json", action="store_true", help="one JSON object, for scripts")
-    found = parser.parse_args(words)
+    found = parser("status").parse_args(words)
     directory = runtime_directory(environ)
     names = [interface_name(name) for name in found.interfaces] or served(directory)
     reports = [_report(directory, name) for name in dict.fromkeys(names)]
@@ -49,12 +61,7 @@ def status(words: Sequence[str], environ: Mapping[str, str]) -> int:
 
 def watch(words: Sequence[str], environ: Mapping[str, str]) -> int:
     """Events as they happen, until interrupted; waits for a daemon that is not there."""
-    parser = Parser(prog="autoip watch", description=watch.__doc__, allow_abbrev=False)
-    parser.add_argument(
-        "interfaces", metavar="IFACE", nargs="*", help="default: all that are served"
-    )
-    parser.add_argument("--json", action="store_true", help="one JSON object a line, for scripts")
-    found = parser.parse_args(words)
+    found = parser("watch").parse_args(words)
     show: Callable[[dict[str, Any]], str] = json.dumps if found.json else _line
     names = [interface_name(name) for name in found.interfaces]
     for happened in _events(runtime_directory(environ), names, None):
@@ -64,10 +71,7 @@ def watch(words: Sequence[str], environ: Mapping[str, str]) -> int:
 
 def wait(words: Sequence[str], environ: Mapping[str, str]) -> int:
     """Returns when the interface holds an address: 0; or 1 when the time is over."""
-    parser = Parser(prog="autoip wait", description=wait.__doc__, allow_abbrev=False)
-    parser.add_argument("interface", metavar="IFACE")
-    parser.add_argument("--timeout", metavar="S", help="seconds, 0 to 86400; default: for ever")
-    found = parser.parse_args(words)
+    found = parser("wait").parse_args(words)
     timeout = None if found.timeout is None else _seconds(found.timeout)
     name = interface_name(found.interface)
     directory = runtime_directory(environ)
@@ -88,12 +92,12 @@ def wait(words: Sequence[str], environ: Mapping[str, str]) -> int:
 
 def refresh(words: Sequence[str], environ: Mapping[str, str]) -> int:
     """Probes the address again, now."""
-    return _order("refresh", refresh.__doc__, words, environ)
+    return _order("refresh", words, environ)
 
 
 def stop(words: Sequence[str], environ: Mapping[str, str]) -> int:
     """Ends serving the interface and takes its address off; the last one ends the daemon."""
-    return _order("stop", stop.__doc__, words, environ)
+    return _order("stop", words, environ)
 
 
 class _NotHere(AutoipError):
@@ -103,12 +107,8 @@ class _NotHere(AutoipError):
 AutoipNotHere = _NotHere("no autoip runs in this network namespace")
 
 
-def _order(
-    request: str, about: str | None, words: Sequence[str], environ: Mapping[str, str]
-) -> int:
-    parser = Parser(prog=f"autoip {request}", description=about, allow_abbrev=False)
-    parser.add_argument("interface", metavar="IFACE")
-    name = interface_name(parser.parse_args(words).interface)
+def _order(request: str, words: Sequence[str], environ: Mapping[str, str]) -> int:
+    name = interface_name(parser(request).parse_args(words).interface)
     ask(runtime_directory(environ), name, request)
     return 0
 
@@ -153,7 +153,10 @@ def _events(
                 left = deadline - time.monotonic()
                 pause = min(left, pause) if pause is not None else left
             if pause is not None and pause < 0:
-                return
+                # Time is up, but who has just been asked may answer.
+                if not open_now.keys() - alive or pause < -_ANSWER_TIME:
+                    return
+                pause += _ANSWER_TIME
             for key, _ in selector.select(pause):
                 name = key.data
                 messages = open_now[name].read()

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from autoip.errors import AutoipError
+from autoip.usage import Parser
 
 _ASKING = ("status", "watch", "wait", "refresh", "stop")
 
@@ -22,6 +23,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         # Interrupted is not the same as "held" or "free".
         return 130 if words[:1] in (["wait"], ["probe"]) else 0
+
+
+def parser(command: str) -> Parser:
+    """The options of a command of `usage.COMMANDS`."""
+    from autoip import ask, probe, run
+
+    if command in ask.COMMANDS:
+        return ask.parser(command)
+    return {"run": run.parser, "probe": probe.parser}[command]()
 
 
 def _dispatch(words: list[str]) -> int:

@@ -119,6 +119,7 @@ class Daemon:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
         loop.add_signal_handler(signal.SIGHUP, self._restart, "asked to by SIGHUP")
+        self._feed_watchdog()
         links, addresses = await self._netlink.snapshot()
         self._try_packet_socket(links)
         self._interfaces = self._open(_chosen(self._settings.interfaces, links), links)
@@ -319,6 +320,12 @@ class Daemon:
         if self._clock_watch.changed():
             self._restart("the machine slept")
 
+    def _feed_watchdog(self) -> None:
+        """From the loop: when the loop hangs, the service manager is to notice."""
+        if (interval := self._notifier.watchdog_interval) is not None:
+            self._notifier.watchdog()
+            asyncio.get_running_loop().call_later(interval, self._feed_watchdog)
+
     def _restart(self, why: str) -> None:
         for interface in self._interfaces:
             interface.restart(why)
@@ -352,7 +359,7 @@ class Daemon:
             self._log.info("%s", limit)
         self._limits_told = len(self._netlink.limits)
         status = ", ".join(_summary(i) for i in self._interfaces)
-        if status != self._status:
+        if status and status != self._status:
             self._status = status
             self._notifier.status(status)
 

@@ -166,7 +166,8 @@ def _open_directory(directory: Path) -> int:
     status = os.fstat(handle)
     problem = None
     if status.st_uid not in (0, os.geteuid()):
-        problem = f"belongs to user {status.st_uid}"
+        # The service's directory, when root starts another instance by hand.
+        problem = f"belongs to user {status.st_uid} (another $RUNTIME_DIRECTORY can be given)"
     elif status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         problem = f"can be written by others (mode {stat.S_IMODE(status.st_mode):o})"
     if problem is not None:

@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from ipaddress import IPv4Address
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -29,7 +30,7 @@ from autoip.arpsock import ArpSocket, Phase, Reactor, Received
 from autoip.constants import CONFIGURE_RETRY, DELAY_DEFAULT, Timing
 from autoip.errors import KernelRefused, StateProblem
 from autoip.instance import Held, Instance
-from autoip.ipv4ll import Ipv4ll
+from autoip.ipv4ll import Ipv4ll, State
 from autoip.netlink import PROTOCOL, Address, Link, Netlink
 from autoip.report import VERSION
 from autoip.store import Store
@@ -168,9 +169,10 @@ class Interface:
     def restart(self, why: str) -> None:
         """Probe the address again before it is used further."""
         with self._guarded("restart"):
-            if self.core is not None:
-                self.core.restart(self._shared.clock(), why)
-            self._pump()
+            if self.core is not None and self._socket is not None:
+                self.core.link_down(why)
+                self._pump()
+                self._request(partial(self._start, why))
 
     @property
     def token(self) -> int | None:
@@ -186,7 +188,7 @@ class Interface:
     def report(self) -> dict[str, Any]:
         """The status object: see `report.STATUS`."""
         core, link, teller = self.core, self.link, self.teller
-        state = core.state if core is not None else ipv4ll.State.NO_LINK
+        state = core.state if core is not None else State.NO_LINK
         at = self.next_timer() if core is not None and core.step else None
         own = self.owned.address if self.owned is not None else None
         others = self._shared.addresses(link.index) if link is not None else ()
@@ -265,9 +267,9 @@ class Interface:
         if before is not None and self._socket is not None:
             if (before.index, before.mac) != (link.index, link.mac):
                 self._lose_link("hardware address changed")
-            elif before.carrier_changes != link.carrier_changes and self.core is not None:
+            elif before.carrier_changes != link.carrier_changes:
                 # The carrier went and came back before the kernel told.
-                self.core.restart(self._shared.clock(), "carrier was lost for a moment")
+                self.restart("carrier was lost for a moment")
         if self._socket is None:
             self._find_link(link)
         self._pump()
@@ -339,7 +341,13 @@ class Interface:
                 first=first,
                 avoid=lambda address: self._shared.elsewhere(address, self),
             )
-        self.core.link_up(self._shared.clock())
+        self._request(partial(self._start, "link is ready"))
+
+    async def _start(self, why: str) -> None:
+        """Begin to negotiate.  A request, so that what was taken off before is off by now."""
+        core = self.core
+        if core is not None and self._socket is not None and core.state is State.NO_LINK:
+            core.link_up(self._shared.clock(), why)
 
     def _first_candidate(self, mac: bytes) -> IPv4Address | None:
         """What to try first: what we had, what the user said, what a crash left, what was saved."""
@@ -491,6 +499,10 @@ class Interface:
             return
         _, addresses = await self._shared.netlink.snapshot()
         if not any(a.index == link.index and a.address == core.address for a in addresses):
+            if self.owned is not None:
+                # The rule and the route that belong to it are still there.
+                await self._shared.netlink.remove_address(self.owned.index, self.owned.address)
+                self._disown()
             core.removed(self._shared.clock())
 
     async def _settle(self) -> None:

@@ -71,13 +71,47 @@ class State(Enum):
     BOUND = "bound"
 
 
-_ACD_STATES: Mapping[type[acd.State], State] = {
+ACD_STATES: Mapping[type[acd.State], State] = {
     acd.Probing: State.PROBING,
     acd.AnnounceWait: State.ANNOUNCE_WAIT,
     acd.Configuring: State.CONFIGURING,
     acd.Announcing: State.ANNOUNCING,
     acd.Bound: State.BOUND,
 }
+"""What the interface's state is called while its `Acd` is in one of these."""
+
+
+class Cause(Enum):
+    """Why a state is left, other than by a step of the `Acd` itself."""
+
+    LINK_READY = "link is ready"
+    LINK_LOST = "link is lost"
+    CONFLICT = "conflict"
+    REMOVED = "address was removed by somebody else"
+    REFUSED = "kernel refused the address"
+    PAUSE_OVER = "pause is over"
+
+
+_CANDIDATE = frozenset(ACD_STATES.values())  # a candidate is probed for or held
+_WAIT = frozenset({State.PAUSED, State.RATE_LIMITED})
+_NEXT = frozenset({State.PROBING, State.RATE_LIMITED})
+
+TRANSITIONS: Mapping[Cause, tuple[frozenset[State], frozenset[State]]] = {
+    Cause.LINK_READY: (frozenset({State.NO_LINK}), _NEXT),
+    Cause.LINK_LOST: (_CANDIDATE | _WAIT, frozenset({State.NO_LINK})),
+    Cause.CONFLICT: (_CANDIDATE, _NEXT),
+    Cause.REMOVED: (frozenset({State.ANNOUNCING, State.BOUND}), _NEXT),
+    Cause.REFUSED: (frozenset({State.CONFIGURING}), frozenset({State.PAUSED})),
+    Cause.PAUSE_OVER: (_WAIT, frozenset({State.PROBING})),
+}
+"""The states from which, and to which, each cause leads."""
+
+ACD_STEPS: Mapping[tuple[State, State], acd.Trigger] = {
+    (ACD_STATES[old], ACD_STATES[new]): trigger
+    for (old, trigger), new in acd.TRANSITIONS.items()
+    if new in ACD_STATES
+}
+"""The steps that the `Acd` takes by itself, as states of the interface."""
 
 
 # --- events ---------------------------------------------------------------------------------
@@ -196,7 +230,7 @@ class Ipv4ll:
     def state(self) -> State:
         """Where the interface stands."""
         if self._acd is not None:
-            return _ACD_STATES[type(self._acd.state)]
+            return ACD_STATES[type(self._acd.state)]
         return self._waiting.state if self._waiting is not None else State.NO_LINK
 
     @property
@@ -239,7 +273,7 @@ class Ipv4ll:
             self._waiting = _Waiting(State.RATE_LIMITED, self._not_before)
         else:
             self._try_candidate(now)
-        self._report(why)
+        self._report(why, Cause.LINK_READY)
 
     def link_down(self, why: str = "link is lost") -> None:
         """The link is no longer the one that was probed: section 2.2.  Harmless when repeated."""
@@ -247,13 +281,7 @@ class Ipv4ll:
             return
         self._next_candidate = self.remembered
         self._drop(conflict=False)
-        self._report(why)
-
-    def restart(self, now: float, why: str) -> None:
-        """Probe again, the same address first, as if the link had gone and come back."""
-        if self.state is not State.NO_LINK:
-            self.link_down(why)
-            self.link_up(now, why)
+        self._report(why, Cause.LINK_LOST)
 
     def removed(self, now: float) -> None:
         """Somebody else took our address off the interface: claim it again.
@@ -268,7 +296,7 @@ class Ipv4ll:
         self._held_since = None  # nothing is left to take off
         self._drop(conflict=False)
         self._try_unless(self._removals >= MAX_CONFLICTS, now)
-        self._report("address was removed by somebody else")
+        self._report(Cause.REMOVED.value, Cause.REMOVED)
 
     def configured(self, address: IPv4Address, now: float) -> None:
         """The address of a `Configure` is on the interface."""
@@ -288,7 +316,7 @@ class Ipv4ll:
         self._next_candidate = address
         self._acd = None
         self._waiting = _Waiting(State.PAUSED, now + CONFIGURE_RETRY)
-        self._report(why)
+        self._report(why, Cause.REFUSED)
 
     def receive(self, packet: ArpPacket, at: float, defended_at: float | None = None) -> None:
         """Judge a packet; the arguments are those of `Acd.receive`."""
@@ -309,7 +337,7 @@ class Ipv4ll:
             self._take_events(now)
         elif self._waiting is not None and now >= self._waiting.until:
             self._try_candidate(now)
-            self._report("pause is over")
+            self._report(Cause.PAUSE_OVER.value, Cause.PAUSE_OVER)
 
     def to_send(self, now: float) -> ArpPacket | None:
         """The packet that is due.  Offer it to the kernel, then say `sent` or `refused`."""
@@ -374,7 +402,8 @@ class Ipv4ll:
         self._drop(conflict=True)
         self._try_unless(self.conflicts >= MAX_CONFLICTS, now)
         verb = "claims" if conflict.packet.spa == conflict.address else "probes for"
-        self._report(f"conflict: {format_mac(conflict.packet.sha)} {verb} {conflict.address}")
+        why = f"conflict: {format_mac(conflict.packet.sha)} {verb} {conflict.address}"
+        self._report(why, Cause.CONFLICT)
 
     def _drop(self, *, conflict: bool) -> None:
         """Leave the current candidate or pause; take its address off if it is on."""
@@ -407,12 +436,24 @@ class Ipv4ll:
             candidate = draw_candidate(self._addresses)
         return candidate
 
-    def _report(self, why: str) -> None:
-        """Say that the state or the candidate changed; the one maker of a `Transition`."""
+    def _report(self, why: str, cause: Cause | None = None) -> None:
+        """Say that the state or the candidate changed; the one maker of a `Transition`.
+
+        Args:
+            why: in words.
+            cause: None for a step of the `Acd`.
+        """
         old, candidate = self._reported
         new = self.state
         if (new, self.candidate) == (old, candidate):
             return
+        if cause is None:
+            known = (old, new) in ACD_STEPS
+        else:
+            sources, targets = TRANSITIONS[cause]
+            known = old in sources and new in targets
+        if not known:
+            raise CoreMisuse(f"{old.name} cannot be left for {new.name} by {cause}")
         step = self.step
         self._events.append(
             Transition(old, new, why, self.candidate, step, self.next_timer() if step else None)

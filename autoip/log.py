@@ -2,16 +2,21 @@
 
 On a terminal (or a file) a line is the message alone.  Under systemd, which sets
 JOURNAL_STREAM, it begins with the priority prefix of sd-daemon(3).  With `syslog` it goes to
-syslog(3) as well, facility daemon.  Writing a log line never raises.
+the local syslog daemon as well.  Writing a log line never raises, and never waits for whoever reads
+it: a pipe that is full, or a log daemon that is stuck, must not stop the negotiation.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import select
+import socket
 import sys
 import syslog
+import time
 from collections.abc import Mapping
+from typing import TextIO
 
 LOGGER = "autoip"
 
@@ -37,19 +42,73 @@ class JournalFormatter(logging.Formatter):
         return "\n".join(prefix + line for line in super().format(record).splitlines())
 
 
-class SyslogHandler(logging.Handler):
-    """Passes lines to syslog(3); the C library finds the local daemon, or drops them."""
+class PromptHandler(logging.StreamHandler[TextIO]):
+    """Drops lines as long as the stream takes none, and says later how many.
 
-    def __init__(self) -> None:
-        super().__init__()
-        syslog.openlog("autoip", syslog.LOG_PID, syslog.LOG_DAEMON)
+    A pipe that poll(2) calls writable takes PIPE_BUF bytes, more than a line has, without blocking.
+    To make the stream non-blocking would be wrong: other programs have the same open file.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self._dropped = 0
+        self._poll = select.poll()
+        self._poll.register(stream.fileno(), select.POLLOUT)
 
     def emit(self, record: logging.LogRecord) -> None:
+        if self._dropped and self._poll.poll(0):
+            text = f"{self._dropped} log lines were dropped: nobody read them"
+            self._dropped = 0
+            super().emit(logging.makeLogRecord({"msg": text, "levelno": logging.WARNING}))
+        if self._poll.poll(0):
+            super().emit(record)
+        else:
+            self._dropped += 1
+
+
+class SyslogHandler(logging.Handler):
+    """Passes lines to the local syslog daemon, facility daemon; drops them while it takes none.
+
+    The same datagrams as syslog(3), which would wait for as long as the daemon's queue is full.
+    """
+
+    def __init__(self, path: str = "/dev/log") -> None:
+        super().__init__()
+        self._path = path
+        self._socket: socket.socket | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        number = syslog.LOG_DAEMON | priority(record.levelno)
         try:
             for line in self.format(record).splitlines():
-                syslog.syslog(priority(record.levelno), line)
+                text = f"<{number}>{time.strftime('%b %e %T')} autoip[{os.getpid()}]: {line}"
+                self._send(text.encode(errors="backslashreplace"))
         except Exception:  # noqa: BLE001 (a line that cannot be written must cost nothing else)
             self.handleError(record)
+
+    def _send(self, datagram: bytes) -> None:
+        for _ in range(2):  # a daemon that was restarted has another socket
+            try:
+                if self._socket is None:
+                    self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+                    self._socket.setblocking(False)
+                    self._socket.connect(self._path)
+                self._socket.send(datagram)
+            except BlockingIOError:
+                return
+            except OSError:
+                self._disconnect()
+            else:
+                return
+
+    def _disconnect(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+        self._socket = None
+
+    def close(self) -> None:
+        self._disconnect()
+        super().close()
 
 
 def for_journal(environ: Mapping[str, str], descriptor: int) -> bool:
@@ -77,7 +136,7 @@ def set_up(*, debug: bool, to_syslog: bool, environ: Mapping[str, str]) -> loggi
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
     if sys.stderr is not None:
-        stream = logging.StreamHandler(sys.stderr)
+        stream = PromptHandler(sys.stderr)
         if for_journal(environ, sys.stderr.fileno()):
             stream.setFormatter(JournalFormatter())
         logger.addHandler(stream)

@@ -553,8 +553,8 @@ class Netlink:
             self._require_open()
             if self._pending:
                 return self._pending.popleft()
-            if self._lost is not None or self._events is None:
-                return await self._resync(self._lost or "the socket was closed")
+            if self._lost is not None:
+                return await self._resync(self._lost)
             try:
                 async with contextlib.aclosing(self._events.get()) as messages:
                     async for message in messages:
@@ -1004,8 +1004,6 @@ class Netlink:
 
     async def _resync(self, reason: str) -> Resync:
         """A new event socket, then a snapshot: whatever happens in between is an event."""
-        # Set until it is done, so that it is begun again after a cancellation.
-        self._lost = reason
         self._close_events()
         now = asyncio.get_running_loop().time
         pause = REOPEN_PAUSE_MIN
@@ -1024,6 +1022,7 @@ class Netlink:
                 pause = min(2 * pause, REOPEN_PAUSE_MAX)
             else:
                 self._resynced_at = now()
+                # Not before: if this was cancelled, it has to begin again.
                 self._lost = None
                 return Resync(tuple(links), tuple(addresses), reason)
 

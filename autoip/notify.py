@@ -29,6 +29,7 @@ class Notifier:
             self._address = b"\0" + os.fsencode(name[1:])
         elif name.startswith("/"):
             self._address = os.fsencode(name)
+        self._watchdog_interval = _watchdog_interval(environ) if self._address else None
 
     def ready(self) -> None:
         """READY=1, the first time only: the first address is up."""
@@ -45,6 +46,18 @@ class Notifier:
         """STOPPING=1: the shutdown has begun."""
         self._send("STOPPING=1")
 
+    @property
+    def watchdog_interval(self) -> float | None:
+        """Seconds between two calls of `watchdog`; None: nobody waits for them.
+
+        Half of what the manager allows, as sd_watchdog_enabled(3) recommends.
+        """
+        return self._watchdog_interval
+
+    def watchdog(self) -> None:
+        """WATCHDOG=1: still alive.  Without it in time the manager ends the process."""
+        self._send("WATCHDOG=1")
+
     def _send(self, line: str) -> bool:
         """Send one datagram. Return whether it was taken."""
         if self._address is None:
@@ -56,3 +69,13 @@ class Notifier:
         except OSError:
             return False
         return True
+
+
+def _watchdog_interval(environ: Mapping[str, str]) -> float | None:
+    """Half of $WATCHDOG_USEC in seconds, if it is meant for this process ($WATCHDOG_PID)."""
+    try:
+        allowed = int(environ.get("WATCHDOG_USEC", ""))
+        meant = int(environ.get("WATCHDOG_PID") or os.getpid()) == os.getpid()
+    except ValueError:
+        return None
+    return allowed / 2e6 if meant and allowed > 0 else None

@@ -22,7 +22,7 @@ from autoip.arpsock import ArpSocket, Phase, Reactor
 from autoip.constants import DELAY_DEFAULT, Timing
 from autoip.errors import CannotTell, NoPermission, NotArp, UsageError
 from autoip.report import VERSION
-from autoip.usage import Parser, delay, interface_name
+from autoip.usage import COMMANDS, Parser, delay, interface_name
 
 _SIOCGIFFLAGS = 0x8913
 _SIOCGIFHWADDR = 0x8927
@@ -35,19 +35,24 @@ IN_USE = 1
 """Exit status: another host has the address."""
 
 
-def main(words: Sequence[str]) -> int:
-    """Probe an address; 0: free, 1: in use, and the holder's MAC is told."""
-    parser = Parser(
+def parser() -> Parser:
+    """The options of `probe`."""
+    made = Parser(
         prog="autoip probe",
-        description="Ask whether an IPv4 address is free on a link (RFC 5227).",
+        description=COMMANDS["probe"],
         epilog="exit status: 0 free, 1 in use, 2 to 5 as for 'autoip', 6 could not be found out",
         allow_abbrev=False,
     )
-    parser.add_argument("interface", metavar="IFACE")
-    parser.add_argument("address", metavar="ADDRESS")
-    parser.add_argument("--delay", metavar="MS", default=str(DELAY_DEFAULT), help="as for 'autoip'")
-    parser.add_argument("--json", action="store_true", help="one JSON object, for scripts")
-    found = parser.parse_args(words)
+    made.add_argument("interface", metavar="IFACE")
+    made.add_argument("address", metavar="ADDRESS")
+    made.add_argument("--delay", metavar="MS", default=str(DELAY_DEFAULT), help="as for 'autoip'")
+    made.add_argument("--json", action="store_true", help="one JSON object, for scripts")
+    return made
+
+
+def main(words: Sequence[str]) -> int:
+    """Probe an address; 0: free, 1: in use, and the holder's MAC is told."""
+    found = parser().parse_args(words)
     address = _address(found.address)
     timing = Timing.from_delay(delay(found.delay))
     name = interface_name(found.interface)

@@ -38,7 +38,7 @@ STATUS: Mapping[str, Field] = {
     "index": Field("integer or null", "", "its number in the kernel; null while there is none"),
     "mac": Field("string or null", "", "its hardware address"),
     "pid": Field("integer", "", "process that serves it"),
-    "state": Field("string", "", "see STATES"),
+    "state": Field("string", "", "one of the states below"),
     "why": Field("string", "", "what brought the state about"),
     "address": Field("string or null", "", "the address that is held"),
     "since": Field("number or null", "s since 1970", "when it was put on the interface"),
@@ -58,7 +58,7 @@ STATUS: Mapping[str, Field] = {
 
 EVENT: Mapping[str, Field] = {
     "version": Field("integer", "", "version of this object"),
-    "event": Field("string", "", "see EVENTS"),
+    "event": Field("string", "", "one of the events below"),
     "interface": Field("string", "", "name of the interface"),
     "at": Field("number", "s since 1970", "when"),
     "old": Field("string", "", "transition: the state before"),

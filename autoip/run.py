@@ -22,7 +22,7 @@ from autoip.constants import (
 )
 from autoip.errors import UsageError
 from autoip.ipv4ll import is_candidate
-from autoip.usage import Parser, delay, interface_name
+from autoip.usage import COMMANDS, Parser, delay, interface_name
 
 _Value = TypeVar("_Value")
 
@@ -33,11 +33,15 @@ Give network interfaces an IPv4 link-local address (169.254.0.0/16) by the rules
 and keep it right until stopped by SIGTERM or SIGINT.  SIGHUP probes the address again."""
 
 _EPILOG = """\
+commands ('autoip COMMAND --help' tells more):
+{commands}
+
 examples:
   autoip eth0                               claim an address on eth0, defend it
   autoip eth0 --ip 169.254.20.20            try this one first
   autoip eth0 eth1 --delay 200              two interfaces, claim in 0.7 s at most
   autoip -o if=eth0,ip=169.254.20.20,abandon
+  autoip status --json                      how things stand, for a script
 
 exit status:
   0  stopped as asked          1  other failure             2  bad option or value
@@ -61,16 +65,18 @@ class Arguments:
     script_style: str
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
+def parser() -> Parser:
+    """The options of `run`, which are those of `autoip` without a command."""
+    commands = "\n".join(f"  {name:<8} {line}" for name, line in COMMANDS.items())
+    made = Parser(
         prog="autoip",
-        usage="autoip [run] [IFACE ...] [options]",
+        usage="autoip [run] [IFACE ...] [options]\n       autoip COMMAND ...",
         description=_DESCRIPTION,
-        epilog=_EPILOG,
+        epilog=_EPILOG.format(commands=commands),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    add = parser.add_argument
+    add = made.add_argument
     add(
         "interfaces",
         metavar="IFACE",
@@ -114,7 +120,7 @@ def _parser() -> argparse.ArgumentParser:
         help="the AutoIP module's option string: if=IFACE ip=ADDRESS delay=MS debug abandon",
     )
     add("--version", action="version", version=f"autoip {__version__}")
-    return parser
+    return made
 
 
 def parse(arguments: Sequence[str]) -> Arguments:
@@ -126,7 +132,7 @@ def parse(arguments: Sequence[str]) -> Arguments:
     words = list(arguments)
     if words and words[0] == "run":
         del words[0]
-    found = _parser().parse_intermixed_args(words)
+    found = parser().parse_intermixed_args(words)
     interfaces: list[str] = list(found.interfaces)
     addresses: list[str] = list(found.ip)
     delays: list[str] = list(found.delay)

@@ -10,7 +10,19 @@ from autoip.errors import UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # `typing` takes milliseconds to import
+    from collections.abc import Mapping
     from typing import Any, NoReturn
+
+COMMANDS: Mapping[str, str] = {
+    "run": "Serve interfaces, in the foreground, until stopped (the default command).",
+    "status": "How things stand; exit status 0 only if each interface holds an address.",
+    "watch": "Events as they happen, until interrupted; waits for a daemon that is not there.",
+    "wait": "Returns when the interface holds an address: 0; or 1 when the time is over.",
+    "refresh": "Probes the address again, now.",
+    "stop": "Ends serving the interface and takes its address off; the last one ends the daemon.",
+    "probe": "Asks whether any IPv4 address is free on a link (RFC 5227); needs no daemon.",
+}
+"""All commands, each in one line."""
 
 _IFNAME_MAX = 15  # IFNAMSIZ without the final NUL
 

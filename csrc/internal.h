@@ -22,6 +22,10 @@ struct autoip_batch {
         uint8_t frame[AUTOIP_FRAME_LEN];
     } entries[AUTOIP_BATCH];
     int used; /* the kernel has shortened msg_controllen in so many headers */
+
+    /* Both clocks after it was read; 0: nobody has asked yet. */
+    uint64_t boottime_ns;
+    uint64_t wall_ns;
 };
 
 /* -- socket.c: a packet socket as a plain descriptor ---------------------------------- */
@@ -44,7 +48,7 @@ int autoip_packet_wait(int fd, struct autoip_batch *batch);
 /* Reads what is there, and how many; never waits: -EAGAIN if there is nothing. */
 int autoip_packet_receive(int fd, struct autoip_batch *batch);
 
-/* When the kernel got frame `i` of the batch, on CLOCK_BOOTTIME. */
+/* When the kernel got frame `i` of the batch, on CLOCK_BOOTTIME; asked soon after reading. */
 uint64_t autoip_batch_received(struct autoip_batch *batch, int i);
 
 /* -- timer.c -------------------------------------------------------------------------- */

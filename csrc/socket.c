@@ -12,6 +12,9 @@
 /* A time stamp further back than this is a clock that was set, not a frame that waited. */
 #define STAMP_MAX_AGE_NS 5000000000u
 
+/* Three readings of clocks that take no longer than this were not interrupted. */
+#define CLOCKS_CLOSE_NS 1000u
+
 int autoip_packet_open(int ifindex)
 {
     static const uint8_t nobody[6];
@@ -100,6 +103,7 @@ static void batch_renew(struct autoip_batch *batch)
     for (int i = 0; i < batch->used; i++)
         batch->headers[i].msg_hdr.msg_controllen = sizeof batch->entries[i].control;
     batch->used = 0;
+    batch->boottime_ns = 0;
 }
 
 int autoip_packet_wait(int fd, struct autoip_batch *batch)
@@ -128,16 +132,42 @@ int autoip_packet_receive(int fd, struct autoip_batch *batch)
     return count;
 }
 
+/*
+ * Both clocks at the same time: the thread may be pushed aside between two readings, so the
+ * closest of a few counts.
+ */
+static void read_clocks(struct autoip_batch *batch)
+{
+    uint64_t closest = UINT64_MAX;
+
+    for (int i = 0; i < 3 && closest > CLOCKS_CLOSE_NS; i++) {
+        uint64_t before = autoip_clock(CLOCK_BOOTTIME);
+        uint64_t between = autoip_clock(CLOCK_REALTIME);
+        uint64_t after = autoip_clock(CLOCK_BOOTTIME);
+
+        if (after - before < closest) {
+            closest = after - before;
+            batch->boottime_ns = before + closest / 2;
+            batch->wall_ns = between;
+        }
+    }
+}
+
 uint64_t autoip_batch_received(struct autoip_batch *batch, int i)
 {
     struct msghdr *header = &batch->headers[i].msg_hdr;
-    uint64_t now = autoip_clock(CLOCK_BOOTTIME);
-    uint64_t wall = autoip_clock(CLOCK_REALTIME);
-    uint64_t stamp;
-    uint64_t age;
+    uint64_t now;
+    uint64_t wall;
 
+    /* Not before now: an answer may have gone out in between, and did not wait for this. */
+    if (batch->boottime_ns == 0)
+        read_clocks(batch);
+    now = batch->boottime_ns;
+    wall = batch->wall_ns;
     for (struct cmsghdr *c = CMSG_FIRSTHDR(header); c != NULL; c = CMSG_NXTHDR(header, c)) {
         struct timespec at;
+        uint64_t stamp;
+        uint64_t age;
 
         if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_TIMESTAMPNS ||
             c->cmsg_len < CMSG_LEN(sizeof at))

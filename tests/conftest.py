@@ -6,8 +6,13 @@ import os
 from collections.abc import Generator
 
 import pytest
+from hypothesis import settings
 
 from tests.lab import journal
+
+# A deadline would tell how busy the machine is, and nothing about the code.
+settings.register_profile("autoip", deadline=None)
+settings.load_profile("autoip")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -66,6 +66,17 @@ need_peers() {
     [[ -x /lib/systemd/systemd-networkd ]] || packages+=(systemd)
 }
 
+# What judges the service, the manual and the completions.
+need_documents() {
+    # Without root nothing can be installed, and the tests that use these are skipped.
+    ((EUID == 0)) || return 0
+    need systemd systemd-analyze
+    need udev udevadm
+    need mandoc mandoc
+    need zsh zsh
+    need fish fish
+}
+
 collect() {
     case $1 in
     build)
@@ -77,6 +88,7 @@ collect() {
         ;;
     test)
         need iproute2 ip
+        need_documents
         need_peers
         ;;
     check)

@@ -44,6 +44,11 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="a look: fewer samples")
     parser.add_argument("--json", metavar="FILE", help="write the numbers")
     parser.add_argument("--check", action="store_true", help="exit status 3 for a missed target")
+    parser.add_argument(
+        "--realtime",
+        action="store_true",
+        help="all measured programs under SCHED_FIFO: for a machine on which others work, too",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the order of what alternates")
     found = parser.parse_args()
     if unknown := set(found.names) - set(BENCHMARKS):
@@ -58,12 +63,15 @@ def main() -> int:
         return 4
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
     machine = f"Linux {platform.release()}, {os.cpu_count()} processors, load {load}"
-    print(f"{machine}, Python {platform.python_version()}", flush=True)
+    how = ", measured programs under SCHED_FIFO" if arguments.realtime else ""
+    print(f"{machine}, Python {platform.python_version()}{how}", flush=True)
     results: list[Result] = []
     failed: list[str] = []
     with Workshop() as workshop:
         for name in arguments.names or BENCHMARKS:
-            setting = Setting(arguments.quick, workshop, random.Random(arguments.seed))
+            setting = Setting(
+                arguments.quick, workshop, random.Random(arguments.seed), arguments.realtime
+            )
             start = time.monotonic()
             try:
                 result = BENCHMARKS[name](setting)
@@ -89,6 +97,7 @@ def main() -> int:
         numbers = {
             "machine": machine,
             "quick": arguments.quick,
+            "realtime": arguments.realtime,
             "results": {result.name: result.as_json() for result in results},
         }
         Path(arguments.json).write_text(json.dumps(numbers, indent=2) + "\n")

@@ -43,7 +43,7 @@ def measure(setting: Setting) -> Result:
         host = stack.enter_context(Namespace("autoip"))
         laid = cables.lay(yonder, host, setting.times(INTERFACES, 10))
         free = cables.cable(yonder, stack.enter_context(Namespace("alone")))
-        daemon = stack.enter_context(autoip(host, laid, "--delay", str(DELAY_MS), "--no-state"))
+        daemon = stack.enter_context(autoip(setting, laid, "--delay", str(DELAY_MS), "--no-state"))
         daemon.start()
         held = cables.wait_held(laid, 60)
         time.sleep(4)  # the second announcement must not be taken for a defence

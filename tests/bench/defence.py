@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address
 
 from tests.lab import Daemon, Namespace
@@ -14,7 +14,7 @@ from tests.lab.peers import Networkd
 from . import cables, samples
 from .cables import Cable
 from .report import Result, Target, number
-from .setting import STRANGER, Setting, autoip, helper, optional
+from .setting import STRANGER, Setting, autoip, helper, optional, step_aside
 from .tap import Tap
 
 NAME = "defence"
@@ -25,7 +25,7 @@ DEFEND_INTERVAL = 10.0
 """RFC 3927 section 9: so long after a conflict the next one is defended against again."""
 REST = 0.006
 """Pause between two samples, in seconds: what a program does after its answer hits nobody's sample."""
-ADDRESS = IPv4Address("169.254.77.77")
+FIRST_ADDRESS = IPv4Address("169.254.77.1")
 
 
 @dataclass(slots=True)
@@ -66,7 +66,8 @@ def measure(setting: Setting) -> Result:
     with contextlib.ExitStack() as stack:
         yonder = stack.enter_context(Namespace("far"))
         bench = _Bench(setting, stack, yonder)
-        bench.run()
+        with step_aside():
+            bench.run()
     for side in bench.sides:
         result.rows.append(side.row())
         result.numbers[side.name] = samples.summary(side.found)
@@ -78,9 +79,11 @@ def measure(setting: Setting) -> Result:
         ),
         (
             "Helper: autoip.arpsock in a process of its own, armed again after each defence, because the"
-            " daemon defends once in 10 s. Daemon: all of autoip, many interfaces in one process."
+            " daemon defends once in 10 s. Daemon: all of autoip, many interfaces in one process,"
+            " each disputed once in 10 s; beside it as many bare loops, disputed as rarely."
         ),
-        "Busy: the same helper while its Python code never rests.",
+        "The neighbour sends from one processor, the programs run on another one.",
+        "Busy: the same helper while its Python code never rests; any processor, no SCHED_FIFO.",
     ]
     return result
 
@@ -92,11 +95,12 @@ class _Bench:
         self._setting = setting
         self._stack = stack
         self._yonder = yonder
+        self._interfaces = setting.times(INTERFACES, 10)
         self.bare = self._bare("bare loop (beside the helper)")
         self.helper = self._helper("helper, armed again")
-        self.bare_busy = self._bare("bare loop (beside the busy helper)")
+        self.bare_busy = self._bare("bare loop (beside the busy helper)", apart=False)
         self.busy = Side("helper, Python busy", [], [])
-        self.bare_daemon = self._bare("bare loop (beside the daemons)")
+        self.bare_daemon = self._bare("bare loops (beside the daemons)", self._interfaces)
         self.daemon = Side("autoip", [], [])
         self.networkd = Side("systemd-networkd", [], [])
 
@@ -117,30 +121,55 @@ class _Bench:
     def _taps(self, laid: list[Cable]) -> list[Tap]:
         return [self._stack.enter_context(Tap(cable)) for cable in laid]
 
-    def _bare(self, name: str) -> Side:
-        laid = self._cables(1, "bare")
-        cable = laid[0]
-        answer = announcement(cable.mac, ADDRESS).hex()
-        command = [self._setting.workshop.program("bare_loop"), cable.name, answer]
+    def _bare(self, name: str, count: int = 1, *, apart: bool = True) -> Side:
+        laid = self._cables(count, "bare")
+        addresses = self._own(laid)
+        for cable, address in zip(laid, addresses, strict=True):
+            self._start_bare(cable, address, apart=apart)
+        return Side(name, self._taps(laid), addresses)
+
+    def _own(self, laid: list[Cable]) -> list[IPv4Address]:
+        """Puts an address on each interface, as the daemons do.
+
+        The kernel reads an ARP frame before the sockets get it, and has more to do with an address.
+        """
+        addresses = [FIRST_ADDRESS + index for index in range(len(laid))]
+        lines = [
+            f"addr add {address}/16 dev {cable.name} scope link\n"
+            for cable, address in zip(laid, addresses, strict=True)
+        ]
+        laid[0].host.run("ip", "-batch", "-", stdin="".join(lines))
+        return addresses
+
+    def _start_bare(self, cable: Cable, address: IPv4Address, *, apart: bool) -> None:
+        answer = announcement(cable.mac, address).hex()
+        words = (self._setting.workshop.program("bare_loop"), cable.name, answer)
+        command = self._settings(apart).command(*words, apart=apart)
         process = self._stack.enter_context(Daemon(cable.host, cable.name, command))
         process.start()
         process.wait_line("^ready$")
-        return Side(name, self._taps(laid), [ADDRESS])
 
-    def _helper(self, name: str, *options: str) -> Side:
+    def _settings(self, apart: bool) -> Setting:
+        # A busy program before all others, or on the one processor of its rival, measures nothing.
+        return self._setting if apart else replace(self._setting, realtime=False)
+
+    def _helper(self, name: str, *options: str, apart: bool = True) -> Side:
         laid = self._cables(1, "helper")
         cable = laid[0]
-        arguments = (cable.name, cable.raw_mac.hex(), str(ADDRESS), *options)
-        self._stack.enter_context(helper(cable.host, cable, "reflex", *arguments))
-        return Side(name, self._taps(laid), [ADDRESS])
+        address = self._own(laid)[0]
+        arguments = (cable.name, cable.raw_mac.hex(), str(address), *options)
+        self._stack.enter_context(
+            helper(self._settings(apart), cable, "reflex", *arguments, apart=apart)
+        )
+        return Side(name, self._taps(laid), [address])
 
     def _start_daemons(self) -> None:
-        laid = self._cables(self._setting.times(INTERFACES, 10), "autoip")
-        daemon = autoip(laid[0].host, laid, "--delay", "20", "--no-state")
+        laid = self._cables(self._interfaces, "autoip")
+        daemon = autoip(self._setting, laid, "--delay", "20", "--no-state", apart=True)
         self._stack.enter_context(daemon)
         daemon.start()
         theirs = self._cables(self._setting.times(PEER_INTERFACES, 10), "networkd")
-        networkd = self._stack.enter_context(optional(Networkd, theirs))
+        networkd = self._stack.enter_context(optional(self._setting, Networkd, theirs, apart=True))
         self._use(self.daemon, laid)
         if networkd is not None:
             self._use(self.networkd, theirs)
@@ -161,7 +190,7 @@ class _Bench:
                 side.sample(index)
 
     def _defend_each(self) -> None:
-        """Each interface of each daemon once, in turn, and the bare loop as often."""
+        """Each interface of each daemon once, in turn, and each bare loop beside them."""
         daemons = [side for side in (self.daemon, self.networkd) if side.taps]
         for index in range(len(self.daemon.taps)):
             now = [side for side in daemons if index < len(side.taps)]
@@ -179,7 +208,7 @@ class _Bench:
             self._alternate([self.bare, self.helper], self._setting.times(500, 300))
             if index + 1 < rounds:
                 time.sleep(max(0.0, again - time.monotonic()))
-        busy = self._helper("helper, Python busy", "--busy")
+        busy = self._helper("helper, Python busy", "--busy", apart=False)
         self.busy.taps, self.busy.addresses = busy.taps, busy.addresses
         self._alternate([self.bare_busy, self.busy], self._setting.times(300, 100))
 

@@ -37,7 +37,7 @@ def measure(setting: Setting) -> Result:
         runs["autoip, one interface a process, delay 200"] = _one_each(setting, yonder, bare)
         runs["bare C timer, at the same time"] = bare.late()
         count = setting.times(50, 10)
-        runs[f"autoip, {count} interfaces in a process, delay 2000"] = _many(yonder, count)
+        runs[f"autoip, {count} interfaces in a process, delay 2000"] = _many(setting, yonder, count)
     for name, late in runs.items():
         within = sum(0 <= value <= ALLOWED_MS for value in late) / len(late) if late else 0.0
         shares = (number(samples.quantile(late, share)) for share in (0.5, 0.9, 0.99, 1.0))
@@ -58,14 +58,17 @@ def measure(setting: Setting) -> Result:
 class _Recorded:
     """autoip on some cables, with taps on them and a record of the core's wishes."""
 
-    def __init__(self, laid: list[Cable], delay: int, stack: contextlib.ExitStack) -> None:
+    def __init__(
+        self, setting: Setting, laid: list[Cable], delay: int, stack: contextlib.ExitStack
+    ) -> None:
         self.taps = [stack.enter_context(Tap(cable)) for cable in laid]
         names = [cable.name for cable in laid]
-        module = [sys.executable, "-m", "tests.bench.recorder"]
+        module = (sys.executable, "-m", "tests.bench.recorder")
         options = ["--delay", str(delay), "--no-state"]
         self.daemon = stack.enter_context(Daemon(laid[0].host, names[0], []))
         self._record = self.daemon.folder / "wishes"
-        self.daemon.command = [*module, str(self._record), *names, *options]
+        words = (*module, str(self._record), *names, *options)
+        self.daemon.command = setting.command(*words)
         self.daemon.start()
 
     def late(self) -> list[float]:
@@ -90,7 +93,7 @@ def _one_each(setting: Setting, yonder: Namespace, bare: _Timer) -> list[float]:
         count = setting.times(8, 3)
         for _ in range(count):
             laid = cables.lay(yonder, stack.enter_context(Namespace("autoip")))
-            programs.append(_Recorded(laid, 200, stack))
+            programs.append(_Recorded(setting, laid, 200, stack))
         for program in programs:
             program.daemon.wait_address(20)
         time.sleep(3)
@@ -103,11 +106,11 @@ def _one_each(setting: Setting, yonder: Namespace, bare: _Timer) -> list[float]:
         return [late for program in programs for late in program.late()]
 
 
-def _many(yonder: Namespace, count: int) -> list[float]:
+def _many(setting: Setting, yonder: Namespace, count: int) -> list[float]:
     """One process with many interfaces that start together."""
     with contextlib.ExitStack() as stack:
         laid = cables.lay(yonder, stack.enter_context(Namespace("autoip")), count)
-        program = _Recorded(laid, 2000, stack)
+        program = _Recorded(setting, laid, 2000, stack)
         cables.wait_held(laid, 30)
         time.sleep(3)
         return program.late()
@@ -122,7 +125,7 @@ class _Timer:
         count = setting.times(200, 50)
         frame = probe(cable.mac, "169.254.77.77").hex()
         program = setting.workshop.program("bare_timer")
-        command = [program, cable.name, frame, str(count), "90"]
+        command = setting.command(program, cable.name, frame, str(count), "90")
         self._process = stack.enter_context(Daemon(cable.host, cable.name, command))
 
     def start(self) -> None:

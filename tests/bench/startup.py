@@ -36,16 +36,16 @@ def measure(setting: Setting) -> Result:
         ours = cables.cable(yonder, stack.enter_context(Namespace("autoip")))
         tap = stack.enter_context(Tap(ours))
         # The first start writes the byte code of the modules.
-        _start(ours, tap)
+        _start(setting, ours, tap)
         for index in range(setting.times(25, 5)):
-            first, rest = _start(ours, tap)
+            first, rest = _start(setting, ours, tap)
             note("autoip: exec to first probe", first)
             note("autoip: first probe to address", rest)
-            note("python -c pass", _run("pass"))
-            note("python -c 'import asyncio'", _run("import asyncio"))
-            note("python -c 'import pyroute2'", _run("import pyroute2"))
+            note("python -c pass", _run(setting, "pass"))
+            note("python -c 'import asyncio'", _run(setting, "import asyncio"))
+            note("python -c 'import pyroute2'", _run(setting, "import pyroute2"))
             if index < setting.times(8, 2):
-                note("avahi-autoipd: exec to first probe", _start_avahi(yonder))
+                note("avahi-autoipd: exec to first probe", _start_avahi(setting, yonder))
     for name, values in found.items():
         shares = (number(samples.quantile(values, share)) for share in (0.0, 0.5, 0.9, 1.0))
         result.rows.append((name, str(len(values)), *shares))
@@ -66,10 +66,10 @@ def measure(setting: Setting) -> Result:
     return result
 
 
-def _start(cable: Cable, tap: Tap) -> tuple[float | None, float | None]:
+def _start(setting: Setting, cable: Cable, tap: Tap) -> tuple[float | None, float | None]:
     """Milliseconds from exec to the first probe, and from that to the address."""
     tap.read()
-    daemon = autoip(cable.host, [cable], "--delay", str(DELAY_MS))
+    daemon = autoip(setting, [cable], "--delay", str(DELAY_MS))
     with AddressMonitor(cable.host) as monitor, daemon:
         daemon.start(die_with_us=False)
         try:
@@ -83,12 +83,12 @@ def _start(cable: Cable, tap: Tap) -> tuple[float | None, float | None]:
     return (probe.ns - daemon.started_ns) / 1e6, (added - probe.ns) / 1e6
 
 
-def _start_avahi(yonder: Namespace) -> float | None:
+def _start_avahi(setting: Setting, yonder: Namespace) -> float | None:
     # A namespace for each start: the pid file that a killed one leaves would stop the next.
     with Namespace("avahi") as host:
         cable = cables.cable(yonder, host)
         try:
-            process = peer(AvahiAutoipd, [cable])
+            process = peer(setting, AvahiAutoipd, [cable])
         except LabError:
             return None
         with Tap(cable) as tap, process:
@@ -98,9 +98,9 @@ def _start_avahi(yonder: Namespace) -> float | None:
         return None if probe is None else (probe.ns - process.started_ns) / 1e6
 
 
-def _run(code: str) -> float:
+def _run(setting: Setting, code: str) -> float:
     start = time.monotonic()
-    subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=True)
+    subprocess.run(setting.command(sys.executable, "-c", code), cwd=REPOSITORY, check=True)
     return (time.monotonic() - start) * 1e3
 
 

@@ -44,12 +44,12 @@ def measure(setting: Setting) -> Result:
         enter = stack.enter_context
         yonder = enter(Namespace("far"))
         ours = cables.lay(yonder, enter(Namespace("autoip")))
-        daemon = enter(autoip(ours[0].host, ours, "--delay", "20", "--no-state"))
+        daemon = enter(autoip(setting, ours, "--delay", "20", "--no-state"))
         daemon.start()
         theirs = cables.lay(yonder, enter(Namespace("avahi")))
-        avahi = enter(optional(AvahiAutoipd, theirs))
+        avahi = enter(optional(setting, AvahiAutoipd, theirs))
         others = cables.lay(yonder, enter(Namespace("networkd")))
-        networkd = enter(optional(Networkd, others))
+        networkd = enter(optional(setting, Networkd, others))
         for laid, running in ((ours, daemon), (theirs, avahi), (others, networkd)):
             if running is not None:
                 cables.wait_held(laid, 30)

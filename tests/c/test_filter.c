@@ -157,7 +157,7 @@ static void test_one_changed_field(void)
             uint8_t frame[AUTOIP_FRAME_LEN];
             const bool expected[] = {false, change->in_probe[base], change->in_defend[base]};
 
-            make_base(frame, base);
+            make_base(frame, (enum base)base);
             memcpy(frame + change->at, change->bytes, change->length);
             for (int phase = AUTOIP_SILENT; phase <= AUTOIP_DEFEND; phase++) {
                 attach(our_mac, OURS, phase);
@@ -194,7 +194,7 @@ static void test_lengths(void)
             bool whole = phase == AUTOIP_PROBE || (phase == AUTOIP_DEFEND && base != PROBE);
 
             memset(frame, 0xa5, sizeof frame);
-            make_base(frame, base);
+            make_base(frame, (enum base)base);
             for (size_t length = 0; length < AUTOIP_FRAME_LEN; length++)
                 CHECK(!accepts(frame, length, phase));
             for (size_t length = AUTOIP_FRAME_LEN; length <= 64; length++)

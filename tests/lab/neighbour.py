@@ -14,7 +14,6 @@ from .frames import ArpFrame, Ip
 from .namespace import Namespace
 
 ETH_P_ARP = 0x0806
-PACKET_OUTGOING = 4
 
 Rule = Callable[["Neighbour", ArpFrame], Iterable[bytes]]
 """What the host sends when it received a frame: nothing, or some frames."""
@@ -116,9 +115,9 @@ class Neighbour(Reader):
             return list(self._answered)
 
     def received(self) -> None:
-        data, sender = self._sock.recvfrom(2048)
-        frame = frames.parse(data, port=self.interface)
-        if not isinstance(frame, ArpFrame) or sender[2] == PACKET_OUTGOING:
+        # A socket bound to ETH_P_ARP is never given what leaves: an echo does not echo itself.
+        frame = frames.parse(self._sock.recv(2048), port=self.interface)
+        if not isinstance(frame, ArpFrame):
             return
         with self._lock:
             rules = list(self._rules)

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable
 from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
 from typing import Any
 
 from tests.lab import ArpFrame, Daemon, LabError, Namespace, Port, frames
@@ -53,6 +54,16 @@ def claimed(port: Port, *, since: int = 0) -> IPv4Address:
     return address
 
 
+def claimed_other(port: Port, address: IPv4Address, *, since: int = 0) -> IPv4Address:
+    """The address that is announced instead of `address`. It is alone on the interface when this returns."""
+    other = port.sniffer.wait_for(
+        lambda f: f.is_announcement and f.spa != address, PATIENCE, since=since
+    ).spa
+    assert other in port.host.link_local(port.name)
+    assert address not in port.host.link_local(port.name)
+    return other
+
+
 def bind(port: Port, daemon: Daemon, *arguments: str) -> IPv4Address:
     """As `claim`, and waits for the last announcement: from then on there is silence."""
     since = port.sniffer.mark()
@@ -60,6 +71,7 @@ def bind(port: Port, daemon: Daemon, *arguments: str) -> IPv4Address:
     seen = port.sniffer.wait_count(lambda f: f.is_announcement, 2, PATIENCE, since=since)
     assert [f.spa for f in seen] == [address, address]
     daemon.wait_line("announcing -> bound")
+    assert len(port.sniffer.announcements(since=since)) == 2
     return address
 
 
@@ -83,6 +95,15 @@ def configuration(namespace: Namespace) -> list[str]:
         namespace.ip(what)
         for what in ("addr", "rule", "route show table all", "-d link", "neigh", "netconf")
     ]
+
+
+def kept_waiting(daemon: Daemon) -> float:
+    """Seconds in which the program's main thread could have run but others had the processors.
+
+    For upper bounds of time: what the machine took is not the program's lateness.
+    """
+    text = Path(f"/proc/{daemon.pid}/task/{daemon.pid}/schedstat").read_text()
+    return int(text.split()[1]) / 1e9
 
 
 def after(seen: list[ArpFrame], frame: ArpFrame | int) -> list[ArpFrame]:

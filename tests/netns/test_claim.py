@@ -42,7 +42,9 @@ from .helpers import (
     bind,
     claim,
     claimed,
+    claimed_other,
     harmless,
+    kept_waiting,
     probed,
     wait_ready,
 )
@@ -79,8 +81,9 @@ def test_rate_limit_and_recovery(port: Port, make_autoip: MakeDaemon) -> None:
     daemon = make_autoip(port, "--delay", "200")
     daemon.start()
     daemon.wait_line("rate-limited", PATIENCE)
-    tenth = port.sniffer.arp(from_host=False)[-1]
+    time.sleep(1)  # the sniffer may be behind the log
     assert len(_tried(port)) == 10
+    tenth = next(f for f in port.sniffer.arp(from_host=False) if f.spa == _tried(port)[-1])
     assert all(CANDIDATES[0] <= address <= CANDIDATES[1] for address in _tried(port))
     assert {frame.tpa for frame in neighbour.answered} == set(_tried(port))
     since = port.sniffer.mark()
@@ -103,14 +106,7 @@ def test_rate_limit_and_recovery(port: Port, make_autoip: MakeDaemon) -> None:
     since = port.sniffer.mark()
     port.send(frames.conflict_request(RIVAL, address))
     port.send(frames.conflict_request(RIVAL, address))
-    assert claimed_other(port, address, since) != address
-
-
-def claimed_other(port: Port, address: IPv4Address, since: int) -> IPv4Address:
-    """The address that is claimed instead of `address`."""
-    return port.sniffer.wait_for(
-        lambda f: f.is_announcement and f.spa != address, PATIENCE, since=since
-    ).spa
+    claimed_other(port, address, since=since)
 
 
 def test_silence_after_the_claim(port: Port, make_autoip: MakeDaemon) -> None:
@@ -131,7 +127,8 @@ def test_silence_after_the_claim(port: Port, make_autoip: MakeDaemon) -> None:
 def test_pace(make_host: MakeHost, make_autoip: MakeDaemon, delay: int) -> None:
     """claim-wait, claim-num, announce: exactly three probes, each pause within its bounds; 2000 is RFC 3927.
 
-    Four hosts, each on a link of its own, for more draws.
+    Four hosts, each on a link of its own, for more draws. To the upper bounds comes the time in which the program
+    could not run since the processors were busy: none on a quiet machine.
     """
     second = 1e9
     bound = delay / 1000
@@ -152,6 +149,7 @@ def test_pace(make_host: MakeHost, make_autoip: MakeDaemon, delay: int) -> None:
             address = seen[0].spa
             probes = probed(port, address)
             assert port.sniffer.arp() == [*probes, *seen]
+            late = kept_waiting(daemon)
             pauses += gaps(probes)
             [begun] = [ns for ns, _, text in daemon.entries() if "no-link -> probing" in text]
             waits.append((probes[0].ns - begun) / second)
@@ -162,9 +160,9 @@ def test_pace(make_host: MakeHost, make_autoip: MakeDaemon, delay: int) -> None:
             assert gaps(seen)[0] >= 2.0
             # At most PROBE_WAIT + 2 PROBE_MAX + ANNOUNCE_WAIT from begin to announcement: 0.7 s
             # with delay 200. ANNOUNCE_WAIT has no room for lateness: half a second for this machine.
-            assert (seen[0].ns - begun) / second <= 3.5 * bound + 0.5
-    assert all(bound / 2 <= pause <= bound for pause in pauses), pauses
-    assert all(wait <= bound / 2 for wait in waits), waits
+            assert (seen[0].ns - begun) / second <= 3.5 * bound + 0.5 + late
+            assert all(bound / 2 <= pause <= bound + late for pause in gaps(probes)), gaps(probes)
+            assert waits[-1] <= bound / 2 + late
     # At random: none of them is a constant.
     assert max(waits) - min(waits) > bound / 1000
     assert max(pauses) - min(pauses) > bound / 1000
@@ -186,7 +184,7 @@ def test_bytes_of_probe_and_announcement(port: Port, make_autoip: MakeDaemon) ->
 def test_not_used_before_it_is_claimed(port: Port, make_autoip: MakeDaemon) -> None:
     """claim-before-use: not on the interface, in no packet, and no answer for it, before the claim."""
     with AddressMonitor(port.host) as monitor:
-        daemon = make_autoip(port, "--delay", "400", "--ip", str(A))
+        daemon = make_autoip(port, "--delay", "1500", "--ip", str(A))
         daemon.start()
         probes = []
         for number in range(1, 4):
@@ -200,9 +198,10 @@ def test_not_used_before_it_is_claimed(port: Port, make_autoip: MakeDaemon) -> N
         # The probes before the third one are older, so nothing else was sent meanwhile.
         assert port.sniffer.arp() == probes
         announced = port.sniffer.wait_announcement(A)
+        monitor.wait_for(lambda new, _: new, 5)
         [(added, new, address)] = monitor.events()
         assert new and address.address == A
-        assert added - probes[-1].ns >= 0.4e9
+        assert added - probes[-1].ns >= 1.5e9
         sent = [f for f in port.sniffer.frames() if f.from_host]
         assert all(isinstance(f, ArpFrame) and f.spa != A for f in sent if f.ns < announced.ns)
         # From now on it is used.
@@ -252,9 +251,10 @@ def test_conflict_before_use(port: Port, make_autoip: MakeDaemon, kind: str, pha
     rule = _only_a(CONFLICTS[kind])
     port.neighbour(rule if phase == "probing" else _answers_third(rule))
     with AddressMonitor(port.host) as monitor:
-        daemon = make_autoip(port, "--delay", "200", "--ip", str(A))
+        daemon = make_autoip(port, "--delay", "400", "--ip", str(A))
         address = claim(port, daemon)
-        assert {a.address for _, _, a in monitor.events()} == {address}
+        monitor.wait_for(lambda new, a: new and a.address == address, 5)
+        assert [a.address for _, _, a in monitor.events()] == [address]
     assert address != A
     assert _tried(port) == [A, address]
     [conflict] = port.sniffer.arp(from_host=False)[:1]
@@ -314,7 +314,8 @@ def test_two_hosts_want_one_address(make_host: MakeHost, make_autoip: MakeDaemon
         daemon.start()
     held = [claimed(port) for port in ports]
     assert held[0] != held[1]
-    assert all(_tried(port)[0] == A for port in ports)
+    for daemon in daemons:
+        daemon.wait_line(f"no-link -> probing: .*{A}")
     for port, address in zip(ports, held, strict=True):
         assert port.host.link_local("eth0") == [address]
 

@@ -53,17 +53,21 @@ def bound(seed: int = 0, **options: object) -> tuple[VirtualLink, Host]:
 class Fixed(Random):
     """A random source whose next draws are given."""
 
-    def __init__(self, *draws: float) -> None:
-        super().__init__(0)
-        self.draws = list(draws)
+    draws: list[float]
 
     def random(self) -> float:
         return self.draws.pop(0)
 
 
+def fixed(*draws: float) -> Fixed:
+    source = Fixed(0)
+    source.draws = list(draws)
+    return source
+
+
 def test_sel_range_both_ends() -> None:
-    assert draw_candidate(Fixed(0.0)) == IPv4Address("169.254.1.0")
-    assert draw_candidate(Fixed(1.0 - 2**-53)) == IPv4Address("169.254.254.255")
+    assert draw_candidate(fixed(0.0)) == IPv4Address("169.254.1.0")
+    assert draw_candidate(fixed(1.0 - 2**-53)) == IPv4Address("169.254.254.255")
     for text, allowed in {
         "169.254.0.255": False,
         "169.254.1.0": True,
@@ -90,7 +94,7 @@ def test_sel_range_uniform() -> None:
 def test_sel_metadata() -> None:
     offset = int(constants.METADATA_ADDRESS) - int(constants.FIRST_CANDIDATE)
     draw = (offset + 0.5) / 65024
-    assert draw_candidate(Fixed(draw, 0.0)) == IPv4Address("169.254.1.0")
+    assert draw_candidate(fixed(draw, 0.0)) == IPv4Address("169.254.1.0")
     link, host = alone(first=constants.METADATA_ADDRESS)
     link.run(LONG)
     assert host.on_interface not in (None, constants.METADATA_ADDRESS)
@@ -143,7 +147,7 @@ def test_sel_avoid_addresses_of_this_host() -> None:
 
 
 def test_sel_a_lost_candidate_is_not_drawn_again() -> None:
-    core = ipv4ll.Ipv4ll(mac_of(1), Timing(), Fixed(0.25, 0.25, 0.25, 0.75), Random(0))
+    core = ipv4ll.Ipv4ll(mac_of(1), Timing(), fixed(0.25, 0.25, 0.25, 0.75), Random(0))
     core.link_up(0.0)
     lost = core.candidate
     assert lost is not None
@@ -608,8 +612,8 @@ def test_if_removed_again_and_again_is_not_fought_at_full_speed() -> None:
 def test_if_resume_probes_again() -> None:
     link, host = bound()
     link.wire.clear()
-    host.core.restart(link.now, "the machine slept")
-    host.pump()
+    host.link_down()
+    host.link_up()
     assert host.on_interface is None
     link.run(LONG)
     assert host.core.address == A

@@ -130,6 +130,37 @@ def test_a_busy_manager_is_waited_for(tmp_path: Path, monkeypatch: pytest.Monkey
         notifier.ready()
         timer.join()
         # Taken once there was room.
-        notifier.ready()
-        assert received(receiver).count("READY=1") <= 1
         assert notifier._ready
+
+
+@pytest.mark.parametrize(
+    ("usec", "pid", "expected"),
+    [
+        ("30000000", None, 15.0),
+        ("30000000", "", 15.0),
+        ("1", None, 5e-7),
+        ("30000000", "ours", 15.0),
+        ("30000000", "1", None),
+        ("30000000", "x", None),
+        ("0", None, None),
+        ("-1", None, None),
+        ("", None, None),
+        ("x", None, None),
+        (None, None, None),
+    ],
+)
+def test_watchdog_interval(
+    manager: tuple[str, socket.socket], usec: str | None, pid: str | None, expected: float | None
+) -> None:
+    name, receiver = manager
+    pid = str(os.getpid()) if pid == "ours" else pid
+    environ = {"NOTIFY_SOCKET": name, "WATCHDOG_USEC": usec, "WATCHDOG_PID": pid}
+    given = {key: value for key, value in environ.items() if value is not None}
+    if pid == "ours":
+        given["WATCHDOG_PID"] = str(os.getpid())
+    notifier = Notifier(given)
+    assert notifier.watchdog_interval == expected
+    notifier.watchdog()
+    assert received(receiver) == ["WATCHDOG=1"]
+    del given["NOTIFY_SOCKET"]
+    assert Notifier(given).watchdog_interval is None

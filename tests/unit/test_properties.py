@@ -74,7 +74,7 @@ def talk(link: VirtualLink) -> None:
             )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 2**32),
     count=st.integers(2, 8),
@@ -101,7 +101,7 @@ def test_on_a_sound_link_no_address_is_ever_held_twice(
     assert len(set(held)) == count
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     seed=st.integers(0, 2**32),
     per_side=st.integers(1, 4),
@@ -135,7 +135,7 @@ def test_a_healed_partition_is_sorted_out(seed: int, per_side: int, reflex: bool
     assert len({host.on_interface for host in link.hosts}) == 2 * per_side
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     seed=st.integers(0, 2**32),
     loss=st.floats(0, 0.4),
@@ -182,7 +182,7 @@ HOSTILE = st.builds(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 2**32),
     attacks=st.lists(st.tuples(st.floats(0, 20), HOSTILE), max_size=60),

@@ -1,0 +1,189 @@
+"""Frames that nobody would send in good faith, and more of them than anybody would.
+
+AUTOIP_FUZZ_SEED chooses other frames than the usual ones.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Iterable, Iterator
+
+import pytest
+
+from tests.lab import ArpFrame, Daemon, Neighbour, Port, frames
+from tests.netns.conftest import MakeDaemon
+from tests.netns.helpers import (
+    NETNS,
+    PATIENCE,
+    RIVAL,
+    A,
+    bind,
+    claimed,
+    claimed_other,
+    harmless,
+    probed,
+)
+
+pytestmark = NETNS
+
+SEED = int(os.environ.get("AUTOIP_FUZZ_SEED", "3927"))
+GROWTH_KIB = 3000
+"""What the process may grow by: a queue that fills once, not one that grows with the frames."""
+
+
+def is_conflict(data: bytes, host: str) -> bool:
+    """Whether the host with the MAC `host`, that probes for A, must take it for a conflict (RFC 3927, 2.2.1)."""
+    frame = frames.parse(data)
+    if not isinstance(frame, ArpFrame) or frame.sha == host:
+        return False
+    if frame.op not in (frames.REQUEST, frames.REPLY):
+        return False
+    return frame.spa == A or (frame.is_probe and frame.tpa == A)
+
+
+def mutated(rng: random.Random, seeds: list[bytes]) -> bytes:
+    """A good frame with some bytes changed, left out, put in, or cut off; sometimes tagged."""
+    frame = bytearray(rng.choice(seeds))
+    for _ in range(rng.choice([0, 1, 1, 2, 3, 10])):
+        place = rng.randrange(len(frame))
+        match rng.randrange(6):
+            case 0:
+                frame[place] ^= 1 << rng.randrange(8)
+            case 1:
+                frame[place] = rng.choice([0, 1, 2, 4, 6, 8, 0x7F, 0x80, 0xA9, 0xFE, 0xFF])
+            case 2:
+                frame[place:place] = rng.randbytes(rng.choice([1, 2, 4, 400]))
+            case 3:
+                del frame[place : place + rng.choice([1, 2, 4])]
+            case 4:
+                del frame[place:]
+            case _:
+                frame += bytes(rng.choice([1, 18, 1000]))
+        if len(frame) < 14:
+            frame = bytearray(rng.choice(seeds))
+    data = bytes(frame[:1500])
+    if rng.random() < 0.1:
+        tag = rng.choice([b"\x81\x00", b"\x88\xa8"]) + rng.randbytes(2)
+        data = data[:12] + tag * rng.choice([1, 1, 2]) + data[12:]
+    return data.ljust(14, b"\0")
+
+
+def noise(port: Port, seed: int) -> Iterator[bytes]:
+    """Endlessly: frames of all kinds, not one of which is a conflict for the host."""
+    rng = random.Random(seed)
+    seeds = [
+        *(frame for frame in harmless(port.mac, A).values() if len(frame) >= 42),
+        frames.probe(RIVAL, A),
+        frames.conflict_request(RIVAL, A),
+        frames.conflict_reply(RIVAL, A, port.mac, A, destination=port.mac),
+        frames.padded(frames.announcement(RIVAL, A)),
+    ]
+    while True:
+        data = mutated(rng, seeds)
+        if rng.random() < 0.3:
+            data = frames.garbage(rng, arp_like=rng.random() < 0.7)
+        if not is_conflict(data, port.mac):
+            yield data
+
+
+def _take(frames_: Iterator[bytes], number: int) -> list[bytes]:
+    return [next(frames_) for _ in range(number)]
+
+
+def _still_defends(port: Port, daemon: Daemon) -> None:
+    """It lives, has its address, took nothing for a conflict, and knows one when it comes."""
+    assert port.host.link_local("eth0") == [A]
+    for word in ("conflict", "Traceback", "internal error"):
+        assert not any(word in line for line in daemon.lines), (SEED, word)
+    since = port.sniffer.mark()
+    port.send(frames.conflict_request(RIVAL, A))
+    port.sniffer.wait_announcement(A, since=since)
+    daemon.wait_line(f"conflict: {RIVAL}")
+    assert daemon.stop() == 0
+
+
+def test_noise_while_probing(port: Port, make_autoip: MakeDaemon) -> None:
+    """Thousands of frames between the first probe and the claim: the address is claimed as if there were none."""
+    daemon = make_autoip(port, "--delay", "1500", "--ip", str(A))
+    source = noise(port, SEED)
+    daemon.start()
+    port.sniffer.wait_probe(A, PATIENCE)
+    sent = 0
+    until = time.monotonic() + PATIENCE
+    while not port.host.link_local("eth0") and time.monotonic() < until:
+        for frame in _take(source, 50):
+            port.send(frame)
+            sent += 1
+        time.sleep(0.01)
+    assert sent > 2000
+    assert claimed(port) == A
+    assert len(probed(port, A)) == 3
+    port.sniffer.wait_count(lambda f: f.is_announcement and f.spa == A, 2, PATIENCE)
+    _still_defends(port, daemon)
+
+
+@pytest.mark.parametrize("seed", [SEED, SEED + 1])
+def test_noise_while_bound(port: Port, make_autoip: MakeDaemon, seed: int) -> None:
+    """A flood of it wakes nobody up: the kernel's filter keeps every frame that is no conflict."""
+    daemon = make_autoip(port, "--delay", "20", "--ip", str(A))
+    bind(port, daemon)
+    time.sleep(0.5)
+    flood = _take(noise(port, seed), 10_000)
+    before = daemon.usage()
+    since = port.sniffer.mark()
+    for frame in flood:
+        port.send(frame)
+    _drained(port)
+    cost = daemon.usage() - before
+    assert cost.voluntary == 0, cost
+    assert cost.rss_kib < GROWTH_KIB, cost
+    assert port.sniffer.announcements(since=since) == []
+    _still_defends(port, daemon)
+
+
+def _drained(port: Port) -> None:
+    """The host has seen all that was sent to it: it answers a probe that came last."""
+    since = port.sniffer.mark()
+    mac = "02:00:00:00:dd:ee"
+    port.send(frames.arp(frames.REQUEST, sha=mac, spa="169.254.9.9", tpa=A))
+    port.sniffer.wait_for(lambda f: f.op == frames.REPLY and f.tha == mac, PATIENCE, since=since)
+
+
+def test_flood_of_conflicts(port: Port, make_autoip: MakeDaemon) -> None:
+    """Twenty thousand claims of our address, by as many hosts: it moves away once, and does not grow."""
+    daemon = make_autoip(port, "--delay", "20", "--ip", str(A))
+    bind(port, daemon)
+    before = daemon.usage()
+    since = port.sniffer.mark()
+    rng = random.Random(SEED)
+    for _ in range(20_000):
+        mac = frames.mac_text(b"\x02" + rng.randbytes(5))
+        port.send(frames.conflict_request(mac, A))
+    other = claimed_other(port, A, since=since)
+    cost = daemon.usage() - before
+    assert cost.rss_kib < GROWTH_KIB, cost
+    assert len(port.sniffer.announcements(A, since)) <= 1
+    assert {f.tpa for f in port.sniffer.probes(since=since)} == {other}
+    assert port.host.link_local("eth0") == [other]
+    assert len([line for line in daemon.lines if "conflict" in line]) <= 2
+    assert daemon.stop() == 0
+
+
+def test_flood_of_answers_to_each_probe(port: Port, make_autoip: MakeDaemon) -> None:
+    """A neighbour that answers each probe a hundred times: each candidate counts once, then the rate limit."""
+
+    def many(host: Neighbour, frame: ArpFrame) -> Iterable[bytes]:
+        return [frames.answer(host.mac, frame)] * 100 if frame.is_probe else []
+
+    port.neighbour(many)
+    daemon = make_autoip(port, "--delay", "400")
+    daemon.start()
+    daemon.wait_line("-> rate-limited", PATIENCE)
+    before = daemon.usage()
+    # The sniffer may be behind the log.
+    time.sleep(1)
+    assert len({f.tpa for f in port.sniffer.probes()}) == 10
+    assert (daemon.usage() - before).rss_kib < GROWTH_KIB
+    assert daemon.stop() == 0

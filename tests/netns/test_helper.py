@@ -1,0 +1,593 @@
+"""The C helper on a veth pair: what wakes it, what it answers, what it survives.
+
+Every test has a network namespace of its own, without a name: it is gone with its last
+descriptor.  No interface has an IP address, so the kernel itself sends no ARP.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import json
+import os
+import select
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from ipaddress import IPv4Address
+from pathlib import Path
+
+import pytest
+
+from autoip.arpsock import FRAME_LENGTH, ArpSocket, Phase, Reactor, Received
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
+
+OUR_MAC = bytes.fromhex("020000000001")
+PEER_MAC = bytes.fromhex("020000000002")
+THEIR_MAC = bytes.fromhex("020000000003")
+BROADCAST = b"\xff" * 6
+OURS = IPv4Address("169.254.10.20")
+OTHER = IPv4Address("169.254.10.21")
+NOBODY = IPv4Address("0.0.0.0")
+SOURCE = Path(__file__).parents[2]
+
+_CLONE_NEWNET = 0x40000000
+_ETH_P_ALL = 3
+_ETH_P_ARP = 0x0806
+_PACKET_OUTGOING = 4
+_SO_TIMESTAMPNS = 35  # asm-generic/socket.h; Python has no name for it
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def arp(
+    sha: bytes,
+    spa: IPv4Address,
+    tpa: IPv4Address,
+    *,
+    operation: int = 1,
+    to: bytes = BROADCAST,
+    tags: bytes = b"",
+) -> bytes:
+    """An ARP packet, padded as on a real Ethernet."""
+    header = to + sha + tags + struct.pack("!H", _ETH_P_ARP)
+    body = struct.pack(
+        "!HHBBH6s4s6s4s", 1, 0x0800, 6, 4, operation, sha, spa.packed, bytes(6), tpa.packed
+    )
+    return (header + body).ljust(60, b"\0")
+
+
+CONFLICT = arp(THEIR_MAC, OURS, OTHER)
+ANNOUNCEMENT = arp(OUR_MAC, OURS, OURS)[:FRAME_LENGTH]
+
+
+class Wire:
+    """A network namespace with a cable: `own` and `far` (where the test speaks and hears)."""
+
+    def __init__(self) -> None:
+        self._home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        if _libc.unshare(_CLONE_NEWNET) != 0:
+            raise OSError(ctypes.get_errno(), "unshare")
+        try:
+            self._ns = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+            for which in ("default", "all"):
+                knob = Path(f"/proc/sys/net/ipv6/conf/{which}/disable_ipv6")
+                with contextlib.suppress(FileNotFoundError):
+                    knob.write_text("1")
+            self.ip(
+                f"link add own address {OUR_MAC.hex(':')} type veth"
+                f" peer name far address {PEER_MAC.hex(':')}"
+            )
+            self.up("own", "far")
+            self._sockets: list[socket.socket] = []
+            self.peer = self.listen("far")
+        finally:
+            self._return()
+
+    def _return(self) -> None:
+        if _libc.setns(self._home, _CLONE_NEWNET) != 0:
+            os.abort()
+
+    @contextlib.contextmanager
+    def inside(self) -> Iterator[None]:
+        """This thread is in the namespace: so are the sockets and processes it makes."""
+        if _libc.setns(self._ns, _CLONE_NEWNET) != 0:
+            raise OSError(ctypes.get_errno(), "setns")
+        try:
+            yield
+        finally:
+            self._return()
+
+    def ip(self, commands: str) -> None:
+        self._run(["ip", "-batch", "-"], commands)
+
+    def up(self, *names: str) -> None:
+        """Sets interfaces up and waits until they carry frames: before, the kernel drops them."""
+        self.ip("".join(f"link set {name} up\n" for name in names))
+        until = time.monotonic() + 20
+        while True:
+            links = json.loads(self._run(["ip", "-json", "link"]))
+            if all(
+                link["operstate"] == "UP" and link["qdisc"] != "noop"
+                for link in links
+                if link["ifname"] in names
+            ):
+                return
+            assert time.monotonic() < until, links
+            time.sleep(0.005)
+
+    def _run(self, command: list[str], text: str = "") -> str:
+        done = subprocess.run(
+            ["nsenter", f"--net=/proc/{os.getpid()}/fd/{self._ns}", *command],
+            input=text,
+            text=True,
+            capture_output=True,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def index(self, name: str) -> int:
+        with self.inside():
+            return socket.if_nametoindex(name)
+
+    def listen(self, name: str) -> socket.socket:
+        """A plain socket that hears and sends everything on one interface."""
+        with self.inside():
+            sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+        sock.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
+        with self.inside():
+            sock.bind((name, _ETH_P_ALL))
+        sock.settimeout(20)
+        self._sockets.append(sock)
+        return sock
+
+    def open(self, reactor: Reactor, name: str = "own") -> ArpSocket:
+        index = self.index(name)
+        with self.inside():
+            return reactor.open(index, OUR_MAC)
+
+    def run(self, code: str) -> subprocess.Popen[str]:
+        """A Python process in the namespace; it has said "ready" when this returns."""
+        with self.inside():
+            process = subprocess.Popen(
+                [sys.executable, "-c", code],
+                cwd=SOURCE,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        return process
+
+    def heard(self, sock: socket.socket | None = None) -> tuple[bytes, float]:
+        """The next frame that came from our side: its bytes, its time on CLOCK_REALTIME."""
+        while True:
+            frame, control, _, address = (sock or self.peer).recvmsg(2048, 128)
+            if address[2] != _PACKET_OUTGOING:
+                seconds, nanoseconds = struct.unpack("qq", control[0][2][:16])
+                return frame, seconds + nanoseconds / 1e9
+
+    def nothing_heard(self) -> bool:
+        """Whether no frame has come from our side."""
+        self.peer.setblocking(False)
+        try:
+            while True:
+                if self.peer.recvfrom(2048)[1][2] != _PACKET_OUTGOING:
+                    return False
+        except BlockingIOError:
+            return True
+        finally:
+            self.peer.settimeout(20)
+
+    def close(self) -> None:
+        for sock in self._sockets:
+            sock.close()
+        os.close(self._ns)
+        os.close(self._home)
+
+
+@pytest.fixture
+def wire() -> Iterator[Wire]:
+    wire = Wire()
+    yield wire
+    wire.close()
+
+
+@pytest.fixture
+def reactor() -> Iterator[Reactor]:
+    with Reactor() as reactor:
+        yield reactor
+
+
+def collect(reactor: Reactor, count: int) -> list[Received]:
+    """Waits for so many events."""
+    events: list[Received] = []
+    while len(events) < count:
+        assert select.select([reactor], [], [], 20)[0], f"only {len(events)} events"
+        events += reactor.drain()
+    assert len(events) == count
+    return events
+
+
+def nothing_but(wire: Wire, reactor: Reactor, frame: bytes) -> None:
+    """Sends a conflict; it is the only one: whatever was sent before was none."""
+    wire.peer.send(frame)
+    assert [event.frame for event in collect(reactor, 1)] == [frame[:FRAME_LENGTH]]
+
+
+def settle(wire: Wire, reactor: Reactor, sock: ArpSocket) -> None:
+    """Watches another address; nothing from before is told any more."""
+    sock.watch(Phase.DEFEND, OTHER)
+    wire.peer.send(arp(THEIR_MAC, OTHER, OURS))
+    assert [event.generation for event in collect(reactor, 1)] == [sock.generation]
+
+
+def threads(pid: int) -> dict[str, tuple[int, int]]:
+    """Of each thread: wake-ups, and times it was pushed aside (CPU was used)."""
+    result = {}
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        status = dict(
+            line.split(":\t", 1)
+            for line in (task / "status").read_text().splitlines()
+            if ":\t" in line
+        )
+        result[f"{task.name} {status['Name']}"] = (
+            int(status["voluntary_ctxt_switches"]),
+            int(status["nonvoluntary_ctxt_switches"]),
+        )
+    return result
+
+
+def cpu(pid: int) -> int:
+    """Nanoseconds that the threads of a process have run."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks)
+
+
+def spins(pid: int) -> bool:
+    """Whether a thread goes on running although nothing happens."""
+    for _ in range(50):
+        before = threads(pid)
+        time.sleep(0.1)
+        if threads(pid) == before:
+            return False
+    return True
+
+
+@contextlib.contextmanager
+def traffic(sock: socket.socket, frames: list[bytes]) -> Iterator[None]:
+    """Meanwhile these frames are sent over and over."""
+    stop = threading.Event()
+
+    def send() -> None:
+        while not stop.is_set():
+            for frame in frames:
+                with contextlib.suppress(OSError):
+                    sock.send(frame)
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+HOLDER = f"""
+import os, select, sys
+from ipaddress import IPv4Address
+from socket import if_nametoindex
+from autoip.arpsock import Phase, Reactor
+reactor = Reactor()
+sock = reactor.open(if_nametoindex("own"), {OUR_MAC!r})
+sock.watch(Phase.DEFEND, IPv4Address("{OURS}"))
+sock.arm({ANNOUNCEMENT!r})
+"""
+
+
+def test_unrelated_arp_wakes_nobody(wire: Wire) -> None:
+    """Not the program, not the helper's thread: the kernel's filter alone sees it."""
+    process = wire.run(
+        HOLDER + "print('ready', flush=True); select.select([reactor, 0], [], []); sys.stdin.read()"
+    )
+    with process:
+        noise = [
+            arp(THEIR_MAC, OTHER, NOBODY),
+            arp(THEIR_MAC, OTHER, OURS),  # who has our address?
+            arp(THEIR_MAC, NOBODY, OURS),  # a probe for it
+            arp(THEIR_MAC, OTHER, OURS, operation=2),
+            arp(OUR_MAC, OURS, OURS),  # our own, reflected
+            bytes(60),
+        ]
+        assert not spins(process.pid)
+        before, used = threads(process.pid), cpu(process.pid)
+        assert len(before) == 2
+        for number in range(3000):
+            wire.peer.send(noise[number % len(noise)])
+        assert threads(process.pid) == before
+        assert cpu(process.pid) == used
+
+        # The same count does change when there is a conflict.
+        wire.peer.send(CONFLICT)
+        assert wire.heard()[0] == ANNOUNCEMENT
+        assert threads(process.pid) != before
+        process.communicate()
+
+
+def test_defends_while_python_is_busy(wire: Wire) -> None:
+    """The interpreter never lets go of its lock; the answer comes all the same, once."""
+    process = wire.run(
+        HOLDER + "sys.setswitchinterval(1e6)\nprint('ready', flush=True)\nwhile True: pass"
+    )
+    with process:
+        wire.peer.send(CONFLICT)
+        assert wire.heard()[0] == ANNOUNCEMENT
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert wire.nothing_heard()
+
+
+def test_first_conflict_defended_second_not(wire: Wire, reactor: Reactor) -> None:
+    sock = wire.open(reactor)
+    sock.watch(Phase.DEFEND, OURS)
+    sock.arm(ANNOUNCEMENT)
+    before = time.clock_gettime(time.CLOCK_BOOTTIME)
+    wire.peer.send(CONFLICT)
+    wire.peer.send(arp(THEIR_MAC, OURS, OURS, operation=2))
+    first, second = collect(reactor, 2)
+    now = time.clock_gettime(time.CLOCK_BOOTTIME)
+    assert first.frame == CONFLICT[:FRAME_LENGTH]
+    assert first.token == second.token == sock.token
+    assert first.generation == second.generation == sock.generation == 1
+    assert first.defended_at is not None
+    assert before <= first.at <= first.defended_at <= now
+    assert second.defended_at is None
+    assert first.at <= second.at <= now
+    assert wire.heard()[0] == ANNOUNCEMENT
+    assert wire.nothing_heard()
+
+    sock.arm(ANNOUNCEMENT)
+    wire.peer.send(CONFLICT)
+    assert collect(reactor, 1)[0].defended_at is not None
+    assert wire.heard()[0] == ANNOUNCEMENT
+
+
+def test_time_of_arrival_is_the_kernels(wire: Wire, reactor: Reactor) -> None:
+    """Not the time when the thread, or Python, got round to it."""
+    sock = wire.open(reactor)
+    sock.watch(Phase.DEFEND, OURS)
+    # The kernel begins to stamp frames as they come in a moment after it was asked to.
+    for _ in range(50):
+        wire.peer.send(CONFLICT)
+        after = time.clock_gettime(time.CLOCK_BOOTTIME)
+        time.sleep(0.02)
+        if collect(reactor, 1)[0].at <= after:
+            return
+    pytest.fail("the time stamps are later than the frames")
+
+
+def test_phases(wire: Wire, reactor: Reactor) -> None:
+    """What is a conflict while the address is probed for, and once it is held."""
+    sock = wire.open(reactor)
+    probe = arp(THEIR_MAC, NOBODY, OURS)
+    refused_always = [
+        arp(OUR_MAC, OURS, OURS),  # claim-echo
+        arp(OUR_MAC, NOBODY, OURS),
+        arp(THEIR_MAC, NOBODY, OURS, to=OUR_MAC),  # claim-unicast-probe
+        arp(THEIR_MAC, NOBODY, OURS, operation=2),
+        arp(THEIR_MAC, OTHER, OURS),
+        CONFLICT[:41],
+    ]
+    wire.peer.send(CONFLICT)
+    sock.watch(Phase.PROBE, OURS)
+    for frame in [*refused_always, probe, CONFLICT]:
+        wire.peer.send(frame)
+    assert [event.frame for event in collect(reactor, 2)] == [
+        probe[:FRAME_LENGTH],
+        CONFLICT[:FRAME_LENGTH],
+    ]
+    sock.watch(Phase.DEFEND, OURS)
+    for frame in [*refused_always, probe, CONFLICT]:  # def-probed
+        wire.peer.send(frame)
+    assert [event.frame for event in collect(reactor, 1)] == [CONFLICT[:FRAME_LENGTH]]
+    sock.watch(Phase.SILENT, None)
+    wire.peer.send(CONFLICT)
+    wire.peer.send(probe)
+    settle(wire, reactor, sock)
+
+
+@pytest.mark.parametrize("tpid", [0x8100, 0x88A8])
+def test_vlan_tagged_frames_are_no_conflict(wire: Wire, reactor: Reactor, tpid: int) -> None:
+    """They belong to another link.  (Tag 0 only carries a priority: the link is ours.)"""
+    sock = wire.open(reactor)
+    sock.watch(Phase.DEFEND, OURS)
+    for vid in (1, 5, 4094):
+        wire.peer.send(arp(THEIR_MAC, OURS, OTHER, tags=struct.pack("!HH", tpid, vid)))
+    wire.peer.send(arp(THEIR_MAC, OURS, OTHER, tags=struct.pack("!HHHH", tpid, 5, 0x8100, 6)))
+    nothing_but(wire, reactor, arp(PEER_MAC, OURS, OTHER))
+
+
+def test_frames_to_others_are_no_conflict(wire: Wire, reactor: Reactor) -> None:
+    """What a promiscuous interface overhears was not sent to us."""
+    wire.ip("link set own promisc on")
+    sock = wire.open(reactor)
+    sock.watch(Phase.DEFEND, OURS)
+    wire.peer.send(arp(THEIR_MAC, OURS, OTHER, to=bytes.fromhex("020000000009")))
+    nothing_but(wire, reactor, arp(PEER_MAC, OURS, OTHER))
+    nothing_but(wire, reactor, arp(THEIR_MAC, OURS, OTHER, to=OUR_MAC))
+
+
+def test_what_we_send_is_no_conflict(wire: Wire, reactor: Reactor) -> None:
+    """Not even with another MAC: only what comes in counts."""
+    sock = wire.open(reactor)
+    sock.watch(Phase.DEFEND, OURS)
+    wire.listen("own").send(CONFLICT)
+    assert wire.heard()[0] == CONFLICT
+    nothing_but(wire, reactor, arp(PEER_MAC, OURS, OTHER))
+
+
+def test_send_returns_no_earlier_than_the_wire(wire: Wire, reactor: Reactor) -> None:
+    sock = wire.open(reactor)
+
+    def ahead() -> float:
+        """How much later than the frame came out of the wire send() says that it was sent."""
+        sent = sock.send(ANNOUNCEMENT)
+        frame, at = wire.heard()
+        assert frame == ANNOUNCEMENT
+        # The greatest of some differences: the one with the shortest pause between the clocks.
+        offset = max(
+            time.clock_gettime(time.CLOCK_REALTIME) - time.clock_gettime(time.CLOCK_BOOTTIME)
+            for _ in range(20)
+        )
+        return sent - (at - offset)
+
+    tolerance = 20e-6  # so much the clocks can differ, read one by one
+    # The kernel begins to stamp frames as they come in a moment after it was asked to.
+    until = time.monotonic() + 20
+    while ahead() < -tolerance:
+        assert time.monotonic() < until
+    for _ in range(50):
+        assert ahead() >= -tolerance
+
+
+def test_swap_under_traffic(wire: Wire, reactor: Reactor) -> None:
+    """No event of a generation is about an address that this one did not watch."""
+    sock = wire.open(reactor)
+    watched: dict[int, IPv4Address] = {}
+    seen: set[IPv4Address] = set()
+    with traffic(wire.peer, [arp(THEIR_MAC, OURS, NOBODY), arp(THEIR_MAC, OTHER, NOBODY)]):
+        until = time.monotonic() + 20
+        while len(watched) < 1000 or len(seen) < 2:
+            assert time.monotonic() < until
+            address = (OURS, OTHER)[len(watched) % 2]
+            sock.watch(Phase.DEFEND, address)
+            watched[sock.generation] = address
+            for event in reactor.drain():
+                assert event.frame[28:32] == watched[event.generation].packed
+                seen.add(watched[event.generation])
+
+
+def test_close_under_traffic(wire: Wire, reactor: Reactor) -> None:
+    with traffic(wire.peer, [CONFLICT]):
+        tokens = set()
+        for number in range(30):
+            sock = wire.open(reactor)
+            sock.watch(Phase.DEFEND, OURS)
+            if number % 2:
+                sock.arm(ANNOUNCEMENT)
+            if number % 3:
+                select.select([reactor], [], [], 20)
+            sock.close()
+            tokens.add(sock.token)
+            assert {event.token for event in reactor.drain()} <= tokens
+    assert len(tokens) == 30
+    assert reactor.drain() == []
+
+
+def test_flood_is_bounded_and_counted(wire: Wire, reactor: Reactor) -> None:
+    sock = wire.open(reactor)
+    sock.watch(Phase.DEFEND, OURS)
+    for _ in range(5000):
+        wire.peer.send(CONFLICT)
+    sock.watch(Phase.SILENT, None)
+    events = reactor.drain()
+    assert 200 < len(events) <= 256
+    assert 0 < reactor.lost <= 5000 - len(events)
+    # It works on as before, as soon as the socket's own buffer has room again.
+    lost = reactor.lost
+    sock.watch(Phase.DEFEND, OTHER)
+    for _ in range(100):
+        wire.peer.send(arp(THEIR_MAC, OTHER, OURS))
+        if select.select([reactor], [], [], 0.2)[0]:
+            break
+    assert [event.generation for event in collect(reactor, 1)] == [sock.generation]
+    assert reactor.lost == lost
+
+
+WAITER = HOLDER + "print('ready', flush=True); sys.stdin.read()"
+
+
+def test_interface_down_and_up(wire: Wire) -> None:
+    """The socket survives it, and its thread sleeps meanwhile."""
+    with wire.run(WAITER) as process:
+        for _ in range(3):
+            wire.ip("link set own down")
+            assert not spins(process.pid)
+            wire.up("own", "far")
+        wire.peer.send(CONFLICT)
+        assert wire.heard()[0] == ANNOUNCEMENT
+        process.communicate()
+
+
+def test_interface_removed(wire: Wire) -> None:
+    with wire.run(WAITER) as process:
+        wire.ip("link del own")
+        assert not spins(process.pid)
+        process.communicate()
+        assert process.returncode == 0
+
+
+def test_send_on_an_interface_that_is_down_or_gone(wire: Wire, reactor: Reactor) -> None:
+    """Told as not sent; the first frame after it is up again goes out."""
+    sock = wire.open(reactor)
+    for _ in range(20):
+        wire.ip("link set own down")
+        with pytest.raises(OSError, match="Network is down") as error:
+            sock.send(ANNOUNCEMENT)
+        assert error.value.errno == errno.ENETDOWN
+        # In one go: the error of going down may still be in the socket.
+        wire.ip("link set own down\nlink set own up")
+        sock.send(ANNOUNCEMENT)
+    wire.ip("link del own")
+    with pytest.raises(OSError, match="No such device") as error:
+        sock.send(ANNOUNCEMENT)
+    assert error.value.errno == errno.ENXIO
+    sock.close()
+    assert reactor.drain() == []
+
+
+def test_opened_while_down(wire: Wire, reactor: Reactor) -> None:
+    wire.ip("link set own down")
+    sock = wire.open(reactor)
+    sock.watch(Phase.DEFEND, OURS)
+    sock.arm(ANNOUNCEMENT)
+    wire.up("own", "far")
+    wire.peer.send(CONFLICT)
+    assert collect(reactor, 1)[0].defended_at is not None
+
+
+def test_open_errors(wire: Wire, reactor: Reactor) -> None:
+    with pytest.raises(OSError, match="No such device") as error, wire.inside():
+        reactor.open(0x7FFFFFFF, OUR_MAC)
+    assert error.value.errno == errno.ENODEV
+
+
+def test_two_hundred_interfaces(wire: Wire, reactor: Reactor) -> None:
+    """Each hears its own link and address, and answers there."""
+    count = 200
+    wire.ip("".join(f"link add own{n} type veth peer name far{n}\n" for n in range(count)))
+    wire.up(*(f"{end}{n}" for n in range(count) for end in ("own", "far")))
+    base = int(OURS)
+    socks = [wire.open(reactor, f"own{n}") for n in range(count)]
+    for n, sock in enumerate(socks):
+        address = IPv4Address(base + n)
+        sock.watch(Phase.DEFEND, address)
+        sock.arm(arp(OUR_MAC, address, address)[:FRAME_LENGTH])
+    with wire.inside(), socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as sender:
+        for n in range(count):
+            for offset in (1, 0):  # the neighbour's address is nobody's here
+                sender.sendto(
+                    arp(THEIR_MAC, IPv4Address(base + n + offset), NOBODY), (f"far{n}", _ETH_P_ARP)
+                )
+    events = collect(reactor, count)
+    assert {event.token for event in events} == {sock.token for sock in socks}
+    assert all(event.defended_at is not None for event in events)
+    assert reactor.lost == 0

@@ -1,0 +1,738 @@
+"""The process around the negotiation: exit statuses, permissions, logs, the service manager."""
+
+from __future__ import annotations
+
+import io
+import os
+import pty
+import re
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
+from ipaddress import IPv4Address
+from pathlib import Path
+
+import pytest
+
+from tests.lab import Daemon, LabError, Namespace, Port, frames
+from tests.lab.background import Reader
+from tests.lab.daemon import REPOSITORY
+
+from .conftest import MakeDaemon, MakeHost, autoip_command
+from .helpers import (
+    NETNS,
+    PATIENCE,
+    RIVAL,
+    A,
+    bind,
+    claim,
+    claimed,
+    claimed_other,
+    configuration,
+    link,
+    wait_ready,
+    wait_until,
+)
+
+pytestmark = NETNS
+
+FAST = ("--delay", "50", "--ip", str(A))
+NOBODY = 65534
+BOTH_CAPABILITIES = 1 << 12 | 1 << 13  # CAP_NET_ADMIN, CAP_NET_RAW
+
+MakeProgram = Callable[..., Daemon]
+
+
+@pytest.fixture
+def make_program(stack: ExitStack) -> MakeProgram:
+    """`make_program(namespace, *arguments, wrapper=, env=)`: autoip with no interface but those in the arguments."""
+
+    def make(
+        namespace: Namespace,
+        *arguments: str,
+        wrapper: Sequence[str] = (),
+        env: Mapping[str, str] | None = None,
+    ) -> Daemon:
+        command = [*wrapper, *autoip_command(), *arguments]
+        return stack.enter_context(Daemon(namespace, "eth0", command, env=env))
+
+    return make
+
+
+def shell(script: str, *words: str) -> list[str]:
+    """A wrapper: the script, with the program and its arguments as "$@" after the words $1, $2..."""
+    shift = f"; shift {len(words)}" if words else ""
+    return ["sh", "-c", f'a="$1"{shift}; {script}', "sh", *words]
+
+
+def refused(daemon: Daemon, status: int) -> str:
+    """It ends with this status and one line, which is given."""
+    daemon.start()
+    assert daemon.wait() == status, daemon.output
+    [line] = daemon.lines
+    assert line.startswith("autoip: ")
+    return line
+
+
+# Exit status 2: nothing is touched
+
+CANDIDATES = r"169\.254\.1\.0 to 169\.254\.254\.255"
+BAD: dict[str, tuple[list[str], str]] = {
+    "ip elsewhere": (["eth0", "--ip", "10.0.0.1"], rf"10\.0\.0\.1: .*{CANDIDATES}"),
+    "ip too low": (["eth0", "--ip", "169.254.0.5"], CANDIDATES),
+    "ip too high": (["eth0", "--ip", "169.254.255.0"], CANDIDATES),
+    "ip of the metadata": (["eth0", "--ip", "169.254.169.254"], r"but for 169\.254\.169\.254"),
+    "ip no address": (["eth0", "--ip", "x"], CANDIDATES),
+    "ip twice": (["eth0", "--ip", str(A), "-o", "ip=169.254.9.9"], "one value"),
+    "ip for two": (["eth0", "eth1", "--ip", str(A)], "one interface"),
+    "delay 0": (["eth0", "--delay", "0"], "delay 0: .*1 to 8000"),
+    "delay 9000": (["eth0", "--delay", "9000"], "delay 9000: .*1 to 8000"),
+    "delay fraction": (["eth0", "--delay", "2.5"], "1 to 8000"),
+    "delay negative": (["eth0", "--delay=-5"], "1 to 8000"),
+    "delay x": (["eth0", "-o", "delay=x"], "delay x: .*1 to 8000"),
+    "o foo": (["eth0", "-o", "foo"], "'foo'; allowed are if=IFACE, ip=ADDRESS, delay=MS"),
+    "o debug=1": (["eth0", "-o", "debug=1"], "debug takes no value"),
+    "o ip": (["eth0", "-o", "ip"], "ip needs a value"),
+    "o empty": (["-o", ""], "allowed are"),
+    "o if empty": (["-o", "if="], "not an interface name"),
+    "long name": (["a" * 16], "15"),
+    "path": (["../x"], "not an interface name"),
+    "unknown option": (["eth0", "--nonsense"], "--nonsense.*--help"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_option(port: Port, make_program: MakeProgram, case: str) -> None:
+    """Exit status 2: one line that says what is allowed, and nothing was touched."""
+    arguments, pattern = BAD[case]
+    daemon = make_program(port.host, *arguments)
+    daemon.runtime.rmdir()
+    daemon.state.rmdir()
+    wait_ready(port)
+    before = configuration(port.host)
+    line = refused(daemon, 2)
+    assert re.search(pattern, line), line
+    assert configuration(port.host) == before
+    assert port.sniffer.arp() == []
+    assert not daemon.runtime.exists() and not daemon.state.exists()
+
+
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_help_and_version(port: Port, make_program: MakeProgram, option: str) -> None:
+    """Exit status 0, with examples."""
+    daemon = make_program(port.host, option)
+    daemon.start()
+    assert daemon.wait() == 0
+    wanted = r"examples:(?s:.*)exit status:" if option == "--help" else r"^autoip \d+\.\d+"
+    assert re.search(wanted, daemon.output)
+
+
+# Which interface
+
+
+def _macvlan(port: Port, name: str) -> None:
+    port.host.run("ip", "link", "add", "link", "eth0", "name", name, "type", "macvlan")
+    port.host.run("ip", "link", "set", name, "up")
+
+
+def test_the_one_interface_is_found(port: Port, make_program: MakeProgram) -> None:
+    """Without IFACE: the one that is Ethernet-like; not lo, veth, docker's, a bridge's port, nor without ARP."""
+    port.host.ip("link add name br0 type bridge")
+    for name in ("lan0", "docker0", "port0"):
+        _macvlan(port, name)
+    port.host.ip("link set port0 master br0")
+    port.host.ip("link set br0 arp off")
+    daemon = make_program(port.host, "--delay", "50")
+    since = port.sniffer.mark()
+    daemon.start()
+    address = port.sniffer.wait_announcement(timeout=PATIENCE, since=since).spa
+    assert port.host.link_local("lan0") == [address]
+    assert [e.address for e in port.host.addresses()] == [address]
+
+
+def test_several_interfaces_to_choose_from(port: Port, make_program: MakeProgram) -> None:
+    """Exit status 2: they are listed, and nothing else is."""
+    for name in ("lan0", "lan1"):
+        _macvlan(port, name)
+    line = refused(make_program(port.host), 2)
+    assert "lan0" in line and "lan1" in line and "eth0" not in line and "lo," not in line
+    assert port.host.addresses() == []
+
+
+def test_no_interface_to_choose(port: Port, make_program: MakeProgram) -> None:
+    """Exit status 2: what there is, is listed."""
+    line = refused(make_program(port.host), 2)
+    assert "eth0" in line and "lo" in line
+
+
+def test_module_option_string(port: Port, make_program: MakeProgram, stack: ExitStack) -> None:
+    """`-o if=...,ip=...,debug,delay=...,abandon`: the same meaning, `debug` to syslog as well; mixes with the rest."""
+    log = stack.enter_context(_Syslog(port.host))
+    words = f"if=eth0,ip={A},debug,delay=200,abandon"
+    daemon = make_program(port.host, "run", "-o", words, "--no-state")
+    assert claim(port, daemon) == A
+    daemon.wait_line("eth0: probe 3/3")
+    log.wait_line("probe 3/3")
+    since = port.sniffer.mark()
+    port.send(frames.conflict_request(RIVAL, A))
+    other = claimed_other(port, A, since=since)
+    assert len(port.sniffer.announcements(A, since)) == 0
+    # delay=200 is the longest pause of the probe phase.
+    probes = port.sniffer.probes(A)
+    assert 0.2 <= (probes[2].ns - probes[0].ns) / 1e9 <= 0.4
+    assert port.host.link_local("eth0") == [other]
+
+
+# Exit status 5
+
+
+@pytest.mark.parametrize("kind", ["lo", "noarp", "tun"])
+def test_interface_that_does_not_speak_arp(
+    port: Port, make_program: MakeProgram, kind: str
+) -> None:
+    """Exit status 5, naming the interface."""
+    name = {"lo": "lo", "noarp": "eth0", "tun": "tun7"}[kind]
+    if kind == "noarp":
+        port.host.ip(f"link set {name} arp off")
+    elif kind == "tun":
+        try:
+            port.host.ip(f"tuntap add dev {name} mode tun")
+        except LabError as error:
+            pytest.skip(f"needs TUN of the kernel: {error}")
+    daemon = make_program(port.host, name)
+    assert f"{name}: " in refused(daemon, 5)
+    assert list(daemon.runtime.iterdir()) == []
+
+
+def test_one_of_several_is_no_arp_interface(port: Port, make_program: MakeProgram) -> None:
+    """With several IFACEs one that cannot be served costs only itself; if none can be, the status is its own."""
+    daemon = make_program(port.host, "lo", "eth0", "--delay", "50")
+    daemon.start()
+    claimed(port)
+    daemon.wait_line("lo: not an interface that speaks ARP")
+    second = make_program(port.host, "lo", "eth0", env={"RUNTIME_DIRECTORY": str(daemon.runtime)})
+    second.start()
+    assert second.wait() in (3, 5)
+    assert daemon.stop() == 0
+
+
+def test_one_of_several_is_served_already(
+    port: Port, switch: object, make_autoip: MakeDaemon, make_program: MakeProgram
+) -> None:
+    """With several IFACEs: the first instance keeps its own, the second one serves the rest."""
+    other = port.switch.attach(port.host, "eth1")
+    daemon = make_autoip(port, *FAST)
+    bind(port, daemon)
+    since = port.sniffer.mark()
+    second = make_program(
+        port.host,
+        "eth0",
+        "eth1",
+        "--delay",
+        "50",
+        env={"RUNTIME_DIRECTORY": str(daemon.runtime)},
+    )
+    second.start()
+    claimed(other)
+    second.wait_line(f"eth0: autoip already runs here, by process {daemon.pid}")
+    assert port.sniffer.arp(since) == []
+
+
+def test_unusable_later(port: Port, make_autoip: MakeDaemon) -> None:
+    """An interface that stops speaking ARP while it is served is waited for, and its address taken off."""
+    daemon = make_autoip(port, *FAST)
+    claim(port, daemon)
+    port.host.ip("link set eth0 arp off")
+    daemon.wait_no_address()
+    since = port.sniffer.mark()
+    port.host.ip("link set eth0 arp on")
+    assert claimed(port, since=since) == A
+
+
+# Permissions
+
+
+def _as_nobody(*capabilities: str) -> list[str]:
+    plus = ",".join(f"+{name}" for name in capabilities)
+    sets = [f"--inh-caps={plus}", f"--ambient-caps={plus}"] if plus else ["--inh-caps=-all"]
+    user = [f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
+    return ["setpriv", *user, *sets, "--"]
+
+
+def _let_nobody_in(namespace: Namespace) -> None:
+    """Makes Python and this repository readable for every user, in the namespace's view of the files only.
+
+    They may be below a folder such as /root, which others may not enter.
+    """
+    script = """
+        set -e
+        n=0
+        for path; do
+            n=$((n + 1)); mkdir -p /run/kept/$n; mount --rbind "$path" /run/kept/$n
+        done
+        n=0
+        for path; do
+            n=$((n + 1)); top=/$(echo "$path" | cut -d/ -f2)
+            if [ -z "$(find "$top" -maxdepth 0 -perm -o+x)" ]; then
+                mount -t tmpfs -o mode=755 autoip-lab "$top"
+            fi
+            mkdir -p "$path"; mount --rbind /run/kept/$n "$path"
+        done
+    """
+    paths = {os.path.realpath(p) for p in (sys.base_prefix, sys.prefix, REPOSITORY)}
+    namespace.run("sh", "-c", script, "sh", *sorted(paths, key=len))
+
+
+@pytest.mark.parametrize(
+    ("has", "names"),
+    [
+        ((), "CAP_NET_RAW and CAP_NET_ADMIN missing"),
+        (("net_raw",), ": CAP_NET_ADMIN missing"),
+        (("net_admin",), ": CAP_NET_RAW missing"),
+    ],
+)
+def test_without_permission(
+    port: Port, make_program: MakeProgram, has: tuple[str, ...], names: str
+) -> None:
+    """Exit status 4: names the missing capability, and how to get it."""
+    # A user of its own would need a Python that others may read; what counts are the capabilities.
+    keep = ",".join(["-all", *(f"+{name}" for name in has)])
+    wrapper = ["setpriv", f"--bounding-set={keep}", "--inh-caps=-all", "--"]
+    line = refused(make_program(port.host, "eth0", wrapper=wrapper), 4)
+    assert names in line
+    assert "AmbientCapabilities=" in line and "setpriv" in line
+    assert port.sniffer.arp() == []
+
+
+def test_as_nobody_without_capabilities(port: Port, make_program: MakeProgram) -> None:
+    """Exit status 4 for an ordinary user."""
+    _let_nobody_in(port.host)
+    daemon = make_program(port.host, "eth0", wrapper=_as_nobody())
+    assert "CAP_NET_RAW and CAP_NET_ADMIN missing" in refused(daemon, 4)
+
+
+def test_as_nobody_with_the_two_capabilities(port: Port, make_program: MakeProgram) -> None:
+    """CAP_NET_RAW and CAP_NET_ADMIN alone are enough, for everything from start to stop."""
+    _let_nobody_in(port.host)
+    daemon = make_program(port.host, "eth0", *FAST, wrapper=_as_nobody("net_raw", "net_admin"))
+    for folder in (daemon.runtime, daemon.state):
+        os.chown(folder, NOBODY, NOBODY)
+    wait_ready(port)
+    before = configuration(port.host)
+    assert bind(port, daemon) == A
+    _assert_only_two_capabilities(daemon)
+    since = port.sniffer.mark()
+    port.send(frames.conflict_request(RIVAL, A))
+    port.sniffer.wait_announcement(A, since=since)
+    assert list(daemon.state.glob("*.json"))
+    assert daemon.stop() == 0
+    assert configuration(port.host) == before
+    assert not any(re.search("permi|cannot", line) for line in daemon.lines)
+
+
+def _assert_only_two_capabilities(daemon: Daemon) -> None:
+    statuses = list(Path(f"/proc/{daemon.pid}/task").glob("*/status"))
+    assert len(statuses) >= 2  # the helper's thread is one of them
+    for file in statuses:
+        fields = dict(line.split(":\t") for line in file.read_text().splitlines() if ":\t" in line)
+        held = {name: int(fields[name], 16) for name in fields if name.startswith("Cap")}
+        assert held["CapEff"] == held["CapPrm"] == BOTH_CAPABILITIES, (file, held)
+        assert held["CapInh"] == held["CapAmb"] == 0, (file, held)
+        assert fields["NoNewPrivs"] == "1"
+        if fields["Uid"].startswith("0"):
+            assert held["CapBnd"] & ~BOTH_CAPABILITIES == 0, (file, held)
+
+
+def test_gives_up_every_other_capability(port: Port, make_autoip: MakeDaemon) -> None:
+    """Started as root: two capabilities stay, in every thread, and none can be had again."""
+    daemon = make_autoip(port, *FAST)
+    claim(port, daemon)
+    _assert_only_two_capabilities(daemon)
+
+
+# Folders
+
+
+def test_run_cannot_be_written(port: Port, make_program: MakeProgram) -> None:
+    """A read-only /run: a warning, and all else works."""
+    port.host.run("mount", "-o", "remount,ro", "/run")
+    daemon = make_program(port.host, "eth0", *FAST, env={"RUNTIME_DIRECTORY": ""})
+    assert claim(port, daemon) == A
+    daemon.wait_line("eth0: no lock file /run/autoip/.*Read-only")
+    assert daemon.stop() == 0
+    assert port.host.addresses("eth0") == []
+
+
+def test_default_folders(port: Port, make_program: MakeProgram) -> None:
+    """Without the service manager's variables: /run/autoip and /var/lib/autoip, made when needed."""
+    port.host.run("mount", "-t", "tmpfs", "autoip-lab", "/var/lib")
+    env = {"RUNTIME_DIRECTORY": "", "STATE_DIRECTORY": ""}
+    daemon = make_program(port.host, "eth0", *FAST, env=env)
+    claim(port, daemon)
+    assert "-eth0.lock" in port.host.run("ls", "/run/autoip")
+    wait_until(
+        lambda: ".json" in port.host.run("ls", "/var/lib/autoip", check=False), "a state file"
+    )
+    assert daemon.stop() == 0
+    assert port.host.run("ls", "/run/autoip") == ""
+
+
+@pytest.mark.parametrize("why", ["others may write", "symbolic link", "second name"])
+def test_runtime_folder_that_cannot_be_trusted(
+    port: Port, make_program: MakeProgram, why: str
+) -> None:
+    """Exit status 4: what another user could have put there is not used, nor changed."""
+    daemon = make_program(port.host, "eth0", *FAST)
+    lock = daemon.runtime / f"{port.host.inode}-eth0.lock"
+    victim = daemon.folder / "victim"
+    victim.write_text("precious")
+    if why == "others may write":
+        daemon.runtime.chmod(0o777)
+    elif why == "symbolic link":
+        lock.symlink_to(victim)
+    else:
+        lock.hardlink_to(victim)
+    line = refused(daemon, 4)
+    assert str(daemon.runtime) in line
+    assert victim.read_text() == "precious"
+    assert port.sniffer.arp() == []
+
+
+# Logs
+
+
+class _Syslog(Reader):
+    """A private /dev/log in the namespace."""
+
+    def __init__(self, namespace: Namespace, *, prepared: bool = False) -> None:
+        # The machine's own /dev is not touched: a new one, with what a program needs.
+        script = """
+            set -e
+            mkdir /run/dev; mount -t tmpfs autoip-lab /run/dev
+            for name in null zero full random urandom tty; do
+                touch /run/dev/$name; mount --bind /dev/$name /run/dev/$name
+            done
+            mount --rbind /run/dev /dev
+        """
+        if not prepared:
+            namespace.run("sh", "-c", script)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        try:
+            namespace.call(sock.bind, "/dev/log")
+        except BaseException:
+            sock.close()
+            raise
+        super().__init__(sock, "syslog")
+        self.lines: list[str] = []
+        self._may_read = threading.Lock()
+        self.start()
+
+    def stuck(self) -> threading.Lock:
+        """Nothing is read while this is held."""
+        return self._may_read
+
+    def __enter__(self) -> _Syslog:
+        return self
+
+    def received(self) -> None:
+        with self._may_read:
+            self.lines.append(self._sock.recv(8192).decode(errors="replace").rstrip("\0"))
+
+    def wait_line(self, pattern: str) -> str:
+        wait_until(lambda: any(re.search(pattern, line) for line in self.lines), pattern)
+        return next(line for line in self.lines if re.search(pattern, line))
+
+
+def test_syslog(port: Port, make_program: MakeProgram, stack: ExitStack) -> None:
+    """`--syslog`: what goes to stderr goes there too, with facility daemon and the right priority."""
+    log = stack.enter_context(_Syslog(port.host))
+    daemon = make_program(port.host, "eth0", *FAST, "--syslog")
+    bind(port, daemon)
+    line = log.wait_line(f"eth0: claimed {A}")
+    assert line.startswith(f"<{3 * 8 + 6}>") and f"autoip[{daemon.pid}]: " in line
+    port.send(frames.conflict_request(RIVAL, A))
+    assert log.wait_line(f"conflict: {RIVAL}").startswith(f"<{3 * 8 + 4}>")
+    assert not any("probe 1/3 for" in text for text in log.lines)
+    # The log daemon goes away and comes back: nothing is lost but what was said meanwhile.
+    log.close()
+    since = port.sniffer.mark()
+    daemon.signal(signal.SIGHUP)
+    assert claimed(port, since=since) == A
+    port.host.run("rm", "/dev/log")
+    again = stack.enter_context(_Syslog(port.host, prepared=True))
+    daemon.signal(signal.SIGHUP)
+    again.wait_line(f"eth0: claimed {A}")
+
+
+def test_syslog_daemon_is_stuck(port: Port, make_program: MakeProgram, stack: ExitStack) -> None:
+    """Its queue is full and nobody reads it: neither killed nor stalled."""
+    log = stack.enter_context(_Syslog(port.host))
+    with log.stuck():
+        daemon = make_program(port.host, "eth0", *FAST, "--syslog", "--debug")
+        bind(port, daemon)
+        for _ in range(3):  # more lines than the queue of any such socket has
+            since = port.sniffer.mark()
+            daemon.signal(signal.SIGHUP)
+            assert claimed(port, since=since) == A
+    daemon.signal(signal.SIGHUP)
+    log.wait_line("asked to by SIGHUP")
+    assert daemon.stop() == 0
+
+
+def test_no_syslog_unless_asked(port: Port, make_program: MakeProgram, stack: ExitStack) -> None:
+    """Without `--syslog` nothing goes there."""
+    log = stack.enter_context(_Syslog(port.host))
+    daemon = make_program(port.host, "eth0", *FAST, "--debug")
+    claim(port, daemon)
+    assert daemon.stop() == 0
+    assert log.lines == []
+
+
+@pytest.mark.parametrize("name", ["its own", "another"])
+def test_journal_prefix(port: Port, make_program: MakeProgram, name: str) -> None:
+    """Priority prefixes if JOURNAL_STREAM is this stderr, not if the variable was inherited with another one."""
+    add = "" if name == "its own" else "1"
+    wrapper = shell(f'export JOURNAL_STREAM=$(stat -L -c %d:%i /proc/self/fd/2){add}; exec "$@"')
+    daemon = make_program(port.host, "eth0", *FAST, wrapper=wrapper)
+    bind(port, daemon)
+    port.send(frames.conflict_request(RIVAL, A))
+    line = daemon.wait_line(f"conflict: {RIVAL}")
+    if name == "its own":
+        assert line.startswith("<4>eth0: ")
+        assert daemon.wait_line("claimed").startswith("<6>eth0: ")
+        assert all(re.match("<[0-7]>", text) for text in daemon.lines)
+    else:
+        assert not any(text.startswith("<") for text in daemon.lines)
+
+
+def _terminal(script_arguments: Sequence[str] = ()) -> tuple[int, list[str]]:
+    """A pseudo-terminal: its master, and a wrapper that gives the program's stderr the other end."""
+    master, slave = pty.openpty()
+    name = os.ttyname(slave)
+    os.close(slave)
+    return master, shell('exec "$@" 2>"$a"', name, *script_arguments)
+
+
+def test_progress_on_a_terminal(port: Port, make_program: MakeProgram) -> None:
+    """A person sees the candidate, each probe and the claim; a file does not show each probe."""
+    master, wrapper = _terminal()
+    with closing(os.fdopen(master, "rb", buffering=0)) as terminal:
+        daemon = make_program(port.host, "eth0", *FAST, wrapper=wrapper)
+        claim(port, daemon)
+        shown = b""
+        while b"claimed" not in shown:
+            shown += terminal.read(4096)
+        text = shown.decode()
+        steps = [str(A), "probe 1/3", "probe 2/3", "probe 3/3", f"claimed {A}"]
+        places = [text.index(step) for step in steps]
+        assert places == sorted(places)
+        assert daemon.stop() == 0
+    daemon = make_program(port.host, "eth0", *FAST)
+    claim(port, daemon)
+    daemon.wait_line("claimed")
+    assert not any("probe 1/3 for" in line for line in daemon.lines)
+
+
+def test_terminal_goes_away(port: Port, make_program: MakeProgram) -> None:
+    """The terminal is closed: the address is kept, and taken off at the end."""
+    master, wrapper = _terminal()
+    daemon = make_program(port.host, "eth0", *FAST, "--debug", wrapper=wrapper)
+    bind_silently(port, daemon)
+    os.close(master)
+    _lives_without_stderr(port, daemon)
+
+
+def _lives_without_stderr(port: Port, daemon: Daemon) -> None:
+    """It does all that it does with one."""
+    since = port.sniffer.mark()
+    port.send(frames.conflict_request(RIVAL, A))
+    port.sniffer.wait_announcement(A, since=since)
+    since = port.sniffer.mark()
+    daemon.signal(signal.SIGHUP)
+    assert claimed(port, since=since) == A
+    port.carrier(False)
+    daemon.wait_no_address()
+    since = port.sniffer.mark()
+    port.carrier(True)
+    assert claimed(port, since=since) == A
+    assert daemon.stop() == 0
+    assert port.host.addresses("eth0") == []
+
+
+@pytest.mark.parametrize(
+    "redirection", ["2>&-", "<&- >&- 2>&-", "2>/dev/full", "2>/dev/null"], ids=lambda r: r
+)
+def test_stderr_closed(port: Port, make_program: MakeProgram, redirection: str) -> None:
+    """No stderr, or one that takes nothing: neither killed nor stalled."""
+    wrapper = shell(f'exec "$@" {redirection}')
+    daemon = make_program(port.host, "eth0", *FAST, "--debug", wrapper=wrapper)
+    bind_silently(port, daemon)
+    _lives_without_stderr(port, daemon)
+
+
+def bind_silently(port: Port, daemon: Daemon) -> None:
+    """As `bind`, for one that cannot be heard."""
+    assert claim(port, daemon) == A
+    port.sniffer.wait_count(lambda f: f.is_announcement, 2, PATIENCE)
+    time.sleep(0.1)
+
+
+@pytest.mark.parametrize("reader", ["does not read", "is gone"])
+def test_stderr_is_a_stuck_pipe(port: Port, make_program: MakeProgram, reader: str) -> None:
+    """A pipe that is full and read by nobody, or that broke: neither killed nor stalled."""
+    daemon = make_program(port.host, "eth0", *FAST, "--debug")
+    fifo = daemon.folder / "stderr"
+    os.mkfifo(fifo)
+    daemon.command[:0] = shell('exec "$@" 2>"$a"', str(fifo))
+    with _full_pipe(fifo) as pipe:
+        if reader == "is gone":
+            pipe.read(1 << 17)
+        bind_silently(port, daemon)
+        if reader == "is gone":
+            pipe.close()
+        _lives_without_stderr(port, daemon)
+
+
+def test_dropped_lines_are_counted(port: Port, make_program: MakeProgram) -> None:
+    """Once somebody reads the pipe again, the log says how much is missing."""
+    daemon = make_program(port.host, "eth0", *FAST)
+    fifo = daemon.folder / "stderr"
+    os.mkfifo(fifo)
+    daemon.command[:0] = shell('exec "$@" 2>"$a"', str(fifo))
+    with _full_pipe(fifo) as pipe:
+        bind_silently(port, daemon)
+        said = pipe.read(1 << 17) or b""
+        daemon.signal(signal.SIGHUP)
+
+        def told() -> bool:
+            nonlocal said
+            said += pipe.read(1 << 17) or b""
+            return re.search(rb"(?m)^[1-9]\d* log lines were dropped", said) is not None
+
+        wait_until(told, "it tells of the loss")
+        wait_until(lambda: told() and b"claimed" in said, "and goes on")
+
+
+def _full_pipe(fifo: Path) -> io.FileIO:
+    """Opened for both directions, without blocking, and filled."""
+    pipe = open(os.open(fifo, os.O_RDWR | os.O_NONBLOCK), "r+b", buffering=0)  # noqa: SIM115
+    while pipe.write(b"x" * 4095 + b"\n"):
+        pass
+    return pipe
+
+
+def test_one_line_a_transition(port: Port, make_autoip: MakeDaemon) -> None:
+    """Each line says the interface, the old and the new state, why, and what comes next."""
+    daemon = make_autoip(port, *FAST)
+    bind(port, daemon)
+    moves = [re.search(r"^eth0: (\S+) -> (\S+): (.+)$", line) for line in daemon.lines]
+    states = [(m[1], m[2]) for m in moves if m]
+    assert states == [
+        ("no-link", "probing"),
+        ("probing", "announce-wait"),
+        ("announce-wait", "configuring"),
+        ("configuring", "announcing"),
+        ("announcing", "bound"),
+    ]
+    assert all(line.startswith("eth0: ") for line in daemon.lines if "->" in line)
+
+
+# The service manager
+
+
+class _Manager(Reader):
+    """Listens at $NOTIFY_SOCKET."""
+
+    def __init__(self, namespace: Namespace, name: str) -> None:
+        # An abstract name belongs to a network namespace.
+        sock = namespace.call(socket.socket, socket.AF_UNIX, socket.SOCK_DGRAM)
+        try:
+            namespace.call(sock.bind, name)
+        except BaseException:
+            sock.close()
+            raise
+        super().__init__(sock, "manager")
+        self.said: list[str] = []
+        self.start()
+
+    def __enter__(self) -> _Manager:
+        return self
+
+    def received(self) -> None:
+        self.said.append(self._sock.recv(8192).decode())
+
+
+@pytest.mark.parametrize("kind", ["path", "abstract"])
+def test_service_manager(
+    port: Port, make_program: MakeProgram, stack: ExitStack, kind: str
+) -> None:
+    """READY=1 once, when the first address is up; STATUS= with each state; STOPPING=1 at the end."""
+    daemon = make_program(port.host, "eth0", "--delay", "1000", "--ip", str(A))
+    path = str(daemon.folder / "notify")
+    manager = stack.enter_context(_Manager(port.host, path if kind == "path" else "\0autoip-lab"))
+    daemon.env["NOTIFY_SOCKET"] = path if kind == "path" else "@autoip-lab"
+    daemon.start()
+    port.sniffer.wait_count(lambda f: f.is_probe, 3, PATIENCE)
+    assert "READY=1" not in manager.said
+    wait_until(lambda: "READY=1" in manager.said, "READY=1")
+    assert port.host.link_local("eth0") == [A]
+    wait_until(lambda: f"STATUS=eth0: bound {A}" in manager.said, "STATUS= bound")
+    since = port.sniffer.mark()
+    daemon.signal(signal.SIGHUP)
+    claimed(port, since=since)
+    assert daemon.stop() == 0
+    wait_until(lambda: "STOPPING=1" in manager.said, "STOPPING=1")
+    assert manager.said.count("READY=1") == 1
+    assert f"STATUS=eth0: probing {A}" in manager.said
+    assert all(re.match("READY=1$|STOPPING=1$|STATUS=.+$", text) for text in manager.said)
+
+
+def test_ready_with_the_first_of_two(
+    port: Port, make_program: MakeProgram, stack: ExitStack
+) -> None:
+    """READY=1 does not wait for an interface that is not there."""
+    daemon = make_program(port.host, "eth9", "eth0", "--delay", "50")
+    daemon.env["NOTIFY_SOCKET"] = str(daemon.folder / "notify")
+    manager = stack.enter_context(_Manager(port.host, daemon.env["NOTIFY_SOCKET"]))
+    claim(port, daemon)
+    wait_until(lambda: "READY=1" in manager.said, "READY=1")
+    status = [text for text in manager.said if text.startswith("STATUS=")][-1]
+    assert "eth9: no-link" in status and "eth0: " in status
+
+
+@pytest.mark.parametrize("name", ["/nonexistent/notify", "@nobody", "relative", "@", "/dev/null"])
+def test_service_manager_that_does_not_listen(
+    port: Port, make_program: MakeProgram, name: str
+) -> None:
+    """Whatever $NOTIFY_SOCKET says, it works."""
+    daemon = make_program(port.host, "eth0", *FAST, env={"NOTIFY_SOCKET": name})
+    claim(port, daemon)
+    assert daemon.stop() == 0
+
+
+# Being a neighbour of others
+
+
+def test_down_interface_is_left_down(make_host: MakeHost, make_autoip: MakeDaemon) -> None:
+    """Without `--up` nothing brings the interface up, from start to stop."""
+    port = make_host(up=False)
+    daemon = make_autoip(port, *FAST)
+    daemon.start()
+    daemon.wait_line("it is down")
+    assert daemon.stop() == 0
+    assert "UP" not in link(port.host, "eth0")["flags"]
+
+
+def test_environment_without_anything(port: Port, make_program: MakeProgram) -> None:
+    """An empty environment and another working directory, as a service has."""
+    daemon = make_program(port.host, "eth0", *FAST)
+    where = str(Path.cwd())
+    keep = [f"{k}={daemon.env[k]}" for k in ("RUNTIME_DIRECTORY", "STATE_DIRECTORY")]
+    daemon.command[:0] = ["env", "-i", "-C", "/", f"PYTHONPATH={where}", *keep]
+    daemon.start()
+    # Sees the same IPv4 addresses as `ip`.
+    assert claimed(port) == A == IPv4Address(port.host.link_local("eth0")[0])

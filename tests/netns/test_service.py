@@ -1,0 +1,216 @@
+"""The program with just what the service's unit allows it, without systemd."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from ipaddress import IPv4Address
+from pathlib import Path
+
+import pytest
+
+from tests.lab import Daemon, Namespace, Port, frames
+from tests.lab.daemon import REPOSITORY
+from tests.lab.require import requires_kernel_feature, requires_program, requires_root
+
+from .conftest import MakeHost, autoip_command
+
+UNIT = REPOSITORY / "share" / "autoip@.service"
+USER = 62345
+"""Stands for the unit's user: the capabilities and the rights on files matter, not the name."""
+OTHER = "02:00:00:00:00:fe"
+
+pytestmark = [
+    requires_root,
+    requires_kernel_feature("veth"),
+    requires_program("systemd-analyze", "systemd"),
+]
+
+Confined = Callable[..., Daemon]
+
+
+@pytest.fixture
+def confined(stack: contextlib.ExitStack) -> Confined:
+    """`confined(namespace, interface, command)`: to run as the unit would; not started.
+
+    `beside` another one: with the same directories.
+    """
+
+    def make(
+        host: Namespace, name: str, command: list[str], *, beside: Daemon | None = None
+    ) -> Daemon:
+        daemon = stack.enter_context(Daemon(host, name, []))
+        where = beside or daemon
+        for folder in (where.runtime, where.state):
+            os.chown(folder, USER, USER)
+        daemon.env["RUNTIME_DIRECTORY"] = str(where.runtime)
+        daemon.env["STATE_DIRECTORY"] = str(where.state)
+        wrapper = [sys.executable, "-m", "tests.lab.unit", str(UNIT), str(USER)]
+        daemon.command = [*wrapper, str(where.runtime), str(where.state), "--", *command]
+        return daemon
+
+    return make
+
+
+def defends(port: Port, address: IPv4Address) -> None:
+    """One conflict is answered by one announcement."""
+    port.sniffer.wait_count(lambda f: f.is_announcement and f.spa == address, 2, 10)
+    since = port.sniffer.mark()
+    port.send(frames.conflict_request(OTHER, address))
+    port.sniffer.wait_announcement(address, 5, since=since)
+    port.sniffer.assert_silent(0.5, since=port.sniffer.mark())
+    assert len(port.sniffer.announcements(address, since)) == 1
+
+
+def test_claim_and_defence(port: Port, confined: Confined) -> None:
+    command = [*autoip_command(), port.name, "--delay", "200"]
+    daemon = confined(port.host, port.name, command)
+    script = daemon.folder / "script"
+    script.write_text('#!/bin/sh\necho "eth0: script: $*" >&2\n')
+    script.chmod(0o755)
+    daemon.start("--script", str(script))
+    address = daemon.wait_address(15)
+    status = Path(f"/proc/{daemon.pid}/status").read_text()
+    fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+    assert fields["Uid"].split() == [str(USER)] * 4
+    assert int(fields["CapPrm"], 16) == int(fields["CapBnd"], 16) == 1 << 12 | 1 << 13
+    assert (fields["NoNewPrivs"], fields["Seccomp"]) == ("1", "2")
+    assert len(port.sniffer.probes(address)) == 3
+    defends(port, address)
+    assert daemon.stop() == 0
+    assert daemon.addresses() == []
+    told = [line for line in daemon.lines if line.startswith("eth0: script: ")]
+    assert told == [f"eth0: script: {word} eth0 {address}" for word in ("BIND", "STOP")]
+    assert list(daemon.runtime.iterdir()) == []
+    assert "defended by the reflex" in daemon.output
+    # Each line is one of ours: no library complains about what it may not do.
+    assert [line for line in daemon.lines if not line.startswith("eth0: ")] == []
+
+
+def test_several_instances_share_the_directories(make_host: MakeHost, confined: Confined) -> None:
+    first = make_host()
+    first.switch.attach(first.host, "eth1")
+    command = [*autoip_command(), "--delay", "200"]
+    one = confined(first.host, "eth0", [*command, "eth0"])
+    two = confined(first.host, "eth1", [*command, "eth1"], beside=one)
+    one.start()
+    two.start()
+    one.wait_address(15)
+    address = two.wait_address(15)
+    again = confined(first.host, "eth1", [*command, "eth1"], beside=one)
+    again.start()
+    assert again.wait() == 3
+    assert one.stop() == 0
+    assert two.addresses() == [address]
+    left = {path.name.partition("-")[2] for path in one.runtime.iterdir()}
+    assert left == {"eth1.lock", "eth1.sock"}
+    ask = [*autoip_command(), "status", "eth1"]
+    told = first.host.popen(ask, env=two.env, cwd=REPOSITORY, stdout=subprocess.PIPE)
+    out = told.communicate(timeout=20)[0].decode()
+    assert told.returncode == 0
+    assert str(address) in out
+    assert two.stop() == 0
+
+
+FORBIDDEN = {
+    "IP socket": "socket.socket(socket.AF_INET)",
+    "another user": "os.setuid(0)",
+    "chown": "os.chown('/tmp', 0, 0)",
+    "a file elsewhere": "open('/usr/x', 'w')",
+    "a new namespace": "check(ctypes.CDLL(None, use_errno=True).unshare(0x40000000))",
+    "memory to write and execute": "mmap.mmap(-1, 4096, prot=7)",
+}
+
+
+@pytest.mark.parametrize("what", FORBIDDEN)
+def test_the_confinement_is_real(what: str, port: Port, confined: Confined) -> None:
+    """Else the tests above would prove nothing."""
+    program = f"""
+import ctypes, mmap, os, socket
+def check(result):
+    if result < 0:
+        raise OSError(ctypes.get_errno(), "refused")
+open(os.environ["STATE_DIRECTORY"] + "/mine", "w").close()
+socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0).close()
+try:
+    {FORBIDDEN[what]}
+except OSError as error:
+    print("refused", error.errno)
+else:
+    print("done")
+"""
+    daemon = confined(port.host, port.name, [sys.executable, "-c", program])
+    daemon.start()
+    assert daemon.wait() == 0, daemon.output
+    assert re.fullmatch("refused [0-9]+", daemon.lines[-1]), daemon.output
+
+
+# Watchdog
+
+
+@pytest.fixture
+def manager(tmp_path: Path) -> Iterator[socket.socket]:
+    """The service manager's socket."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
+        receiver.bind(str(tmp_path / "notify"))
+        receiver.settimeout(10)
+        yield receiver
+
+
+def test_watchdog_is_fed_by_the_loop_and_by_nothing_else(
+    port: Port, manager: socket.socket, stack: contextlib.ExitStack
+) -> None:
+    interval = 0.25
+    # Signal handlers of Python run where the event loop runs: this one makes it hang.
+    program = (
+        "import signal, sys, time\n"
+        "def hang(*_):\n"
+        "    print('hangs', flush=True)\n"
+        "    time.sleep(2)\n"
+        "    print('goes on', flush=True)\n"
+        "signal.signal(signal.SIGUSR1, hang)\n"
+        "from autoip import cli\n"
+        "sys.exit(cli.main())\n"
+    )
+    command = [sys.executable, "-c", program, port.name, "--delay", "200"]
+    env = {
+        "NOTIFY_SOCKET": str(manager.getsockname()),
+        "WATCHDOG_USEC": str(int(interval * 2e6)),
+    }
+    daemon = stack.enter_context(Daemon(port.host, port.name, command, env=env))
+    started = time.monotonic()
+    daemon.start()
+    seen: list[str] = []
+    while "READY=1" not in seen or seen.count("WATCHDOG=1") < 6:
+        seen.append(manager.recv(4096).decode())
+    # Never earlier than each interval; how much later is the machine's affair.
+    assert seen.count("WATCHDOG=1") <= (time.monotonic() - started) / interval + 1
+    address = daemon.wait_address()
+    port.sniffer.wait_count(lambda f: f.is_announcement and f.spa == address, 2, 10)
+
+    daemon.signal(signal.SIGUSR1)
+    daemon.wait_line("hangs")
+    manager.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            manager.recv(4096)
+    # The helper's thread lives on, and defends; it must not hide that the loop hangs.
+    since = port.sniffer.mark()
+    port.send(frames.conflict_request(OTHER, address))
+    port.sniffer.wait_announcement(address, 5, since=since)
+    time.sleep(4 * interval)
+    if "goes on" not in daemon.output:  # else the machine slept longer than the loop hung
+        with pytest.raises(BlockingIOError):
+            manager.recv(4096)
+    manager.settimeout(10)
+    while manager.recv(4096) != b"WATCHDOG=1":
+        pass
+    assert daemon.stop() == 0
+    assert "goes on" in daemon.output

@@ -1,0 +1,139 @@
+"""The manual: well-formed, complete, and what `--help` says."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+from autoip import cli, errors, report, usage
+from tests.lab.require import requires_program
+from tests.tools.documents import MANUAL, PARTS, renewed
+
+HELP = {("-h", ""), ("--help", "")}
+
+Options = set[tuple[str, str]]
+
+
+def of_parser(command: str) -> Options:
+    """(option, placeholder of its value or nothing) as `--help` shows them."""
+    return {
+        (word, action.metavar if isinstance(action.metavar, str) else "")
+        for action in cli.parser(command)._actions
+        for word in action.option_strings
+    }
+
+
+def operands(command: str) -> list[tuple[str, bool]]:
+    """(placeholder, whether it may be left out)."""
+    actions = [action for action in cli.parser(command)._actions if not action.option_strings]
+    return [(str(action.metavar), action.nargs == "*") for action in actions]
+
+
+def of_manual() -> dict[str, Options]:
+    """The options that the subsection of each command describes."""
+    found: defaultdict[str, Options] = defaultdict(set)
+    section = command = ""
+    for line in MANUAL.read_text().splitlines():
+        if line.startswith(".Sh "):
+            section, command = line[4:], ""
+        elif line.startswith(".Ss ") and section == "COMMANDS":
+            command = line[4:]
+            found[command] = set()
+        elif line.startswith(".It Fl ") and command:
+            for item in line[4:].split(" , "):
+                _, option, *value = item.split()
+                found[command].add((f"-{option}", value[1] if value else ""))
+    return dict(found)
+
+
+def of_synopsis() -> dict[str, tuple[Options, list[tuple[str, bool]]]]:
+    """The options and operands that the synopsis gives for each command."""
+    text = MANUAL.read_text().split(".Sh SYNOPSIS\n")[1].split(".Sh ")[0]
+    found: dict[str, tuple[Options, list[tuple[str, bool]]]] = {}
+    for block in text.split(".Nm\n")[1:]:
+        named = re.search(r"^\.(?:Op )?Cm (\w+)$", block, re.MULTILINE)
+        options: Options = set()
+        for option, value in re.findall(r"\bFl (\S+)(?: Ar (\S+))?", block):
+            options.add((f"-{option}", value))
+        rest = [
+            (line.split()[-1 - line.endswith(" ...")], line.startswith(".Op"))
+            for line in block.splitlines()
+            if re.match(r"\.(Op )?Ar ", line)
+        ]
+        if named:
+            found[named[1]] = options, rest
+        else:
+            found["run"][0].update(options)
+    return found
+
+
+@requires_program("mandoc", "mandoc")
+def test_lint() -> None:
+    result = subprocess.run(
+        ["mandoc", "-Tlint", "-Wwarning", str(MANUAL)], capture_output=True, text=True
+    )
+    assert (result.stdout, result.returncode) == ("", 0)
+
+
+def test_every_option_of_help_is_in_the_manual_and_no_other() -> None:
+    manual = of_manual()
+    assert manual.pop("Every command") == HELP
+    assert manual == {command: of_parser(command) - HELP for command in usage.COMMANDS}
+
+
+def test_the_synopsis_says_the_same() -> None:
+    expected = {
+        command: (of_parser(command) - HELP, operands(command)) for command in usage.COMMANDS
+    }
+    assert of_synopsis() == expected
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    text = capsys.readouterr().out
+    for command, line in usage.COMMANDS.items():
+        assert re.search(rf"^  {command} +{re.escape(line)}$", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", usage.COMMANDS)
+def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main([command, "--help"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith("usage: autoip ")
+
+
+@pytest.mark.parametrize("path", PARTS, ids=lambda path: path.name)
+def test_what_the_code_tells_is_not_stale(path: Path) -> None:
+    """If it is: python -m tests.tools.documents."""
+    assert path.read_text(encoding="utf-8") == renewed(path)
+
+
+def test_the_readme_has_the_same_commands_and_options() -> None:
+    text = (MANUAL.parents[1] / "README.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
+    told = set(re.findall(r"`(-[a-z-]+)", " ".join(rows)))
+    assert told == {name for name, _ in of_parser("run")} - {"-h"}
+    assert set(re.findall(r"`autoip ([a-z]+)", " ".join(rows))) == set(usage.COMMANDS) - {"run"}
+
+
+def test_every_field_is_in_the_manual_with_type_and_unit() -> None:
+    text = MANUAL.read_text()
+    for table in (report.STATUS, report.EVENT, report.PROBE):
+        for name, field in table.items():
+            unit = f", {field.unit}" if field.unit else ""
+            assert f".It Cm {name} Pq {field.type}{unit}\n" in text
+    for name in [*report.STATES, *report.EVENTS]:
+        assert f".It Cm {name}\n" in text
+
+
+def test_every_exit_status_is_in_the_manual() -> None:
+    text = MANUAL.read_text().split(".Sh EXIT STATUS\n")[1].split(".Sh ")[0]
+    kinds = [kind for kind in vars(errors).values() if hasattr(kind, "exit_status")]
+    expected = {0} | {kind.exit_status for kind in kinds}
+    assert set(map(int, re.findall(r"^\.It (\d)$", text, re.MULTILINE))) == expected
