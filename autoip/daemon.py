@@ -339,10 +339,9 @@ class Daemon:
         return [a for a in self._addresses.values() if a.index == index]
 
     def _elsewhere(self, address: IPv4Address, asking: Interface) -> bool:
-        """Whether this host has, or probes for, the address but for what `asking` owns."""
-        own = asking.owned
+        """Whether this host has, or probes for, the address but by the doing of `asking`."""
         for index, value in self._addresses:
-            if value == address and (own is None or (index, value) != (own.index, own.address)):
+            if value == address and not asking.has_put(index, value):
                 return True
         others = (i.core for i in self._interfaces if i is not asking)
         return any(core is not None and core.candidate == address for core in others)

@@ -93,7 +93,7 @@ class Interface:
         self.link: Link | None = None
         self.core: Ipv4ll | None = None
         self.owned: Held | None = None  # what is, or may be, on an interface by our doing
-        self._disowned: IPv4Address | None = None  # what was so last
+        self._disowned: Held | None = None  # what was so last, until the kernel tells
         self._instance = instance
         self._shared = shared
         self._socket: ArpSocket | None = None
@@ -129,6 +129,8 @@ class Interface:
 
     def address_added(self, address: Address, *, new: bool) -> None:
         """An address came to the interface, or one there was changed."""
+        if self._disowned == Held(address.index, address.address) and not self._is_own(address):
+            self._disowned = None  # somebody else has put it there
         if new and not self._is_own(address):
             text, prefixlen = str(address.address), address.prefixlen
             self.teller.publish("address-added", address=text, prefixlen=prefixlen)
@@ -144,15 +146,25 @@ class Interface:
                 asyncio.get_running_loop().call_later(_SCRIPT_GRACE, self.resynchronise)
             else:
                 self._request(self._verify)
-        elif address.address != self._disowned:
+        elif self._disowned == Held(address.index, address.address):
+            self._disowned = None
+        else:
             text, prefixlen = str(address.address), address.prefixlen
             self.teller.publish("address-removed", address=text, prefixlen=prefixlen)
+
+    def has_put(self, index: int, address: IPv4Address) -> bool:
+        """Whether the address, if the interface is said to have it, is there by our doing.
+
+        Also one that is gone already: the link may be back before the kernel's word of that.
+        """
+        return Held(index, address) in (self.owned, self._disowned)
 
     def _is_own(self, address: Address) -> bool:
         return self.owned is not None and address.address == self.owned.address
 
     def resynchronise(self) -> None:
         """See whether the address is still there: messages of the kernel may have been lost."""
+        self._disowned = None
         if self.owned is not None:
             self._request(self._verify)
 
@@ -468,7 +480,7 @@ class Interface:
                 add = self._shared.netlink.add_address(self.link, address)
                 await asyncio.wait_for(add, _REQUEST_TIMEOUT)
             except KernelRefused as error:
-                self._disown()
+                self._disown(None)
                 core.configure_failed(address, self._shared.clock(), str(error))
             except asyncio.TimeoutError:
                 self._remove(address)  # it may have got there all the same
@@ -483,12 +495,13 @@ class Interface:
         async def remove() -> None:
             if self.owned is not None and self.owned.address == address:
                 await self._shared.netlink.remove_address(self.owned.index, address)
-                self._disown()
+                self._disown(self.owned)
 
         self._request(remove)
 
-    def _disown(self) -> None:
-        self._disowned = self.owned.address if self.owned is not None else None
+    def _disown(self, removed: Held | None) -> None:
+        """Nothing of ours is on an interface any more; `removed` is what was taken off just now."""
+        self._disowned = removed
         self.owned = None
         self._instance.drop()
 
@@ -502,7 +515,7 @@ class Interface:
             if self.owned is not None:
                 # The rule and the route that belong to it are still there.
                 await self._shared.netlink.remove_address(self.owned.index, self.owned.address)
-                self._disown()
+                self._disown(self.owned)
             core.removed(self._shared.clock())
 
     async def _settle(self) -> None:

@@ -6,6 +6,7 @@ import io
 import os
 import pty
 import re
+import select
 import signal
 import socket
 import sys
@@ -431,6 +432,10 @@ class _Syslog(Reader):
         self._may_read = threading.Lock()
         self.start()
 
+    def wait_empty(self) -> None:
+        """Until all that was sent has been read."""
+        wait_until(lambda: not select.select([self._sock], [], [], 0)[0], "an empty queue")
+
     def stuck(self) -> threading.Lock:
         """Nothing is read while this is held."""
         return self._may_read
@@ -478,8 +483,12 @@ def test_syslog_daemon_is_stuck(port: Port, make_program: MakeProgram, stack: Ex
             since = port.sniffer.mark()
             daemon.signal(signal.SIGHUP)
             assert claimed(port, since=since) == A
+    # It reads again: what comes then, arrives.
+    log.wait_line("probe 1/3 for")
+    log.wait_empty()
+    said = len(log.lines)
     daemon.signal(signal.SIGHUP)
-    log.wait_line("asked to by SIGHUP")
+    wait_until(lambda: any("asked to by SIGHUP" in text for text in log.lines[said:]), "SIGHUP")
     assert daemon.stop() == 0
 
 
