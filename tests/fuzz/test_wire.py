@@ -24,6 +24,7 @@ from tests.netns.helpers import (
     claimed_other,
     harmless,
     probed,
+    wait_until,
 )
 
 pytestmark = NETNS
