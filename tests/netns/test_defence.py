@@ -97,7 +97,7 @@ def test_conflict_between_the_announcements(port: Port, make_autoip: MakeDaemon)
     assert port.host.link_local("eth0") == [A]
 
 
-@pytest.mark.parametrize("pause", [0.0, 0.02, 1.0, 9.5])
+@pytest.mark.parametrize("pause", [0.0, 0.02, 1.0, 8.5])
 def test_second_conflict_soon(port: Port, make_autoip: MakeDaemon, pause: float) -> None:
     """def-yield: within DEFEND_INTERVAL of the first: given up at once, and another one claimed."""
     daemon = make_autoip(port, *FAST)
@@ -125,7 +125,7 @@ def test_conflicts_far_apart(port: Port, make_autoip: MakeDaemon) -> None:
         before = asked
         [answer] = _answers(port, since)
         assert answer.is_announcement and port.host.link_local("eth0") == [A]
-    time.sleep(9.0)
+    time.sleep(6)  # well within the interval, also on a machine that stalls
     since = port.sniffer.mark()
     _lost(port, daemon, port.send_stamped(frames.conflict_reply(RIVAL, A)), since)
 
