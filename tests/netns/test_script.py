@@ -98,6 +98,13 @@ def _owned(port: Port, address: IPv4Address) -> dict[str, object]:
     }
 
 
+def _announced(port: Port, daemon: Daemon, *arguments: str) -> None:
+    """Starts autoip and waits for its first announcement.  The script may have the address off just then."""
+    since = port.sniffer.mark()
+    daemon.start(*arguments)
+    port.sniffer.wait_announcement(A, timeout=PATIENCE, since=since)
+
+
 def _quiet(daemon: Daemon) -> None:
     """Nothing that a script did was taken for the removal by somebody else, or failed."""
     assert "removed by somebody else" not in daemon.output
@@ -277,7 +284,7 @@ def test_debians_action_script(make_host: MakeHost, make_autoip: MakeDaemon) -> 
     assert plain.stop() == 0
 
     daemon = make_autoip(port, "--delay", "50", "--ip", str(A), "--debug")
-    claim(port, daemon, "--script", str(DEBIANS))
+    _announced(port, daemon, "--script", str(DEBIANS))
     metric = 1000 + port.host.index("eth0")
     wait_until(lambda: port.host.ip("route show default"), "the script's default route")
     assert f"default dev eth0 scope link metric {metric}" in port.host.ip("route show default")
@@ -318,7 +325,7 @@ def test_debians_action_script_without_root(port: Port, make_autoip: MakeDaemon)
         *("--inh-caps=-all,+net_raw,+net_admin", "--ambient-caps=-all,+net_raw,+net_admin", "--"),
         *daemon.command,
     ]
-    claim(port, daemon, "--script", str(DEBIANS))
+    _announced(port, daemon, "--script", str(DEBIANS))
     wait_until(lambda: port.host.ip("route show default"), "the script's default route")
     assert daemon.stop() == 0
     assert "exit status" not in daemon.output
@@ -349,7 +356,7 @@ def test_a_script_may_take_its_time_to_put_the_address_on(
         " ip addr add $3/16 brd + label eth0:avahi scope link dev eth0; touch $0.done"
     )
     script = Script(daemon, RECORDER, more=anew)
-    claim(port, daemon, *script.arguments)
+    _announced(port, daemon, *script.arguments)
     wait_until(Path(f"{script.path}.done").exists, "the end of the script")
     wait_until(lambda: _owned(port, A)["own table"], "what is ours")
     assert _owned(port, A)["metrics"] == [1000 + port.host.index("eth0")]
@@ -367,7 +374,7 @@ def test_a_script_that_takes_the_address_off_for_good(port: Port, make_autoip: M
         '[ "$1" = BIND ] && [ ! -e "$0.once" ] && touch "$0.once" && ip addr flush dev eth0; exit 0'
     )
     script = Script(daemon, RECORDER, more=once)
-    claim(port, daemon, *script.arguments)
+    _announced(port, daemon, *script.arguments)
     assert script.wait(3) == [f"{word} eth0 {A}" for word in ("BIND", "UNBIND", "BIND")]
     daemon.wait_line("announcing -> bound")
     assert daemon.addresses() == [A]
