@@ -18,7 +18,7 @@ from autoip.errors import AutoipError, KernelRefused, NoPermission, NotArp, Usag
 from autoip.instance import Instance, runtime_directory
 from autoip.interface import Interface, Options, Shared
 from autoip.ipv4ll import State
-from autoip.netlink import (
+from autoip.links import (
     Address,
     AddressAdded,
     AddressRemoved,
@@ -26,10 +26,10 @@ from autoip.netlink import (
     Link,
     LinkChanged,
     LinkRemoved,
-    Netlink,
     Resync,
     ethernet_like,
 )
+from autoip.netlink import Netlink
 from autoip.notify import Notifier
 from autoip.report import socket_name
 from autoip.store import Store, state_directory

@@ -31,7 +31,8 @@ from autoip.constants import CONFIGURE_RETRY, DELAY_DEFAULT, Timing
 from autoip.errors import KernelRefused, StateProblem
 from autoip.instance import Held, Instance
 from autoip.ipv4ll import Ipv4ll, State
-from autoip.netlink import PROTOCOL, Address, Link, Netlink
+from autoip.links import PROTOCOL, Address, Link
+from autoip.netlink import Netlink
 from autoip.report import VERSION
 from autoip.store import Store
 from autoip.teller import Teller

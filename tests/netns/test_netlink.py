@@ -1,4 +1,4 @@
-"""autoip.netlink against the kernel, in network namespaces of the test's own."""
+"""autoip.netlink and its parts against the kernel, in network namespaces of the test's own."""
 
 from __future__ import annotations
 
@@ -21,9 +21,11 @@ from typing import Any, TypeVar
 
 import pytest
 
-from autoip import netlink
+from autoip import netlink, rtnl
 from autoip.errors import KernelRefused
-from autoip.netlink import (
+from autoip.links import (
+    IFF_LOWER_UP,
+    IFF_RUNNING,
     Address,
     AddressAdded,
     AddressRemoved,
@@ -31,10 +33,11 @@ from autoip.netlink import (
     Link,
     LinkChanged,
     LinkRemoved,
-    Netlink,
     Resync,
     ethernet_like,
 )
+from autoip.netlink import Netlink
+from autoip.rtnl import Request, Requests
 
 T = TypeVar("T")
 OURS = IPv4Address("169.254.7.7")
@@ -733,8 +736,8 @@ def test_dormant_is_not_ready(ns: Namespace) -> None:
         ns.ip("link", "set", "v0", "up")
         await until(kernel, is_link(lambda link: link.name == "v0" and link.operstate == "dormant"))
         link = await link_of(kernel, "v0")
-        assert link.flags & netlink.IFF_LOWER_UP
-        assert not link.flags & netlink.IFF_RUNNING
+        assert link.flags & IFF_LOWER_UP
+        assert not link.flags & IFF_RUNNING
         assert link.up
         assert not link.ready
 
@@ -800,7 +803,7 @@ def flood(ns: Namespace, count: int = 3000) -> None:
 
 
 def test_overrun_becomes_a_resync(ns: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(netlink, "RECEIVE_BUFFER", 4096)
+    monkeypatch.setattr(rtnl, "RECEIVE_BUFFER", 4096)
     monkeypatch.setattr(netlink, "RESYNC_INTERVAL", 0.1)
     veth(ns)
 
@@ -835,7 +838,7 @@ def test_a_large_buffer_holds_a_burst(ns: Namespace) -> None:
         assert not any(isinstance(event, Resync) for event in events)
         assert len(events) == 3000
 
-    assert netlink.RECEIVE_BUFFER >= 4 * 1024 * 1024
+    assert rtnl.RECEIVE_BUFFER >= 4 * 1024 * 1024
     ns.run(body)
 
 
@@ -844,7 +847,7 @@ def test_the_buffer_is_enlarged_beyond_the_limit(
 ) -> None:
     with open("/proc/sys/net/core/rmem_max") as file:
         wanted = int(file.read()) + 4096
-    monkeypatch.setattr(netlink, "RECEIVE_BUFFER", wanted)
+    monkeypatch.setattr(rtnl, "RECEIVE_BUFFER", wanted)
 
     async def body(kernel: Netlink) -> None:
         size = kernel._events.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
@@ -854,7 +857,7 @@ def test_the_buffer_is_enlarged_beyond_the_limit(
 
 
 def test_the_queue_is_bounded(ns: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(netlink, "EVENT_QUEUE", 50)
+    monkeypatch.setattr(rtnl, "EVENT_QUEUE", 50)
 
     async def body(kernel: Netlink) -> None:
         await settle(kernel, ns)
@@ -898,19 +901,19 @@ def test_reopening_is_tried_with_pauses(ns: Namespace, monkeypatch: pytest.Monke
     pauses: list[float] = []
     failures = 12
     sleep = asyncio.sleep
-    create = Netlink._new_socket
+    create = rtnl.open_socket
 
-    async def fail(self: Netlink, groups: int) -> Any:
+    async def fail(groups: int) -> Any:
         if len(pauses) < failures:
             raise KernelRefused(errno.ENFILE, "open a netlink socket")
-        return await create(self, groups)
+        return await create(groups)
 
     async def note(seconds: float) -> None:
         pauses.append(seconds)
         await sleep(0)
 
     async def body(kernel: Netlink) -> None:
-        monkeypatch.setattr(Netlink, "_new_socket", fail)
+        monkeypatch.setattr(rtnl, "open_socket", fail)
         kernel._events.protocol.error_received(OSError(errno.EIO, "broken"))
         monkeypatch.setattr(asyncio, "sleep", note)
         event = await kernel.next_event()
@@ -969,10 +972,10 @@ def test_the_request_socket_is_renewed(ns: Namespace) -> None:
 
     async def body(kernel: Netlink) -> None:
         link = await ready_link(kernel, "v0")
-        kernel._requests.protocol.error_received(OSError(errno.ENOBUFS, "overrun"))
+        kernel._requests._socket.protocol.error_received(OSError(errno.ENOBUFS, "overrun"))
         # A question is asked again; a change is refused once, since it may have been made.
         assert (await link_of(kernel, "v0")).index == link.index
-        kernel._requests.protocol.error_received(OSError(errno.ENOBUFS, "overrun"))
+        kernel._requests._socket.protocol.error_received(OSError(errno.ENOBUFS, "overrun"))
         with pytest.raises(KernelRefused):
             await kernel.add_address(link, OURS)
         await kernel.add_address(link, OURS)
@@ -984,12 +987,12 @@ def test_the_request_socket_is_renewed(ns: Namespace) -> None:
 def test_an_answer_that_is_lost_does_not_wait_for_ever(ns: Namespace, number: int) -> None:
     async def body(kernel: Netlink) -> None:
         # The kernel's answer is withheld, then the socket reports an overrun.
-        kernel._requests.protocol.enqueue = lambda data, addr: None
+        kernel._requests._socket.protocol.enqueue = lambda data, addr: None
         task = asyncio.ensure_future(kernel.set_up(1))
         await asyncio.sleep(0.1)
         assert not task.done()
-        kernel._requests.protocol.enqueue = kernel._requests.enqueue
-        kernel._requests.protocol.error_received(OSError(number, "broken"))
+        kernel._requests._socket.protocol.enqueue = kernel._requests._socket.enqueue
+        kernel._requests._socket.protocol.error_received(OSError(number, "broken"))
         with pytest.raises(KernelRefused) as refused:
             await asyncio.wait_for(task, PATIENCE)
         assert refused.value.errno == number
@@ -1039,15 +1042,15 @@ def test_requests_side_by_side_and_cancelled(
     # So many that a dump has several parts.
     batch = "".join(f"addr add 10.1.{n // 250}.{n % 250}/32 dev lo\n" for n in range(1000))
     subprocess.run(["ip", "-n", ns.name, "-batch", "-"], input=batch, text=True, check=True)
-    tries = netlink.READ_TRIES
+    tries = rtnl.READ_TRIES
 
     async def body(kernel: Netlink) -> None:
         link = await ready_link(kernel, "v0")
         # One after the other: none finds the kernel busy with another one.
-        monkeypatch.setattr(netlink, "READ_TRIES", 1)
+        monkeypatch.setattr(rtnl, "READ_TRIES", 1)
         results = await asyncio.gather(*(kernel.snapshot() for _ in range(5)))
         assert all(result == results[0] for result in results)
-        monkeypatch.setattr(netlink, "READ_TRIES", tries)
+        monkeypatch.setattr(rtnl, "READ_TRIES", tries)
         for passes in range(12):
             task = asyncio.ensure_future(kernel.snapshot())
             for _ in range(passes):
@@ -1056,12 +1059,12 @@ def test_requests_side_by_side_and_cancelled(
             await asyncio.gather(task, return_exceptions=True)
             assert await kernel.snapshot() == results[0]
         # Somebody's dump, just begun, of which nothing was read: the kernel refuses another one.
-        request = struct.pack("=IHHII", 24, netlink.RTM_GETADDR, netlink._DUMP, 7, 0)
-        kernel._requests.send(request + struct.pack("=BBBBI", socket.AF_INET, 0, 0, 0, 0))
+        request = struct.pack("=IHHII", 24, rtnl.RTM_GETADDR, rtnl.DUMP, 7, 0)
+        kernel._requests._socket.send(request + struct.pack("=BBBBI", socket.AF_INET, 0, 0, 0, 0))
         assert await kernel.snapshot() == results[0]
         # The rest of the answers was not kept.
-        assert kernel._requests.msg_queue.root.qsize() == 0
-        assert list(kernel._requests.msg_queue.queues) == [0]
+        assert kernel._requests._socket.msg_queue.root.qsize() == 0
+        assert list(kernel._requests._socket.msg_queue.queues) == [0]
         wanted = [IPv4Address(f"169.254.20.{n}") for n in range(20)]
         await asyncio.gather(*(kernel.add_address(link, address) for address in wanted))
         _, found = await kernel.snapshot()
@@ -1162,10 +1165,14 @@ asyncio.run(main())
 def test_kernel_without_rules(ns: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
     veth(ns)
 
-    async def refuse(self: Netlink, *arguments: Any) -> None:
-        raise KernelRefused(errno.EOPNOTSUPP, "rule")
+    send = Requests.send
 
-    monkeypatch.setattr(Netlink, "_rule", refuse)
+    async def refuse(self: Requests, request: Request, flags: int) -> list[Any]:
+        if request.kind in (rtnl.RTM_NEWRULE, rtnl.RTM_DELRULE):
+            raise KernelRefused(errno.EOPNOTSUPP, request.what)
+        return await send(self, request, flags)
+
+    monkeypatch.setattr(Requests, "send", refuse)
 
     async def body(kernel: Netlink) -> None:
         link = await ready_link(kernel, "v0")
@@ -1229,76 +1236,17 @@ asyncio.run(main())
     assert (done.stdout, done.stderr) == (f"{errno.EPERM}\n", "")
 
 
-# Without a kernel
-
-
-def a_link(**changes: Any) -> Link:
-    values: dict[str, Any] = {
-        "index": 2,
-        "name": "eth0",
-        "mac": bytes.fromhex("020000000001"),
-        "hardware_type": 1,
-        "flags": netlink.IFF_UP | netlink.IFF_RUNNING | netlink.IFF_LOWER_UP,
-        "kind": None,
-        "master": None,
-        "port_of_bridge": False,
-        "operstate": "up",
-    }
-    return Link(**{**values, **changes})
-
-
-@pytest.mark.parametrize(
-    ("changes", "picked"),
-    [
-        ({}, True),
-        ({"flags": 0}, True),
-        ({"kind": "vlan"}, True),
-        ({"kind": "bridge", "name": "br0"}, True),
-        ({"kind": "bridge", "name": "br-lan"}, True),
-        ({"kind": "bridge", "name": "br-0123456789ag"}, True),
-        ({"kind": "bridge", "name": "br-0123456789ab"}, False),
-        ({"kind": "bridge", "name": "docker0"}, False),
-        ({"kind": "veth"}, False),
-        ({"master": 7}, False),
-        ({"port_of_bridge": True}, False),
-        ({"flags": netlink.IFF_LOOPBACK}, False),
-        ({"flags": netlink.IFF_NOARP}, False),
-        ({"hardware_type": 772}, False),
-        ({"mac": bytes(20)}, False),
-        ({"mac": b""}, False),
-    ],
-)
-def test_ethernet_like(changes: dict[str, Any], picked: bool) -> None:
-    link = a_link(**changes)
-    assert ethernet_like([link]) == ([link] if picked else [])
-
-
-@pytest.mark.parametrize(
-    ("flags", "ready"),
-    [
-        (0x10041, True),
-        (0x10040, False),
-        (0x10001, False),
-        (0x00041, False),
-        (0x30041, False),
-        (0x11043, True),
-    ],
-)
-def test_ready(flags: int, ready: bool) -> None:
-    assert a_link(flags=flags).ready is ready
-
-
-@pytest.mark.parametrize("first", ["autoip.netlink", "pyroute2"])
+@pytest.mark.parametrize("first", ["autoip.rtnl", "pyroute2"])
 def test_pyroute2_is_whole_for_others(first: str) -> None:
     code = f"""
 import sys
 import {first}
-import autoip.netlink
+import autoip.rtnl
 if {first!r} != "pyroute2":
     assert "pyroute2.ndb" not in sys.modules
 import pyroute2
-assert pyroute2.AsyncIPRoute is autoip.netlink.AsyncIPRoute
-assert pyroute2.netlink.nlmsg is autoip.netlink.nlmsg
+assert pyroute2.AsyncIPRoute is autoip.rtnl.AsyncIPRoute
+assert pyroute2.netlink.nlmsg is autoip.rtnl.nlmsg
 pyroute2.NDB
 """
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -18,9 +18,11 @@ PACKAGE = Path(__file__).resolve().parents[2] / "autoip"
 LEVELS: list[set[str]] = [
     {"__init__"},
     {"constants", "errors", "report"},
-    {"arp"},
+    {"arp", "links"},
     {"acd"},
     {"ipv4ll"},
+    {"rtnl"},
+    {"source_rule"},
     {
         "arpsock",
         "client",
@@ -72,7 +74,7 @@ IMPURE_BUILTINS = {"__import__", "breakpoint", "eval", "exec", "input", "open", 
 SOLE_IMPORTER = {
     "autoip._arpsock": "arpsock",
     "autoip._privileges": "privileges",
-    "pyroute2": "netlink",
+    "pyroute2": "rtnl",
 }
 
 
@@ -150,6 +152,8 @@ def test_every_level_is_of_a_file() -> None:
         ("constants", "from autoip import errors", "imports errors, which"),
         ("store", "from autoip.netlink import Link", "imports netlink, which"),
         ("netlink", "from autoip import store", "imports store, which"),
+        ("rtnl", "from autoip.netlink import Netlink", "imports netlink, which"),
+        ("links", "import socket", "imports socket, and"),
         ("arp", "import socket", "imports socket, and"),
         ("acd", "import time", "imports time, and"),
         ("ipv4ll", "from asyncio import sleep", "imports asyncio, and"),
@@ -162,6 +166,7 @@ def test_every_level_is_of_a_file() -> None:
         ("netlink", "from autoip._arpsock import lib", "imports autoip._arpsock, which"),
         ("cli", "import autoip._privileges", "imports autoip._privileges, which"),
         ("daemon", "import pyroute2", "imports pyroute2, which"),
+        ("netlink", "import pyroute2", "imports pyroute2, which"),
         ("store", "from pyroute2.netlink import nlmsg", "imports pyroute2.netlink, which"),
         ("novel", "", "has no level"),
     ],
@@ -184,7 +189,8 @@ def test_a_package_inside_the_package_has_no_level(tmp_path: Path) -> None:
         ("acd", "from autoip.arp import ArpPacket\nfrom autoip import constants"),
         ("ipv4ll", "from random import Random\nfrom collections.abc import Callable"),
         ("arpsock", "from autoip._arpsock import ffi, lib\nimport socket"),
-        ("netlink", "from pyroute2 import AsyncIPRoute"),
+        ("rtnl", "from pyroute2 import AsyncIPRoute"),
+        ("netlink", "from autoip import rtnl, source_rule"),
         ("cli", "from autoip import __version__, daemon\nimport autoip"),
     ],
 )
