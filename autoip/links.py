@@ -53,10 +53,6 @@ class Link:
         return self.flags & (wanted | IFF_DORMANT) == wanted
 
     @property
-    def loopback(self) -> bool:
-        return bool(self.flags & IFF_LOOPBACK)
-
-    @property
     def speaks_arp(self) -> bool:
         """Ethernet or like it, so that RFC 826 and RFC 5227 apply."""
         return (
