@@ -66,6 +66,19 @@ need_peers() {
     [[ -x /lib/systemd/systemd-networkd ]] || packages+=(systemd)
 }
 
+# The DHCP clients beside which autoip is a fallback, and servers for them.
+need_dhcp() {
+    ((EUID == 0)) || return 0
+    need isc-dhcp-client dhclient
+    need isc-dhcp-server dhcpd
+    need dnsmasq-base dnsmasq
+    need network-manager NetworkManager
+    need dbus dbus-daemon
+    need udhcpc udhcpc
+    need ifupdown ifup
+    need networkd-dispatcher networkd-dispatcher
+}
+
 # What judges the service, the manual and the completions.
 need_documents() {
     # Without root nothing can be installed, and the tests that use these are skipped.
@@ -90,6 +103,7 @@ collect() {
         need iproute2 ip
         need_documents
         need_peers
+        need_dhcp
         ;;
     check)
         need shellcheck shellcheck
