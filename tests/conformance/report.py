@@ -10,7 +10,7 @@ from typing import Any, TypedDict
 
 from .device import About
 from .rows import ROWS
-from .verdict import HOLDS, NOT_APPLICABLE, WORST_FIRST
+from .verdict import WORST_FIRST
 
 FORMAT = 1
 
@@ -37,10 +37,9 @@ def merge(found: Iterable[Facts]) -> dict[str, dict[str, Any]]:
 
 def _row(cases: list[Facts]) -> dict[str, Any]:
     result = min((facts["result"] for facts in cases), key=WORST_FIRST.index)
-    told = [facts for facts in cases if facts["result"] == result]
-    if result == HOLDS:
-        told += [facts for facts in cases if facts["result"] == NOT_APPLICABLE]
-    seen = dict.fromkeys(facts["seen"] for facts in told if facts["seen"])
+    seen = dict.fromkeys(
+        facts["seen"] for facts in cases if facts["result"] == result and facts["seen"]
+    )
     return {"result": result, "seen": "; ".join(seen), "cases": cases}
 
 
