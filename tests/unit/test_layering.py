@@ -33,6 +33,7 @@ LEVELS: list[set[str]] = [
         "notify",
         "privileges",
         "script",
+        "sockdiag",
         "store",
         "teller",
     },
