@@ -53,6 +53,7 @@ class Settings:
         environ: the process's environment.
         script: absolute path of what is told of each address; None if there is no such thing.
         script_style: how, one of `script.STYLES`.
+        program: what `arpsock.load_broadcast` gave, or in words why there is none.
     """
 
     interfaces: Sequence[str]
@@ -62,6 +63,7 @@ class Settings:
     environ: Mapping[str, str]
     script: str | None = None
     script_style: str = ""
+    program: int | str = "no program was loaded"
 
 
 async def run(settings: Settings, log: logging.Logger) -> None:
@@ -70,7 +72,7 @@ async def run(settings: Settings, log: logging.Logger) -> None:
     Raises:
         AutoipError: no interface can be served; nothing is left behind.
     """
-    netlink = Netlink(_label_suffix(settings))
+    netlink = Netlink(_label_suffix(settings), settings.program)
     await netlink.open()
     try:
         with Reactor() as reactor:

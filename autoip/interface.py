@@ -46,6 +46,7 @@ _REQUEST_TIMEOUT = 5.0
 """Seconds after which a netlink request counts as refused."""
 _SCRIPT_GRACE = 1.0
 """Seconds that a script may leave the interface without the address."""
+_BY_UNICAST = "the kernel sends ARP for the address by unicast; answers also go out by broadcast: "
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +101,7 @@ class Interface:
         self._socket: ArpSocket | None = None
         self._watching: tuple[Phase, IPv4Address | None] | None = None
         self._armed = False
+        self._by_unicast: str | None = None  # why the kernel's ARP is, as last logged
         self._requests: deque[Callable[[], Awaitable[None]]] = deque()
         self._worker: asyncio.Task[None] | None = None
         self._saving: asyncio.Task[None] | None = None
@@ -114,7 +116,10 @@ class Interface:
     def link_changed(self, link: Link | None) -> None:
         """The interface is as `link` says; None: there is none of that name."""
         with self._guarded("link"):
+            before = self.link
             self._link_changed(link)
+            if before is not None and (link is None or link.index != before.index):
+                self._release(before)  # it may live on under another name
 
     def received(self, event: Received) -> None:
         """A frame passed the filter."""
@@ -205,7 +210,8 @@ class Interface:
         at = self.next_timer() if core is not None and core.step else None
         own = self.owned.address if self.owned is not None else None
         others = self._shared.addresses(link.index) if link is not None else ()
-        last = self._instance.warning
+        unicast = self._shared.netlink.by_unicast(link.index) if link is not None else None
+        limits = (unicast and _BY_UNICAST + unicast, self._instance.warning)
         return {
             "version": VERSION,
             "interface": self.name,
@@ -226,7 +232,7 @@ class Interface:
             "conflicts": teller.conflicts,
             "defences": teller.defences,
             "last_conflict": teller.last_conflict,
-            "limits": [*self._shared.netlink.limits, *([last] if last else [])],
+            "limits": [*self._shared.netlink.limits, *(limit for limit in limits if limit)],
         }
 
     async def stop(self) -> None:
@@ -243,6 +249,8 @@ class Interface:
             self._recovery.cancel()
         with self._guarded("stop"):
             self._lose_link("stopped")
+            if self.link is not None:
+                self._release(self.link)
         while self._worker is not None:
             await asyncio.wait([self._worker])
         if self._saving is not None:
@@ -480,6 +488,7 @@ class Interface:
             try:
                 add = self._shared.netlink.add_address(self.link, address)
                 await asyncio.wait_for(add, _REQUEST_TIMEOUT)
+                self._tell_by_unicast(self.link.index)
             except KernelRefused as error:
                 self._disown(None)
                 core.configure_failed(address, self._shared.clock(), str(error))
@@ -492,6 +501,13 @@ class Interface:
 
         self._request(configure)
 
+    def _tell_by_unicast(self, index: int) -> None:
+        """Warn, once, if the kernel's own ARP is not what section 2.5 demands."""
+        why = self._shared.netlink.by_unicast(index)
+        if why is not None and why != self._by_unicast:
+            self.teller.say(logging.WARNING, _BY_UNICAST + why)
+        self._by_unicast = why
+
     def _remove(self, address: IPv4Address) -> None:
         async def remove() -> None:
             if self.owned is not None and self.owned.address == address:
@@ -499,6 +515,10 @@ class Interface:
                 self._disown(self.owned)
 
         self._request(remove)
+
+    def _release(self, link: Link) -> None:
+        """Take off what stays on a link while addresses come and go."""
+        self._request(partial(self._shared.netlink.release, link.index))
 
     def _disown(self, removed: Held | None) -> None:
         """Nothing of ours is on an interface any more; `removed` is what was taken off just now."""

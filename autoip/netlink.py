@@ -9,6 +9,9 @@ What `add_address` sets up for an address A on interface number N, and `remove_a
 * A/16, broadcast 169.254.255.255, with the connected route's metric 1000 + N, so that several
   interfaces with link-local addresses have one route each;
 * a rule and a table for A (see `source_rule`), so that replies from A leave by N.
+
+Before the first address `add_address` also makes ARP leave N by broadcast where it must (see
+`broadcast`). That stays until `release`.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from ipaddress import IPv4Address
 from typing import Any, final
 
 from autoip import rtnl
+from autoip.broadcast import Broadcast
 from autoip.constants import LINK_LOCAL_NETWORK
 from autoip.errors import KernelRefused
 from autoip.links import (
@@ -73,13 +77,16 @@ class Netlink:
     limits: list[str]
     """What this kernel cannot do, one line each, as far as it was noticed. Grows."""
 
-    def __init__(self, label_suffix: str = LABEL_SUFFIX) -> None:
-        """Not open yet. `label_suffix`: see LABEL_SUFFIX."""
+    def __init__(
+        self, label_suffix: str = LABEL_SUFFIX, program: int | str = "no program was loaded"
+    ) -> None:
+        """Not open yet. `label_suffix`: see LABEL_SUFFIX; `program`: see `Broadcast`."""
         self.limits = []
         self._label_suffix = label_suffix
         self._events: Any = None
         self._requests = Requests()
         self._rules = SourceRules(self._requests)
+        self._broadcast = Broadcast(self._requests, program)
         self._remove_lock = asyncio.Lock()
         self._pending: deque[Event] = deque()
         self._links: dict[int, Link] = {}
@@ -145,8 +152,11 @@ class Netlink:
         With `replace` it may be there already: then it gets the metric and the mark that ours have,
         and what belongs to it is put back.
 
-        Raises KernelRefused, with EEXIST if the address is there already. Then nothing was changed.
+        Raises KernelRefused, with EEXIST if the address is there already. Then no address, rule or
+        route was changed.
         """
+        # Before the address: the kernel answers for it from the first moment.
+        await self._broadcast.add(link)
         what = f"add {address} to {link.name}"
         scope = rtnl.RT_SCOPE_LINK
         try:
@@ -177,6 +187,17 @@ class Netlink:
         # One at a time: what is true of the others' addresses must stay so until it is done.
         async with self._remove_lock:
             return await self._remove_alone(index, address)
+
+    async def release(self, index: int) -> None:
+        """At the end: take off the interface `index` what stays between addresses.
+
+        Raises KernelRefused.
+        """
+        await self._broadcast.remove(index)
+
+    def by_unicast(self, index: int) -> str | None:
+        """Why ARP for our address leaves the interface `index` by unicast, None if it does not."""
+        return self._broadcast.refusal(index)
 
     async def set_up(self, index: int) -> None:
         """Set the interface up, as `ip link set up` does. Raises KernelRefused."""

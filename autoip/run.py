@@ -226,9 +226,10 @@ def serve(arguments: Arguments, environ: Mapping[str, str]) -> None:
     # These imports take most of the start: a mistake in the command line is told before.
     import asyncio
 
-    from autoip import daemon, interface, log, privileges
+    from autoip import arpsock, daemon, interface, log, privileges
 
     logger = log.set_up(debug=arguments.debug, to_syslog=arguments.to_syslog, environ=environ)
+    program = arpsock.load_broadcast()  # with privileges that are given up now
     privileges.limit(pass_on=arguments.script is not None)
     options = interface.Options(
         first=arguments.first,
@@ -244,5 +245,6 @@ def serve(arguments: Arguments, environ: Mapping[str, str]) -> None:
         environ=environ,
         script=arguments.script,
         script_style=arguments.script_style,
+        program=program,
     )
     asyncio.run(daemon.run(settings, logger))

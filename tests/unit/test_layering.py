@@ -22,7 +22,7 @@ LEVELS: list[set[str]] = [
     {"acd"},
     {"ipv4ll"},
     {"rtnl"},
-    {"source_rule"},
+    {"broadcast", "source_rule"},
     {
         "arpsock",
         "client",
