@@ -26,12 +26,14 @@ LEVELS: list[set[str]] = [
     {
         "arpsock",
         "client",
+        "clients",
         "control",
         "instance",
         "log",
         "netlink",
         "notify",
         "privileges",
+        "rooted",
         "script",
         "store",
         "teller",
@@ -39,7 +41,7 @@ LEVELS: list[set[str]] = [
     {"interface"},
     {"daemon"},
     {"usage"},
-    {"ask", "probe", "run"},
+    {"ask", "hooks", "probe", "run"},
     {"cli"},
     {"__main__"},
 ]
