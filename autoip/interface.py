@@ -69,6 +69,7 @@ class Shared:
         clock: CLOCK_BOOTTIME in seconds.
         addresses: the IPv4 addresses that an interface (by index) has now, whoever set them.
         elsewhere: whether this host has the address but for this interface's own.
+        sibling: whether a hardware address is one of this host's.
         changed: called whenever the state or the next timer of an interface may have changed.
     """
 
@@ -78,6 +79,7 @@ class Shared:
     clock: Callable[[], float]
     addresses: Callable[[int], Iterable[Address]]
     elsewhere: Callable[[IPv4Address, Interface], bool]
+    sibling: Callable[[bytes], bool]
     changed: Callable[[], None]
 
 
@@ -135,6 +137,14 @@ class Interface:
         if new and not self._is_own(address):
             text, prefixlen = str(address.address), address.prefixlen
             self.teller.publish("address-added", address=text, prefixlen=prefixlen)
+
+    def address_elsewhere(self, address: Address) -> None:
+        """An address came to another interface.  If it is ours as well, see who keeps it."""
+        core, link = self.core, self.link
+        if core is None or link is None or core.listen is Listen.NOTHING:
+            return
+        if core.candidate == address.address and address.index < link.index:
+            self._request(self._verify)
 
     def address_removed(self, address: Address) -> None:
         """An address left the interface.
@@ -353,6 +363,7 @@ class Interface:
                 defence=self.options.defence,
                 first=first,
                 avoid=lambda address: self._shared.elsewhere(address, self),
+                sibling=self._shared.sibling,
             )
         self._request(partial(self._start, "link is ready"))
 
@@ -473,8 +484,15 @@ class Interface:
 
     def _configure(self, core: Ipv4ll, address: IPv4Address) -> None:
         async def configure() -> None:
+            addresses = await self._shared.netlink.addresses()
             if self.link is None or core.candidate != address:
                 return  # lost before it began
+            if any(a.address == address and a.index != self.link.index for a in addresses):
+                # What the packets could not tell: the two cannot hear each other (a bridge and its
+                # port), or have the same hardware address.
+                core.elsewhere(address, self._shared.clock())
+                self._take_events(core)
+                return
             self.owned = Held(self.link.index, address)
             self._instance.hold(self.link.index, address)
             try:
@@ -507,17 +525,24 @@ class Interface:
         self._instance.drop()
 
     async def _verify(self) -> None:
-        """Tell the core if the address that it holds is no longer on the interface."""
+        """Tell the core if the address that it holds is no longer on the interface, or on two.
+
+        Of two interfaces that began to use it at the same moment the first one keeps it.
+        """
         core, link = self.core, self.link
         if core is None or link is None or core.address is None:
             return
-        _, addresses = await self._shared.netlink.snapshot()
-        if not any(a.index == link.index and a.address == core.address for a in addresses):
+        addresses = await self._shared.netlink.addresses()
+        holders = {found.index for found in addresses if found.address == core.address}
+        if link.index not in holders:
             if self.owned is not None:
                 # The rule and the route that belong to it are still there.
                 await self._shared.netlink.remove_address(self.owned.index, self.owned.address)
                 self._disown(self.owned)
             core.removed(self._shared.clock())
+        elif min(holders) < link.index:
+            core.elsewhere(core.address, self._shared.clock())
+            self._take_events(core)
 
     async def _settle(self) -> None:
         """After a script: give the address back what is ours, or claim it again if it is gone."""
