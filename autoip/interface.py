@@ -48,9 +48,18 @@ _IDLE = (State.NO_LINK, State.STANDBY)
 """The states in which the core waits to be told to begin."""
 
 _REQUEST_TIMEOUT = 5.0
-"""Seconds after which a netlink request counts as refused."""
+"""Seconds after which a netlink request counts as refused..."""
+_WORK_TIMEOUT = 3 * _REQUEST_TIMEOUT
+"""...and after which several that belong together are given up."""
+_RESET_TIMEOUT = 1.0
+"""Seconds that the reset of connections may take: the other host wants the address."""
 _SCRIPT_GRACE = 1.0
 """Seconds that a script may leave the interface without the address."""
+_NOT_RESET = "TCP connections from an address that is given up are not reset"
+_NO_RESET = {
+    errno.EOPNOTSUPP: "the kernel lacks CONFIG_INET_DIAG_DESTROY",
+    errno.ENOENT: "the kernel lacks CONFIG_INET_DIAG",
+}
 _BY_UNICAST = "the kernel sends ARP for the address by unicast; answers also go out by broadcast: "
 
 
@@ -100,6 +109,7 @@ class Interface:
         self._watching: tuple[Phase, IPv4Address | None] | None = None
         self._armed = False
         self._by_unicast: str | None = None  # why the kernel's ARP is, as last logged
+        self._not_reset: str | None = None  # why connections were not
         self._starting = False  # the core is to be told that it may begin
         self._looking = False  # for connections that use the address
         self._onlink: tuple[int, IPv4Address] | None = None  # index and source of the route
@@ -256,7 +266,11 @@ class Interface:
         own = self.owned.address if self.owned is not None else None
         others = self._shared.addresses(link.index) if link is not None else ()
         unicast = self._shared.netlink.by_unicast(link.index) if link is not None else None
-        limits = (unicast and _BY_UNICAST + unicast, self._instance.warning)
+        limits = (
+            unicast and _BY_UNICAST + unicast,
+            self._not_reset and f"{_NOT_RESET}: {self._not_reset}",
+            self._instance.warning,
+        )
         return {
             "version": VERSION,
             "interface": self.name,
@@ -561,7 +575,7 @@ class Interface:
                 case ipv4ll.Configure(address=address):
                     self._configure(core, address)
                 case ipv4ll.Unconfigure(address=address, conflict=conflict):
-                    self._remove(address)
+                    self._remove(address, reset=conflict)
                     if self.script is not None:
                         self.script.lost(conflict=conflict)
                 case ipv4ll.Claimed(address=address):
@@ -582,7 +596,7 @@ class Interface:
         while self._requests:
             request = self._requests.popleft()
             try:
-                await asyncio.wait_for(request(), _REQUEST_TIMEOUT)
+                await asyncio.wait_for(request(), _WORK_TIMEOUT)
             except asyncio.TimeoutError:
                 self.teller.say(logging.ERROR, "the kernel did not answer a request")
             except KernelRefused as error:
@@ -594,32 +608,33 @@ class Interface:
 
     def _configure(self, core: Ipv4ll, address: IPv4Address) -> None:
         async def configure() -> None:
-            addresses = await self._shared.netlink.addresses()
-            if self.link is None or core.candidate != address:
-                return  # lost before it began
-            if any(a.address == address and a.index != self.link.index for a in addresses):
-                # What the packets could not tell: the two cannot hear each other (a bridge and its
-                # port), or have the same hardware address.
-                core.elsewhere(address, self._shared.clock())
-                self._take_events(core)
-                return
-            self.owned = Held(self.link.index, address)
-            self._instance.hold(self.link.index, address)
             try:
-                add = self._shared.netlink.add_address(self.link, address)
-                await asyncio.wait_for(add, _REQUEST_TIMEOUT)
-                self._tell_by_unicast(self.link.index)
+                await asyncio.wait_for(self._add(core, address), _REQUEST_TIMEOUT)
             except KernelRefused as error:
                 self._disown(None)
                 core.configure_failed(address, self._shared.clock(), str(error))
             except asyncio.TimeoutError:
                 self._remove(address)  # it may have got there all the same
                 core.configure_failed(address, self._shared.clock(), "the kernel did not answer")
-            else:
-                core.configured(address, self._shared.clock())
             self._take_events(core)
 
         self._request(configure)
+
+    async def _add(self, core: Ipv4ll, address: IPv4Address) -> None:
+        """Put the address on the interface, and tell the core.  Raises KernelRefused."""
+        addresses = await self._shared.netlink.addresses()
+        if self.link is None or core.candidate != address:
+            return  # lost before it began
+        if any(a.address == address and a.index != self.link.index for a in addresses):
+            # What the packets could not tell: the two cannot hear each other (a bridge and its
+            # port), or have the same hardware address.
+            core.elsewhere(address, self._shared.clock())
+            return
+        self.owned = Held(self.link.index, address)
+        self._instance.hold(self.link.index, address)
+        await self._shared.netlink.add_address(self.link, address)
+        self._tell_by_unicast(self.link.index)
+        core.configured(address, self._shared.clock())
 
     def _tell_by_unicast(self, index: int) -> None:
         """Warn, once, if the kernel's own ARP is not what section 2.5 demands."""
@@ -628,13 +643,30 @@ class Interface:
             self.teller.say(logging.WARNING, _BY_UNICAST + why)
         self._by_unicast = why
 
-    def _remove(self, address: IPv4Address) -> None:
+    def _remove(self, address: IPv4Address, *, reset: bool = False) -> None:
         async def remove() -> None:
             if self.owned is not None and self.owned.address == address:
+                if reset:
+                    await self._reset(address)
                 await self._shared.netlink.remove_address(self.owned.index, address)
                 self._disown(self.owned)
 
         self._request(remove)
+
+    async def _reset(self, address: IPv4Address) -> None:
+        """End what uses the address while its peers can still be told: RFC 3927 section 2.5."""
+        try:
+            count = await asyncio.wait_for(sockdiag.destroy(address), _RESET_TIMEOUT)
+        except asyncio.TimeoutError:
+            self.teller.say(logging.WARNING, f"{_NOT_RESET}: it would take too long")
+        except KernelRefused as error:
+            why = _NO_RESET.get(error.errno, str(error))
+            if self._not_reset is None:
+                self.teller.say(logging.WARNING, f"{_NOT_RESET}: {why}")
+            self._not_reset = why
+        else:
+            if count:
+                self.teller.say(logging.INFO, f"reset {count} connections from {address}")
 
     def _release(self, link: Link) -> None:
         """Take off what stays on a link while addresses come and go."""

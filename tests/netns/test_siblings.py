@@ -7,7 +7,6 @@ two ports of one switch then hear of each other must be no conflict once an addr
 from __future__ import annotations
 
 import contextlib
-import json
 import socket
 from collections.abc import Sequence
 from ipaddress import IPv4Address
@@ -17,6 +16,7 @@ import pytest
 from tests.lab import Daemon, Namespace, Port, Switch, frames
 from tests.lab.require import requires_kernel_feature
 
+from .commands import report
 from .conftest import MakeDaemon, MakeHost, autoip_command
 from .helpers import NETNS, PATIENCE, PEER, RIVAL, A, bind, claimed, wait_ready, wait_until
 
@@ -72,20 +72,6 @@ def _bound(ports: Sequence[Port], daemons: Sequence[Daemon]) -> list[IPv4Address
     return held
 
 
-def _status(daemon: Daemon, name: str) -> dict[str, object]:
-    text = daemon.namespace.run(
-        "env",
-        f"RUNTIME_DIRECTORY={daemon.runtime}",
-        *autoip_command(),
-        "status",
-        name,
-        "--json",
-    )
-    [found] = json.loads(text)["interfaces"]
-    assert isinstance(found, dict)
-    return found
-
-
 def _ask_from(host: Namespace, interface: str, source: IPv4Address) -> None:
     """Leaves by an interface that does not have the source: the kernel asks with that very address."""
 
@@ -116,9 +102,9 @@ def test_no_conflict_with_ourselves(ports: tuple[Port, Port], daemons: Sequence[
         port.sniffer.wait_announcement(address, PATIENCE, since=mark)
         assert len([f for f in port.sniffer.announcements(since=mark) if f.spa == address]) == 1
     for port, daemon in zip(ports, [*daemons, *daemons], strict=False):
-        status = _status(daemon, port.name)
+        status = report(daemon, port.name)
         assert status["conflicts"] == 1
-        assert status["last_conflict"]["mac"] == RIVAL  # type: ignore[index]
+        assert status["last_conflict"]["mac"] == RIVAL
     assert [host.link_local(port.name) for port in ports] == [[one] for one in held]
 
 
@@ -133,13 +119,13 @@ def test_new_hardware_address_of_the_other(
 
     # The kernel's words come in order: who knows of this address knows of the new MAC.
     port.host.ip("addr add 192.0.2.5/24 dev eth0")
-    wait_until(lambda: _status(daemon, "eth0")["others"], "the daemon has heard")
+    wait_until(lambda: report(daemon, "eth0")["others"], "the daemon has heard")
     since = port.sniffer.mark()
     port.send(frames.conflict_reply(other.mac, A))
     port.send(frames.conflict_request(RIVAL, A))
     port.sniffer.wait_announcement(A, PATIENCE, since=since)
-    status = _status(daemon, "eth0")
-    assert (status["conflicts"], status["last_conflict"]["mac"]) == (1, RIVAL)  # type: ignore[index]
+    status = report(daemon, "eth0")
+    assert (status["conflicts"], status["last_conflict"]["mac"]) == (1, RIVAL)
     # The former one is nobody's of this host any more: the second conflict in a row.
     port.send(frames.conflict_reply("02:00:00:00:00:02", A))
     assert daemon.wait_address(other_than=A) != A
@@ -205,7 +191,7 @@ def _served_with(port: Port, daemons: Sequence[Daemon], names: Sequence[str]) ->
     wait_until(settled, "two different addresses")
     for daemon, name in zip(daemons, names, strict=True):
         daemon.wait_line("-> bound", PATIENCE)
-        status = _status(daemon, name)
+        status = report(daemon, name)
         assert status["address"] == str(host.link_local(name)[0])
         assert status["defences"] == 0
     assert settled()
