@@ -7,16 +7,16 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
 
-from autoip.arpsock import ClockWatch, Reactor, Timer
+from autoip.arpsock import OWN_MAX, ClockWatch, Reactor, Timer
 from autoip.control import Clients, Handler, Server
 from autoip.errors import AutoipError, KernelRefused, NoPermission, NotArp, UsageError
 from autoip.instance import Instance, runtime_directory
-from autoip.interface import Interface, Options, Shared
+from autoip.interface import Interface, Shared
 from autoip.ipv4ll import State
 from autoip.links import (
     Address,
@@ -31,9 +31,10 @@ from autoip.links import (
 )
 from autoip.netlink import Netlink
 from autoip.notify import Notifier
+from autoip.options import Options
 from autoip.report import socket_name
 from autoip.store import Store, state_directory
-from autoip.teller import IN_USE, Teller
+from autoip.teller import Teller
 
 
 def boottime() -> float:
@@ -47,21 +48,23 @@ class Settings:
 
     Attributes:
         interfaces: names; empty: the one Ethernet-like interface there is.
-        options: for each of them.
+        options: what was chosen for the interface of that name.
         keep_state: whether to read and write the last addresses.
         progress: log level of step-by-step lines.
         environ: the process's environment.
         script: absolute path of what is told of each address; None if there is no such thing.
         script_style: how, one of `script.STYLES`.
+        program: what `arpsock.load_broadcast` gave, or in words why there is none.
     """
 
     interfaces: Sequence[str]
-    options: Options
+    options: Callable[[str], Options]
     keep_state: bool
     progress: int
     environ: Mapping[str, str]
     script: str | None = None
     script_style: str = ""
+    program: int | str = "no program was loaded"
 
 
 async def run(settings: Settings, log: logging.Logger) -> None:
@@ -70,7 +73,7 @@ async def run(settings: Settings, log: logging.Logger) -> None:
     Raises:
         AutoipError: no interface can be served; nothing is left behind.
     """
-    netlink = Netlink(_label_suffix(settings))
+    netlink = Netlink(_label_suffix(settings), settings.program)
     await netlink.open()
     try:
         with Reactor() as reactor:
@@ -98,6 +101,7 @@ class Daemon:
         self._clients = Clients()
         self._links: dict[int, Link] = {}
         self._addresses: dict[tuple[int, IPv4Address], Address] = {}
+        self._macs: frozenset[bytes] = frozenset()
         self._stop = asyncio.Event()
         self._ready = False
         self._limits_told = 0
@@ -110,6 +114,7 @@ class Daemon:
             clock=boottime,
             addresses=self._addresses_of,
             elsewhere=self._elsewhere,
+            sibling=lambda mac: mac in self._macs,
             changed=self._changed,
         )
 
@@ -178,6 +183,7 @@ class Daemon:
                     f"{name}: not an interface that speaks ARP over Ethernet"
                     f" (hardware type {link.hardware_type})"
                 )
+        options = self._settings.options(name)
         instance = Instance.acquire(directory, name)
         if instance.warning:
             self._log.warning("%s: %s", name, instance.warning)
@@ -188,7 +194,7 @@ class Daemon:
             boottime,
             lambda event: self._servers[name].publish(event) if name in self._servers else None,
         )
-        return Interface(teller, self._settings.options, instance, self._shared)
+        return Interface(teller, options, instance, self._shared)
 
     async def _scripted(self, file: str, interfaces: Sequence[Interface]) -> list[Interface]:
         """Give each interface the script; one whose first call fails costs only itself."""
@@ -277,8 +283,11 @@ class Daemon:
                 key = address.index, address.address
                 new = key not in self._addresses
                 self._addresses[key] = address
-                for interface in self._on_link(address.index):
-                    interface.address_added(address, new=new)
+                for interface in self._interfaces:
+                    if interface.link is not None and interface.link.index == address.index:
+                        interface.address_added(address, new=new)
+                    else:
+                        interface.address_elsewhere(address)
             case AddressRemoved(address=address):
                 self._addresses.pop((address.index, address.address), None)
                 for interface in self._on_link(address.index):
@@ -294,11 +303,19 @@ class Daemon:
             interface.resynchronise()
 
     def _tell_links(self) -> None:
+        self._tell_macs()
         by_name = {link.name: link for link in self._links.values()}
         for interface in self._interfaces:
             link = by_name.get(interface.name)
             if link is None or link != interface.link:
                 interface.link_changed(link)
+
+    def _tell_macs(self) -> None:
+        # Beyond the helper's limit those that came last are taken for other hosts'.
+        own = [link.mac for _, link in sorted(self._links.items()) if link.speaks_arp][:OWN_MAX]
+        if self._macs != (macs := frozenset(own)):
+            self._reactor.own(macs)
+            self._macs = macs
 
     def _on_frames(self) -> None:
         by_token = {i.token: i for i in self._interfaces if i.token is not None}
@@ -350,8 +367,7 @@ class Daemon:
         """Set the timer to what comes next, and tell the service manager."""
         times = [at for i in self._interfaces if (at := i.next_timer()) is not None]
         self._timer.set(min(times, default=None))
-        up = [i for i in self._interfaces if i.core is not None and i.core.state in IN_USE]
-        if up and not self._ready:
+        if not self._ready and any(i.settled for i in self._interfaces):
             self._ready = True
             self._notifier.ready()
         for limit in self._netlink.limits[self._limits_told :]:

@@ -21,6 +21,7 @@ COMMANDS: Mapping[str, str] = {
     "refresh": "Probes the address again, now.",
     "stop": "Ends serving the interface and takes its address off; the last one ends the daemon.",
     "probe": "Asks whether any IPv4 address is free on a link (RFC 5227); needs no daemon.",
+    "hooks": "Installs, removes or lists what makes DHCP clients start and stop autoip.",
 }
 """All commands, each in one line."""
 
@@ -64,18 +65,3 @@ def interface_name(name: str) -> str:
             " blanks, '/' and ':'"
         )
     return name
-
-
-def delay(text: str) -> int:
-    """Check the option `delay`, in milliseconds.
-
-    Raises:
-        UsageError: not a whole number in range.
-    """
-    from autoip.constants import DELAY_MAX, DELAY_MIN
-
-    if not re.fullmatch("[0-9]{1,9}", text) or not DELAY_MIN <= int(text) <= DELAY_MAX:
-        raise UsageError(
-            f"delay {text}: not a whole number of milliseconds from {DELAY_MIN} to {DELAY_MAX}"
-        )
-    return int(text)

@@ -20,6 +20,9 @@
 /* An ARP packet for IPv4 in an Ethernet II frame, without the padding. */
 #define AUTOIP_FRAME_LEN 42
 
+/* Hardware addresses of this host that a reactor knows, at most. */
+#define AUTOIP_OWN_MAX 4096
+
 /* As many instructions as the longest filter can have. */
 #define AUTOIP_FILTER_MAX 32
 
@@ -74,6 +77,14 @@ void autoip_reactor_free(struct autoip_reactor *reactor);
 int autoip_reactor_fd(const struct autoip_reactor *reactor);
 
 /*
+ * From now on these are the hardware addresses of all interfaces of this host, 6 bytes each.  One
+ * that is a frame's sender is no conflict in phase AUTOIP_DEFEND, on any socket: by default Linux
+ * answers ARP for all its addresses on all its interfaces, and two of them can be on one link.
+ * -E2BIG for more than AUTOIP_OWN_MAX.  After an error all is as it was.
+ */
+int autoip_reactor_own(struct autoip_reactor *reactor, const uint8_t *macs, size_t count);
+
+/*
  * Moves up to `capacity` events to `out`, the oldest first, and returns how many.  *lost is
  * the number of conflicts, since the start, for which there was no room.
  */
@@ -120,6 +131,15 @@ void autoip_socket_disarm(struct autoip_socket *sock);
 
 /* Ends the thread and closes the socket.  Events that wait in the queue stay there. */
 void autoip_socket_close(struct autoip_socket *sock);
+
+/* -- broadcast.c ---------------------------------------------------------------------- */
+
+/*
+ * Loads the program that sends ARP packets with a link-local sender by broadcast (CAP_BPF and
+ * CAP_NET_ADMIN; before Linux 5.8 CAP_SYS_ADMIN).  Returns a descriptor, closed on exec, with which
+ * it can be attached to the egress of any number of interfaces; or a negative errno.
+ */
+int autoip_broadcast_load(void);
 
 /* -- timer.c -------------------------------------------------------------------------- */
 

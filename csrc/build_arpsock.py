@@ -9,6 +9,7 @@ ffibuilder.cdef(
     """
     #define AUTOIP_FRAME_LEN ...
     #define AUTOIP_FILTER_MAX ...
+    #define AUTOIP_OWN_MAX ...
 
     enum autoip_phase { AUTOIP_SILENT, AUTOIP_PROBE, AUTOIP_DEFEND, ... };
 
@@ -33,6 +34,7 @@ ffibuilder.cdef(
     int autoip_reactor_new(struct autoip_reactor **out);
     void autoip_reactor_free(struct autoip_reactor *reactor);
     int autoip_reactor_fd(const struct autoip_reactor *reactor);
+    int autoip_reactor_own(struct autoip_reactor *reactor, const uint8_t *macs, size_t count);
     int autoip_reactor_drain(struct autoip_reactor *reactor, struct autoip_event *out,
                              size_t capacity, uint64_t *lost);
 
@@ -47,6 +49,8 @@ ffibuilder.cdef(
     void autoip_socket_disarm(struct autoip_socket *sock);
     void autoip_socket_close(struct autoip_socket *sock);
 
+    int autoip_broadcast_load(void);
+
     int autoip_timer_new(void);
     int autoip_timer_set(int fd, uint64_t at_ns);
     int autoip_clock_watch_new(void);
@@ -57,7 +61,13 @@ ffibuilder.cdef(
 ffibuilder.set_source(
     "autoip._arpsock",
     '#include "arpsock.h"',
-    sources=["csrc/filter.c", "csrc/socket.c", "csrc/reactor.c", "csrc/timer.c"],
+    sources=[
+        "csrc/broadcast.c",
+        "csrc/filter.c",
+        "csrc/reactor.c",
+        "csrc/socket.c",
+        "csrc/timer.c",
+    ],
     depends=["csrc/arpsock.h", "csrc/internal.h"],
     include_dirs=["csrc"],
     define_macros=[("_GNU_SOURCE", None)],

@@ -3,8 +3,10 @@
 It knows nothing of autoip's inside. Standard library only (`require` needs pytest).
 """
 
-from . import frames, journal
+from . import frames, journal, machine
 from .daemon import Daemon, Usage, leftover_folders, usage
+from .dhclient import Dhclient
+from .dhcp import DHCP_SERVERS, Dhcpd, DhcpServer, Dnsmasq
 from .frames import ArpFrame, Frame, gaps
 from .link import Port, Switch
 from .namespace import LabError, Namespace, leftovers
@@ -17,11 +19,17 @@ from .neighbour import (
     probes_too,
 )
 from .sniffer import AddressMonitor, Sniffer
+from .syslog import Syslog
 
 __all__ = [
+    "DHCP_SERVERS",
     "AddressMonitor",
     "ArpFrame",
     "Daemon",
+    "Dhclient",
+    "DhcpServer",
+    "Dhcpd",
+    "Dnsmasq",
     "Frame",
     "LabError",
     "Namespace",
@@ -30,6 +38,7 @@ __all__ = [
     "Rule",
     "Sniffer",
     "Switch",
+    "Syslog",
     "Usage",
     "answers_probes",
     "disputes_announcements",
@@ -39,6 +48,7 @@ __all__ = [
     "journal",
     "leftover_folders",
     "leftovers",
+    "machine",
     "probes_too",
     "usage",
 ]
