@@ -40,7 +40,7 @@ def claim_all(case: Case, number: int) -> list[tuple[Machine, IPv4Address]]:
 
 @pytest.mark.row("claim-wait", seconds=30)
 def test_random_pause_before_the_first_probe(case: Case) -> None:
-    """Seen between a conflict and the first probe for the next candidate: when a program starts is not on the wire."""
+    """Seen between a conflict and the next candidate: when a program starts is not on the wire."""
     pauses: list[float] = []
     for index in range(2):
         machine = case.machine(mac=f"02:00:00:01:00:{index:02x}")
@@ -161,7 +161,9 @@ def test_own_frames_reflected(case: Case) -> None:
     case.require(held == [address], f"own frames, reflected: it has {listed(held) or 'nothing'}")
     number = len(machine.port.sniffer.announcements(address))
     if number > ANNOUNCE_NUM + 1:
-        case.short(f"own announcements, reflected: {number} announcements, it defends against itself")
+        case.short(
+            f"own announcements, reflected: {number} announcements, it defends against itself"
+        )
     case.holds("probes, announcements and requests came back, one candidate")
 
 
@@ -220,7 +222,7 @@ def test_unicast_probe(case: Case) -> None:
 
 @pytest.mark.row("claim-rate", seconds=170)
 def test_rate_limit(case: Case) -> None:
-    """B I.3. The RFC limits when the conflicts *exceed* 10; a program that limits the 11th candidate does so as well."""
+    """B I.3. The RFC limits when conflicts *exceed* 10; to limit the 11th candidate is well too."""
     machine = case.machine()
     sniffer = machine.port.sniffer
     neighbour = machine.port.neighbour(answers_probes())
@@ -231,7 +233,9 @@ def test_rate_limit(case: Case) -> None:
         return list({frame.tpa: frame for frame in reversed(sniffer.probes())}.values())[::-1]
 
     limited = MAX_CONFLICTS + 2
-    case.until(lambda: len(firsts()) >= MAX_CONFLICTS, "10 candidates in use: no more are tried", 90)
+    case.until(
+        lambda: len(firsts()) >= MAX_CONFLICTS, "10 candidates in use: no more are tried", 90
+    )
     case.until(
         lambda: len(firsts()) >= limited,
         f"after {len(firsts())} candidates no other one within {LONGEST_PAUSE:.0f} s",
@@ -319,4 +323,3 @@ def test_silence(case: Case) -> None:
     case.require(not sent, f"{len(sent)} ARP frames in {watched:.0f} s: {sent[:1]}")
     case.require(machine.link_local() == [address], f"{address} is gone")
     case.holds(f"no ARP frame in {watched:.0f} s")
-
