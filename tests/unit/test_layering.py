@@ -39,7 +39,7 @@ LEVELS: list[set[str]] = [
         "store",
         "teller",
     },
-    {"interface"},
+    {"interface", "routes"},
     {"daemon"},
     {"usage"},
     {"ask", "probe", "run"},
