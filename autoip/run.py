@@ -103,7 +103,7 @@ def parser() -> Parser:
         action="append",
         default=[],
         help="alongside: an address whatever else there is (the default);"
-        " fallback: only while there is no routable address",
+        " fallback: only while there is no routable address; route-only: never",
     )
     add(
         "--after",
@@ -120,6 +120,16 @@ def parser() -> Parser:
         default=[],
         help="fallback: seconds for which the address stays beside a new routable one;"
         f" default {LINGER_DEFAULT:g}",
+    )
+    add(
+        "--route-only",
+        action="store_true",
+        help="no address: reach link-local hosts from the routable one (--policy route-only)",
+    )
+    add(
+        "--default-route",
+        action="store_true",
+        help="reach all destinations on the link while there is no default route",
     )
     add(
         "--config",
@@ -179,6 +189,8 @@ def parse(arguments: Sequence[str]) -> Arguments:
     }
     texts["abandon"] = ["yes"] if found.abandon else []
     texts["up"] = ["yes"] if found.up else []
+    texts["default-route"] = ["yes"] if found.default_route else []
+    texts["policy"] += ["route-only"] if found.route_only else []
     debug, to_syslog = found.debug, found.syslog
     for name, value in _option_words(found.words):
         match name:
@@ -201,6 +213,10 @@ def parse(arguments: Sequence[str]) -> Arguments:
         hook=found.hook,
         config=_one("--config", found.config, str),
     )
+    if result.choices.get("policy") is Kind.ROUTE_ONLY and found.default_route:
+        raise UsageError(
+            "--default-route is for a link-local address; with route-only there is none"
+        )
     if "first" in result.choices and len(result.interfaces) > 1:
         raise UsageError("--ip is for one interface; with several, start one autoip for each")
     if result.hook and len(result.interfaces) != 1:

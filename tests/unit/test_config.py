@@ -82,7 +82,7 @@ def test_files_in_order(system: Path) -> None:
     ("text", "number", "says"),
     [
         ("delay = 200", 1, "before the first [INTERFACE]"),
-        ("[eth0]\n\npolicy = falback", 3, "alongside and fallback"),
+        ("[eth0]\n\npolicy = falback", 3, "alongside, fallback, route-only"),
         ("[eth0]\npolcy = fallback", 2, "ip, abandon, delay, up, policy, after, linger"),
         ("[eth0]\ndelay", 2, "NAME = VALUE"),
         ("[eth0]\ndelay =", 2, "1 to 8000"),
