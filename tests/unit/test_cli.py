@@ -85,6 +85,7 @@ def test_defaults() -> None:
         ("--after 0 --linger 86400", {"choices": {"after": 0.0, "linger": 86400.0}}),
         ("--after 2.5", {"choices": {"after": 2.5}}),
         ("eth0 --hook", {"interfaces": ("eth0",), "hook": True}),
+        ("eth0 --hook --early", {"interfaces": ("eth0",), "hook": True, "early": True}),
         ("--config /etc/autoip.conf", {"config": "/etc/autoip.conf"}),
     ],
 )
@@ -136,6 +137,7 @@ def test_understood(line: str, expected: dict[str, object]) -> None:
         ("--linger 1 --linger 2", "1 and 2"),
         ("--hook", "one interface"),
         ("--hook eth0 eth1", "one interface"),
+        ("--early eth0", "goes with --hook"),
     ],
 )
 def test_refused(line: str, says: str, capsys: pytest.CaptureFixture[str]) -> None:
