@@ -21,7 +21,7 @@ _autoip() {
 
     COMPREPLY=()
     case $command:$previous in
-    run:--ip | run:--delay | wait:--timeout | probe:--delay) return ;;
+    run:--ip | run:--delay | run:--after | run:--linger | wait:--timeout | probe:--delay) return ;;
     hooks:hooks)
         [[ $current == -* ]] || {
             mapfile -t COMPREPLY < <(compgen -W "install remove list" -- "$current")
@@ -37,13 +37,17 @@ _autoip() {
         mapfile -t COMPREPLY < <(compgen -d -- "$current")
         return
         ;;
-    run:--script | hooks:--program)
+    run:--script | run:--config | hooks:--program)
         compopt -o filenames
         mapfile -t COMPREPLY < <(compgen -f -- "$current")
         return
         ;;
     run:--script-style)
         mapfile -t COMPREPLY < <(compgen -W "avahi zcip" -- "$current")
+        return
+        ;;
+    run:--policy)
+        mapfile -t COMPREPLY < <(compgen -W "alongside fallback" -- "$current")
         return
         ;;
     run:-o)
@@ -67,7 +71,7 @@ _autoip() {
 
     options="-h --help"
     case $command in
-    run) options+=" --ip --abandon --delay --up --no-state --script --script-style --debug --syslog -o --version" ;;
+    run) options+=" --ip --abandon --delay --up --policy --after --linger --config --hook --no-state --script --script-style --debug --syslog -o --version" ;;
     status | watch) options+=" --json" ;;
     wait) options+=" --timeout" ;;
     probe) options+=" --delay --json" ;;
