@@ -21,6 +21,7 @@ DEFAULTS = Arguments(
     script=None,
     script_style="avahi",
     hook=False,
+    early=False,
     config=None,
 )
 
