@@ -18,6 +18,7 @@ from .neighbour import (
     probes_too,
 )
 from .sniffer import AddressMonitor, Sniffer
+from .syslog import Syslog
 
 __all__ = [
     "DHCP_SERVERS",
@@ -35,6 +36,7 @@ __all__ = [
     "Rule",
     "Sniffer",
     "Switch",
+    "Syslog",
     "Usage",
     "answers_probes",
     "disputes_announcements",
