@@ -3,8 +3,9 @@
 It knows nothing of autoip's inside. Standard library only (`require` needs pytest).
 """
 
-from . import frames, journal
+from . import frames, journal, machine
 from .daemon import Daemon, Usage, leftover_folders, usage
+from .dhclient import Dhclient
 from .dhcp import DHCP_SERVERS, Dhcpd, DhcpServer, Dnsmasq
 from .frames import ArpFrame, Frame, gaps
 from .link import Port, Switch
@@ -25,6 +26,7 @@ __all__ = [
     "AddressMonitor",
     "ArpFrame",
     "Daemon",
+    "Dhclient",
     "DhcpServer",
     "Dhcpd",
     "Dnsmasq",
@@ -46,6 +48,7 @@ __all__ = [
     "journal",
     "leftover_folders",
     "leftovers",
+    "machine",
     "probes_too",
     "usage",
 ]
