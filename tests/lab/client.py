@@ -40,6 +40,10 @@ class Client(Daemon):
         rows = [line.split(maxsplit=1) for line in Path(self.log).read_text().splitlines()]
         return [(int(row[0]), row[1]) for row in rows if len(row) == 2]
 
+    def lease(self) -> str:
+        """Its file of the lease, without what differs between two hosts; empty if it keeps none."""
+        return ""
+
     def reasons(self) -> list[str]:
         """The events without their times."""
         return [event for _, event in self.events()]

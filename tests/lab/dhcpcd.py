@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import signal
 from pathlib import Path
 
@@ -64,7 +63,8 @@ class DhcpcdClient(Client):
             return False
         return pid != self.pid and words[0] == "dhcpcd\n"
 
-    def lease(self) -> bytes:
-        """Its file of the lease: the server's last packet. Empty if there is none."""
-        script = f"cat /var/lib/dhcpcd/{self.interface}.lease | od -An -v -tx1"
-        return bytes.fromhex(re.sub(r"\s", "", self.namespace.run("sh", "-c", script, check=False)))
+    def lease(self) -> str:
+        words = [self.path, "--ipv4only", "--dumplease", self.interface]
+        lines = self.namespace.run(*words, check=False).splitlines()
+        own = ("ip_address=", "interface=", "pid=")
+        return "\n".join(sorted(line for line in lines if not line.startswith(own)))

@@ -77,6 +77,12 @@ class NetworkdClient(Client):
             self.dispatcher.start()
             self.dispatcher.wait_line("Startup complete", 60)
 
+    def lease(self) -> str:
+        path = f"/run/systemd/netif/leases/{self.namespace.index(self.interface)}"
+        own = ("ADDRESS=", "CLIENTID=", "#")
+        lines = machine.read(self.namespace, path).splitlines()
+        return "\n".join(line for line in lines if not line.startswith(own))
+
     def networkctl(self, *words: str) -> str:
         """The command, with what it says."""
         return self.namespace.run("networkctl", "--no-pager", *words)
