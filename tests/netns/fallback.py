@@ -11,7 +11,6 @@ import itertools
 import os
 import signal
 from collections.abc import Callable
-from ipaddress import IPv4Address
 from typing import ClassVar
 
 import pytest
@@ -20,7 +19,7 @@ from tests.lab import Dhcpd, LabError, Port, machine
 from tests.lab.client import Client
 
 from .conftest import MakeHost
-from .helpers import wait_until
+from .helpers import LINK_LOCAL, wait_until
 from .hooked import LINGER, Hooked, MakeHooked, routable
 
 AFTER = 2
@@ -30,19 +29,8 @@ CONFIG = f"[*]\ndelay = 100\nlinger = {LINGER}\nafter = {AFTER}\n"
 MakeClient = Callable[..., tuple[Hooked, Client]]
 
 
-@pytest.fixture
-def server(make_host: MakeHost, stack: contextlib.ExitStack) -> Dhcpd:
-    """Not started yet."""
-    return stack.enter_context(Dhcpd(make_host(plugged=True)))
-
-
-def probes(port: Port, address: IPv4Address, since: int) -> list[object]:
-    """Those for the address after the mark."""
-    return [frame for frame in port.sniffer.probes(address, since) if frame.sha == port.mac]
-
-
 class Fallback:
-    """A link-local address when DHCP gives nothing, beside whatever it gives later, and nothing of the client's changed."""
+    """A link-local address when DHCP gives nothing, beside what it gives later, and nothing of the client's changed."""
 
     kind: ClassVar[type[Client]]
     name: ClassVar[str]
@@ -95,6 +83,11 @@ class Fallback:
     def port(self, make_host: MakeHost) -> Port:
         return make_host(plugged=True)
 
+    @pytest.fixture
+    def server(self, make_host: MakeHost, stack: contextlib.ExitStack) -> Dhcpd:
+        """Not started yet."""
+        return stack.enter_context(Dhcpd(make_host(plugged=True)))
+
     # --- the tests -------------------------------------------------------------------------------
 
     @pytest.mark.parametrize("name", ["eth0", "fifteen-letters"])
@@ -116,7 +109,7 @@ class Fallback:
         wait_until(lambda: host.state(name) == "standby", "standby")
         assert routable(port) == [lease]
         assert port.host.ip("route show default").startswith(f"default via {server.address}")
-        assert probes(port, address, since) == []
+        assert port.sniffer.probes(address, since) == []
 
         self.give_up(client)
         host.wait_ended(name)
@@ -143,7 +136,7 @@ class Fallback:
             server.wait_line(acknowledged, 60, since=len(server.lines))
         # All is well, so there has never been anything of ours on the wire.
         assert port.host.link_local(port.name) == []
-        assert [f for f in port.sniffer.probes() if f.tpa in machine.LINK_LOCAL] == []
+        assert [f for f in port.sniffer.probes() if f.tpa in LINK_LOCAL] == []
         if self.renewed:
             client.wait_reason(self.renewed)
 
@@ -158,7 +151,7 @@ class Fallback:
         # Renewals leave it at that.
         since = port.sniffer.mark()
         server.wait_line(acknowledged, 60, since=len(server.lines))
-        assert probes(port, address, since) == []
+        assert port.sniffer.probes(address, since) == []
         assert port.host.link_local(port.name) == []
         assert host.complaints() == []
 
@@ -185,8 +178,7 @@ class Fallback:
         self.give_up(beside)
         self.give_up(alone)
         host.wait_ended("eth0")
-        for port in ports:
-            wait_until(lambda port=port: port.host.addresses("eth0") == [], "no address at all")
+        wait_until(lambda: not any(p.host.addresses("eth0") for p in ports), "no address at all")
         assert self.seen(ports[0], beside) == self.seen(ports[1], alone)
 
     def seen(self, port: Port, client: Client) -> dict[str, object]:
@@ -210,7 +202,7 @@ class Fallback:
         since = port.sniffer.mark()
         port.carrier(True)
         port.sniffer.wait_announcement(address, 60, since=since)
-        assert len(probes(port, address, since)) == 3
+        assert len(port.sniffer.probes(address, since)) == 3
         assert port.host.link_local("eth0") == [address]
         server.start()
         client.wait_reason(self.bound, 120)
