@@ -21,7 +21,7 @@ LEVELS: list[set[str]] = [
     {"arp", "links"},
     {"acd"},
     {"ipv4ll"},
-    {"rtnl"},
+    {"dbus", "rtnl"},
     {"source_rule"},
     {
         "arpsock",
@@ -30,6 +30,7 @@ LEVELS: list[set[str]] = [
         "instance",
         "log",
         "netlink",
+        "networkmanager",
         "notify",
         "privileges",
         "script",
@@ -74,6 +75,7 @@ IMPURE_BUILTINS = {"__import__", "breakpoint", "eval", "exec", "input", "open", 
 SOLE_IMPORTER = {
     "autoip._arpsock": "arpsock",
     "autoip._privileges": "privileges",
+    "jeepney": "dbus",
     "pyroute2": "rtnl",
 }
 
