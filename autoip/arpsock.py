@@ -254,6 +254,23 @@ class ArpSocket:
         return self._pointer
 
 
+def load_broadcast() -> int | str:
+    """Loads the program that sends ARP packets with a link-local sender by broadcast.
+
+    It needs CAP_BPF (before Linux 5.8: CAP_SYS_ADMIN) besides CAP_NET_ADMIN, and only here.
+
+    Returns:
+        A descriptor with which it can be attached to interfaces, for as long as the process
+        lives; or in words why there is none.
+    """
+    result: int = lib.autoip_broadcast_load()
+    if result >= 0:
+        return result
+    if result in (-errno.EPERM, -errno.EACCES):
+        return "no permission to load a program; CAP_BPF gives it"
+    return f"cannot load a program: {os.strerror(-result)}"
+
+
 class _Descriptor:
     """A file descriptor that is closed once."""
 

@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -16,7 +16,7 @@ from autoip.arpsock import ClockWatch, Reactor, Timer
 from autoip.control import Clients, Handler, Server
 from autoip.errors import AutoipError, KernelRefused, NoPermission, NotArp, UsageError
 from autoip.instance import Instance, runtime_directory
-from autoip.interface import Interface, Options, Shared
+from autoip.interface import Interface, Shared
 from autoip.ipv4ll import State
 from autoip.links import (
     Address,
@@ -30,10 +30,12 @@ from autoip.links import (
     ethernet_like,
 )
 from autoip.netlink import Netlink
+from autoip.networkmanager import Follower
 from autoip.notify import Notifier
+from autoip.options import Options
 from autoip.report import socket_name
 from autoip.store import Store, state_directory
-from autoip.teller import IN_USE, Teller
+from autoip.teller import Teller
 
 
 def boottime() -> float:
@@ -47,21 +49,23 @@ class Settings:
 
     Attributes:
         interfaces: names; empty: the one Ethernet-like interface there is.
-        options: for each of them.
+        options: what was chosen for the interface of that name.
         keep_state: whether to read and write the last addresses.
         progress: log level of step-by-step lines.
         environ: the process's environment.
         script: absolute path of what is told of each address; None if there is no such thing.
         script_style: how, one of `script.STYLES`.
+        program: what `arpsock.load_broadcast` gave, or in words why there is none.
     """
 
     interfaces: Sequence[str]
-    options: Options
+    options: Callable[[str], Options]
     keep_state: bool
     progress: int
     environ: Mapping[str, str]
     script: str | None = None
     script_style: str = ""
+    program: int | str = "no program was loaded"
 
 
 async def run(settings: Settings, log: logging.Logger) -> None:
@@ -70,7 +74,7 @@ async def run(settings: Settings, log: logging.Logger) -> None:
     Raises:
         AutoipError: no interface can be served; nothing is left behind.
     """
-    netlink = Netlink(_label_suffix(settings))
+    netlink = Netlink(_label_suffix(settings), settings.program)
     await netlink.open()
     try:
         with Reactor() as reactor:
@@ -98,6 +102,7 @@ class Daemon:
         self._clients = Clients()
         self._links: dict[int, Link] = {}
         self._addresses: dict[tuple[int, IPv4Address], Address] = {}
+        self._follower = Follower(self._permit, log, settings.environ)
         self._stop = asyncio.Event()
         self._ready = False
         self._limits_told = 0
@@ -106,6 +111,7 @@ class Daemon:
         self._shared = Shared(
             reactor=reactor,
             netlink=netlink,
+            limits=self._follower.limits,
             store=Store(directory),
             clock=boottime,
             addresses=self._addresses_of,
@@ -134,6 +140,8 @@ class Daemon:
             self._log.warning("leftovers of a crash stay: %s", error)
         for interface in self._interfaces:
             await self._serve(interface)
+        # Before any link is told: nothing is claimed that NetworkManager must not see.
+        self._follower.start([interface.name for interface in self._interfaces])
         self._on_resync(Resync(tuple(links), tuple(addresses), "start"))
         watcher = loop.create_task(self._watch())
         try:
@@ -141,6 +149,7 @@ class Daemon:
         finally:
             self._notifier.stopping()
             watcher.cancel()
+            await self._follower.stop()
             await asyncio.gather(
                 *(self._end(i) for i in [*self._interfaces]), return_exceptions=True
             )
@@ -178,6 +187,7 @@ class Daemon:
                     f"{name}: not an interface that speaks ARP over Ethernet"
                     f" (hardware type {link.hardware_type})"
                 )
+        options = self._settings.options(name)
         instance = Instance.acquire(directory, name)
         if instance.warning:
             self._log.warning("%s: %s", name, instance.warning)
@@ -188,7 +198,7 @@ class Daemon:
             boottime,
             lambda event: self._servers[name].publish(event) if name in self._servers else None,
         )
-        return Interface(teller, self._settings.options, instance, self._shared)
+        return Interface(teller, options, instance, self._shared)
 
     async def _scripted(self, file: str, interfaces: Sequence[Interface]) -> list[Interface]:
         """Give each interface the script; one whose first call fails costs only itself."""
@@ -320,6 +330,12 @@ class Daemon:
         if self._clock_watch.changed():
             self._restart("the machine slept")
 
+    def _permit(self, name: str, allowed: bool, why: str) -> None:
+        """What NetworkManager means for an interface."""
+        for interface in self._interfaces:
+            if interface.name == name:
+                interface.permit(allowed, why)
+
     def _feed_watchdog(self) -> None:
         """From the loop: when the loop hangs, the service manager is to notice."""
         if (interval := self._notifier.watchdog_interval) is not None:
@@ -350,8 +366,7 @@ class Daemon:
         """Set the timer to what comes next, and tell the service manager."""
         times = [at for i in self._interfaces if (at := i.next_timer()) is not None]
         self._timer.set(min(times, default=None))
-        up = [i for i in self._interfaces if i.core is not None and i.core.state in IN_USE]
-        if up and not self._ready:
+        if not self._ready and any(i.settled for i in self._interfaces):
             self._ready = True
             self._notifier.ready()
         for limit in self._netlink.limits[self._limits_told :]:

@@ -9,6 +9,11 @@ What `add_address` sets up for an address A on interface number N, and `remove_a
 * A/16, broadcast 169.254.255.255, with the connected route's metric 1000 + N, so that several
   interfaces with link-local addresses have one route each;
 * a rule and a table for A (see `source_rule`), so that replies from A leave by N.
+
+Before the first address `add_address` also makes ARP leave N by broadcast where it must (see
+`broadcast`). That stays until `release`.
+
+Beside a routable address `set_onlink` has link-local destinations reached from that one (see `onlink`).
 """
 
 from __future__ import annotations
@@ -24,6 +29,7 @@ from ipaddress import IPv4Address
 from typing import Any, final
 
 from autoip import rtnl
+from autoip.broadcast import Broadcast
 from autoip.constants import LINK_LOCAL_NETWORK
 from autoip.errors import KernelRefused
 from autoip.links import (
@@ -38,6 +44,7 @@ from autoip.links import (
     LinkRemoved,
     Resync,
 )
+from autoip.onlink import OnlinkRoutes
 from autoip.rtnl import (
     Request,
     Requests,
@@ -73,13 +80,17 @@ class Netlink:
     limits: list[str]
     """What this kernel cannot do, one line each, as far as it was noticed. Grows."""
 
-    def __init__(self, label_suffix: str = LABEL_SUFFIX) -> None:
-        """Not open yet. `label_suffix`: see LABEL_SUFFIX."""
+    def __init__(
+        self, label_suffix: str = LABEL_SUFFIX, program: int | str = "no program was loaded"
+    ) -> None:
+        """Not open yet. `label_suffix`: see LABEL_SUFFIX; `program`: see `Broadcast`."""
         self.limits = []
         self._label_suffix = label_suffix
         self._events: Any = None
         self._requests = Requests()
         self._rules = SourceRules(self._requests)
+        self._broadcast = Broadcast(self._requests, program)
+        self._onlink = OnlinkRoutes(self._requests)
         self._remove_lock = asyncio.Lock()
         self._pending: deque[Event] = deque()
         self._links: dict[int, Link] = {}
@@ -145,8 +156,11 @@ class Netlink:
         With `replace` it may be there already: then it gets the metric and the mark that ours have,
         and what belongs to it is put back.
 
-        Raises KernelRefused, with EEXIST if the address is there already. Then nothing was changed.
+        Raises KernelRefused, with EEXIST if the address is there already. Then no address, rule or
+        route was changed.
         """
+        # Before the address: the kernel answers for it from the first moment.
+        await self._broadcast.add(link)
         what = f"add {address} to {link.name}"
         scope = rtnl.RT_SCOPE_LINK
         try:
@@ -162,7 +176,7 @@ class Netlink:
             await self._add(link, address, scope, what, replace=replace)
         try:
             if not await self._rules.add(link, address):
-                self._limit("the kernel has no routing rules: of several interfaces one is reached")
+                self.limit("the kernel has no routing rules: of several interfaces one is reached")
         except KernelRefused:
             await self.remove_address(link.index, address)
             raise
@@ -177,6 +191,25 @@ class Netlink:
         # One at a time: what is true of the others' addresses must stay so until it is done.
         async with self._remove_lock:
             return await self._remove_alone(index, address)
+
+    async def release(self, index: int) -> None:
+        """At the end: take off the interface `index` what stays between addresses.
+
+        Raises KernelRefused.
+        """
+        await self._broadcast.remove(index)
+
+    def by_unicast(self, index: int) -> str | None:
+        """Why ARP for our address leaves the interface `index` by unicast, None if it does not."""
+        return self._broadcast.refusal(index)
+
+    async def set_onlink(self, link: Link, source: IPv4Address) -> None:
+        """Reach link-local destinations by `link` from `source`. Raises KernelRefused."""
+        await self._onlink.set(link, source)
+
+    async def remove_onlink(self, index: int) -> bool:
+        """Undo `set_onlink`, also that of a crashed instance. Raises KernelRefused."""
+        return await self._onlink.remove(index)
 
     async def set_up(self, index: int) -> None:
         """Set the interface up, as `ip link set up` does. Raises KernelRefused."""
@@ -196,6 +229,11 @@ class Netlink:
             if found is not None
         }
         return await self._rules.sweep(living)
+
+    def limit(self, line: str) -> None:
+        """Note what cannot be done here, in one line."""
+        if line not in self.limits:
+            self.limits.append(line)
 
     # Addresses
 
@@ -243,9 +281,9 @@ class Netlink:
             if _is(message, address):
                 self._checked = True
                 if message.get_attr("IFA_PROTO") != PROTOCOL:
-                    self._limit("the kernel does not keep who set an address (IFA_PROTO, 5.18)")
+                    self.limit("the kernel does not keep who set an address (IFA_PROTO, 5.18)")
                 if message.get_attr("IFA_RT_PRIORITY") != METRIC_BASE + link.index:
-                    self._limit("the kernel gives addresses no metric (IFA_RT_PRIORITY, 4.18)")
+                    self.limit("the kernel gives addresses no metric (IFA_RT_PRIORITY, 4.18)")
                 return read_address(message) or wanted
         return wanted
 
@@ -388,10 +426,6 @@ class Netlink:
                 # Not before: if this was cancelled, it has to begin again.
                 self._lost = None
                 return Resync(tuple(links), tuple(addresses), reason)
-
-    def _limit(self, line: str) -> None:
-        if line not in self.limits:
-            self.limits.append(line)
 
 
 def _key(message: Any) -> tuple[bytes, int]:

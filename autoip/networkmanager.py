@@ -69,7 +69,6 @@ class Follower:
     """Follows NetworkManager for some interfaces.  No method raises.
 
     Args:
-        interfaces: their names.
         permit: is told at once in `start`, and of every change.
         log: the program's logger.
         environ: the process's environment.
@@ -77,7 +76,6 @@ class Follower:
 
     def __init__(
         self,
-        interfaces: Iterable[str],
         permit: Permit,
         log: logging.Logger,
         environ: Mapping[str, str],
@@ -87,7 +85,7 @@ class Follower:
         self._permit = permit
         self._log = log
         self._address = environ.get("DBUS_SYSTEM_BUS_ADDRESS", "")
-        self._verdicts: dict[str, tuple[bool, str] | None] = dict.fromkeys(interfaces)
+        self._verdicts: dict[str, tuple[bool, str] | None] = {}
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._task: asyncio.Task[None] | None = None
         self._bus: Bus | None = None
@@ -98,8 +96,9 @@ class Follower:
 
     # --- its life ----------------------------------------------------------------------------
 
-    def start(self) -> None:
-        """Begin.  Says for each interface whether an address may be held now."""
+    def start(self, interfaces: Iterable[str]) -> None:
+        """Begin.  Says for each interface, by name, whether an address may be held now."""
+        self._verdicts = dict.fromkeys(interfaces)
         if not self._address and not os.path.exists(SYSTEM_BUS):
             self._open_all("there is no D-Bus system bus")
         elif not self._address and not any(map(os.path.exists, INSTALLED)):

@@ -52,7 +52,9 @@ STATUS: Mapping[str, Field] = {
     "conflicts": Field("integer", "", "conflicts since the start, defended ones included"),
     "defences": Field("integer", "", "conflicts that were defended against"),
     "last_conflict": Field("object or null", "", "its mac, address, and at (s since 1970)"),
-    "limits": Field("array of strings", "", "what kernel or privileges do not allow"),
+    "limits": Field(
+        "array of strings", "", "what kernel, privileges or a missing package do not allow"
+    ),
 }
 """`autoip status --json`: one such object for each interface."""
 
@@ -98,6 +100,7 @@ EVENTS: Mapping[str, str] = {
 
 STATES: Mapping[str, str] = {
     "no-link": "the interface is missing, down or without carrier",
+    "standby": "no address is wanted now: the policy, or a network manager, says so",
     "probing": "a candidate is being probed",
     "announce-wait": "all probes are sent; the address is free if nobody objects",
     "configuring": "the address is being put on the interface",

@@ -66,10 +66,13 @@ RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 RTM_NEWRULE, RTM_DELRULE, RTM_GETRULE = 32, 33, 34
+RTM_NEWQDISC, RTM_DELQDISC, RTM_GETQDISC = 36, 37, 38
+RTM_NEWTFILTER, RTM_DELTFILTER, RTM_GETTFILTER = 44, 45, 46
 RTMGRP_LINK, RTMGRP_IPV4_IFADDR = 0x1, 0x10
 RTEXT_FILTER_SKIP_STATS = 8
 RTN_UNICAST = 1
 RT_SCOPE_LINK = 253
+RT_TABLE_MAIN = 254
 FR_ACT_TO_TBL = 1
 # include/uapi/linux/netlink.h
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP_INTR, NLM_F_DUMP = 0x1, 0x4, 0x10, 0x300
@@ -151,6 +154,7 @@ class _RouteMessage(nlmsg):  # type: ignore[misc]
     nla_map = (
         (1, "RTA_DST", "cdata"),
         (4, "RTA_OIF", "uint32"),
+        (6, "RTA_PRIORITY", "uint32"),
         (7, "RTA_PREFSRC", "cdata"),
         (15, "RTA_TABLE", "uint32"),
     )
@@ -170,6 +174,24 @@ class _RuleMessage(nlmsg):  # type: ignore[misc]
     )
 
 
+class _TrafficMessage(nlmsg):  # type: ignore[misc]
+    """A queueing discipline, or a filter of one."""
+
+    prefix = "TCA_"
+    fields = (
+        ("family", "B"),
+        ("__align", "xxx"),
+        ("index", "i"),
+        ("handle", "I"),
+        ("parent", "I"),
+        ("info", "I"),
+    )
+    nla_map = (
+        (1, "TCA_KIND", "cdata"),
+        (2, "TCA_OPTIONS", "cdata"),
+    )
+
+
 _MESSAGES: dict[int, Any] = {
     RTM_NEWLINK: _LinkMessage,
     RTM_DELLINK: _LinkMessage,
@@ -177,10 +199,12 @@ _MESSAGES: dict[int, Any] = {
     RTM_DELADDR: _AddressMessage,
     RTM_NEWROUTE: _RouteMessage,
     RTM_NEWRULE: _RuleMessage,
+    RTM_NEWQDISC: _TrafficMessage,
+    RTM_NEWTFILTER: _TrafficMessage,
 }
 
 
-def _nest(payload: bytes) -> dict[int, bytes]:
+def nest(payload: bytes) -> dict[int, bytes]:
     """The attributes inside a nested one; of several with one number the last."""
     return dict(_attributes(payload))
 
@@ -196,7 +220,7 @@ def _attributes(payload: bytes) -> list[tuple[int, bytes]]:
     return found
 
 
-def _attribute(number: int, payload: bytes) -> bytes:
+def attribute(number: int, payload: bytes) -> bytes:
     """One attribute on the wire, its padding included."""
     return struct.pack("=HH", len(payload) + 4, number) + payload + bytes(-len(payload) % 4)
 
@@ -212,7 +236,7 @@ def read_link(message: Any) -> Link | None:
     # in messages of this type that hold next to nothing. A description of a link has its MTU.
     if message["family"] != socket.AF_UNSPEC or message.get_attr("IFLA_MTU") is None:
         return None
-    info = _nest(message.get_attr("IFLA_LINKINFO") or b"")
+    info = nest(message.get_attr("IFLA_LINKINFO") or b"")
     kind, port_kind = info.get(1), info.get(4)
     state = message.get_attr("IFLA_OPERSTATE") or 0
     altnames = _attributes(message.get_attr("IFLA_PROP_LIST") or b"")
@@ -250,8 +274,8 @@ def read_address(message: Any) -> Address | None:
 
 def promote_secondaries(message: Any) -> int | None:
     """net.ipv4.conf.INTERFACE.promote_secondaries in an RTM_NEWLINK message; None if not there."""
-    inet = _nest(message.get_attr("IFLA_AF_SPEC") or b"").get(socket.AF_INET, b"")
-    values = _nest(inet).get(IFLA_INET_CONF, b"")
+    inet = nest(message.get_attr("IFLA_AF_SPEC") or b"").get(socket.AF_INET, b"")
+    values = nest(inet).get(IFLA_INET_CONF, b"")
     offset = 4 * (IPV4_DEVCONF_PROMOTE_SECONDARIES - 1)
     if len(values) < offset + 4:
         return None
@@ -272,8 +296,8 @@ class Request:
 
 def set_promote_secondaries(index: int, value: int) -> Request:
     """The request that sets promote_secondaries of the interface `index`."""
-    setting = _attribute(IPV4_DEVCONF_PROMOTE_SECONDARIES, struct.pack("=I", value))
-    nested = _attribute(socket.AF_INET, _attribute(IFLA_INET_CONF, setting))
+    setting = attribute(IPV4_DEVCONF_PROMOTE_SECONDARIES, struct.pack("=I", value))
+    nested = attribute(socket.AF_INET, attribute(IFLA_INET_CONF, setting))
     what = f"set promote_secondaries of interface {index}"
     return Request(what, RTM_SETLINK, {"index": index}, [("IFLA_AF_SPEC", nested)])
 

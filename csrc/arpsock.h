@@ -121,6 +121,15 @@ void autoip_socket_disarm(struct autoip_socket *sock);
 /* Ends the thread and closes the socket.  Events that wait in the queue stay there. */
 void autoip_socket_close(struct autoip_socket *sock);
 
+/* -- broadcast.c ---------------------------------------------------------------------- */
+
+/*
+ * Loads the program that sends ARP packets with a link-local sender by broadcast (CAP_BPF and
+ * CAP_NET_ADMIN; before Linux 5.8 CAP_SYS_ADMIN).  Returns a descriptor, closed on exec, with which
+ * it can be attached to the egress of any number of interfaces; or a negative errno.
+ */
+int autoip_broadcast_load(void);
+
 /* -- timer.c -------------------------------------------------------------------------- */
 
 /* CLOCK_BOOTTIME now. */

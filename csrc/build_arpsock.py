@@ -47,6 +47,8 @@ ffibuilder.cdef(
     void autoip_socket_disarm(struct autoip_socket *sock);
     void autoip_socket_close(struct autoip_socket *sock);
 
+    int autoip_broadcast_load(void);
+
     int autoip_timer_new(void);
     int autoip_timer_set(int fd, uint64_t at_ns);
     int autoip_clock_watch_new(void);
@@ -57,7 +59,13 @@ ffibuilder.cdef(
 ffibuilder.set_source(
     "autoip._arpsock",
     '#include "arpsock.h"',
-    sources=["csrc/filter.c", "csrc/socket.c", "csrc/reactor.c", "csrc/timer.c"],
+    sources=[
+        "csrc/broadcast.c",
+        "csrc/filter.c",
+        "csrc/reactor.c",
+        "csrc/socket.c",
+        "csrc/timer.c",
+    ],
     depends=["csrc/arpsock.h", "csrc/internal.h"],
     include_dirs=["csrc"],
     define_macros=[("_GNU_SOURCE", None)],

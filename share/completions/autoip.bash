@@ -20,14 +20,18 @@ _autoip() {
 
     COMPREPLY=()
     case $command:$previous in
-    run:--ip | run:--delay | wait:--timeout | probe:--delay) return ;;
-    run:--script)
+    run:--ip | run:--delay | run:--after | run:--linger | wait:--timeout | probe:--delay) return ;;
+    run:--script | run:--config)
         compopt -o filenames
         mapfile -t COMPREPLY < <(compgen -f -- "$current")
         return
         ;;
     run:--script-style)
         mapfile -t COMPREPLY < <(compgen -W "avahi zcip" -- "$current")
+        return
+        ;;
+    run:--policy)
+        mapfile -t COMPREPLY < <(compgen -W "alongside fallback" -- "$current")
         return
         ;;
     run:-o)
@@ -51,7 +55,7 @@ _autoip() {
 
     options="-h --help"
     case $command in
-    run) options+=" --ip --abandon --delay --up --no-state --script --script-style --debug --syslog -o --version" ;;
+    run) options+=" --ip --abandon --delay --up --policy --after --linger --config --hook --no-state --script --script-style --debug --syslog -o --version" ;;
     status | watch) options+=" --json" ;;
     wait) options+=" --timeout" ;;
     probe) options+=" --delay --json" ;;
