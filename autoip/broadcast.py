@@ -140,12 +140,13 @@ class Broadcast:
             if problem.errno != errno.EEXIST:
                 raise
         # "ingress" is at the same place; a filter for egress would land in its ingress.
-        fields = {"index": index, "parent": _PARENT_CLSACT}
+        # (Asked for it alone, the kernel does not answer.)
         what = f"look at the clsact of interface {index}"
-        request = Request(what, rtnl.RTM_GETQDISC, fields)
-        for found in await self._requests.send(request, rtnl.GET):
+        request = Request(what, rtnl.RTM_GETQDISC, {"index": index})
+        for found in await self._requests.dump(request):
             kind = text(found.get_attr("TCA_KIND") or b"")
-            if kind != _CLSACT:
+            here = (found["index"], found["parent"]) == (index, _PARENT_CLSACT)
+            if here and kind != _CLSACT:
                 what = f"add a clsact to interface {index}, which has the qdisc {kind}"
                 raise KernelRefused(errno.EEXIST, what)
         return False

@@ -20,6 +20,9 @@
 /* An ARP packet for IPv4 in an Ethernet II frame, without the padding. */
 #define AUTOIP_FRAME_LEN 42
 
+/* Hardware addresses of this host that a reactor knows, at most. */
+#define AUTOIP_OWN_MAX 4096
+
 /* As many instructions as the longest filter can have. */
 #define AUTOIP_FILTER_MAX 32
 
@@ -72,6 +75,14 @@ void autoip_reactor_free(struct autoip_reactor *reactor);
 
 /* A descriptor that is readable while events wait.  It stays the reactor's: never close it. */
 int autoip_reactor_fd(const struct autoip_reactor *reactor);
+
+/*
+ * From now on these are the hardware addresses of all interfaces of this host, 6 bytes each.  One
+ * that is a frame's sender is no conflict in phase AUTOIP_DEFEND, on any socket: by default Linux
+ * answers ARP for all its addresses on all its interfaces, and two of them can be on one link.
+ * -E2BIG for more than AUTOIP_OWN_MAX.  After an error all is as it was.
+ */
+int autoip_reactor_own(struct autoip_reactor *reactor, const uint8_t *macs, size_t count);
 
 /*
  * Moves up to `capacity` events to `out`, the oldest first, and returns how many.  *lost is

@@ -9,19 +9,35 @@ _autoip() {
     local -a before
     read -ra before <<<"${line%"$current"}"
     local command=run previous=${before[-1]} interfaces='' path options words
+    local clients="dhclient ifupdown"
 
     for path in /sys/class/net/*; do
         # A bonding driver puts a file there that is no interface.
         [[ -d $path ]] && interfaces+=" ${path##*/}"
     done
     case ${before[1]} in
-    status | watch | wait | refresh | stop | probe) command=${before[1]} ;;
+    status | watch | wait | refresh | stop | probe | hooks) command=${before[1]} ;;
     esac
 
     COMPREPLY=()
     case $command:$previous in
     run:--ip | run:--delay | run:--after | run:--linger | wait:--timeout | probe:--delay) return ;;
-    run:--script | run:--config)
+    hooks:hooks)
+        [[ $current == -* ]] || {
+            mapfile -t COMPREPLY < <(compgen -W "install remove list" -- "$current")
+            return
+        }
+        ;;
+    hooks:--client)
+        mapfile -t COMPREPLY < <(compgen -W "$clients" -- "$current")
+        return
+        ;;
+    hooks:--root)
+        compopt -o filenames
+        mapfile -t COMPREPLY < <(compgen -d -- "$current")
+        return
+        ;;
+    run:--script | run:--config | hooks:--program)
         compopt -o filenames
         mapfile -t COMPREPLY < <(compgen -f -- "$current")
         return
@@ -59,9 +75,10 @@ _autoip() {
     status | watch) options+=" --json" ;;
     wait) options+=" --timeout" ;;
     probe) options+=" --delay --json" ;;
+    hooks) options+=" --client --root --no-conf --program" ;;
     esac
     words=$interfaces
-    ((${#before[@]} == 1)) && words+=" run status watch wait refresh stop probe"
+    ((${#before[@]} == 1)) && words+=" run status watch wait refresh stop probe hooks"
     [[ $current == -* ]] && words=$options
     mapfile -t COMPREPLY < <(compgen -W "$words" -- "$current")
 }

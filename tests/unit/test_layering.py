@@ -27,6 +27,7 @@ LEVELS: list[set[str]] = [
     {
         "arpsock",
         "client",
+        "clients",
         "config",
         "control",
         "instance",
@@ -35,6 +36,7 @@ LEVELS: list[set[str]] = [
         "networkmanager",
         "notify",
         "privileges",
+        "rooted",
         "script",
         "sockdiag",
         "store",
@@ -43,7 +45,7 @@ LEVELS: list[set[str]] = [
     {"interface"},
     {"daemon"},
     {"usage"},
-    {"ask", "probe", "run"},
+    {"ask", "hooks", "probe", "run"},
     {"cli"},
     {"__main__"},
 ]
