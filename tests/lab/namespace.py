@@ -31,7 +31,7 @@ from . import rtnl
 
 CLONE_NEWNS = 0x00020000
 CLONE_NEWNET = 0x40000000
-MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND, MS_REC, MS_PRIVATE = 2, 4, 8, 0x1000, 0x4000, 0x40000
+MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REC, MS_PRIVATE = 2, 4, 8, 0x4000, 0x40000
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -175,10 +175,6 @@ class Namespace:
     def ip(self, arguments: str) -> str:
         """`ip ARGUMENTS` inside."""
         return self.run("ip", *shlex.split(arguments))
-
-    def bind(self, source: Path, target: Path) -> None:
-        """Puts a folder or file over another, which has to be there; seen only by the programs inside."""
-        self.call(_mount, str(source), str(target), "none", MS_BIND)
 
     def index(self, interface: str) -> int:
         """The interface's index; OSError if there is none of that name."""

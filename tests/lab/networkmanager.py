@@ -1,8 +1,7 @@
 """NetworkManager with a D-Bus system bus and a dispatcher of its own, for the interfaces of one host.
 
 The bus has Debian's policy, so what an unprivileged client may do there it may do here. Nothing of this machine's
-/run, /etc or /var is seen or written: the host has these folders as private mounts, and all its programs,
-autoip included, see the same ones.
+/run, /etc or /var is seen or written: the host has files of its own, and all its programs see the same ones, autoip too.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from . import machine
 from .daemon import Daemon
 from .namespace import LabError, Namespace
 from .require import find_program
@@ -26,6 +26,17 @@ _DISPATCHER_SERVICE = Path(
 )
 # What is ours alone: a daemon, its user, its files, and what else of this machine it may start.
 _NOT_OURS = r"<(user|pidfile|servicehelper)>.*?</\1>|<(fork|syslog|standard_system_servicedirs)/>"
+
+# Its folders, empty, and none of what packages have put there.
+_PREPARE = """
+    for folder in /usr/lib/NetworkManager/conf.d /usr/lib/NetworkManager/system-connections \\
+        /usr/lib/NetworkManager/dispatcher.d /etc/NetworkManager; do
+        [ ! -d $folder ] || mount -t tmpfs -o mode=755 autoip-lab $folder
+    done
+    cd /etc/NetworkManager
+    mkdir -p conf.d system-connections dispatcher.d/pre-up.d dispatcher.d/pre-down.d dispatcher.d/no-wait.d
+    mkdir -p -m 700 /var/lib/NetworkManager
+"""
 
 
 class SystemBus(Daemon):
@@ -64,7 +75,8 @@ class NetworkManager(Daemon):
     """NetworkManager for a host's interfaces, not started yet; `bus` has to run.
 
     Args:
-        host: where it runs; all links but `lo` are managed, those of `unmanaged` excepted.
+        host: where it runs; it has to have files of its own (`machine.give_own_files`). All links but `lo` are managed,
+            those of `unmanaged` excepted.
         unmanaged: names of interfaces that it leaves alone.
     """
 
@@ -75,32 +87,19 @@ class NetworkManager(Daemon):
         if path is None:
             raise LabError("NetworkManager is not installed (Debian package network-manager)")
         super().__init__(host, "", [])
-        self.etc = self.folder / "etc"
-        """Its /etc/NetworkManager."""
-        for name in ("conf.d", "system-connections", "dispatcher.d"):
-            (self.etc / name).mkdir(parents=True)
-        for name in ("pre-up.d", "pre-down.d", "no-wait.d"):
-            (self.etc / "dispatcher.d" / name).mkdir()
-        for folder in (self.etc, *(p for p in self.etc.rglob("*") if p.is_dir())):
-            folder.chmod(0o755)
         exceptions = "".join(f";interface-name:{name}" for name in unmanaged)
-        (self.etc / "NetworkManager.conf").write_text(
+        host.run("sh", "-ec", _PREPARE)
+        machine.write(
+            host,
+            "/etc/NetworkManager/NetworkManager.conf",
             "[main]\nplugins=keyfile\nauth-polkit=false\ndns=none\nrc-manager=unmanaged\n"
             "no-auto-default=*\ndhcp=internal\nsystemd-resolved=false\nhostname-mode=none\n"
             f"[keyfile]\nunmanaged-devices=interface-name:lo{exceptions}\n"
             # It leaves a veth alone unless told.
             "[device-lab]\nmatch-device=interface-name:*,except:interface-name:lo"
             f"{exceptions.replace(';', ',except:')}\nmanaged=1\n"
-            "[connectivity]\nenabled=false\n"
+            "[connectivity]\nenabled=false\n",
         )
-        for real, ours in (
-            ("/etc/NetworkManager", self.etc),
-            ("/var/lib/NetworkManager", self.state),
-        ):
-            host.bind(ours, Path(real))
-        for real in ("conf.d", "system-connections", "dispatcher.d"):
-            if (hidden := Path("/usr/lib/NetworkManager", real)).is_dir():
-                host.bind(self.runtime, hidden)
         # A /sys that cannot be written means "no udev" to it: it does not wait for one.
         self.command = [
             *("unshare", "--mount", "--propagation", "private", "sh", "-c"),
