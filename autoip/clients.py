@@ -63,6 +63,19 @@ class Client:
         return (*(file.path for file in self.files), *conf)
 
 
+def _networkmanager_conf(interfaces: Sequence[str]) -> str:
+    """For these interfaces NetworkManager goes on asking for a lease, and calls nothing a failure."""
+    devices = ",".join(f"interface-name:{name}" for name in interfaces)
+    return f"""\
+# For these interfaces DHCP goes on until there is a lease.  By default NetworkManager gives up after
+# 45 seconds, takes all addresses off the interface, link-local ones too, and begins anew.
+{MARK.decode().strip()}
+[connection-autoip]
+match-device={devices}
+ipv4.dhcp-timeout=2147483647
+"""
+
+
 CLIENTS: Mapping[str, Client] = {
     "dhclient": Client(
         ("/sbin/dhclient", "/usr/sbin/dhclient"),
@@ -96,5 +109,14 @@ CLIENTS: Mapping[str, Client] = {
             File("networkd-dispatcher", f"/etc/networkd-dispatcher/{state}.d/autoip", 0o755)
             for state in ("carrier", "degraded", "routable", "off")
         ),
+    ),
+    "networkmanager": Client(
+        ("/usr/sbin/NetworkManager", "/usr/bin/NetworkManager"),
+        (
+            File("networkmanager", "/etc/NetworkManager/dispatcher.d/90-autoip", 0o755),
+            File("networkmanager", "/etc/NetworkManager/dispatcher.d/pre-down.d/90-autoip", 0o755),
+        ),
+        Conf("/etc/NetworkManager/conf.d/90-autoip.conf", 0o644, _networkmanager_conf),
+        enables=True,
     ),
 }

@@ -15,7 +15,7 @@ import errno
 import logging
 import os
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -77,6 +77,7 @@ class Shared:
     Attributes:
         reactor: the helper's thread.
         netlink: requests to the kernel.
+        limits: what this system does not allow, besides what the kernel does not.
         store: the last addresses.
         clock: CLOCK_BOOTTIME in seconds.
         addresses: the IPv4 addresses that an interface (by index) has now, whoever set them.
@@ -88,6 +89,7 @@ class Shared:
 
     reactor: Reactor
     netlink: Netlink
+    limits: Sequence[str]
     store: Store
     clock: Callable[[], float]
     addresses: Callable[[int], Iterable[Address]]
@@ -335,7 +337,11 @@ class Interface:
             "conflicts": teller.conflicts,
             "defences": teller.defences,
             "last_conflict": teller.last_conflict,
-            "limits": [*self._shared.netlink.limits, *(limit for limit in limits if limit)],
+            "limits": [
+                *self._shared.netlink.limits,
+                *self._shared.limits,
+                *(limit for limit in limits if limit),
+            ],
         }
 
     def _step(self) -> tuple[str | None, float | None]:
