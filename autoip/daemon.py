@@ -31,6 +31,7 @@ from autoip.links import (
     ethernet_like,
 )
 from autoip.netlink import Netlink
+from autoip.networkmanager import Follower
 from autoip.notify import Notifier
 from autoip.options import Options
 from autoip.policy import Kind
@@ -104,6 +105,7 @@ class Daemon:
         self._clients = Clients()
         self._links: dict[int, Link] = {}
         self._addresses: dict[tuple[int, IPv4Address], Address] = {}
+        self._follower = Follower(self._permit, log, settings.environ)
         self._macs: frozenset[bytes] = frozenset()
         self._stop = asyncio.Event()
         self._ready = False
@@ -114,6 +116,7 @@ class Daemon:
         self._shared = Shared(
             reactor=reactor,
             netlink=netlink,
+            limits=self._follower.limits,
             store=Store(directory),
             clock=boottime,
             addresses=self._addresses_of,
@@ -145,6 +148,8 @@ class Daemon:
         for interface in self._interfaces:
             await self._serve(interface)
         self._follow_routes()
+        # Before any link is told: nothing is claimed that NetworkManager must not see.
+        self._follower.start([interface.name for interface in self._interfaces])
         self._on_resync(Resync(tuple(links), tuple(addresses), "start"))
         watcher = loop.create_task(self._watch())
         try:
@@ -153,6 +158,7 @@ class Daemon:
             self._notifier.stopping()
             watcher.cancel()
             self._default_routes.close()
+            await self._follower.stop()
             await asyncio.gather(
                 *(self._end(i) for i in [*self._interfaces]), return_exceptions=True
             )
@@ -362,6 +368,12 @@ class Daemon:
     def _tick(self) -> None:
         for interface in self._interfaces:
             interface.tick()
+
+    def _permit(self, name: str, allowed: bool, why: str) -> None:
+        """What NetworkManager means for an interface."""
+        for interface in self._interfaces:
+            if interface.name == name:
+                interface.permit(allowed, why)
 
     def _feed_watchdog(self) -> None:
         """From the loop: when the loop hangs, the service manager is to notice."""

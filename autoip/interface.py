@@ -15,7 +15,7 @@ import errno
 import logging
 import os
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -57,8 +57,13 @@ _REPAIR_PAUSE = 1.0
 """Seconds after which a route that somebody removed is put back."""
 _FOREIGN_MAX = 8
 """Programs that manage addresses here, by their labels, that are told."""
-_SCRIPT_GRACE = 1.0
-"""Seconds that a script may leave the interface without the address."""
+_GRACE = 1.0
+"""Seconds for which somebody else may leave the interface without the address.
+
+A script may put it there again itself.  A DHCP client that takes all addresses off goes on with the
+routes: what came back too soon would lose its own.  RFC 3927 has nobody claim an address faster than in
+2 * PROBE_MIN + ANNOUNCE_WAIT, which is 4 s.
+"""
 _NOT_RESET = "TCP connections from an address that is given up are not reset"
 _NO_RESET = {
     errno.EOPNOTSUPP: "the kernel lacks CONFIG_INET_DIAG_DESTROY",
@@ -74,6 +79,7 @@ class Shared:
     Attributes:
         reactor: the helper's thread.
         netlink: requests to the kernel.
+        limits: what this system does not allow, besides what the kernel does not.
         store: the last addresses.
         clock: CLOCK_BOOTTIME in seconds.
         addresses: the IPv4 addresses that an interface (by index) has now, whoever set them.
@@ -85,6 +91,7 @@ class Shared:
 
     reactor: Reactor
     netlink: Netlink
+    limits: Sequence[str]
     store: Store
     clock: Callable[[], float]
     addresses: Callable[[int], Iterable[Address]]
@@ -191,13 +198,10 @@ class Interface:
         """An address left the interface.
 
         If it is ours, ask whether that is still so: the message may be the echo of our own
-        request, older than what came after it.  A script may take it off and put it on again.
+        request, older than what came after it.
         """
         if self._is_own(address):
-            if self.script is not None and self.script.binding:
-                asyncio.get_running_loop().call_later(_SCRIPT_GRACE, self.resynchronise)
-            else:
-                self._request(self._verify)
+            asyncio.get_running_loop().call_later(_GRACE, self._look_for_ours)
         elif self._disowned == Held(address.index, address.address):
             self._disowned = None
         else:
@@ -218,10 +222,13 @@ class Interface:
     def resynchronise(self) -> None:
         """See whether the address is still there: messages of the kernel may have been lost."""
         self._disowned = None
-        if self.owned is not None:
-            self._request(self._verify)
+        self._look_for_ours()
         self._addressed()
         self._put_routes()
+
+    def _look_for_ours(self) -> None:
+        if self.owned is not None:
+            self._request(self._verify)
 
     def route_removed(self) -> None:
         """A route of ours is gone: by our doing, with its source, or by somebody's."""
@@ -360,7 +367,11 @@ class Interface:
             "conflicts": teller.conflicts,
             "defences": teller.defences,
             "last_conflict": teller.last_conflict,
-            "limits": [*self._shared.netlink.limits, *(limit for limit in limits if limit)],
+            "limits": [
+                *self._shared.netlink.limits,
+                *self._shared.limits,
+                *(limit for limit in limits if limit),
+            ],
             "notes": teller.notes,
         }
 

@@ -52,7 +52,9 @@ STATUS: Mapping[str, Field] = {
     "conflicts": Field("integer", "", "conflicts since the start, defended ones included"),
     "defences": Field("integer", "", "conflicts that were defended against"),
     "last_conflict": Field("object or null", "", "its mac, address, and at (s since 1970)"),
-    "limits": Field("array of strings", "", "what kernel or privileges do not allow"),
+    "limits": Field(
+        "array of strings", "", "what kernel, privileges or a missing package do not allow"
+    ),
     "notes": Field("array of strings", "", "what was seen of others that is in the way"),
 }
 """`autoip status --json`: one such object for each interface."""

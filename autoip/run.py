@@ -54,6 +54,7 @@ class Arguments:
         choices: what was chosen for the interfaces, by field of `Options`; the configuration and the
             defaults have the rest.
         hook: started by a DHCP client's hook, for one interface.
+        early: before DHCP had its chance.
         config: file to read instead of the system's.
     """
 
@@ -65,6 +66,7 @@ class Arguments:
     script: str | None
     script_style: str
     hook: bool
+    early: bool
     config: str | None
 
 
@@ -143,6 +145,7 @@ def parser() -> Parser:
         action="store_true",
         help="started by a DHCP client's hook: fallback, and at once",
     )
+    add("--early", action="store_true", help="with --hook: DHCP has not had its chance yet")
     add("--no-state", action="store_true", help="neither read nor write the last address")
     add(
         "--script",
@@ -211,6 +214,7 @@ def parse(arguments: Sequence[str]) -> Arguments:
         script=_one("--script", found.script, _script),
         script_style=_one("--script-style", found.script_style, _style) or SCRIPT_STYLES[0],
         hook=found.hook,
+        early=found.early,
         config=_one("--config", found.config, str),
     )
     if result.choices.get("policy") is Kind.ROUTE_ONLY and found.default_route:
@@ -221,6 +225,8 @@ def parse(arguments: Sequence[str]) -> Arguments:
         raise UsageError("--ip is for one interface; with several, start one autoip for each")
     if result.hook and len(result.interfaces) != 1:
         raise UsageError("--hook is for one interface, which has to be named")
+    if result.early and not result.hook:
+        raise UsageError("--early goes with --hook; see --after")
     return result
 
 
@@ -277,7 +283,9 @@ def _style(text: str) -> str:
 
 def options_of(interface: str, arguments: Arguments, configuration: Config) -> Options:
     """What holds for an interface: the command line, else the configuration, else the defaults."""
-    by_hook = {"policy": Kind.FALLBACK, "after": 0.0} if arguments.hook else {}
+    by_hook: dict[str, Any] = {"policy": Kind.FALLBACK} if arguments.hook else {}
+    if arguments.hook and not arguments.early:
+        by_hook["after"] = 0.0  # DHCP has failed
     chosen = {**by_hook, **configuration.choices(interface), **arguments.choices}
     return Options(**chosen)
 

@@ -49,6 +49,7 @@ complete -c autoip -n $run -l route-only -d 'No address, only a route to link-lo
 complete -c autoip -n $run -l default-route -d 'All is on the link while there is no default route'
 complete -c autoip -n $run -l config -r -F -d 'Read FILE instead of the configuration'
 complete -c autoip -n $run -l hook -d 'Started by a hook of a DHCP client'
+complete -c autoip -n $run -l early -d 'With --hook: DHCP has not had its chance yet'
 complete -c autoip -n $run -l no-state -d 'Neither read nor write the last address'
 complete -c autoip -n $run -l script -r -F -d 'Run FILE when the address comes and goes'
 complete -c autoip -n $run -l script-style -x -a 'avahi zcip' -d 'Whose scripts'
@@ -62,7 +63,7 @@ complete -c autoip -n '__fish_seen_subcommand_from wait' -l timeout -x -d 'Give 
 complete -c autoip -n '__fish_seen_subcommand_from probe' -l delay -x -d 'Longest pause between two probes, 1 to 8000 ms'
 
 set -l hooks '__fish_seen_subcommand_from hooks'
-complete -c autoip -n $hooks -l client -x -a 'dhclient ifupdown' -d 'For this DHCP client'
+complete -c autoip -n $hooks -l client -x -a 'dhclient ifupdown dhcpcd udhcpc networkd-dispatcher networkmanager' -d 'For this DHCP client'
 complete -c autoip -n $hooks -l root -x -a '(__fish_complete_directories)' -d 'An image that is being built'
 complete -c autoip -n $hooks -l no-conf -d "Leave the client's configuration alone"
 complete -c autoip -n $hooks -l program -r -F -d 'The program to start'

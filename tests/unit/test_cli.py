@@ -21,6 +21,7 @@ DEFAULTS = Arguments(
     script=None,
     script_style="avahi",
     hook=False,
+    early=False,
     config=None,
 )
 
@@ -88,6 +89,7 @@ def test_defaults() -> None:
         ("--policy route-only", {"choices": {"policy": Kind.ROUTE_ONLY}}),
         ("--default-route", {"choices": {"default_route": True}}),
         ("eth0 --hook", {"interfaces": ("eth0",), "hook": True}),
+        ("eth0 --hook --early", {"interfaces": ("eth0",), "hook": True, "early": True}),
         ("--config /etc/autoip.conf", {"config": "/etc/autoip.conf"}),
     ],
 )
@@ -141,6 +143,7 @@ def test_understood(line: str, expected: dict[str, object]) -> None:
         ("--linger 1 --linger 2", "1 and 2"),
         ("--hook", "one interface"),
         ("--hook eth0 eth1", "one interface"),
+        ("--early eth0", "goes with --hook"),
     ],
 )
 def test_refused(line: str, says: str, capsys: pytest.CaptureFixture[str]) -> None:
