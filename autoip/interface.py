@@ -429,7 +429,10 @@ class Interface:
         """Make filter and reflex what the core's state asks for."""
         if self._socket is None:
             return
-        wanted = (_PHASES[core.listen], core.candidate)
+        phase = _PHASES[core.listen]
+        if phase is Phase.DEFEND and self._by_unicast is not None:
+            phase = Phase.ANSWER
+        wanted = (phase, core.candidate)
         if self._watching != wanted:
             self._socket.watch(*wanted)
             self._watching = wanted

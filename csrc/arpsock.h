@@ -30,7 +30,17 @@ enum autoip_phase {
     /* RFC 3927, 2.2.1: whoever uses the candidate, and whoever probes for it. */
     AUTOIP_PROBE = 1,
     /* RFC 3927, 2.5: whoever uses our address.  A probe for it is only a question. */
-    AUTOIP_DEFEND = 2
+    AUTOIP_DEFEND = 2,
+    /* The same, and questions for our address are answered: see autoip_socket_watch(). */
+    AUTOIP_ANSWER = 3
+};
+
+/* What a frame is. */
+enum autoip_verdict {
+    AUTOIP_NOTHING = 0,
+    AUTOIP_CONFLICT = 1,
+    /* Another host asks, or probes, for our address.  Only in phase AUTOIP_ANSWER. */
+    AUTOIP_QUESTION = 2
 };
 
 /* A conflict, as it is told to the program. */
@@ -56,8 +66,8 @@ int autoip_filter_build(struct sock_filter *out, size_t capacity, const uint8_t 
                         uint32_t address, int phase);
 
 /*
- * The same rule in C, for a frame that the filter has let through: 1 if it is a conflict, else
- * 0.  What is not in the bytes (direction, VLAN tag) only the kernel can look at.
+ * The same rule in C, for a frame that the filter has let through: an autoip_verdict.  What is
+ * not in the bytes (direction, VLAN tag) only the kernel can look at.
  */
 int autoip_filter_accepts(const uint8_t *frame, size_t length, const uint8_t mac[6],
                           uint32_t address, int phase);
@@ -98,6 +108,9 @@ uint32_t autoip_socket_token(const struct autoip_socket *sock);
  * From now on watches this address in this phase.  Events that follow carry `generation`;
  * none of them is about what was watched before.  An armed frame for another address is
  * disarmed, and any armed frame by AUTOIP_SILENT.  After an error all is as it was.
+ *
+ * In phase AUTOIP_ANSWER the thread answers whoever asks for the address, by broadcast (RFC 3927,
+ * 2.5) and at a bounded rate.  The program hears nothing of it.
  */
 int autoip_socket_watch(struct autoip_socket *sock, int phase, uint32_t address,
                         uint32_t generation);
@@ -110,7 +123,7 @@ int autoip_socket_send(struct autoip_socket *sock, const uint8_t frame[AUTOIP_FR
                        uint64_t *sent_ns);
 
 /*
- * The next conflict in phase AUTOIP_DEFEND is answered with this frame by the thread, once.
+ * The next conflict in phase AUTOIP_DEFEND or AUTOIP_ANSWER is answered with this frame by the thread, once.
  * -EINVAL if the frame's sender IP is not the watched address.
  */
 int autoip_socket_arm(struct autoip_socket *sock, const uint8_t frame[AUTOIP_FRAME_LEN]);
