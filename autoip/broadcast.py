@@ -116,7 +116,7 @@ class Broadcast:
             left = [found for found in await self._list(index, _EGRESS) if found.ours]
             if left:
                 self._filters[index] = left[0]
-            return
+            return None
         if ours is not None:
             # Fails if somebody has removed the clsact, or the index is of another interface now.
             with contextlib.suppress(KernelRefused):

@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -16,7 +16,7 @@ from autoip.arpsock import ClockWatch, Reactor, Timer
 from autoip.control import Clients, Handler, Server
 from autoip.errors import AutoipError, KernelRefused, NoPermission, NotArp, UsageError
 from autoip.instance import Instance, runtime_directory
-from autoip.interface import Interface, Options, Shared
+from autoip.interface import Interface, Shared
 from autoip.ipv4ll import State
 from autoip.links import (
     Address,
@@ -31,9 +31,10 @@ from autoip.links import (
 )
 from autoip.netlink import Netlink
 from autoip.notify import Notifier
+from autoip.options import Options
 from autoip.report import socket_name
 from autoip.store import Store, state_directory
-from autoip.teller import IN_USE, Teller
+from autoip.teller import Teller
 
 
 def boottime() -> float:
@@ -47,7 +48,7 @@ class Settings:
 
     Attributes:
         interfaces: names; empty: the one Ethernet-like interface there is.
-        options: for each of them.
+        options: what was chosen for the interface of that name.
         keep_state: whether to read and write the last addresses.
         progress: log level of step-by-step lines.
         environ: the process's environment.
@@ -57,7 +58,7 @@ class Settings:
     """
 
     interfaces: Sequence[str]
-    options: Options
+    options: Callable[[str], Options]
     keep_state: bool
     progress: int
     environ: Mapping[str, str]
@@ -180,6 +181,7 @@ class Daemon:
                     f"{name}: not an interface that speaks ARP over Ethernet"
                     f" (hardware type {link.hardware_type})"
                 )
+        options = self._settings.options(name)
         instance = Instance.acquire(directory, name)
         if instance.warning:
             self._log.warning("%s: %s", name, instance.warning)
@@ -190,7 +192,7 @@ class Daemon:
             boottime,
             lambda event: self._servers[name].publish(event) if name in self._servers else None,
         )
-        return Interface(teller, self._settings.options, instance, self._shared)
+        return Interface(teller, options, instance, self._shared)
 
     async def _scripted(self, file: str, interfaces: Sequence[Interface]) -> list[Interface]:
         """Give each interface the script; one whose first call fails costs only itself."""
@@ -352,8 +354,7 @@ class Daemon:
         """Set the timer to what comes next, and tell the service manager."""
         times = [at for i in self._interfaces if (at := i.next_timer()) is not None]
         self._timer.set(min(times, default=None))
-        up = [i for i in self._interfaces if i.core is not None and i.core.state in IN_USE]
-        if up and not self._ready:
+        if not self._ready and any(i.settled for i in self._interfaces):
             self._ready = True
             self._notifier.ready()
         for limit in self._netlink.limits[self._limits_told :]:

@@ -23,40 +23,35 @@ from ipaddress import IPv4Address
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from autoip import arp, ipv4ll
+from autoip import arp, ipv4ll, sockdiag
 from autoip.acd import Defence, Listen
 from autoip.arp import format_mac
 from autoip.arpsock import ArpSocket, Phase, Reactor, Received
-from autoip.constants import CONFIGURE_RETRY, DELAY_DEFAULT, Timing
+from autoip.constants import CONFIGURE_RETRY, Timing
 from autoip.errors import KernelRefused, StateProblem
 from autoip.instance import Held, Instance
 from autoip.ipv4ll import Ipv4ll, State
 from autoip.links import PROTOCOL, Address, Link
 from autoip.netlink import Netlink
+from autoip.options import Options
+from autoip.policy import Policy
 from autoip.report import VERSION
 from autoip.store import Store
-from autoip.teller import Teller
+from autoip.teller import IN_USE, Teller
 
 if TYPE_CHECKING:
     from autoip.script import ScriptRunner
 
 _PHASES = {Listen.NOTHING: Phase.SILENT, Listen.PROBE: Phase.PROBE, Listen.DEFEND: Phase.DEFEND}
 
+_IDLE = (State.NO_LINK, State.STANDBY)
+"""The states in which the core waits to be told to begin."""
+
 _REQUEST_TIMEOUT = 5.0
 """Seconds after which a netlink request counts as refused."""
 _SCRIPT_GRACE = 1.0
 """Seconds that a script may leave the interface without the address."""
 _BY_UNICAST = "the kernel sends ARP for the address by unicast; answers also go out by broadcast: "
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What the user chose for an interface."""
-
-    first: IPv4Address | None = None
-    defence: Defence = Defence.ONCE
-    delay: int = DELAY_DEFAULT  # milliseconds
-    bring_up: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +89,7 @@ class Interface:
         self.options = options
         self.link: Link | None = None
         self.core: Ipv4ll | None = None
+        self.policy = Policy(options.policy, options.after, options.linger)
         self.owned: Held | None = None  # what is, or may be, on an interface by our doing
         self._disowned: Held | None = None  # what was so last, until the kernel tells
         self._instance = instance
@@ -102,7 +98,10 @@ class Interface:
         self._watching: tuple[Phase, IPv4Address | None] | None = None
         self._armed = False
         self._by_unicast: str | None = None  # why the kernel's ARP is, as last logged
-        self._requests: deque[Callable[[], Awaitable[None]]] = deque()
+        self._starting = False  # the core is to be told that it may begin
+        self._looking = False  # for connections that use the address
+        self._onlink: tuple[int, IPv4Address] | None = None  # index and source of the route
+        self._requests: deque[Callable[[], Awaitable[object]]] = deque()
         self._worker: asyncio.Task[None] | None = None
         self._saving: asyncio.Task[None] | None = None
         self._recovery: asyncio.TimerHandle | None = None
@@ -140,6 +139,7 @@ class Interface:
         if new and not self._is_own(address):
             text, prefixlen = str(address.address), address.prefixlen
             self.teller.publish("address-added", address=text, prefixlen=prefixlen)
+        self._addressed()
 
     def address_removed(self, address: Address) -> None:
         """An address left the interface.
@@ -157,6 +157,7 @@ class Interface:
         else:
             text, prefixlen = str(address.address), address.prefixlen
             self.teller.publish("address-removed", address=text, prefixlen=prefixlen)
+        self._addressed()
 
     def has_put(self, index: int, address: IPv4Address) -> bool:
         """Whether the address, if the interface is said to have it, is there by our doing.
@@ -173,6 +174,32 @@ class Interface:
         self._disowned = None
         if self.owned is not None:
             self._request(self._verify)
+        self._addressed()
+
+    def permit(self, allowed: bool, why: str = "") -> None:
+        """Whether the interface may have an address at all.
+
+        Args:
+            allowed: if not, an address that it has is taken off.
+            why: it may not.
+        """
+        with self._guarded("permit"):
+            self.policy.permit(allowed, why)
+            self._pump()
+
+    def _addressed(self) -> None:
+        """The policy learns which addresses there are now."""
+        with self._guarded("addresses"):
+            routable = self._routable()
+            held = self.core is not None and self.core.address is not None
+            self.policy.addressed(routable, self._shared.clock(), held=held)
+            self._pump()
+
+    def _routable(self) -> IPv4Address | None:
+        if self.link is None:
+            return None
+        others = self._shared.addresses(self.link.index)
+        return next((other.address for other in others if other.routable), None)
 
     def script_bound(self) -> None:
         """The script knows of the address; put right what it did to it."""
@@ -187,10 +214,11 @@ class Interface:
     def restart(self, why: str) -> None:
         """Probe the address again before it is used further."""
         with self._guarded("restart"):
-            if self.core is not None and self._socket is not None:
-                self.core.link_down(why)
+            core = self.core
+            if core is not None and self._socket is not None and core.state is not State.STANDBY:
+                core.link_down(why)
+                self._start(why)
                 self._pump()
-                self._request(partial(self._start, why))
 
     @property
     def token(self) -> int | None:
@@ -199,15 +227,22 @@ class Interface:
 
     def next_timer(self) -> float | None:
         """When `tick` is to be called; None: not before something else happens."""
-        if self.core is None or self._worker is not None:
+        if self._worker is not None:
             return None
-        return self.core.next_timer()
+        parts = (self.core, self.policy)
+        times = [part.next_timer() for part in parts if part is not None]
+        return min((at for at in times if at is not None), default=None)
+
+    @property
+    def settled(self) -> bool:
+        """Whether the interface has the address that it is to have, ours or a routable one."""
+        return self.policy.settled or (self.core is not None and self.core.state in IN_USE)
 
     def report(self) -> dict[str, Any]:
         """The status object: see `report.STATUS`."""
         core, link, teller = self.core, self.link, self.teller
         state = core.state if core is not None else State.NO_LINK
-        at = self.next_timer() if core is not None and core.step else None
+        step, at = self._step()
         own = self.owned.address if self.owned is not None else None
         others = self._shared.addresses(link.index) if link is not None else ()
         unicast = self._shared.netlink.by_unicast(link.index) if link is not None else None
@@ -219,13 +254,13 @@ class Interface:
             "mac": format_mac(link.mac) if link is not None else None,
             "pid": os.getpid(),
             "state": state.value,
-            "why": self._trouble or teller.why,
+            "why": self._trouble or (self.policy.why if self.policy.yields else teller.why),
             "address": _text(core.address if core is not None else None),
             "since": teller.since,
             "candidate": _text(core.candidate if core is not None else None),
-            "step": core.step if core is not None and at is not None else None,
+            "step": step,
             "step_in": max(at - self._shared.clock(), 0.0) if at is not None else None,
-            "policy": "alongside",
+            "policy": self.options.policy.value,
             "defence": "abandon" if self.options.defence is Defence.ABANDON else "defend",
             "delay": self.options.delay,
             "others": [f"{a.address}/{a.prefixlen}" for a in others if a.address != own],
@@ -234,6 +269,13 @@ class Interface:
             "last_conflict": teller.last_conflict,
             "limits": [*self._shared.netlink.limits, *(limit for limit in limits if limit)],
         }
+
+    def _step(self) -> tuple[str | None, float | None]:
+        """What comes next, in words, and when."""
+        for part in (self.core, self.policy):
+            if part is not None and part.step and (at := part.next_timer()) is not None:
+                return part.step, at
+        return None, None
 
     async def stop(self) -> None:
         """Take off what was set up.  May be called more than once."""
@@ -285,6 +327,7 @@ class Interface:
             self._no_link("waits: no carrier")
             return
         self._trouble = ""
+        self.policy.link(True, self._shared.clock())
         if before is not None and self._socket is not None:
             if (before.index, before.mac) != (link.index, link.mac):
                 self._lose_link("hardware address changed")
@@ -301,6 +344,7 @@ class Interface:
         The record that it kept tells; where that is lost, the address saved last together with our
         mark on the kernel's entry.  It comes back when it has been probed (section 2.2).
         """
+        self._request(partial(self._shared.netlink.remove_onlink, link.index))
         held = self._instance.previous
         for address in self._shared.addresses(link.index):
             recorded = held == Held(link.index, address.address)
@@ -329,10 +373,11 @@ class Interface:
         self._lose_link(trouble)
 
     def _lose_link(self, why: str) -> None:
+        self.policy.link(False, self._shared.clock())
+        self._close()
         if self.core is not None:
             self.core.link_down(why)
-            self._pump()
-        self._close()
+        self._pump()
         self._shared.changed()
 
     def _close(self) -> None:
@@ -362,13 +407,22 @@ class Interface:
                 first=first,
                 avoid=lambda address: self._shared.elsewhere(address, self),
             )
-        self._request(partial(self._start, "link is ready"))
+        self._start("link is ready")
 
-    async def _start(self, why: str) -> None:
-        """Begin to negotiate.  A request, so that what was taken off before is off by now."""
-        core = self.core
-        if core is not None and self._socket is not None and core.state is State.NO_LINK:
-            core.link_up(self._shared.clock(), why)
+    def _start(self, why: str) -> None:
+        """Begin to negotiate.  A request, so that what was taken off before is off by then."""
+
+        async def start() -> None:
+            self._starting = False
+            core = self.core
+            if core is None or self._socket is None or not self.policy.wanted:
+                return
+            if core.state in _IDLE:
+                core.link_up(self._shared.clock(), why)
+
+        if not self._starting:
+            self._starting = True
+            self._request(start)
 
     def _first_candidate(self, mac: bytes) -> IPv4Address | None:
         """What to try first: what we had, what the user said, what a crash left, what was saved."""
@@ -400,9 +454,13 @@ class Interface:
     def _pump(self) -> None:
         """Do all that the core wants now."""
         core = self.core
+        self.policy.handle_timer(self._shared.clock())
+        self._look()
         if core is None:
             return
+        self._obey(core)
         self._take_events(core)
+        self._route(core)
         while self._worker is None and not self._requests:
             now = self._shared.clock()
             core.handle_timer(now)
@@ -415,6 +473,50 @@ class Interface:
             self._take_events(core)
         self._set_filter(core)
         self._shared.changed()
+
+    def _obey(self, core: Ipv4ll) -> None:
+        """Begin, or stand by, as the policy wants it."""
+        if self._socket is None:
+            return
+        if not self.policy.wanted:
+            core.stand_by(self.policy.why)
+        elif core.state in _IDLE:
+            self._start(self.policy.why)
+
+    def _look(self) -> None:
+        """Find out for the policy whether connections use the address."""
+        if self._looking or not self.policy.asks(self._shared.clock()):
+            return
+        address = self.core.address if self.core is not None else None
+
+        async def look() -> None:
+            used = False
+            try:
+                if address is not None:
+                    used = await sockdiag.established(address)
+            except KernelRefused as error:
+                self._shared.netlink.limit(f"no connections can be waited for: {error}")
+            finally:
+                self._looking = False
+            self.policy.connections(used, self._shared.clock())
+
+        self._looking = True
+        self._request(look)
+
+    def _route(self, core: Ipv4ll) -> None:
+        """Keep an address that only lingers out of new connections."""
+        source = self.policy.routable if self.policy.yields else None
+        wanted: tuple[int, IPv4Address] | None = None
+        if source is not None and self.link is not None and core.address is not None:
+            wanted = self.link.index, source
+        if wanted == self._onlink:
+            return
+        before, self._onlink = self._onlink, wanted
+        if wanted is not None and self.link is not None:
+            self._request(partial(self._shared.netlink.set_onlink, self.link, wanted[1]))
+            self.teller.say(logging.INFO, self.policy.why)
+        elif before is not None:
+            self._request(partial(self._shared.netlink.remove_onlink, before[0]))
 
     def _send(self, core: Ipv4ll, socket: ArpSocket, frame: bytes) -> None:
         try:
@@ -463,7 +565,7 @@ class Interface:
 
     # --- requests to the kernel, one after the other -----------------------------------------
 
-    def _request(self, request: Callable[[], Awaitable[None]]) -> None:
+    def _request(self, request: Callable[[], Awaitable[object]]) -> None:
         self._requests.append(request)
         if self._worker is None:
             self._worker = asyncio.get_running_loop().create_task(self._work())

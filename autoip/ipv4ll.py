@@ -4,7 +4,7 @@
 
     link_up -> candidate -> Acd probes -> Configure -> (caller adds it) configured ->
     Acd announces and defends -> conflict: Unconfigure, next candidate
-                              -> link_down: Unconfigure, the same address first next time
+                              -> link_down, stand_by: Unconfigure, the same address first next time
 
 The random sources are arguments: `addresses`, seeded from the hardware address, draws the
 candidates, so that a host finds the same address again (section 2.1); `jitter` the pauses.
@@ -62,6 +62,7 @@ class State(Enum):
     """Where an interface stands.  Values are what people and scripts read."""
 
     NO_LINK = "no-link"
+    STANDBY = "standby"
     PAUSED = "paused"
     RATE_LIMITED = "rate-limited"
     PROBING = "probing"
@@ -86,6 +87,7 @@ class Cause(Enum):
 
     LINK_READY = "link is ready"
     LINK_LOST = "link is lost"
+    NOT_WANTED = "no address is wanted now"
     CONFLICT = "conflict"
     REMOVED = "address was removed by somebody else"
     REFUSED = "kernel refused the address"
@@ -94,11 +96,13 @@ class Cause(Enum):
 
 _CANDIDATE = frozenset(ACD_STATES.values())  # a candidate is probed for or held
 _WAIT = frozenset({State.PAUSED, State.RATE_LIMITED})
+_IDLE = frozenset({State.NO_LINK, State.STANDBY})
 _NEXT = frozenset({State.PROBING, State.RATE_LIMITED})
 
 TRANSITIONS: Mapping[Cause, tuple[frozenset[State], frozenset[State]]] = {
-    Cause.LINK_READY: (frozenset({State.NO_LINK}), _NEXT),
-    Cause.LINK_LOST: (_CANDIDATE | _WAIT, frozenset({State.NO_LINK})),
+    Cause.LINK_READY: (_IDLE, _NEXT),
+    Cause.LINK_LOST: (_CANDIDATE | _WAIT | {State.STANDBY}, frozenset({State.NO_LINK})),
+    Cause.NOT_WANTED: (_CANDIDATE | _WAIT | {State.NO_LINK}, frozenset({State.STANDBY})),
     Cause.CONFLICT: (_CANDIDATE, _NEXT),
     Cause.REMOVED: (frozenset({State.ANNOUNCING, State.BOUND}), _NEXT),
     Cause.REFUSED: (frozenset({State.CONFIGURING}), frozenset({State.PAUSED})),
@@ -218,6 +222,7 @@ class Ipv4ll:
         self._lost: deque[IPv4Address] = deque(maxlen=MAX_CONFLICTS)
         self._acd: Acd | None = None
         self._waiting: _Waiting | None = None
+        self._idle = State.NO_LINK  # why there is neither a candidate nor a pause
         self._not_before: float | None = None  # set by the rate limit, outlives the link
         self._removals = 0
         self._held_since: float | None = None  # when the address was put on the interface
@@ -231,7 +236,7 @@ class Ipv4ll:
         """Where the interface stands."""
         if self._acd is not None:
             return ACD_STATES[type(self._acd.state)]
-        return self._waiting.state if self._waiting is not None else State.NO_LINK
+        return self._waiting.state if self._waiting is not None else self._idle
 
     @property
     def candidate(self) -> IPv4Address | None:
@@ -266,8 +271,8 @@ class Ipv4ll:
     # --- what the caller tells ---------------------------------------------------------------
 
     def link_up(self, now: float, why: str = "link is ready") -> None:
-        """The interface can send and receive: look for an address."""
-        if self.state is not State.NO_LINK:
+        """The interface can send and receive, and is to have an address: look for one."""
+        if self.state not in _IDLE:
             raise CoreMisuse(f"link_up() in {self.state.name}")
         if self._not_before is not None and now < self._not_before:
             self._waiting = _Waiting(State.RATE_LIMITED, self._not_before)
@@ -277,11 +282,11 @@ class Ipv4ll:
 
     def link_down(self, why: str = "link is lost") -> None:
         """The link is no longer the one that was probed: section 2.2.  Harmless when repeated."""
-        if self.state is State.NO_LINK:
-            return
-        self._next_candidate = self.remembered
-        self._drop(conflict=False)
-        self._report(why, Cause.LINK_LOST)
+        self._leave(State.NO_LINK, why, Cause.LINK_LOST)
+
+    def stand_by(self, why: str = Cause.NOT_WANTED.value) -> None:
+        """No address is wanted until `link_up`: section 1.9.  Harmless when repeated."""
+        self._leave(State.STANDBY, why, Cause.NOT_WANTED)
 
     def removed(self, now: float) -> None:
         """Somebody else took our address off the interface: claim it again.
@@ -404,6 +409,14 @@ class Ipv4ll:
         verb = "claims" if conflict.packet.spa == conflict.address else "probes for"
         why = f"conflict: {format_mac(conflict.packet.sha)} {verb} {conflict.address}"
         self._report(why, Cause.CONFLICT)
+
+    def _leave(self, idle: State, why: str, cause: Cause) -> None:
+        if self.state is idle:
+            return
+        self._next_candidate = self.remembered
+        self._drop(conflict=False)
+        self._idle = idle
+        self._report(why, cause)
 
     def _drop(self, *, conflict: bool) -> None:
         """Leave the current candidate or pause; take its address off if it is on."""

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 
+from autoip.constants import LINK_LOCAL_NETWORK
+
 PROTOCOL = 169
 """IFA_PROTO, FRA_PROTOCOL and rtm_protocol of all that is ours. Not in iproute2's lists."""
 
@@ -14,6 +16,8 @@ IFF_UP, IFF_LOOPBACK, IFF_RUNNING, IFF_NOARP = 0x1, 0x8, 0x40, 0x80
 IFF_LOWER_UP, IFF_DORMANT = 0x10000, 0x20000
 # include/uapi/linux/if_arp.h
 ARPHRD_ETHER = 1
+# include/uapi/linux/rtnetlink.h
+RT_SCOPE_HOST = 254
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +78,15 @@ class Address:
     label: str | None
     proto: int | None
     """IFA_PROTO: who set it; None if nobody said so, or before Linux 5.18."""
+
+    @property
+    def routable(self) -> bool:
+        """Whether it makes a link-local address unnecessary (RFC 3927 section 1.9)."""
+        return self.scope < RT_SCOPE_HOST and not (
+            self.address in LINK_LOCAL_NETWORK
+            or self.address.is_loopback
+            or self.address.is_unspecified
+        )
 
 
 @dataclass(frozen=True, slots=True)

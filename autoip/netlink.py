@@ -12,6 +12,8 @@ What `add_address` sets up for an address A on interface number N, and `remove_a
 
 Before the first address `add_address` also makes ARP leave N by broadcast where it must (see
 `broadcast`). That stays until `release`.
+
+Beside a routable address `set_onlink` has link-local destinations reached from that one (see `onlink`).
 """
 
 from __future__ import annotations
@@ -42,6 +44,7 @@ from autoip.links import (
     LinkRemoved,
     Resync,
 )
+from autoip.onlink import OnlinkRoutes
 from autoip.rtnl import (
     Request,
     Requests,
@@ -87,6 +90,7 @@ class Netlink:
         self._requests = Requests()
         self._rules = SourceRules(self._requests)
         self._broadcast = Broadcast(self._requests, program)
+        self._onlink = OnlinkRoutes(self._requests)
         self._remove_lock = asyncio.Lock()
         self._pending: deque[Event] = deque()
         self._links: dict[int, Link] = {}
@@ -172,7 +176,7 @@ class Netlink:
             await self._add(link, address, scope, what, replace=replace)
         try:
             if not await self._rules.add(link, address):
-                self._limit("the kernel has no routing rules: of several interfaces one is reached")
+                self.limit("the kernel has no routing rules: of several interfaces one is reached")
         except KernelRefused:
             await self.remove_address(link.index, address)
             raise
@@ -199,6 +203,14 @@ class Netlink:
         """Why ARP for our address leaves the interface `index` by unicast, None if it does not."""
         return self._broadcast.refusal(index)
 
+    async def set_onlink(self, link: Link, source: IPv4Address) -> None:
+        """Reach link-local destinations by `link` from `source`. Raises KernelRefused."""
+        await self._onlink.set(link, source)
+
+    async def remove_onlink(self, index: int) -> bool:
+        """Undo `set_onlink`, also that of a crashed instance. Raises KernelRefused."""
+        return await self._onlink.remove(index)
+
     async def set_up(self, index: int) -> None:
         """Set the interface up, as `ip link set up` does. Raises KernelRefused."""
         fields = {"index": index, "flags": IFF_UP, "change": IFF_UP}
@@ -217,6 +229,11 @@ class Netlink:
             if found is not None
         }
         return await self._rules.sweep(living)
+
+    def limit(self, line: str) -> None:
+        """Note what cannot be done here, in one line."""
+        if line not in self.limits:
+            self.limits.append(line)
 
     # Addresses
 
@@ -264,9 +281,9 @@ class Netlink:
             if _is(message, address):
                 self._checked = True
                 if message.get_attr("IFA_PROTO") != PROTOCOL:
-                    self._limit("the kernel does not keep who set an address (IFA_PROTO, 5.18)")
+                    self.limit("the kernel does not keep who set an address (IFA_PROTO, 5.18)")
                 if message.get_attr("IFA_RT_PRIORITY") != METRIC_BASE + link.index:
-                    self._limit("the kernel gives addresses no metric (IFA_RT_PRIORITY, 4.18)")
+                    self.limit("the kernel gives addresses no metric (IFA_RT_PRIORITY, 4.18)")
                 return read_address(message) or wanted
         return wanted
 
@@ -409,10 +426,6 @@ class Netlink:
                 # Not before: if this was cancelled, it has to begin again.
                 self._lost = None
                 return Resync(tuple(links), tuple(addresses), reason)
-
-    def _limit(self, line: str) -> None:
-        if line not in self.limits:
-            self.limits.append(line)
 
 
 def _key(message: Any) -> tuple[bytes, int]:

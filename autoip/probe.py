@@ -21,8 +21,9 @@ from autoip.arp import ArpPacket, format_mac, parse
 from autoip.arpsock import ArpSocket, Phase, Reactor
 from autoip.constants import DELAY_DEFAULT, Timing
 from autoip.errors import CannotTell, NoPermission, NotArp, UsageError
+from autoip.options import delay
 from autoip.report import VERSION
-from autoip.usage import COMMANDS, Parser, delay, interface_name
+from autoip.usage import COMMANDS, Parser, interface_name
 
 _SIOCGIFFLAGS = 0x8913
 _SIOCGIFHWADDR = 0x8927

@@ -72,6 +72,7 @@ RTMGRP_LINK, RTMGRP_IPV4_IFADDR = 0x1, 0x10
 RTEXT_FILTER_SKIP_STATS = 8
 RTN_UNICAST = 1
 RT_SCOPE_LINK = 253
+RT_TABLE_MAIN = 254
 FR_ACT_TO_TBL = 1
 # include/uapi/linux/netlink.h
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP_INTR, NLM_F_DUMP = 0x1, 0x4, 0x10, 0x300
@@ -153,6 +154,7 @@ class _RouteMessage(nlmsg):  # type: ignore[misc]
     nla_map = (
         (1, "RTA_DST", "cdata"),
         (4, "RTA_OIF", "uint32"),
+        (6, "RTA_PRIORITY", "uint32"),
         (7, "RTA_PREFSRC", "cdata"),
         (15, "RTA_TABLE", "uint32"),
     )

@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from ipaddress import AddressValueError, IPv4Address
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
-from autoip import __version__
-from autoip.acd import Defence
-from autoip.constants import (
-    DELAY_DEFAULT,
-    DELAY_MAX,
-    DELAY_MIN,
-    FIRST_CANDIDATE,
-    LAST_CANDIDATE,
-    METADATA_ADDRESS,
-)
-from autoip.errors import UsageError
-from autoip.ipv4ll import is_candidate
-from autoip.usage import COMMANDS, Parser, delay, interface_name
+from autoip import __version__, config
+from autoip.config import Config
+from autoip.constants import DELAY_DEFAULT, DELAY_MAX, DELAY_MIN
+from autoip.errors import AlreadyRunning, AutoipError, UsageError
+from autoip.options import AFTER_DEFAULT, CHOICES, LINGER_DEFAULT, Options
+from autoip.policy import Kind
+from autoip.usage import COMMANDS, Parser, interface_name
 
 _Value = TypeVar("_Value")
 
@@ -40,6 +36,7 @@ examples:
   autoip eth0                               claim an address on eth0, defend it
   autoip eth0 --ip 169.254.20.20            try this one first
   autoip eth0 eth1 --delay 200              two interfaces, claim in 0.7 s at most
+  autoip eth0 --policy fallback             only while DHCP gives nothing
   autoip -o if=eth0,ip=169.254.20.20,abandon
   autoip status --json                      how things stand, for a script
 
@@ -51,18 +48,24 @@ exit status:
 
 @dataclass(frozen=True, slots=True)
 class Arguments:
-    """A command line that has been checked."""
+    """A command line that has been checked.
+
+    Attributes:
+        choices: what was chosen for the interfaces, by field of `Options`; the configuration and the
+            defaults have the rest.
+        hook: started by a DHCP client's hook, for one interface.
+        config: file to read instead of the system's.
+    """
 
     interfaces: tuple[str, ...]
-    first: IPv4Address | None
-    abandon: bool
+    choices: Mapping[str, Any]
     debug: bool
-    delay: int
-    bring_up: bool
     keep_state: bool
     to_syslog: bool
     script: str | None
     script_style: str
+    hook: bool
+    config: str | None
 
 
 def parser() -> Parser:
@@ -94,6 +97,42 @@ def parser() -> Parser:
         f" default {DELAY_DEFAULT}, which is RFC 3927",
     )
     add("--up", action="store_true", help="bring an interface that is down up")
+    add(
+        "--policy",
+        metavar="POLICY",
+        action="append",
+        default=[],
+        help="alongside: an address whatever else there is (the default);"
+        " fallback: only while there is no routable address",
+    )
+    add(
+        "--after",
+        metavar="S",
+        action="append",
+        default=[],
+        help="fallback: seconds without a routable address before one is claimed;"
+        f" default {AFTER_DEFAULT:g}",
+    )
+    add(
+        "--linger",
+        metavar="S",
+        action="append",
+        default=[],
+        help="fallback: seconds for which the address stays beside a new routable one;"
+        f" default {LINGER_DEFAULT:g}",
+    )
+    add(
+        "--config",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help=f"read FILE instead of {config.FILE} and {config.FOLDER}/*.conf",
+    )
+    add(
+        "--hook",
+        action="store_true",
+        help="started by a DHCP client's hook: fallback, and at once",
+    )
     add("--no-state", action="store_true", help="neither read nor write the last address")
     add(
         "--script",
@@ -134,37 +173,50 @@ def parse(arguments: Sequence[str]) -> Arguments:
         del words[0]
     found = parser().parse_intermixed_args(words)
     interfaces: list[str] = list(found.interfaces)
-    addresses: list[str] = list(found.ip)
-    delays: list[str] = list(found.delay)
-    abandon, debug, to_syslog = found.abandon, found.debug, found.syslog
+    # The texts of each choice, by its name in `options.CHOICES`.
+    texts: dict[str, list[str]] = {
+        name: list(getattr(found, name)) for name in ("ip", "delay", "policy", "after", "linger")
+    }
+    texts["abandon"] = ["yes"] if found.abandon else []
+    texts["up"] = ["yes"] if found.up else []
+    debug, to_syslog = found.debug, found.syslog
     for name, value in _option_words(found.words):
         match name:
             case "if":
                 interfaces.append(value)
-            case "ip":
-                addresses.append(value)
-            case "delay":
-                delays.append(value)
+            case "ip" | "delay":
+                texts[name].append(value)
             case "abandon":
-                abandon = True
+                texts[name].append("yes")
             case "debug":  # as the module did, to syslog as well
                 debug = to_syslog = True
     result = Arguments(
         interfaces=tuple(dict.fromkeys(interface_name(name) for name in interfaces)),
-        first=_one("--ip", [_candidate(text) for text in addresses]),
-        abandon=abandon,
+        choices=_choices(texts),
         debug=debug,
-        delay=_one("--delay", [delay(text) for text in delays]) or DELAY_DEFAULT,
-        bring_up=found.up,
         keep_state=not found.no_state,
         to_syslog=to_syslog,
-        script=_one("--script", [_script(text) for text in found.script]),
-        script_style=_one("--script-style", [_style(text) for text in found.script_style])
-        or SCRIPT_STYLES[0],
+        script=_one("--script", found.script, _script),
+        script_style=_one("--script-style", found.script_style, _style) or SCRIPT_STYLES[0],
+        hook=found.hook,
+        config=_one("--config", found.config, str),
     )
-    if result.first is not None and len(result.interfaces) > 1:
+    if "first" in result.choices and len(result.interfaces) > 1:
         raise UsageError("--ip is for one interface; with several, start one autoip for each")
+    if result.hook and len(result.interfaces) != 1:
+        raise UsageError("--hook is for one interface, which has to be named")
     return result
+
+
+def _choices(texts: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """The choices that were made, by field of `Options`."""
+    chosen: dict[str, Any] = {}
+    for name, given in texts.items():
+        choice = CHOICES[name]
+        value = _one(f"--{name}", given, choice.read)
+        if value is not None:
+            chosen[choice.field] = value
+    return chosen
 
 
 def _option_words(texts: Sequence[str]) -> list[tuple[str, str]]:
@@ -183,23 +235,13 @@ def _option_words(texts: Sequence[str]) -> list[tuple[str, str]]:
     return words
 
 
-def _one(option: str, values: Sequence[_Value]) -> _Value | None:
-    if len(set(values)) > 1:
-        given = " and ".join(str(value) for value in dict.fromkeys(values))
+def _one(option: str, texts: Sequence[str], read: Callable[[str], _Value]) -> _Value | None:
+    """The value of an option that may be given again, but not as something else."""
+    values = [read(text) for text in texts]
+    if any(value != values[0] for value in values):
+        given = " and ".join(dict.fromkeys(texts))
         raise UsageError(f"{option} was given as {given}; give one value")
     return values[0] if values else None
-
-
-def _candidate(text: str) -> IPv4Address:
-    address: IPv4Address | None = None
-    with suppress(AddressValueError):
-        address = IPv4Address(text)
-    if address is None or not is_candidate(address):
-        raise UsageError(
-            f"ip {text}: not an address to claim; allowed are {FIRST_CANDIDATE} to"
-            f" {LAST_CANDIDATE} but for {METADATA_ADDRESS}"
-        )
-    return address
 
 
 def _script(text: str) -> str:
@@ -217,29 +259,62 @@ def _style(text: str) -> str:
     return text
 
 
+def options_of(interface: str, arguments: Arguments, configuration: Config) -> Options:
+    """What holds for an interface: the command line, else the configuration, else the defaults."""
+    by_hook = {"policy": Kind.FALLBACK, "after": 0.0} if arguments.hook else {}
+    chosen = {**by_hook, **configuration.choices(interface), **arguments.choices}
+    return Options(**chosen)
+
+
 def serve(arguments: Arguments, environ: Mapping[str, str]) -> None:
     """Run the daemon until it is told to stop.
 
     Raises:
         AutoipError: nothing can be served.
     """
-    # These imports take most of the start: a mistake in the command line is told before.
+    from autoip import log
+
+    if arguments.hook:
+        _close_inherited()
+    # Nobody reads what a hook writes, unless the service manager keeps it.
+    unread = arguments.hook and not log.for_journal(environ, sys.stderr.fileno())
+    logger = log.set_up(
+        debug=arguments.debug, to_syslog=arguments.to_syslog or unread, environ=environ
+    )
+    try:
+        _serve(arguments, environ, logger)
+    except AlreadyRunning:
+        raise  # a client fails again and again, and each time its hook starts us
+    except AutoipError as error:
+        if unread:
+            logger.error("%s", error)  # noqa: TRY400 (one line, for a mistake is no bug)
+        raise
+
+
+def _close_inherited() -> None:
+    """Close a client's lease file, sockets and pipes: who waits for their end would wait for ours."""
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) > 2:
+            with suppress(OSError):  # the one of the listing itself is gone already
+                os.close(int(name))
+
+
+def _serve(arguments: Arguments, environ: Mapping[str, str], logger: logging.Logger) -> None:
+    configuration = config.load(None if arguments.config is None else Path(arguments.config))
+    if arguments.hook and not configuration.hooks(arguments.interfaces[0]):
+        logger.info("%s: not for hooks to start, by the configuration", arguments.interfaces[0])
+        return
+
+    # These imports take most of the start: a mistake in what was asked for is told before.
     import asyncio
 
-    from autoip import arpsock, daemon, interface, log, privileges
+    from autoip import arpsock, daemon, log, privileges
 
-    logger = log.set_up(debug=arguments.debug, to_syslog=arguments.to_syslog, environ=environ)
     program = arpsock.load_broadcast()  # with privileges that are given up now
     privileges.limit(pass_on=arguments.script is not None)
-    options = interface.Options(
-        first=arguments.first,
-        defence=Defence.ABANDON if arguments.abandon else Defence.ONCE,
-        delay=arguments.delay,
-        bring_up=arguments.bring_up,
-    )
     settings = daemon.Settings(
         interfaces=arguments.interfaces,
-        options=options,
+        options=lambda name: options_of(name, arguments, configuration),
         keep_state=arguments.keep_state,
         progress=log.progress_level(debug=arguments.debug),
         environ=environ,

@@ -64,18 +64,3 @@ def interface_name(name: str) -> str:
             " blanks, '/' and ':'"
         )
     return name
-
-
-def delay(text: str) -> int:
-    """Check the option `delay`, in milliseconds.
-
-    Raises:
-        UsageError: not a whole number in range.
-    """
-    from autoip.constants import DELAY_MAX, DELAY_MIN
-
-    if not re.fullmatch("[0-9]{1,9}", text) or not DELAY_MIN <= int(text) <= DELAY_MAX:
-        raise UsageError(
-            f"delay {text}: not a whole number of milliseconds from {DELAY_MIN} to {DELAY_MAX}"
-        )
-    return int(text)

@@ -5,6 +5,7 @@ It knows nothing of autoip's inside. Standard library only (`require` needs pyte
 
 from . import frames, journal
 from .daemon import Daemon, Usage, leftover_folders, usage
+from .dhcp import DHCP_SERVERS, Dhcpd, DhcpServer, Dnsmasq
 from .frames import ArpFrame, Frame, gaps
 from .link import Port, Switch
 from .namespace import LabError, Namespace, leftovers
@@ -19,9 +20,13 @@ from .neighbour import (
 from .sniffer import AddressMonitor, Sniffer
 
 __all__ = [
+    "DHCP_SERVERS",
     "AddressMonitor",
     "ArpFrame",
     "Daemon",
+    "DhcpServer",
+    "Dhcpd",
+    "Dnsmasq",
     "Frame",
     "LabError",
     "Namespace",

@@ -7,20 +7,21 @@ from ipaddress import IPv4Address
 import pytest
 
 from autoip import __version__, cli
+from autoip.acd import Defence
 from autoip.errors import UsageError
+from autoip.policy import Kind
 from autoip.run import Arguments, parse
 
 DEFAULTS = Arguments(
     interfaces=(),
-    first=None,
-    abandon=False,
+    choices={},
     debug=False,
-    delay=2000,
-    bring_up=False,
     keep_state=True,
     to_syslog=False,
     script=None,
     script_style="avahi",
+    hook=False,
+    config=None,
 )
 
 
@@ -46,13 +47,13 @@ def test_defaults() -> None:
         ("run eth0", {"interfaces": ("eth0",)}),
         ("run run", {"interfaces": ("run",)}),
         ("eth0 eth1 eth0", {"interfaces": ("eth0", "eth1")}),
-        ("eth0 --delay 200 eth1", {"interfaces": ("eth0", "eth1"), "delay": 200}),
-        ("--ip 169.254.1.0", {"first": IPv4Address("169.254.1.0")}),
-        ("--ip 169.254.254.255", {"first": IPv4Address("169.254.254.255")}),
-        ("--delay 1", {"delay": 1}),
-        ("--delay=8000", {"delay": 8000}),
-        ("--abandon --debug", {"abandon": True, "debug": True}),
-        ("--up --no-state", {"bring_up": True, "keep_state": False}),
+        ("eth0 --delay 200 eth1", {"interfaces": ("eth0", "eth1"), "choices": {"delay": 200}}),
+        ("--ip 169.254.1.0", {"choices": {"first": IPv4Address("169.254.1.0")}}),
+        ("--ip 169.254.254.255", {"choices": {"first": IPv4Address("169.254.254.255")}}),
+        ("--delay 1", {"choices": {"delay": 1}}),
+        ("--delay=8000", {"choices": {"delay": 8000}}),
+        ("--abandon --debug", {"choices": {"defence": Defence.ABANDON}, "debug": True}),
+        ("--up --no-state", {"choices": {"bring_up": True}, "keep_state": False}),
         ("--syslog", {"to_syslog": True}),
         ("--script /bin/true", {"script": "/bin/true"}),
         ("--script /dev/../bin/true", {"script": "/bin/true"}),
@@ -62,18 +63,29 @@ def test_defaults() -> None:
             "-o if=eth0,ip=169.254.20.20,debug,delay=200,abandon",
             {
                 "interfaces": ("eth0",),
-                "first": IPv4Address("169.254.20.20"),
+                "choices": {
+                    "first": IPv4Address("169.254.20.20"),
+                    "delay": 200,
+                    "defence": Defence.ABANDON,
+                },
                 "debug": True,
                 "to_syslog": True,
-                "delay": 200,
-                "abandon": True,
             },
         ),
         (
             "eth0 -o abandon -o if=eth1 --up",
-            {"interfaces": ("eth0", "eth1"), "abandon": True, "bring_up": True},
+            {
+                "interfaces": ("eth0", "eth1"),
+                "choices": {"defence": Defence.ABANDON, "bring_up": True},
+            },
         ),
-        ("--delay 200 -o delay=200", {"delay": 200}),
+        ("--delay 200 -o delay=200", {"choices": {"delay": 200}}),
+        ("--policy fallback", {"choices": {"policy": Kind.FALLBACK}}),
+        ("--policy alongside", {"choices": {"policy": Kind.ALONGSIDE}}),
+        ("--after 0 --linger 86400", {"choices": {"after": 0.0, "linger": 86400.0}}),
+        ("--after 2.5", {"choices": {"after": 2.5}}),
+        ("eth0 --hook", {"interfaces": ("eth0",), "hook": True}),
+        ("--config /etc/autoip.conf", {"config": "/etc/autoip.conf"}),
     ],
 )
 def test_understood(line: str, expected: dict[str, object]) -> None:
@@ -115,6 +127,15 @@ def test_understood(line: str, expected: dict[str, object]) -> None:
         ("--script /etc/passwd", "not executable"),
         ("--script /bin/true --script /bin/false", "/bin/true and /bin/false"),
         ("--script-style dhclient", "avahi and zcip"),
+        ("--policy never", "alongside and fallback"),
+        ("--policy fallback --policy alongside", "fallback and alongside"),
+        ("--after -1", "0 to 86400"),
+        ("--after 1e3", "0 to 86400"),
+        ("--linger 86401", "0 to 86400"),
+        ("--linger nan", "0 to 86400"),
+        ("--linger 1 --linger 2", "1 and 2"),
+        ("--hook", "one interface"),
+        ("--hook eth0 eth1", "one interface"),
     ],
 )
 def test_refused(line: str, says: str, capsys: pytest.CaptureFixture[str]) -> None:

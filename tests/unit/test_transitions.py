@@ -24,7 +24,9 @@ class Host:
         self.core = Ipv4ll(MAC, Timing(), Random(1), Random(2), defence=Defence.ABANDON)
         self.now = 1.0
         self.seen: list[tuple[State, State]] = []
-        if state is not State.NO_LINK:
+        if state is State.STANDBY:
+            self.core.stand_by()
+        elif state is not State.NO_LINK:
             self.core.link_up(self.now)
         if state is State.RATE_LIMITED:
             self.conflict(limited=True)
@@ -76,6 +78,8 @@ class Host:
                 self.core.link_up(self.now)
             case Cause.LINK_LOST:
                 self.core.link_down()
+            case Cause.NOT_WANTED:
+                self.core.stand_by()
             case Cause.CONFLICT:
                 self.conflict(limited=limited)
             case Cause.REMOVED:

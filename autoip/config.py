@@ -1,0 +1,141 @@
+"""The configuration: choices by interface, in /etc/autoip.conf and /etc/autoip.conf.d/*.conf.
+
+    # a comment
+    [eth*]
+    policy = fallback
+    linger = 60
+
+    [br-lan]
+    hooks = yes
+
+A section is for the interfaces whose name its pattern (`*`, `?`, `[...]`) matches.  All sections that
+match count, in the order in which they stand; of a name that is given twice the last value does. The
+names are those of `options.CHOICES`, and `hooks`: whether a DHCP client's hook may start autoip
+there.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from autoip.errors import NoPermission, UsageError
+from autoip.options import CHOICES, flag
+
+FILE = Path("/etc/autoip.conf")
+FOLDER = Path("/etc/autoip.conf.d")
+
+HOOKS = "hooks"
+_CONTAINERS = ("docker*", "veth*", "br-*")
+"""What container engines make: the hooks leave these alone unless they are named."""
+
+_SECTION = re.compile(r"\[(\S+)\]")
+_LINE = re.compile(r"([a-z-]+)\s*=\s*(.*)")
+_SIZE_MAX = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """What is chosen for the interfaces that a pattern matches.
+
+    Attributes:
+        pattern: of interface names.
+        choices: by field of `Options`.
+        hooks: whether hooks may start autoip; None: nothing is said about that.
+    """
+
+    pattern: str
+    choices: dict[str, Any]
+    hooks: bool | None
+
+    def matches(self, interface: str) -> bool:
+        return fnmatch.fnmatchcase(interface, self.pattern)
+
+    @property
+    def names(self) -> bool:
+        """Whether the pattern says more than "whatever it is called"."""
+        return self.pattern.strip("*?") != ""
+
+
+class Config:
+    """What the files say."""
+
+    def __init__(self, sections: Sequence[Section]) -> None:
+        self._sections = sections
+
+    def choices(self, interface: str) -> dict[str, Any]:
+        """What is chosen for an interface, by field of `Options`."""
+        found: dict[str, Any] = {}
+        for section in self._sections:
+            if section.matches(interface):
+                found.update(section.choices)
+        return found
+
+    def hooks(self, interface: str) -> bool:
+        """Whether a DHCP client's hook may start autoip for the interface."""
+        allowed = not any(fnmatch.fnmatchcase(interface, made) for made in _CONTAINERS)
+        named_only = not allowed
+        for section in self._sections:
+            if section.hooks is None or not section.matches(interface):
+                continue
+            if section.names or not section.hooks or not named_only:
+                allowed = section.hooks
+        return allowed
+
+
+def load(file: Path | None = None) -> Config:
+    """Read `file`, or where None the files of the system; what does not exist says nothing.
+
+    Raises:
+        UsageError: a line that is wrong, with file and line number and what is allowed.
+        NoPermission: a file cannot be read.
+    """
+    if file is not None:
+        return Config(_sections(file))
+    sections = _sections(FILE) if FILE.exists() else []
+    for path in sorted(FOLDER.glob("*.conf")):
+        sections += _sections(path)
+    return Config(sections)
+
+
+def _sections(path: Path) -> list[Section]:
+    sections: list[Section] = []
+    choices: dict[str, Any] = {}
+    for number, line in enumerate(_lines(path), 1):
+        line = line.strip()
+        if not line or line[0] in "#;":
+            continue
+        try:
+            if (head := _SECTION.fullmatch(line)) is not None:
+                choices = {}
+                sections.append(Section(head[1], choices, None))
+            elif (pair := _LINE.fullmatch(line)) is None:
+                raise UsageError(f"{line!r}: allowed are [INTERFACE] and NAME = VALUE")
+            elif not sections:
+                raise UsageError(f"{pair[1]} before the first [INTERFACE]: whose is it?")
+            elif pair[1] == HOOKS:
+                sections[-1] = Section(sections[-1].pattern, choices, flag(HOOKS, pair[2]))
+            elif pair[1] in CHOICES:
+                choice = CHOICES[pair[1]]
+                choices[choice.field] = choice.read(pair[2])
+            else:
+                raise UsageError(f"{pair[1]}: allowed are {', '.join([*CHOICES, HOOKS])}")
+        except UsageError as problem:
+            raise UsageError(f"{path}:{number}: {problem}") from None
+    return sections
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        with path.open("rb") as file:
+            data = file.read(_SIZE_MAX + 1)
+    except OSError as problem:
+        raise NoPermission(f"cannot read {path}: {problem.strerror}") from problem
+    if len(data) > _SIZE_MAX:
+        raise UsageError(f"{path}: larger than {_SIZE_MAX} bytes, which is no configuration")
+    # Names of interfaces may be any bytes: see os.fsdecode.
+    return data.decode("utf-8", "surrogateescape").split("\n")

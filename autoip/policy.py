@@ -1,0 +1,207 @@
+"""Whether an interface is to have a link-local address now: RFC 3927 section 1.9, and the user's choice.
+
+`alongside` always wants one.  `fallback` wants one while the interface has no routable address:
+
+    Waiting -> (no routable address for `after`) Wanted -> (one comes) Lingering for `linger`
+            -> Draining, while connections use the link-local address -> Superseded
+    Superseded -> (the routable address goes) Waiting
+    Lingering, Draining -> (the routable address goes) Wanted, and nothing was given up
+
+Above that there is a gate that others can close: a network manager that must not see a foreign
+address yet.  Sans-IO as `acd` is: the time is an argument, and `next_timer` says when to call.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from ipaddress import IPv4Address
+from typing import TypeAlias
+
+CONNECTIONS_INTERVAL = 5.0
+"""Seconds between two looks for connections, once the linger is over."""
+
+
+class Kind(Enum):
+    """The user's choice.  Values are what people write."""
+
+    ALONGSIDE = "alongside"
+    FALLBACK = "fallback"
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """No routable address: one may still come until `until`; None: the link is not ready."""
+
+    until: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """There is to be a link-local address."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lingering:
+    """A routable address has come; what uses the link-local one has until `until` to end."""
+
+    until: float
+
+
+@dataclass(frozen=True, slots=True)
+class Draining:
+    """As long as connections use it the address stays; they are looked for at `look_at`."""
+
+    look_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Superseded:
+    """The routable address does it alone."""
+
+
+State: TypeAlias = Waiting | Wanted | Lingering | Draining | Superseded
+
+
+class Policy:
+    """Decides for one interface.
+
+    Args:
+        kind: the user's choice.
+        after: seconds without a routable address before one is claimed.
+        linger: seconds for which the link-local address stays beside a new routable one.
+    """
+
+    def __init__(self, kind: Kind, after: float, linger: float) -> None:
+        self.kind = kind
+        self.routable: IPv4Address | None = None
+        """The interface's routable address, the first if there are several."""
+        self.state: State = Wanted() if kind is Kind.ALONGSIDE else Waiting(None)
+        self._after = after
+        self._linger = linger
+        self._link = False
+        self._closed: str | None = None  # why the gate is closed
+
+    # --- what the caller tells ---------------------------------------------------------------
+
+    def link(self, ready: bool, now: float) -> None:
+        """The link can carry frames, or cannot.
+
+        Without a link no DHCP server could have answered, so `after` starts with the link.  What has
+        been decided stays: a link that is back in a moment has the same servers.
+        """
+        if ready != self._link:
+            self._link = ready
+            if isinstance(self.state, Waiting):
+                self._wait(now)
+
+    def addressed(self, routable: IPv4Address | None, now: float, *, held: bool) -> None:
+        """The interface has this routable address, or none.
+
+        Args:
+            routable: one of them, if there are several.
+            now: seconds.
+            held: whether it has its link-local address: else there is nothing to linger for.
+        """
+        self.routable = routable
+        if self.kind is Kind.ALONGSIDE:
+            return
+        match self.state:
+            case Waiting() if routable is not None:
+                self.state = Superseded()
+            case Wanted() if routable is not None:
+                self.state = Lingering(now + self._linger) if held else Superseded()
+            case Lingering() | Draining() if routable is None:
+                self.state = Wanted()
+            case Superseded() if routable is None:
+                self._wait(now)
+
+    def permit(self, allowed: bool, why: str) -> None:
+        """Open or close the gate; `why` it is closed."""
+        self._closed = None if allowed else why
+
+    def connections(self, used: bool, now: float) -> None:
+        """The answer to `asks`: whether connections use the link-local address."""
+        if isinstance(self.state, Draining):
+            self.state = Draining(now + CONNECTIONS_INTERVAL) if used else Superseded()
+
+    # --- time --------------------------------------------------------------------------------
+
+    def next_timer(self) -> float | None:
+        """When `handle_timer` is to be called next; None: not before something happens."""
+        match self.state:
+            case Waiting(until=at) | Lingering(until=at) | Draining(look_at=at):
+                return at
+            case _:
+                return None
+
+    def handle_timer(self, now: float) -> None:
+        """Do what the passing of time brings about.  Harmless when called early."""
+        match self.state:
+            case Waiting(until=at) if at is not None and now >= at:
+                self.state = Wanted()
+            case Lingering(until=at) if now >= at:
+                self.state = Draining(now)
+
+    # --- what follows ------------------------------------------------------------------------
+
+    @property
+    def wanted(self) -> bool:
+        """Whether the interface is to have a link-local address."""
+        return self._closed is None and not isinstance(self.state, Waiting | Superseded)
+
+    @property
+    def yields(self) -> bool:
+        """Whether the link-local address is to take no part in new connections of ours."""
+        return isinstance(self.state, Lingering | Draining)
+
+    @property
+    def settled(self) -> bool:
+        """Whether the interface has what it is to have, without a link-local address."""
+        return isinstance(self.state, Superseded)
+
+    def asks(self, now: float) -> bool:
+        """Whether `connections` is to be called, with what is true now."""
+        return isinstance(self.state, Draining) and now >= self.state.look_at
+
+    @property
+    def step(self) -> str:
+        """What is done at `next_timer`, in words; empty if nothing."""
+        match self.state:
+            case Waiting(until=at) if at is not None:
+                return "claim"
+            case Lingering():
+                return "release"
+            case Draining():
+                return "look for connections"
+            case _:
+                return ""
+
+    @property
+    def why(self) -> str:
+        """Why there is to be an address, or none, in words."""
+        if self._closed is not None:
+            return self._closed
+        match self.state:
+            case Waiting(until=None):
+                return "waits for the link"
+            case Waiting():
+                return f"waits {self._after:g} s for a routable address"
+            case Superseded():
+                return f"the interface has {self.routable}"
+            case Lingering():
+                return f"the interface has {self.routable}; ours stays {self._linger:g} s longer"
+            case Draining():
+                return f"the interface has {self.routable}; connections use ours"
+            case Wanted():
+                return "wanted" if self.kind is Kind.ALONGSIDE else "no routable address"
+
+    # --- inside ------------------------------------------------------------------------------
+
+    def _wait(self, now: float) -> None:
+        if not self._link:
+            self.state = Waiting(None)
+        elif self._after > 0:
+            self.state = Waiting(now + self._after)
+        else:
+            self.state = Wanted()

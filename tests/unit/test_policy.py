@@ -1,0 +1,188 @@
+"""Whether there is to be an address: co-lease, co-lost, RFC 3927 section 1.9, under a virtual clock."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address
+
+import pytest
+
+from autoip.links import Address
+from autoip.policy import CONNECTIONS_INTERVAL, Kind, Policy
+
+LEASE = IPv4Address("192.0.2.5")
+AFTER, LINGER = 10.0, 120.0
+
+
+def fallback(after: float = AFTER, *, link: bool = True) -> Policy:
+    policy = Policy(Kind.FALLBACK, after, LINGER)
+    if link:
+        policy.link(True, 100.0)
+    return policy
+
+
+def wanted(policy: Policy) -> bool:
+    """A call, because mypy takes an attribute to stay as it was compared."""
+    return policy.wanted
+
+
+def source_of(policy: Policy) -> IPv4Address | None:
+    """What new connections of ours are to have as their source, if not the link-local address."""
+    return policy.routable if policy.yields else None
+
+
+def held(now: float = 110.0) -> Policy:
+    policy = fallback()
+    policy.handle_timer(now)
+    assert wanted(policy)
+    return policy
+
+
+def test_alongside_wants_one_whatever_else_there_is() -> None:
+    policy = Policy(Kind.ALONGSIDE, AFTER, LINGER)
+    for routable in (None, LEASE, None):
+        policy.addressed(routable, 5.0, held=True)
+        assert wanted(policy)
+        assert source_of(policy) is None
+        assert policy.next_timer() is None
+
+
+def test_fallback_waits_for_after_once_the_link_is_ready() -> None:
+    policy = fallback(link=False)
+    assert policy.next_timer() is None
+    policy.handle_timer(1e9)
+    assert not wanted(policy)
+    policy.link(True, 100.0)
+    policy.link(True, 105.0)  # said again: it does not start anew
+    assert policy.next_timer() == 110.0
+    policy.handle_timer(109.9)
+    assert not wanted(policy)
+    policy.handle_timer(110.0)
+    assert wanted(policy)
+    assert policy.next_timer() is None
+
+
+def test_link_that_goes_while_waiting_starts_the_wait_anew() -> None:
+    policy = fallback()
+    policy.link(False, 109.0)
+    policy.handle_timer(111.0)
+    assert not wanted(policy)
+    policy.link(True, 200.0)
+    assert policy.next_timer() == 210.0
+
+
+def test_link_that_goes_later_changes_nothing() -> None:
+    policy = held()
+    policy.link(False, 120.0)
+    assert wanted(policy)
+    policy.link(True, 121.0)
+    assert wanted(policy)
+
+
+def test_fallback_without_wait() -> None:
+    assert wanted(fallback(0.0))
+    policy = fallback(0.0)
+    policy.addressed(LEASE, 100.0, held=False)
+    policy.addressed(None, 101.0, held=False)
+    assert wanted(policy)
+
+
+def test_routable_address_before_the_wait_is_over() -> None:
+    policy = fallback()
+    policy.addressed(LEASE, 101.0, held=False)
+    assert policy.settled
+    assert str(LEASE) in policy.why
+    policy.handle_timer(1e9)
+    assert not wanted(policy)
+    assert policy.next_timer() is None
+
+
+def test_claim_under_way_is_not_finished_beside_a_routable_address() -> None:
+    policy = held()
+    policy.addressed(LEASE, 111.0, held=False)
+    assert not wanted(policy)
+    assert policy.settled
+
+
+def test_linger_then_release() -> None:
+    policy = held()
+    policy.addressed(LEASE, 200.0, held=True)
+    assert wanted(policy)
+    assert source_of(policy) == LEASE
+    policy.addressed(IPv4Address("192.0.2.6"), 250.0, held=True)  # another one: no second linger
+    assert policy.next_timer() == 320.0
+    assert not policy.asks(319.0)
+    policy.handle_timer(320.0)
+    assert wanted(policy)
+    assert policy.asks(320.0)
+    policy.connections(False, 320.0)
+    assert not wanted(policy)
+    assert policy.settled
+    assert source_of(policy) is None
+
+
+def test_connections_keep_it() -> None:
+    policy = held()
+    policy.addressed(LEASE, 200.0, held=True)
+    policy.handle_timer(320.0)
+    for number in range(3):
+        now = 320.0 + number * CONNECTIONS_INTERVAL
+        assert policy.asks(now)
+        policy.connections(True, now)
+        assert wanted(policy)
+        assert not policy.asks(now)
+        assert policy.next_timer() == now + CONNECTIONS_INTERVAL
+    policy.connections(False, 340.0)
+    assert not wanted(policy)
+
+
+@pytest.mark.parametrize("at", [250.0, 330.0], ids=["lingering", "draining"])
+def test_routable_address_that_goes_before_the_release(at: float) -> None:
+    policy = held()
+    policy.addressed(LEASE, 200.0, held=True)
+    policy.handle_timer(at)
+    policy.addressed(None, at, held=True)
+    assert wanted(policy)
+    assert source_of(policy) is None
+    policy.connections(False, at)  # an answer that is late
+    assert wanted(policy)
+    policy.addressed(LEASE, 400.0, held=True)
+    assert policy.next_timer() == 400.0 + LINGER
+
+
+def test_routable_address_that_goes_later_is_waited_for_again() -> None:
+    policy = fallback()
+    policy.addressed(LEASE, 101.0, held=False)
+    policy.addressed(None, 500.0, held=False)
+    assert not wanted(policy)
+    assert policy.next_timer() == 510.0
+    policy.link(False, 505.0)
+    assert policy.next_timer() is None
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_gate(kind: Kind) -> None:
+    policy = Policy(kind, 0.0, LINGER)
+    policy.link(True, 100.0)
+    policy.permit(False, "another manager is not ready")
+    assert not wanted(policy)
+    assert policy.why == "another manager is not ready"
+    policy.permit(True, "")
+    assert wanted(policy)
+
+
+@pytest.mark.parametrize(
+    ("address", "scope", "routable"),
+    [
+        ("192.0.2.5", 0, True),
+        ("10.0.0.1", 253, True),
+        ("169.253.255.255", 0, True),
+        ("169.254.7.7", 0, False),
+        ("169.254.7.7", 253, False),
+        ("127.0.0.2", 0, False),
+        ("192.0.2.5", 254, False),
+        ("0.0.0.0", 0, False),
+    ],
+)
+def test_what_is_routable(address: str, scope: int, routable: bool) -> None:
+    """Static addresses count; 169.254 addresses of others and 127/8 do not."""
+    assert Address(2, IPv4Address(address), 24, scope, "eth0", None).routable is routable
