@@ -18,6 +18,7 @@ class ffi:
 class lib:
     AUTOIP_FRAME_LEN: int
     AUTOIP_FILTER_MAX: int
+    AUTOIP_OWN_MAX: int
     AUTOIP_SILENT: int
     AUTOIP_PROBE: int
     AUTOIP_DEFEND: int
@@ -36,6 +37,8 @@ class lib:
     def autoip_reactor_free(reactor: Any) -> None: ...
     @staticmethod
     def autoip_reactor_fd(reactor: Any) -> int: ...
+    @staticmethod
+    def autoip_reactor_own(reactor: Any, macs: bytes, count: int) -> int: ...
     @staticmethod
     def autoip_reactor_drain(reactor: Any, out: Any, capacity: int, lost: Any) -> int: ...
     @staticmethod

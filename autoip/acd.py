@@ -17,7 +17,7 @@ first conflict (section 2.4 (a)) with `Defence.ABANDON`; it is never defended wi
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 from ipaddress import IPv4Address
@@ -215,6 +215,10 @@ class Acd:
         jitter: random source of the pauses.
         now: seconds; the pause before the first probe starts here.
         defence: what to do about a conflict once the address is in use.
+        sibling: whether a hardware address is that of another interface of this host.  What such a
+            one sends is no conflict once the address is free for us: by default Linux answers ARP
+            for all its addresses on all its interfaces, and sends with any of them (arp_ignore,
+            arp_announce).  Before, it is one: section 3.4 of RFC 3927 wants different addresses.
     """
 
     def __init__(
@@ -225,12 +229,14 @@ class Acd:
         jitter: Random,
         now: float,
         defence: Defence = Defence.ONCE,
+        sibling: Callable[[bytes], bool] = lambda _: False,
     ) -> None:
         self.address = address
         self._mac = mac
         self._timing = timing
         self._jitter = jitter
         self._defence = defence
+        self._sibling = sibling
         self._events: deque[Event] = deque()
         # RFC 5227 section 2.1.1: a random pause of 0 to PROBE_WAIT comes first.
         self.state: State = Probing(0, now + self._draw(0.0, timing.probe_wait))
@@ -248,6 +254,8 @@ class Acd:
         """
         claimed = packet.claims(self.address, self._mac)
         match self.state:
+            case Configuring() | Announcing() | Bound() if self._sibling(packet.sha):
+                pass  # our own kernel, which may have the address before we are told
             case Probing() | AnnounceWait() | Configuring():
                 if claimed or packet.probes(self.address, self._mac):
                     self._go(Trigger.CONFLICT, Ended())

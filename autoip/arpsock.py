@@ -18,13 +18,15 @@ import math
 import os
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from ipaddress import IPv4Address
 from typing import NamedTuple
 
 from autoip._arpsock import ffi, lib
 
 FRAME_LENGTH: int = lib.AUTOIP_FRAME_LEN
+OWN_MAX: int = lib.AUTOIP_OWN_MAX
+"""Hardware addresses that `Reactor.own` takes, at most."""
 
 _NS = 1_000_000_000
 _EVENT = struct.Struct("@QQII42s6x")
@@ -39,9 +41,10 @@ class Phase(enum.IntEnum):
     """What counts as a conflict.
 
     SILENT: nothing.  PROBE (RFC 3927, 2.2.1): an ARP packet that uses the address, or probes
-    for it by broadcast.  DEFEND (2.5): an ARP packet that uses it.  Never one with our own
-    hardware address as its sender.  ANSWER: as DEFEND, and whoever asks for the address is answered by
-    broadcast (2.5), which is no conflict and not told.
+    for it by broadcast.  DEFEND (2.5): an ARP packet that uses it, and does not come from another
+    interface of this host (`Reactor.own`).  Never one with our own hardware address as its sender.
+    ANSWER: as DEFEND, and another host that asks for the address is answered by broadcast (2.5), which
+    is no conflict and not told.
     """
 
     SILENT = lib.AUTOIP_SILENT
@@ -135,6 +138,18 @@ class Reactor:
         opened = ArpSocket(self, out[0])
         self._sockets[opened.token] = opened
         return opened
+
+    def own(self, macs: Collection[bytes]) -> None:
+        """From now on these are the hardware addresses of this host's interfaces.
+
+        Args:
+            macs: 6 bytes each; no more than OWN_MAX.
+
+        Raises:
+            OSError: E2BIG, ENOMEM; then what was known before still is.
+        """
+        packed = b"".join(_bytes(mac, 6, "mac") for mac in macs)
+        _check(lib.autoip_reactor_own(self._open(), packed, len(macs)))
 
     def close(self) -> None:
         """Closes all sockets.  Harmless when repeated."""

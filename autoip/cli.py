@@ -27,11 +27,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parser(command: str) -> Parser:
     """The options of a command of `usage.COMMANDS`."""
-    from autoip import ask, probe, run
+    from autoip import ask, hooks, probe, run
 
     if command in ask.COMMANDS:
         return ask.parser(command)
-    return {"run": run.parser, "probe": probe.parser}[command]()
+    return {"run": run.parser, "probe": probe.parser, "hooks": hooks.parser}[command]()
 
 
 def _dispatch(words: list[str]) -> int:
@@ -45,6 +45,10 @@ def _dispatch(words: list[str]) -> int:
         from autoip import probe
 
         return probe.main(words[1:])
+    if command == "hooks":
+        from autoip import hooks
+
+        return hooks.main(words[1:])
     from autoip import run
 
     run.serve(run.parse(words), os.environ)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
 
-from autoip.arpsock import ClockWatch, Reactor, Timer
+from autoip.arpsock import OWN_MAX, ClockWatch, Reactor, Timer
 from autoip.control import Clients, Handler, Server
 from autoip.errors import AutoipError, KernelRefused, NoPermission, NotArp, UsageError
 from autoip.instance import Instance, runtime_directory
@@ -101,6 +101,7 @@ class Daemon:
         self._clients = Clients()
         self._links: dict[int, Link] = {}
         self._addresses: dict[tuple[int, IPv4Address], Address] = {}
+        self._macs: frozenset[bytes] = frozenset()
         self._stop = asyncio.Event()
         self._ready = False
         self._limits_told = 0
@@ -113,6 +114,7 @@ class Daemon:
             clock=boottime,
             addresses=self._addresses_of,
             elsewhere=self._elsewhere,
+            sibling=lambda mac: mac in self._macs,
             changed=self._changed,
         )
 
@@ -281,8 +283,11 @@ class Daemon:
                 key = address.index, address.address
                 new = key not in self._addresses
                 self._addresses[key] = address
-                for interface in self._on_link(address.index):
-                    interface.address_added(address, new=new)
+                for interface in self._interfaces:
+                    if interface.link is not None and interface.link.index == address.index:
+                        interface.address_added(address, new=new)
+                    else:
+                        interface.address_elsewhere(address)
             case AddressRemoved(address=address):
                 self._addresses.pop((address.index, address.address), None)
                 for interface in self._on_link(address.index):
@@ -298,11 +303,19 @@ class Daemon:
             interface.resynchronise()
 
     def _tell_links(self) -> None:
+        self._tell_macs()
         by_name = {link.name: link for link in self._links.values()}
         for interface in self._interfaces:
             link = by_name.get(interface.name)
             if link is None or link != interface.link:
                 interface.link_changed(link)
+
+    def _tell_macs(self) -> None:
+        # Beyond the helper's limit those that came last are taken for other hosts'.
+        own = [link.mac for _, link in sorted(self._links.items()) if link.speaks_arp][:OWN_MAX]
+        if self._macs != (macs := frozenset(own)):
+            self._reactor.own(macs)
+            self._macs = macs
 
     def _on_frames(self) -> None:
         by_token = {i.token: i for i in self._interfaces if i.token is not None}

@@ -48,9 +48,18 @@ _IDLE = (State.NO_LINK, State.STANDBY)
 """The states in which the core waits to be told to begin."""
 
 _REQUEST_TIMEOUT = 5.0
-"""Seconds after which a netlink request counts as refused."""
+"""Seconds after which a netlink request counts as refused..."""
+_WORK_TIMEOUT = 3 * _REQUEST_TIMEOUT
+"""...and after which several that belong together are given up."""
+_RESET_TIMEOUT = 1.0
+"""Seconds that the reset of connections may take: the other host wants the address."""
 _SCRIPT_GRACE = 1.0
 """Seconds that a script may leave the interface without the address."""
+_NOT_RESET = "TCP connections from an address that is given up are not reset"
+_NO_RESET = {
+    errno.EOPNOTSUPP: "the kernel lacks CONFIG_INET_DIAG_DESTROY",
+    errno.ENOENT: "the kernel lacks CONFIG_INET_DIAG",
+}
 _BY_UNICAST = "the kernel sends ARP for the address by unicast; answers also go out by broadcast: "
 
 
@@ -65,6 +74,7 @@ class Shared:
         clock: CLOCK_BOOTTIME in seconds.
         addresses: the IPv4 addresses that an interface (by index) has now, whoever set them.
         elsewhere: whether this host has the address but for this interface's own.
+        sibling: whether a hardware address is one of this host's.
         changed: called whenever the state or the next timer of an interface may have changed.
     """
 
@@ -74,6 +84,7 @@ class Shared:
     clock: Callable[[], float]
     addresses: Callable[[int], Iterable[Address]]
     elsewhere: Callable[[IPv4Address, Interface], bool]
+    sibling: Callable[[bytes], bool]
     changed: Callable[[], None]
 
 
@@ -98,6 +109,7 @@ class Interface:
         self._watching: tuple[Phase, IPv4Address | None] | None = None
         self._armed = False
         self._by_unicast: str | None = None  # why the kernel's ARP is, as last logged
+        self._not_reset: str | None = None  # why connections were not
         self._starting = False  # the core is to be told that it may begin
         self._looking = False  # for connections that use the address
         self._onlink: tuple[int, IPv4Address] | None = None  # index and source of the route
@@ -140,6 +152,14 @@ class Interface:
             text, prefixlen = str(address.address), address.prefixlen
             self.teller.publish("address-added", address=text, prefixlen=prefixlen)
         self._addressed()
+
+    def address_elsewhere(self, address: Address) -> None:
+        """An address came to another interface.  If it is ours as well, see who keeps it."""
+        core, link = self.core, self.link
+        if core is None or link is None or core.listen is Listen.NOTHING:
+            return
+        if core.candidate == address.address and address.index < link.index:
+            self._request(self._verify)
 
     def address_removed(self, address: Address) -> None:
         """An address left the interface.
@@ -246,7 +266,11 @@ class Interface:
         own = self.owned.address if self.owned is not None else None
         others = self._shared.addresses(link.index) if link is not None else ()
         unicast = self._shared.netlink.by_unicast(link.index) if link is not None else None
-        limits = (unicast and _BY_UNICAST + unicast, self._instance.warning)
+        limits = (
+            unicast and _BY_UNICAST + unicast,
+            self._not_reset and f"{_NOT_RESET}: {self._not_reset}",
+            self._instance.warning,
+        )
         return {
             "version": VERSION,
             "interface": self.name,
@@ -406,6 +430,7 @@ class Interface:
                 defence=self.options.defence,
                 first=first,
                 avoid=lambda address: self._shared.elsewhere(address, self),
+                sibling=self._shared.sibling,
             )
         self._start("link is ready")
 
@@ -553,7 +578,7 @@ class Interface:
                 case ipv4ll.Configure(address=address):
                     self._configure(core, address)
                 case ipv4ll.Unconfigure(address=address, conflict=conflict):
-                    self._remove(address)
+                    self._remove(address, reset=conflict)
                     if self.script is not None:
                         self.script.lost(conflict=conflict)
                 case ipv4ll.Claimed(address=address):
@@ -574,7 +599,7 @@ class Interface:
         while self._requests:
             request = self._requests.popleft()
             try:
-                await asyncio.wait_for(request(), _REQUEST_TIMEOUT)
+                await asyncio.wait_for(request(), _WORK_TIMEOUT)
             except asyncio.TimeoutError:
                 self.teller.say(logging.ERROR, "the kernel did not answer a request")
             except KernelRefused as error:
@@ -586,25 +611,33 @@ class Interface:
 
     def _configure(self, core: Ipv4ll, address: IPv4Address) -> None:
         async def configure() -> None:
-            if self.link is None or core.candidate != address:
-                return  # lost before it began
-            self.owned = Held(self.link.index, address)
-            self._instance.hold(self.link.index, address)
             try:
-                add = self._shared.netlink.add_address(self.link, address)
-                await asyncio.wait_for(add, _REQUEST_TIMEOUT)
-                self._tell_by_unicast(self.link.index)
+                await asyncio.wait_for(self._add(core, address), _REQUEST_TIMEOUT)
             except KernelRefused as error:
                 self._disown(None)
                 core.configure_failed(address, self._shared.clock(), str(error))
             except asyncio.TimeoutError:
                 self._remove(address)  # it may have got there all the same
                 core.configure_failed(address, self._shared.clock(), "the kernel did not answer")
-            else:
-                core.configured(address, self._shared.clock())
             self._take_events(core)
 
         self._request(configure)
+
+    async def _add(self, core: Ipv4ll, address: IPv4Address) -> None:
+        """Put the address on the interface, and tell the core.  Raises KernelRefused."""
+        addresses = await self._shared.netlink.addresses()
+        if self.link is None or core.candidate != address:
+            return  # lost before it began
+        if any(a.address == address and a.index != self.link.index for a in addresses):
+            # What the packets could not tell: the two cannot hear each other (a bridge and its
+            # port), or have the same hardware address.
+            core.elsewhere(address, self._shared.clock())
+            return
+        self.owned = Held(self.link.index, address)
+        self._instance.hold(self.link.index, address)
+        await self._shared.netlink.add_address(self.link, address)
+        self._tell_by_unicast(self.link.index)
+        core.configured(address, self._shared.clock())
 
     def _tell_by_unicast(self, index: int) -> None:
         """Warn, once, if the kernel's own ARP is not what section 2.5 demands."""
@@ -613,13 +646,30 @@ class Interface:
             self.teller.say(logging.WARNING, _BY_UNICAST + why)
         self._by_unicast = why
 
-    def _remove(self, address: IPv4Address) -> None:
+    def _remove(self, address: IPv4Address, *, reset: bool = False) -> None:
         async def remove() -> None:
             if self.owned is not None and self.owned.address == address:
+                if reset:
+                    await self._reset(address)
                 await self._shared.netlink.remove_address(self.owned.index, address)
                 self._disown(self.owned)
 
         self._request(remove)
+
+    async def _reset(self, address: IPv4Address) -> None:
+        """End what uses the address while its peers can still be told: RFC 3927 section 2.5."""
+        try:
+            count = await asyncio.wait_for(sockdiag.destroy(address), _RESET_TIMEOUT)
+        except asyncio.TimeoutError:
+            self.teller.say(logging.WARNING, f"{_NOT_RESET}: it would take too long")
+        except KernelRefused as error:
+            why = _NO_RESET.get(error.errno, str(error))
+            if self._not_reset is None:
+                self.teller.say(logging.WARNING, f"{_NOT_RESET}: {why}")
+            self._not_reset = why
+        else:
+            if count:
+                self.teller.say(logging.INFO, f"reset {count} connections from {address}")
 
     def _release(self, link: Link) -> None:
         """Take off what stays on a link while addresses come and go."""
@@ -632,17 +682,24 @@ class Interface:
         self._instance.drop()
 
     async def _verify(self) -> None:
-        """Tell the core if the address that it holds is no longer on the interface."""
+        """Tell the core if the address that it holds is no longer on the interface, or on two.
+
+        Of two interfaces that began to use it at the same moment the first one keeps it.
+        """
         core, link = self.core, self.link
         if core is None or link is None or core.address is None:
             return
-        _, addresses = await self._shared.netlink.snapshot()
-        if not any(a.index == link.index and a.address == core.address for a in addresses):
+        addresses = await self._shared.netlink.addresses()
+        holders = {found.index for found in addresses if found.address == core.address}
+        if link.index not in holders:
             if self.owned is not None:
                 # The rule and the route that belong to it are still there.
                 await self._shared.netlink.remove_address(self.owned.index, self.owned.address)
                 self._disown(self.owned)
             core.removed(self._shared.clock())
+        elif min(holders) < link.index:
+            core.elsewhere(core.address, self._shared.clock())
+            self._take_events(core)
 
     async def _settle(self) -> None:
         """After a script: give the address back what is ours, or claim it again if it is gone."""

@@ -90,6 +90,7 @@ class Cause(Enum):
     NOT_WANTED = "no address is wanted now"
     CONFLICT = "conflict"
     REMOVED = "address was removed by somebody else"
+    ELSEWHERE = "address is on another interface of this host"
     REFUSED = "kernel refused the address"
     PAUSE_OVER = "pause is over"
 
@@ -105,6 +106,7 @@ TRANSITIONS: Mapping[Cause, tuple[frozenset[State], frozenset[State]]] = {
     Cause.NOT_WANTED: (_CANDIDATE | _WAIT | {State.NO_LINK}, frozenset({State.STANDBY})),
     Cause.CONFLICT: (_CANDIDATE, _NEXT),
     Cause.REMOVED: (frozenset({State.ANNOUNCING, State.BOUND}), _NEXT),
+    Cause.ELSEWHERE: (frozenset({State.CONFIGURING, State.ANNOUNCING, State.BOUND}), _NEXT),
     Cause.REFUSED: (frozenset({State.CONFIGURING}), frozenset({State.PAUSED})),
     Cause.PAUSE_OVER: (_WAIT, frozenset({State.PROBING})),
 }
@@ -198,6 +200,7 @@ class Ipv4ll:
         defence: what to do about a conflict in use.
         first: first candidate; after a conflict random ones follow.
         avoid: tells whether this host has the address elsewhere, so that it is no candidate.
+        sibling: whether a hardware address is another interface's of this host; see `Acd`.
     """
 
     def __init__(
@@ -210,6 +213,7 @@ class Ipv4ll:
         defence: Defence = Defence.ONCE,
         first: IPv4Address | None = None,
         avoid: Callable[[IPv4Address], bool] = lambda _: False,
+        sibling: Callable[[bytes], bool] = lambda _: False,
     ) -> None:
         self.mac = mac
         self.conflicts = 0  # since the last successful claim
@@ -218,6 +222,7 @@ class Ipv4ll:
         self._jitter = jitter
         self._defence = defence
         self._avoid = avoid
+        self._sibling = sibling
         self._next_candidate = first
         self._lost: deque[IPv4Address] = deque(maxlen=MAX_CONFLICTS)
         self._acd: Acd | None = None
@@ -302,6 +307,17 @@ class Ipv4ll:
         self._drop(conflict=False)
         self._try_unless(self._removals >= MAX_CONFLICTS, now)
         self._report(Cause.REMOVED.value, Cause.REMOVED)
+
+    def elsewhere(self, address: IPv4Address, now: float) -> None:
+        """The address of a `Configure`, or the one held, is on another interface of this host.
+
+        Like a conflict: section 3.4 wants different addresses where both are on one link, and that
+        cannot be known.  The connections from it may be the other interface's.
+        """
+        if self.candidate != address or self.state not in TRANSITIONS[Cause.ELSEWHERE][0]:
+            return
+        self._take_next(address, now, conflict=False)
+        self._report(Cause.ELSEWHERE.value, Cause.ELSEWHERE)
 
     def configured(self, address: IPv4Address, now: float) -> None:
         """The address of a `Configure` is on the interface."""
@@ -402,13 +418,16 @@ class Ipv4ll:
 
     def _after_conflict(self, conflict: acd.Conflict, now: float) -> None:
         """Take the next candidate: at once, or when the rate limit of section 2.2.1 allows it."""
-        self.conflicts += 1
-        self._lost.append(conflict.address)
-        self._drop(conflict=True)
-        self._try_unless(self.conflicts >= MAX_CONFLICTS, now)
+        self._take_next(conflict.address, now, conflict=True)
         verb = "claims" if conflict.packet.spa == conflict.address else "probes for"
         why = f"conflict: {format_mac(conflict.packet.sha)} {verb} {conflict.address}"
         self._report(why, Cause.CONFLICT)
+
+    def _take_next(self, lost: IPv4Address, now: float, *, conflict: bool) -> None:
+        self.conflicts += 1
+        self._lost.append(lost)
+        self._drop(conflict=conflict)
+        self._try_unless(self.conflicts >= MAX_CONFLICTS, now)
 
     def _leave(self, idle: State, why: str, cause: Cause) -> None:
         if self.state is idle:
@@ -439,7 +458,9 @@ class Ipv4ll:
             candidate = self._draw()
         self._next_candidate = None
         self._waiting = None
-        self._acd = Acd(candidate, self.mac, self._timing, self._jitter, now, self._defence)
+        self._acd = Acd(
+            candidate, self.mac, self._timing, self._jitter, now, self._defence, self._sibling
+        )
 
     def _draw(self) -> IPv4Address:
         candidate = draw_candidate(self._addresses)

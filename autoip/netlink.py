@@ -124,9 +124,14 @@ class Netlink:
         request = Request("list links", rtnl.RTM_GETLINK, {}, attributes)
         messages = await self._requests.dump(request)
         links = [link for link in map(read_link, messages) if link is not None]
-        addresses = await self._addresses(0)
+        addresses = await self.addresses()
         self._links = {link.index: link for link in links}
-        return links, [found for found in map(read_address, addresses) if found is not None]
+        return links, addresses
+
+    async def addresses(self) -> list[Address]:
+        """All IPv4 addresses. Raises KernelRefused."""
+        messages = await self._addresses(0)
+        return [found for found in map(read_address, messages) if found is not None]
 
     async def next_event(self) -> Event:
         """Wait for the next event. May be cancelled without losing one.
@@ -223,11 +228,7 @@ class Netlink:
         Those of addresses that are on their interface stay: another instance can serve them.
         Raises KernelRefused.
         """
-        living = {
-            (found.index, found.address)
-            for found in map(read_address, await self._addresses(0))
-            if found is not None
-        }
+        living = {(found.index, found.address) for found in await self.addresses()}
         return await self._rules.sweep(living)
 
     def limit(self, line: str) -> None:

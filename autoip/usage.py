@@ -21,6 +21,7 @@ COMMANDS: Mapping[str, str] = {
     "refresh": "Probes the address again, now.",
     "stop": "Ends serving the interface and takes its address off; the last one ends the daemon.",
     "probe": "Asks whether any IPv4 address is free on a link (RFC 5227); needs no daemon.",
+    "hooks": "Installs, removes or lists what makes DHCP clients start and stop autoip.",
 }
 """All commands, each in one line."""
 

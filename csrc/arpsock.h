@@ -20,6 +20,9 @@
 /* An ARP packet for IPv4 in an Ethernet II frame, without the padding. */
 #define AUTOIP_FRAME_LEN 42
 
+/* Hardware addresses of this host that a reactor knows, at most. */
+#define AUTOIP_OWN_MAX 4096
+
 /* As many instructions as the longest filter can have. */
 #define AUTOIP_FILTER_MAX 32
 
@@ -84,6 +87,14 @@ void autoip_reactor_free(struct autoip_reactor *reactor);
 int autoip_reactor_fd(const struct autoip_reactor *reactor);
 
 /*
+ * From now on these are the hardware addresses of all interfaces of this host, 6 bytes each.  One
+ * that is a frame's sender is no conflict once an address is defended, on any socket: by default Linux
+ * answers ARP for all its addresses on all its interfaces, and two of them can be on one link.
+ * -E2BIG for more than AUTOIP_OWN_MAX.  After an error all is as it was.
+ */
+int autoip_reactor_own(struct autoip_reactor *reactor, const uint8_t *macs, size_t count);
+
+/*
  * Moves up to `capacity` events to `out`, the oldest first, and returns how many.  *lost is
  * the number of conflicts, since the start, for which there was no room.
  */
@@ -123,7 +134,8 @@ int autoip_socket_send(struct autoip_socket *sock, const uint8_t frame[AUTOIP_FR
                        uint64_t *sent_ns);
 
 /*
- * The next conflict in phase AUTOIP_DEFEND or AUTOIP_ANSWER is answered with this frame by the thread, once.
+ * The next conflict in phase AUTOIP_DEFEND or AUTOIP_ANSWER is answered with this frame by the
+ * thread, once.
  * -EINVAL if the frame's sender IP is not the watched address.
  */
 int autoip_socket_arm(struct autoip_socket *sock, const uint8_t frame[AUTOIP_FRAME_LEN]);

@@ -9,6 +9,7 @@ ffibuilder.cdef(
     """
     #define AUTOIP_FRAME_LEN ...
     #define AUTOIP_FILTER_MAX ...
+    #define AUTOIP_OWN_MAX ...
 
     enum autoip_phase {
         AUTOIP_SILENT, AUTOIP_PROBE, AUTOIP_DEFEND, AUTOIP_ANSWER, ...
@@ -35,6 +36,7 @@ ffibuilder.cdef(
     int autoip_reactor_new(struct autoip_reactor **out);
     void autoip_reactor_free(struct autoip_reactor *reactor);
     int autoip_reactor_fd(const struct autoip_reactor *reactor);
+    int autoip_reactor_own(struct autoip_reactor *reactor, const uint8_t *macs, size_t count);
     int autoip_reactor_drain(struct autoip_reactor *reactor, struct autoip_event *out,
                              size_t capacity, uint64_t *lost);
 

@@ -10,6 +10,9 @@
 /* As many frames as one system call reads. */
 #define AUTOIP_BATCH 32
 
+/* Where a frame has the sender's hardware address. */
+#define AUTOIP_SHA_AT 22
+
 /* Where a frame has the sender's IP address. */
 #define AUTOIP_SPA_AT 28
 

@@ -76,6 +76,10 @@ struct queued_event {
 struct autoip_reactor {
     int waiting; /* eventfd: events are in the queue */
 
+    pthread_mutex_t own_lock; /* the two that follow; the last to be taken */
+    uint8_t (*own)[6];        /* hardware addresses of this host, sorted */
+    size_t own_count;
+
     pthread_mutex_t lock; /* all that follows; never taken together with a socket's */
     struct autoip_socket **slots;
     uint32_t slot_count;
@@ -88,6 +92,23 @@ struct autoip_reactor {
 };
 
 /* -- a socket's thread ---------------------------------------------------------------- */
+
+static int compare(const void *one, const void *other)
+{
+    return memcmp(one, other, 6);
+}
+
+/* Whether this host has the hardware address, on whatever interface. */
+static bool is_own(struct autoip_reactor *reactor, const uint8_t *mac)
+{
+    bool found;
+
+    pthread_mutex_lock(&reactor->own_lock);
+    found = reactor->own_count > 0 &&
+            bsearch(mac, reactor->own, reactor->own_count, sizeof *reactor->own, compare) != NULL;
+    pthread_mutex_unlock(&reactor->own_lock);
+    return found;
+}
 
 /* Answers a question, unless there were too many: then false. */
 static bool reply(struct autoip_socket *sock, const uint8_t *question)
@@ -119,6 +140,9 @@ static enum autoip_verdict answer(struct autoip_socket *sock, const uint8_t *fra
     pthread_mutex_lock(&sock->lock);
     verdict = (enum autoip_verdict)autoip_filter_accepts(frame, length, sock->mac, sock->address,
                                                          sock->phase);
+    if (verdict != AUTOIP_NOTHING && sock->phase != AUTOIP_PROBE &&
+        is_own(sock->reactor, frame + AUTOIP_SHA_AT))
+        verdict = AUTOIP_NOTHING;
     if (verdict == AUTOIP_QUESTION) {
         *answered = reply(sock, frame);
     } else if (verdict == AUTOIP_CONFLICT && sock->armed && sock->phase != AUTOIP_PROBE &&
@@ -308,13 +332,20 @@ int autoip_reactor_new(struct autoip_reactor **out)
         return result;
     }
     result = pthread_mutex_init(&reactor->lock, NULL);
-    if (result != 0) {
-        close(reactor->waiting);
-        free(reactor);
-        return -result;
-    }
+    if (result != 0)
+        goto no_lock;
+    result = pthread_mutex_init(&reactor->own_lock, NULL);
+    if (result != 0)
+        goto no_own_lock;
     *out = reactor;
     return 0;
+
+no_own_lock:
+    (void)pthread_mutex_destroy(&reactor->lock);
+no_lock:
+    close(reactor->waiting);
+    free(reactor);
+    return -result;
 }
 
 void autoip_reactor_free(struct autoip_reactor *reactor)
@@ -329,7 +360,9 @@ void autoip_reactor_free(struct autoip_reactor *reactor)
         if (reactor->slots[slot] != NULL)
             finish(reactor->slots[slot]);
     close(reactor->waiting);
+    (void)pthread_mutex_destroy(&reactor->own_lock);
     (void)pthread_mutex_destroy(&reactor->lock);
+    free(reactor->own);
     free(reactor->slots);
     free(reactor);
 }
@@ -337,6 +370,29 @@ void autoip_reactor_free(struct autoip_reactor *reactor)
 int autoip_reactor_fd(const struct autoip_reactor *reactor)
 {
     return reactor->waiting;
+}
+
+int autoip_reactor_own(struct autoip_reactor *reactor, const uint8_t *macs, size_t count)
+{
+    uint8_t (*own)[6] = NULL;
+    uint8_t (*before)[6];
+
+    if (count > AUTOIP_OWN_MAX)
+        return -E2BIG;
+    if (count > 0) {
+        own = malloc(count * sizeof *own);
+        if (own == NULL)
+            return -ENOMEM;
+        memcpy(own, macs, count * sizeof *own);
+        qsort(own, count, sizeof *own, compare);
+    }
+    pthread_mutex_lock(&reactor->own_lock);
+    before = reactor->own;
+    reactor->own = own;
+    reactor->own_count = count;
+    pthread_mutex_unlock(&reactor->own_lock);
+    free(before);
+    return 0;
 }
 
 int autoip_reactor_drain(struct autoip_reactor *reactor, struct autoip_event *out,

@@ -9,25 +9,45 @@ _autoip() {
     local -a before
     read -ra before <<<"${line%"$current"}"
     local command=run previous=${before[-1]} interfaces='' path options words
+    local clients="dhclient ifupdown"
 
     for path in /sys/class/net/*; do
         # A bonding driver puts a file there that is no interface.
         [[ -d $path ]] && interfaces+=" ${path##*/}"
     done
     case ${before[1]} in
-    status | watch | wait | refresh | stop | probe) command=${before[1]} ;;
+    status | watch | wait | refresh | stop | probe | hooks) command=${before[1]} ;;
     esac
 
     COMPREPLY=()
     case $command:$previous in
-    run:--ip | run:--delay | wait:--timeout | probe:--delay) return ;;
-    run:--script)
+    run:--ip | run:--delay | run:--after | run:--linger | wait:--timeout | probe:--delay) return ;;
+    hooks:hooks)
+        [[ $current == -* ]] || {
+            mapfile -t COMPREPLY < <(compgen -W "install remove list" -- "$current")
+            return
+        }
+        ;;
+    hooks:--client)
+        mapfile -t COMPREPLY < <(compgen -W "$clients" -- "$current")
+        return
+        ;;
+    hooks:--root)
+        compopt -o filenames
+        mapfile -t COMPREPLY < <(compgen -d -- "$current")
+        return
+        ;;
+    run:--script | run:--config | hooks:--program)
         compopt -o filenames
         mapfile -t COMPREPLY < <(compgen -f -- "$current")
         return
         ;;
     run:--script-style)
         mapfile -t COMPREPLY < <(compgen -W "avahi zcip" -- "$current")
+        return
+        ;;
+    run:--policy)
+        mapfile -t COMPREPLY < <(compgen -W "alongside fallback" -- "$current")
         return
         ;;
     run:-o)
@@ -51,13 +71,14 @@ _autoip() {
 
     options="-h --help"
     case $command in
-    run) options+=" --ip --abandon --delay --up --no-state --script --script-style --debug --syslog -o --version" ;;
+    run) options+=" --ip --abandon --delay --up --policy --after --linger --config --hook --no-state --script --script-style --debug --syslog -o --version" ;;
     status | watch) options+=" --json" ;;
     wait) options+=" --timeout" ;;
     probe) options+=" --delay --json" ;;
+    hooks) options+=" --client --root --no-conf --program" ;;
     esac
     words=$interfaces
-    ((${#before[@]} == 1)) && words+=" run status watch wait refresh stop probe"
+    ((${#before[@]} == 1)) && words+=" run status watch wait refresh stop probe hooks"
     [[ $current == -* ]] && words=$options
     mapfile -t COMPREPLY < <(compgen -W "$words" -- "$current")
 }

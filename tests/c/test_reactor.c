@@ -3,6 +3,7 @@
  * The other end of a pair plays the link.  Usage: test_reactor [ROUNDS]
  */
 #include "check.h"
+#include "internal.h"
 
 #include <errno.h>
 #include <poll.h>
@@ -164,6 +165,82 @@ static void test_reflex(void)
     conflict(host.link, OURS);
     collect(host.reactor, 1);
     CHECK(events[0].defended_ns == 0 && !answered(host.link, frame, 0));
+    host_free(&host);
+}
+
+/* claim-echo: what another interface of this host sends is no conflict once the address is held. */
+static void test_own(void)
+{
+    static const uint8_t others[][6] = {
+        {0x02, 0, 0, 0, 0, 0x09}, /* not sorted */
+        {0x02, 0, 0, 0, 0, 0x02}, /* their_mac */
+        {0x06, 0, 0, 0, 0, 0x02},
+    };
+    static const uint8_t many[AUTOIP_OWN_MAX + 1][6];
+    struct host host = host_new();
+    uint8_t announcement[AUTOIP_FRAME_LEN];
+    uint8_t frame[AUTOIP_FRAME_LEN];
+
+    make_frame(announcement, our_mac, OURS, OURS, 1);
+    CHECK(autoip_reactor_own(host.reactor, others[0], 3) == 0);
+
+    /* Before it is held: one, so that two interfaces on one link end with different addresses. */
+    CHECK(autoip_socket_watch(host.sock, AUTOIP_PROBE, OURS, 1) == 0);
+    conflict(host.link, OURS);
+    collect(host.reactor, 1);
+
+    CHECK(autoip_socket_watch(host.sock, AUTOIP_DEFEND, OURS, 2) == 0);
+    CHECK(autoip_socket_arm(host.sock, announcement) == 0);
+    for (int i = 0; i < 3; i++) {
+        make_frame(frame, others[i], OURS, OTHER, (uint8_t)(1 + i % 2));
+        CHECK(send(host.link, frame, sizeof frame, 0) == sizeof frame);
+    }
+    /* A single bit more is another host: still armed, and this one is told alone. */
+    make_frame(frame, others[2], OURS, OTHER, 1);
+    frame[AUTOIP_SHA_AT + 5] ^= 1;
+    CHECK(send(host.link, frame, sizeof frame, 0) == sizeof frame);
+    collect(host.reactor, 1);
+    CHECK(events[0].frame[AUTOIP_SHA_AT + 5] == 0x03);
+    CHECK(events[0].defended_ns != 0 && answered(host.link, frame, 5000));
+    CHECK(!answered(host.link, frame, 0));
+
+    /* After an error all is as it was; the last word counts. */
+    CHECK(autoip_reactor_own(host.reactor, many[0], AUTOIP_OWN_MAX + 1) == -E2BIG);
+    conflict(host.link, OURS);
+    make_frame(frame, many[0], OURS, OTHER, 1);
+    CHECK(send(host.link, frame, sizeof frame, 0) == sizeof frame);
+    collect(host.reactor, 1);
+    CHECK(events[0].frame[AUTOIP_SHA_AT] == 0);
+    CHECK(autoip_reactor_own(host.reactor, many[0], AUTOIP_OWN_MAX) == 0);
+    CHECK(send(host.link, frame, sizeof frame, 0) == sizeof frame);
+    conflict(host.link, OURS);
+    collect(host.reactor, 1);
+    CHECK(memcmp(events[0].frame + AUTOIP_SHA_AT, their_mac, 6) == 0);
+    CHECK(autoip_reactor_own(host.reactor, NULL, 0) == 0);
+    conflict(host.link, OURS);
+    collect(host.reactor, 1);
+    host_free(&host);
+}
+
+/* While the list changes, a frame meets the old one or the new one. */
+static void test_own_under_traffic(int rounds)
+{
+    static const uint8_t macs[2][6] = {{0x02, 0, 0, 0, 0, 0x02}, {0x02, 0, 0, 0, 0, 0x03}};
+    struct host host = host_new();
+    uint8_t frame[AUTOIP_FRAME_LEN];
+
+    CHECK(autoip_reactor_own(host.reactor, macs[0], 1) == 0);
+    CHECK(autoip_socket_watch(host.sock, AUTOIP_DEFEND, OURS, 1) == 0);
+    for (int round = 0; round < rounds; round++) {
+        conflict(host.link, OURS);
+        CHECK(autoip_reactor_own(host.reactor, macs[0], 1 + (size_t)(round % 2)) == 0);
+    }
+    /* Both lists have their_mac: none of these is told. */
+    make_frame(frame, our_mac, OURS, OURS, 1);
+    frame[AUTOIP_SHA_AT + 5] = 9;
+    CHECK(send(host.link, frame, sizeof frame, 0) == sizeof frame);
+    collect(host.reactor, 1);
+    CHECK(events[0].frame[AUTOIP_SHA_AT + 5] == 9);
     host_free(&host);
 }
 
@@ -537,6 +614,8 @@ int main(int argc, char **argv)
     test_event();
     test_silence();
     test_reflex();
+    test_own();
+    test_own_under_traffic(rounds);
     test_arm();
     test_watch_refused();
     test_send_fails();

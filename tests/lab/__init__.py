@@ -3,8 +3,9 @@
 It knows nothing of autoip's inside. Standard library only (`require` needs pytest).
 """
 
-from . import frames, journal
+from . import frames, journal, machine
 from .daemon import Daemon, Usage, leftover_folders, usage
+from .dhclient import Dhclient
 from .dhcp import DHCP_SERVERS, Dhcpd, DhcpServer, Dnsmasq
 from .frames import ArpFrame, Frame, gaps
 from .link import Port, Switch
@@ -18,12 +19,14 @@ from .neighbour import (
     probes_too,
 )
 from .sniffer import AddressMonitor, Sniffer
+from .syslog import Syslog
 
 __all__ = [
     "DHCP_SERVERS",
     "AddressMonitor",
     "ArpFrame",
     "Daemon",
+    "Dhclient",
     "DhcpServer",
     "Dhcpd",
     "Dnsmasq",
@@ -35,6 +38,7 @@ __all__ = [
     "Rule",
     "Sniffer",
     "Switch",
+    "Syslog",
     "Usage",
     "answers_probes",
     "disputes_announcements",
@@ -44,6 +48,7 @@ __all__ = [
     "journal",
     "leftover_folders",
     "leftovers",
+    "machine",
     "probes_too",
     "usage",
 ]

@@ -42,6 +42,12 @@ def _veth() -> None:
         namespace.ip("link add name v0 type veth peer name v1")
 
 
+def _macvlan() -> None:
+    with Namespace() as namespace:
+        namespace.ip("link add name v0 type veth peer name v1")
+        namespace.ip("link add link v0 name m0 type macvlan mode bridge")
+
+
 def _nft_netdev() -> None:
     with Namespace() as namespace:
         rules = (
@@ -56,6 +62,7 @@ FEATURES: dict[str, Callable[[], None]] = {
     "namespaces": _namespaces,
     "veth": _veth,
     "bridge": _bridge,
+    "macvlan": _macvlan,
     "nft-netdev": _nft_netdev,
 }
 

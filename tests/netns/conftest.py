@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import shlex
-import sys
+import itertools
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.lab import Daemon, Namespace, Port, Switch, leftover_folders, leftovers
 
-
-def autoip_command() -> list[str]:
-    """How the tests start autoip: AUTOIP_COMMAND (shell words) or this Python's `-m autoip`."""
-    return shlex.split(os.environ.get("AUTOIP_COMMAND", "")) or [sys.executable, "-m", "autoip"]
+from .helpers import autoip_command as autoip_command
+from .hooked import Hooked, MakeHooked, hooked
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -69,5 +66,19 @@ def make_autoip(stack: contextlib.ExitStack) -> MakeDaemon:
     def make(port: Port, *arguments: str) -> Daemon:
         command = [*autoip_command(), port.name, *arguments]
         return stack.enter_context(Daemon(port.host, port.name, command))
+
+    return make
+
+
+@pytest.fixture
+def make_hooked(stack: contextlib.ExitStack, tmp_path: Path) -> MakeHooked:
+    numbers = itertools.count()
+
+    def make(host: Namespace) -> Hooked:
+        folder = tmp_path / f"hooked{next(numbers)}"
+        folder.mkdir()
+        made = hooked(host, folder)
+        stack.enter_context(made.syslog)
+        return made
 
     return make

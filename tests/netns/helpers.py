@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
+import sys
 import time
 from collections.abc import Callable
 from ipaddress import IPv4Address, IPv4Network
@@ -29,6 +32,11 @@ NETNS = [requires_root, requires_kernel_feature("veth")]
 
 PATIENCE = 30.0
 """Seconds to wait for what must come: long, since the machine may be busy, and never waited out."""
+
+
+def autoip_command() -> list[str]:
+    """How the tests start autoip: AUTOIP_COMMAND (shell words) or this Python's `-m autoip`."""
+    return shlex.split(os.environ.get("AUTOIP_COMMAND", "")) or [sys.executable, "-m", "autoip"]
 
 
 def wait_until(true: Callable[[], object], what: str, timeout: float = PATIENCE) -> None:

@@ -9,12 +9,10 @@ import re
 import signal
 import socket
 import stat
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, suppress
-from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import Any
 
@@ -23,6 +21,7 @@ import pytest
 from autoip.report import EVENT, EVENTS, PROBE, STATES, STATUS, socket_name
 from tests.lab import Daemon, LabError, Port, frames
 
+from .commands import Ran, report, run
 from .conftest import MakeDaemon, MakeHost, autoip_command
 from .helpers import NEIGHBOUR, NETNS, PATIENCE, RIVAL, A, B, bind, claim, wait_until
 
@@ -30,38 +29,6 @@ pytestmark = NETNS
 
 NOBODY = 65534
 AS_NOBODY = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--")
-
-
-@dataclass(frozen=True, slots=True)
-class Ran:
-    """How a command ended, and what it said."""
-
-    status: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-def run(daemon: Daemon, line: str, *, prefix: tuple[str, ...] = ()) -> Ran:
-    """`autoip LINE` beside the daemon."""
-    child = daemon.namespace.popen(
-        [*prefix, *autoip_command(), *line.split()],
-        env=daemon.env,
-        cwd=_top(),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    out, err = child.communicate(timeout=PATIENCE)
-    assert "Traceback" not in err.decode()
-    return Ran(child.returncode, out.decode(), err.decode())
-
-
-def _top() -> str:
-    return os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 
 class Watch(Daemon):
@@ -155,13 +122,6 @@ def _check_event(happened: dict[str, Any]) -> None:
         _check_type(EVENT[name].type, value)
     if happened["event"] == "status":
         _check_status(happened["status"])
-
-
-def report(daemon: Daemon, name: str = "eth0") -> dict[str, Any]:
-    """The status of an interface by the command."""
-    [found] = run(daemon, f"status --json {name}").json["interfaces"]
-    assert isinstance(found, dict)
-    return found
 
 
 # --- status ----------------------------------------------------------------------------------

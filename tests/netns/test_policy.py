@@ -160,6 +160,12 @@ def test_after_counts_from_the_link(make_host: Namespace, make_autoip: MakeDaemo
     threading.Event().wait(2.5)
     port.carrier(True)
     assert "waits 2 s" in wait_standby(daemon)
+    lines = len(daemon.lines)
+    port.carrier(False)
+    daemon.wait_line("standby -> no-link", since=lines)
+    threading.Event().wait(2.5)
+    port.carrier(True)
+    assert "waits 2 s" in wait_standby(daemon, since=lines)
     assert claimed(port, since=mark) == A
 
 

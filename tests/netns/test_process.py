@@ -6,11 +6,9 @@ import io
 import os
 import pty
 import re
-import select
 import signal
 import socket
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
@@ -19,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab import Daemon, LabError, Namespace, Port, frames
+from tests.lab import Daemon, LabError, Namespace, Port, Syslog, frames
 from tests.lab.background import Reader
 from tests.lab.daemon import REPOSITORY
 
@@ -172,7 +170,7 @@ def test_no_interface_to_choose(port: Port, make_program: MakeProgram) -> None:
 
 def test_module_option_string(port: Port, make_program: MakeProgram, stack: ExitStack) -> None:
     """`-o if=...,ip=...,debug,delay=...,abandon`: the same meaning, `debug` to syslog as well; mixes with the rest."""
-    log = stack.enter_context(_Syslog(port.host))
+    log = stack.enter_context(Syslog(port.host))
     words = f"if=eth0,ip={A},debug,delay=200,abandon"
     daemon = make_program(port.host, "run", "-o", words, "--no-state")
     assert claim(port, daemon) == A
@@ -407,55 +405,9 @@ def test_runtime_folder_that_cannot_be_trusted(
 # Logs
 
 
-class _Syslog(Reader):
-    """A private /dev/log in the namespace."""
-
-    def __init__(self, namespace: Namespace, *, prepared: bool = False) -> None:
-        # The machine's own /dev is not touched: a new one, with what a program needs.
-        script = """
-            set -e
-            mkdir /run/dev; mount -t tmpfs autoip-lab /run/dev
-            for name in null zero full random urandom tty; do
-                touch /run/dev/$name; mount --bind /dev/$name /run/dev/$name
-            done
-            mount --rbind /run/dev /dev
-        """
-        if not prepared:
-            namespace.run("sh", "-c", script)
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        try:
-            namespace.call(sock.bind, "/dev/log")
-        except BaseException:
-            sock.close()
-            raise
-        super().__init__(sock, "syslog")
-        self.lines: list[str] = []
-        self._may_read = threading.Lock()
-        self.start()
-
-    def wait_empty(self) -> None:
-        """Until all that was sent has been read."""
-        wait_until(lambda: not select.select([self._sock], [], [], 0)[0], "an empty queue")
-
-    def stuck(self) -> threading.Lock:
-        """Nothing is read while this is held."""
-        return self._may_read
-
-    def __enter__(self) -> _Syslog:
-        return self
-
-    def received(self) -> None:
-        with self._may_read:
-            self.lines.append(self._sock.recv(8192).decode(errors="replace").rstrip("\0"))
-
-    def wait_line(self, pattern: str) -> str:
-        wait_until(lambda: any(re.search(pattern, line) for line in self.lines), pattern)
-        return next(line for line in self.lines if re.search(pattern, line))
-
-
 def test_syslog(port: Port, make_program: MakeProgram, stack: ExitStack) -> None:
     """`--syslog`: what goes to stderr goes there too, with facility daemon and the right priority."""
-    log = stack.enter_context(_Syslog(port.host))
+    log = stack.enter_context(Syslog(port.host))
     daemon = make_program(port.host, "eth0", *FAST, "--syslog")
     bind(port, daemon)
     line = log.wait_line(f"eth0: claimed {A}")
@@ -469,14 +421,14 @@ def test_syslog(port: Port, make_program: MakeProgram, stack: ExitStack) -> None
     daemon.signal(signal.SIGHUP)
     assert claimed(port, since=since) == A
     port.host.run("rm", "/dev/log")
-    again = stack.enter_context(_Syslog(port.host, prepared=True))
+    again = stack.enter_context(Syslog(port.host, prepared=True))
     daemon.signal(signal.SIGHUP)
     again.wait_line(f"eth0: claimed {A}")
 
 
 def test_syslog_daemon_is_stuck(port: Port, make_program: MakeProgram, stack: ExitStack) -> None:
     """Its queue is full and nobody reads it: neither killed nor stalled."""
-    log = stack.enter_context(_Syslog(port.host))
+    log = stack.enter_context(Syslog(port.host))
     with log.stuck():
         daemon = make_program(port.host, "eth0", *FAST, "--syslog", "--debug")
         bind(port, daemon)
@@ -495,7 +447,7 @@ def test_syslog_daemon_is_stuck(port: Port, make_program: MakeProgram, stack: Ex
 
 def test_no_syslog_unless_asked(port: Port, make_program: MakeProgram, stack: ExitStack) -> None:
     """Without `--syslog` nothing goes there."""
-    log = stack.enter_context(_Syslog(port.host))
+    log = stack.enter_context(Syslog(port.host))
     daemon = make_program(port.host, "eth0", *FAST, "--debug")
     claim(port, daemon)
     assert daemon.stop() == 0

@@ -13,10 +13,12 @@ from pathlib import Path
 import pytest
 
 from autoip import cli, usage
+from autoip.clients import CLIENTS
 from tests.lab.require import requires_program
 
 SHARE = Path(__file__).resolve().parents[2] / "share" / "completions"
 INTERFACES = {path.name for path in Path("/sys/class/net").iterdir() if path.is_dir()}
+ACTIONS = {"install", "remove", "list"}
 WORDS = {"if=", "ip=", "delay=", "debug", "abandon"}
 
 Offered = Callable[[str], set[str]]
@@ -156,11 +158,14 @@ def test_options(offered: Offered) -> None:
 
 def test_interfaces_of_a_command(offered: Offered) -> None:
     for command in usage.COMMANDS:
-        assert offered(f"autoip {command} ") == INTERFACES, command
+        expected = ACTIONS if command == "hooks" else INTERFACES
+        assert offered(f"autoip {command} ") == expected, command
+    assert offered("autoip hooks install ") == INTERFACES
 
 
 def test_a_value_is_no_interface(offered: Offered) -> None:
     assert offered("autoip --script-style ") == {"avahi", "zcip"}
+    assert offered("autoip hooks install --client ") == set(CLIENTS)
     for line in ("autoip --ip ", "autoip lo --delay ", "autoip wait --timeout "):
         assert offered(line) == set(), line
 

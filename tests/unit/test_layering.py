@@ -27,6 +27,7 @@ LEVELS: list[set[str]] = [
     {
         "arpsock",
         "client",
+        "clients",
         "config",
         "control",
         "instance",
@@ -34,6 +35,7 @@ LEVELS: list[set[str]] = [
         "netlink",
         "notify",
         "privileges",
+        "rooted",
         "script",
         "sockdiag",
         "store",
@@ -42,7 +44,7 @@ LEVELS: list[set[str]] = [
     {"interface"},
     {"daemon"},
     {"usage"},
-    {"ask", "probe", "run"},
+    {"ask", "hooks", "probe", "run"},
     {"cli"},
     {"__main__"},
 ]

@@ -20,6 +20,7 @@ from autoip.ipv4ll import State, draw_candidate, is_candidate
 from tests.unit.virtual_link import Host, VirtualLink, mac_of
 
 A = IPv4Address("169.254.20.20")
+B = IPv4Address("169.254.33.44")
 STRANGER = mac_of(999)
 LONG = 30.0  # seconds, enough for any undisturbed claim
 
@@ -751,3 +752,73 @@ def test_each_constant_changes_behaviour(name: str, monkeypatch: pytest.MonkeyPa
         assert hasattr(constants, name)
         monkeypatch.setattr(module, name, value)
         assert biography(Timing()) != before
+
+
+# --- another interface of this host on the same link ---------------------------------------------
+
+
+SIBLING = mac_of(2)
+
+
+@pytest.mark.parametrize("packet", [request(A, B, SIBLING), reply(A, SIBLING)])
+def test_claim_echo_sibling_in_use(packet: ArpPacket) -> None:
+    """claim-echo: our own kernel, speaking of the address on another interface, is no conflict."""
+    link, host = bound(sibling=SIBLING.__eq__)
+    link.wire.clear()
+    for _ in range(3):
+        host.receive(packet)
+    link.run(LONG)
+    assert host.on_interface == A
+    assert link.wire == []
+    assert not host.of(acd.Defended) and not host.of(acd.Conflict)
+    # Any other host's is one.
+    host.receive(request(A, B))
+    assert len(host.of(acd.Defended)) == 1
+
+
+@pytest.mark.parametrize("packet", [request(A, B, SIBLING), request(NO_ADDRESS, A, SIBLING)])
+def test_claim_echo_sibling_before_use(packet: ArpPacket) -> None:
+    """3.4: before use it is one, so that two interfaces on one link end with different addresses."""
+    link, host = alone(first=A, sibling=SIBLING.__eq__)
+    link.run(2.0)
+    assert host.state() is State.PROBING
+    host.receive(packet)
+    link.run(LONG)
+    assert host.state() is State.BOUND and host.on_interface != A
+
+
+def test_sibling_while_the_kernel_is_asked() -> None:
+    """The kernel may answer on the other interface before the core is told that it has the address."""
+    link, host = alone(first=A, sibling=SIBLING.__eq__)
+    host.configure_delay = 1.0
+    while host.state() is not State.CONFIGURING:
+        link.run(0.05)
+    host.receive(reply(A, SIBLING))
+    assert host.state() is State.CONFIGURING
+    link.run(LONG)
+    assert host.on_interface == A
+
+
+def test_address_elsewhere() -> None:
+    """Found on another interface: given up, not as lost to another host, and never tried at once."""
+    link, host = bound()
+    host.core.elsewhere(B, link.now)
+    assert host.state() is State.BOUND
+    host.core.elsewhere(A, link.now)
+    host.pump()
+    assert host.of(ipv4ll.Unconfigure) == [ipv4ll.Unconfigure(A, conflict=False)]
+    assert host.core.candidate != A
+    link.run(LONG)
+    assert host.state() is State.BOUND and host.on_interface != A
+
+
+def test_addresses_elsewhere_are_rate_limited() -> None:
+    """claim-rate: however often an address turns out to be on another interface."""
+    link, host = alone()
+    host.configure_delay = 10000.0
+    for _ in range(constants.MAX_CONFLICTS):
+        link.run(LONG)
+        assert host.core.candidate is not None
+        host.core.elsewhere(host.core.candidate, link.now)
+        host.pump()
+    assert host.state() is State.RATE_LIMITED

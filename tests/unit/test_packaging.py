@@ -64,6 +64,7 @@ def test_source_distribution_holds_the_sources_and_no_results(dist: Path) -> Non
         if path.suffix in {".py", ".h"} or (path.suffix == ".c" and path.name[0] != "_")
     }
     expected |= {"setup.py", "pyproject.toml", "LICENSE", "README.md", "CHANGELOG.md", "Makefile"}
+    expected |= {f"hooks/{path.name}" for path in (ROOT / "hooks").iterdir()}
     assert expected <= names
     assert not [name for name in names if name.endswith((".so", ".o", ".pyc"))]
 
@@ -78,7 +79,8 @@ def test_wheel_holds_the_package_for_every_python(dist: Path) -> None:
         scripts = wheel.read(f"{info}/entry_points.txt").decode()
     sources = {f"autoip/{path.name}" for path in (ROOT / "autoip").glob("*.py*")}
     compiled = {"autoip/_arpsock.abi3.so", "autoip/_privileges.abi3.so"}
-    assert sources | compiled | {"autoip/py.typed"} == {
+    hooks = {f"autoip/hookfiles/{path.name}" for path in (ROOT / "hooks").iterdir()}
+    assert sources | compiled | hooks | {"autoip/py.typed"} == {
         name for name in names if name.startswith("autoip/")
     }
     assert {name.partition("/")[0] for name in names} == {"autoip", info}

@@ -85,6 +85,9 @@ class Host:
             case Cause.REMOVED:
                 self.core._removals = MAX_CONFLICTS - 1 if limited else 0
                 self.core.removed(self.now)
+            case Cause.ELSEWHERE:
+                self.core.conflicts = MAX_CONFLICTS - 1 if limited else 0
+                self.core.elsewhere(self.address, self.now)
             case Cause.REFUSED:
                 self.refuse()
             case Cause.PAUSE_OVER:

@@ -173,6 +173,7 @@ class VirtualLink:
         first: IPv4Address | None = None,
         reflex: bool = False,
         avoid: Callable[[IPv4Address], bool] = lambda _: False,
+        sibling: Callable[[bytes], bool] = lambda _: False,
     ) -> Host:
         mac = mac_of(number)
         core = Ipv4ll(
@@ -183,6 +184,7 @@ class VirtualLink:
             defence=defence,
             first=first,
             avoid=avoid,
+            sibling=sibling,
         )
         host = Host(self, mac, core, reflex=reflex)
         self.hosts.append(host)

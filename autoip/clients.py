@@ -1,0 +1,76 @@
+"""The DHCP clients that hooks can be installed for: a table.
+
+A new client is a row here and its files in `hooks/`; every file there has the mark line.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # `typing` takes milliseconds to import
+    from collections.abc import Callable, Mapping, Sequence
+
+MARK = b"\n# autoip hooks: written by `autoip hooks install`, taken away by `autoip hooks remove`\n"
+"""The line by which a file is known to be ours."""
+
+SHARED = "/etc/autoip/hook"
+"""The script that the clients' files call: `SHARED start IFACE`, `SHARED stop IFACE`."""
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """One file to install."""
+
+    source: str
+    """Its name in `hooks/`; the word @AUTOIP@ in it becomes the path of the program."""
+    path: str
+    mode: int
+
+
+@dataclass(frozen=True, slots=True)
+class Conf:
+    """A configuration file for the client, made for the interfaces that are named; `--no-conf` leaves it out."""
+
+    path: str
+    mode: int
+    text: Callable[[Sequence[str]], str]
+    """What it says for these interfaces, the mark line included (MARK, not as the first line)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """A DHCP client."""
+
+    programs: tuple[str, ...]
+    """Where its program may be: if one is there, the client is installed."""
+    files: tuple[File, ...]
+    conf: Conf | None = None
+    enables: bool = field(default=False, kw_only=True)
+    """The unit is enabled for the interfaces that are named."""
+
+    @property
+    def takes_names(self) -> bool:
+        """Whether it is of any use to name interfaces."""
+        return self.enables or self.conf is not None
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """All files that may be there because of this client."""
+        conf = () if self.conf is None else (self.conf.path,)
+        return (*(file.path for file in self.files), *conf)
+
+
+CLIENTS: Mapping[str, Client] = {
+    "dhclient": Client(
+        ("/sbin/dhclient", "/usr/sbin/dhclient"),
+        (File("dhclient", "/etc/dhcp/dhclient-exit-hooks.d/autoip", 0o644),),
+    ),
+    "ifupdown": Client(
+        ("/sbin/ifup", "/usr/sbin/ifup"),
+        (
+            File("ifupdown", "/etc/network/if-up.d/autoip", 0o755),
+            File("ifupdown", "/etc/network/if-down.d/autoip", 0o755),
+        ),
+    ),
+}

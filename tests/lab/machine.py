@@ -1,0 +1,41 @@
+"""A host whose files are its own: a copy of /etc and an empty /var/lib, in its mount namespace alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .namespace import Namespace
+
+_STRANGERS = ("avahi-autoipd", "zzz_avahi-autoipd", "resolved", "timesyncd")
+"""Hooks of packages that happen to be installed; they would act for themselves."""
+
+
+def give_own_files(namespace: Namespace) -> None:
+    """From now on what the host's programs write to /etc and /var/lib goes with the namespace."""
+    script = """
+        set -e
+        mkdir /run/lab-etc
+        # Not below /run: what is shown in /etc must stay when a test fills or hides /run.
+        mount -t tmpfs -o mode=755 autoip-lab /run/lab-etc
+        cp -a /etc/. /run/lab-etc
+        mount --bind /run/lab-etc /etc
+        mount -t tmpfs -o mode=755 autoip-lab /var/lib
+        mkdir /var/lib/dhcp
+        umount /run/lab-etc
+        rmdir /run/lab-etc
+        find /etc/dhcp /etc/network -type f \\( {strangers} \\) -delete
+    """
+    strangers = " -o ".join(f"-name {name}" for name in _STRANGERS)
+    namespace.run("sh", "-c", script.replace("{strangers}", strangers))
+
+
+def read(namespace: Namespace, path: str) -> str:
+    """A file as the host's programs see it; empty if there is none."""
+    return namespace.run("cat", path, check=False)
+
+
+def write(namespace: Namespace, path: str, text: str, mode: int = 0o644) -> None:
+    """Writes a file there; the folder is made if need be."""
+    folder = str(Path(path).parent)
+    script = 'mkdir -p "$1" && cat >"$2" && chmod "$3" "$2"'
+    namespace.run("sh", "-c", script, "sh", folder, path, f"{mode:o}", stdin=text)

@@ -1,0 +1,156 @@
+"""def-reset: TCP connections from an address that is given up are reset first (RFC 3927, 2.5)."""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import socket
+from collections.abc import Iterator
+from ipaddress import IPv4Address
+
+import pytest
+
+from autoip import sockdiag
+from tests.lab import AddressMonitor, Daemon, Frame, Namespace, Port, frames
+
+from .commands import report
+from .conftest import MakeDaemon, autoip_command
+from .helpers import (
+    ETHERTYPE_IPV4,
+    NETNS,
+    PATIENCE,
+    PEER,
+    RIVAL,
+    A,
+    bind,
+    claimed_other,
+    wait_until,
+)
+
+pytestmark = NETNS
+
+FAST = ("--delay", "50", "--ip", str(A))
+STATIC = IPv4Address("192.0.2.5")
+STATIC_PEER = IPv4Address("192.0.2.77")
+PORT = 7000
+
+
+@pytest.fixture
+def neighbour(port: Port) -> Namespace:
+    """A real host at the other end of the cable, with a link-local and a routable address."""
+    far = port.switch.namespace
+    far.ip(f"addr add {PEER}/16 brd + dev {port.far}")
+    far.ip(f"addr add {STATIC_PEER}/24 brd + dev {port.far}")
+    port.host.ip(f"addr add {STATIC}/24 brd + dev eth0")
+    return far
+
+
+@contextlib.contextmanager
+def _connected(
+    listener: socket.socket, neighbour: Namespace, address: IPv4Address
+) -> Iterator[tuple[socket.socket, socket.socket]]:
+    """Our end and the neighbour's of a connection in which something has been said."""
+    theirs = neighbour.call(socket.create_connection, (str(address), PORT), timeout=PATIENCE)
+    with theirs:
+        ours, _ = listener.accept()
+        with ours:
+            ours.settimeout(PATIENCE)
+            _talk(ours, theirs)
+            yield ours, theirs
+
+
+def _talk(ours: socket.socket, theirs: socket.socket) -> None:
+    for one, other in ((ours, theirs), (theirs, ours)):
+        one.sendall(b"hello")
+        assert other.recv(5) == b"hello"
+
+
+def _is_reset(frame: Frame, source: IPv4Address) -> bool:
+    """A TCP segment with RST from this address."""
+    data = frame.data
+    return (
+        frame.from_host
+        and data[12:14] == ETHERTYPE_IPV4.to_bytes(2, "big")
+        and data[23] == socket.IPPROTO_TCP
+        and data[26:30] == source.packed
+        and bool(data[14 + 4 * (data[14] & 15) + 13] & 4)
+    )
+
+
+def _dispute(port: Port) -> None:
+    for _ in range(2):
+        port.send(frames.conflict_request(RIVAL, A))
+
+
+@pytest.mark.parametrize("defence", ["defend", "abandon"])
+def test_connections_are_reset_before_the_address_goes(
+    port: Port,
+    neighbour: Namespace,
+    make_autoip: MakeDaemon,
+    stack: contextlib.ExitStack,
+    defence: str,
+) -> None:
+    """def-reset: the neighbour gets the RST while the address is there still; no other connection is touched."""
+    daemon = make_autoip(port, *FAST, *(["--abandon"] if defence == "abandon" else []))
+    bind(port, daemon)
+    monitor = stack.enter_context(AddressMonitor(port.host))
+    listener = stack.enter_context(port.host.call(socket.create_server, ("0.0.0.0", PORT)))
+    listener.settimeout(PATIENCE)
+    ours, theirs = stack.enter_context(_connected(listener, neighbour, A))
+    other_ours, other_theirs = stack.enter_context(_connected(listener, neighbour, STATIC))
+    since = port.sniffer.mark()
+    _dispute(port)
+    with pytest.raises(ConnectionResetError):
+        theirs.recv(1)
+    with pytest.raises(ConnectionAbortedError):
+        ours.recv(1)
+    gone, _, _ = monitor.wait_for(lambda added, a: not added and a.address == A, PATIENCE)
+    resets = [f for f in port.sniffer.frames(since) if _is_reset(f, A)]
+    # The monitor's stamp is its own, so never too early; the frame's is the kernel's.
+    assert len(resets) == 1 and resets[0].ns < gone
+    claimed_other(port, A, since=since)
+    assert not select.select([other_ours, other_theirs], [], [], 0)[0]
+    _talk(other_ours, other_theirs)
+    daemon.wait_line(rf"eth0: reset 1 connections from {A}")
+    assert report(daemon)["limits"] == []
+
+
+def test_a_defended_address_keeps_its_connections(
+    port: Port, neighbour: Namespace, make_autoip: MakeDaemon, stack: contextlib.ExitStack
+) -> None:
+    """def-reset, def-once: only an address that is given up."""
+    daemon = make_autoip(port, *FAST)
+    bind(port, daemon)
+    listener = stack.enter_context(port.host.call(socket.create_server, ("0.0.0.0", PORT)))
+    listener.settimeout(PATIENCE)
+    ours, theirs = stack.enter_context(_connected(listener, neighbour, A))
+    since = port.sniffer.mark()
+    port.send(frames.conflict_request(RIVAL, A))
+    port.sniffer.wait_announcement(A, PATIENCE, since=since)
+    wait_until(lambda: report(daemon)["defences"] == 1, "the defence is told")
+    _talk(ours, theirs)
+
+
+def test_kernel_that_cannot(port: Port, neighbour: Namespace, stack: contextlib.ExitStack) -> None:
+    """def-reset: without CONFIG_INET_DIAG_DESTROY one warning, a line in the status, and the address goes."""
+    # A request that no kernel has, and its answer taken for the one of such a kernel.
+    program = (
+        "import errno, sys; from autoip import cli, interface, sockdiag;"
+        "sockdiag.SOCK_DESTROY = 22;"
+        "interface._NO_RESET[errno.EINVAL] = interface._NO_RESET[errno.EOPNOTSUPP];"
+        "sys.exit(cli.main(sys.argv[1:]))"
+    )
+    assert sockdiag.SOCK_DESTROY == 21
+    command = [autoip_command()[0], "-c", program, "eth0", *FAST]
+    daemon = stack.enter_context(Daemon(port.host, "eth0", command))
+    bind(port, daemon)
+    listener = stack.enter_context(port.host.call(socket.create_server, ("0.0.0.0", PORT)))
+    listener.settimeout(PATIENCE)
+    _, theirs = stack.enter_context(_connected(listener, neighbour, A))
+    since = port.sniffer.mark()
+    _dispute(port)
+    claimed_other(port, A, since=since)
+    assert not select.select([theirs], [], [], 0)[0]
+    line = "are not reset: the kernel lacks CONFIG_INET_DIAG_DESTROY"
+    assert [line in limit for limit in report(daemon)["limits"]] == [True]
+    assert sum(line in said for said in daemon.lines) == 1

@@ -1,0 +1,359 @@
+"""`autoip hooks`: what it writes below a root, what it refuses, and that nothing stays."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from autoip import cli, clients, hooks, rooted
+from autoip.clients import CLIENTS, MARK, SHARED
+from autoip.errors import AutoipError, UsageError
+
+HOOKS = Path(__file__).resolve().parents[2] / "hooks"
+PROGRAM = "/opt/autoip's place/autoip"
+
+Run = Callable[..., list[str]]
+
+
+def tree(root: Path) -> dict[str, str]:
+    """Everything below, with what it is."""
+
+    def told(path: Path) -> str:
+        mode = path.lstat().st_mode
+        if stat.S_ISLNK(mode):
+            return f"-> {os.readlink(path)}"
+        content = "" if path.is_dir() else f" {path.read_text()}"
+        return f"{stat.S_IMODE(mode):o}{content}"
+
+    return {str(path.relative_to(root)): told(path) for path in sorted(root.rglob("*"))}
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """An image with dhclient in it, merged /usr, and a directory that ifupdown's package would bring."""
+    root = tmp_path / "image"
+    (root / "usr" / "sbin").mkdir(parents=True)
+    (root / "sbin").symlink_to("usr/sbin")
+    (root / "usr" / "sbin" / "dhclient").touch()
+    (root / "etc" / "network" / "if-up.d").mkdir(parents=True)
+    return root
+
+
+@pytest.fixture
+def run(root: Path, capsys: pytest.CaptureFixture[str]) -> Run:
+    """`run(words)`: with that root; the lines that it said, the root cut off. A failure is raised."""
+
+    def run(line: str) -> list[str]:
+        action, *words = line.split()
+        options = ["--root", str(root)]
+        options += ["--program", PROGRAM] if action == "install" else []
+        assert hooks.main([action, *options, *words]) == 0
+        return capsys.readouterr().out.replace(str(root), "").splitlines()
+
+    return run
+
+
+def test_installed_for_what_is_there(root: Path, run: Run) -> None:
+    before = tree(root)
+    old = os.umask(0o077)
+    try:
+        assert run("install") == [
+            f"wrote {SHARED}",
+            "wrote /etc/dhcp/dhclient-exit-hooks.d/autoip",
+            f"note: {PROGRAM} is not there yet",
+        ]
+    finally:
+        os.umask(old)
+    after = tree(root)
+    assert {path for path in after if path not in before} == {
+        "etc/autoip",
+        "etc/autoip/hook",
+        "etc/autoip/made",
+        "etc/dhcp",
+        "etc/dhcp/dhclient-exit-hooks.d",
+        "etc/dhcp/dhclient-exit-hooks.d/autoip",
+    }
+    assert {path: after[path] for path in before} == before
+    assert after["etc/dhcp"] == "755"
+    exit_hook = root / "etc/dhcp/dhclient-exit-hooks.d/autoip"
+    assert exit_hook.read_bytes() == (HOOKS / "dhclient").read_bytes()
+    assert stat.S_IMODE(exit_hook.stat().st_mode) == 0o644
+    shared = root / SHARED.lstrip("/")
+    assert stat.S_IMODE(shared.stat().st_mode) == 0o755
+    # The shell reads the very path.
+    line = re.search(r"^AUTOIP=.*$", shared.read_text(), re.MULTILINE)
+    assert line is not None
+    told = subprocess.run(
+        ["sh", "-c", f'{line[0]}; echo "$AUTOIP"'], capture_output=True, text=True
+    )
+    assert told.stdout == f"{PROGRAM}\n"
+
+
+def test_again_changes_nothing(root: Path, run: Run) -> None:
+    run("install")
+    inode = (root / "etc/autoip/hook").stat().st_ino
+    before = tree(root)
+    assert run("install")[:2] == [
+        f"unchanged {SHARED}",
+        "unchanged /etc/dhcp/dhclient-exit-hooks.d/autoip",
+    ]
+    assert tree(root) == before
+    assert (root / "etc/autoip/hook").stat().st_ino == inode
+
+
+def test_an_older_one_of_ours_and_its_mode_are_put_right(root: Path, run: Run) -> None:
+    run("install")
+    before = tree(root)
+    hook = root / "etc/dhcp/dhclient-exit-hooks.d/autoip"
+    hook.write_bytes(b"#!/bin/sh" + MARK + b"old\n")
+    (root / "etc/autoip/hook").chmod(0o644)
+    assert run("install")[:2] == [f"wrote {SHARED}", f"wrote /{hook.relative_to(root)}"]
+    assert tree(root) == before
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+def test_remove_leaves_no_trace(root: Path, run: Run, client: str) -> None:
+    before = tree(root)
+    run(f"install --client {client}")
+    assert all((root / path.lstrip("/")).exists() for path in paths(client))
+    said = run("remove")
+    assert tree(root) == before
+    assert set(said) == {f"removed {path}" for path in (*paths(client), SHARED)}
+    assert run("remove") == []
+
+
+def paths(client: str) -> list[str]:
+    return [file.path for file in CLIENTS[client].files]
+
+
+def test_one_of_two_is_removed(root: Path, run: Run) -> None:
+    before = tree(root)
+    run("install --client ifupdown")
+    one = tree(root)
+    run("install")
+    run("remove --client dhclient")
+    assert tree(root) == one
+    run("remove --client dhclient")
+    assert tree(root) == one
+    run("remove --client ifupdown")
+    assert tree(root) == before
+
+
+def test_a_directory_that_somebody_else_uses_stays(root: Path, run: Run) -> None:
+    run("install")
+    (root / "etc/dhcp/other").touch()
+    (root / "etc/autoip/other").touch()
+    run("remove")
+    assert (root / "etc/dhcp/other").exists()
+    assert not (root / "etc/dhcp/dhclient-exit-hooks.d").exists()
+    assert [path.name for path in (root / "etc/autoip").iterdir()] == ["other"]
+
+
+FOREIGN = {
+    "a file": lambda path: path.write_text("#!/bin/sh\n# autoip hooks\n"),
+    "a link to a file": lambda path: path.symlink_to("/etc/passwd"),
+    "a link to nothing": lambda path: path.symlink_to("nothing"),
+    "a directory": lambda path: path.mkdir(),
+    "a FIFO": os.mkfifo,
+}
+
+
+@pytest.mark.parametrize("make", FOREIGN.values(), ids=FOREIGN)
+def test_what_is_not_ours_stops_everything(
+    root: Path,
+    run: Run,
+    capsys: pytest.CaptureFixture[str],
+    make: Callable[[Path], object],
+) -> None:
+    path = root / "etc/network/if-down.d/autoip"
+    path.parent.mkdir()
+    make(path)
+    before = list(root.rglob("*"))
+    words = ["hooks", "install", "--root", str(root), "--program", PROGRAM]
+    words += ["--client", "dhclient", "--client", "ifupdown"]
+    assert cli.main(words) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"autoip: {path}: is ")
+    assert "nothing was changed; move it away" in err
+    assert err.count("\n") == 1
+    assert list(root.rglob("*")) == before
+    # Without that client it is no obstacle, and it is left where it is.
+    run("install --client dhclient")
+    assert "left /etc/network/if-down.d/autoip" in "\n".join(run("remove"))
+    assert list(root.rglob("*")) == before
+
+
+def test_no_link_leads_out_of_the_root(root: Path, run: Run, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (root / "etc/dhcp").symlink_to(outside)
+    (root / "etc/autoip").symlink_to("../../../../../../srv")
+    # Both are links of the image: what they mean is below the root.
+    within = root / str(outside).lstrip("/")
+    within.mkdir(parents=True)
+    (root / "srv").mkdir()
+    run("install")
+    assert list(outside.iterdir()) == []
+    assert (within / "dhclient-exit-hooks.d/autoip").is_file()
+    assert (root / "srv/hook").is_file()
+
+
+def test_a_loop_of_links_is_told(root: Path, run: Run) -> None:
+    (root / "etc/dhcp").symlink_to("dhcp")
+    with pytest.raises(AutoipError, match="Too many levels"):
+        run("install")
+
+
+def test_when_the_disk_is_full_nothing_is_left(
+    root: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = tree(root)
+    write = rooted.Change.write
+    written: list[str] = []
+
+    def full(change: rooted.Change, path: str, content: bytes, mode: int) -> None:
+        write(change, path, content, mode)
+        written.append(path)
+        if len(written) == 2:
+            raise AutoipError("No space left on device")
+
+    monkeypatch.setattr(rooted.Change, "write", full)
+    with pytest.raises(AutoipError, match="No space"):
+        run("install")
+    assert len(written) == 2
+    assert tree(root) == before
+
+
+def test_list(root: Path, run: Run) -> None:
+    def hooks_of(client: str) -> list[str]:
+        rows = {line.split()[0]: line.split()[1:] for line in run("list")}
+        return rows[client]
+
+    assert run("list")[0].split() == ["CLIENT", "PRESENT", "HOOKS", "FILES"]
+    assert [line.split()[0] for line in run("list")[1:]] == list(CLIENTS)
+    assert hooks_of("dhclient") == ["yes", "no", *CLIENTS["dhclient"].paths]
+    assert hooks_of("ifupdown") == ["no", "no", *CLIENTS["ifupdown"].paths]
+    run("install --client ifupdown")
+    assert hooks_of("ifupdown")[:2] == ["no", "installed"]
+    (root / "etc/network/if-up.d/autoip").unlink()
+    assert hooks_of("ifupdown")[:2] == ["no", "partly"]
+    (root / "etc/network/if-up.d/autoip").write_text("another")
+    assert hooks_of("ifupdown")[:2] == ["no", "foreign"]
+    assert len(run("list --client dhclient")) == 2
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("", "required: ACTION"),
+        ("add", "invalid choice: 'add'"),
+        ("install --client dhclinet", "allowed are dhclient, "),
+        ("install --client dhclient eth0", "none of dhclient is told names"),
+        ("install --client dhclient eth/0", "1 to 15 bytes"),
+        ("install --client dhclient --program autoip", "not an absolute path"),
+        ("remove eth0", "takes no IFACE"),
+        ("list --no-conf", "takes no IFACE"),
+        ("remove --program /bin/autoip", "takes no IFACE"),
+    ],
+)
+def test_refused(line: str, says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["hooks", *line.split()]) == UsageError.exit_status
+    out, err = capsys.readouterr()
+    assert says in err
+    assert (out, err.count("\n")) == ("", 1)
+
+
+def test_no_client_at_all(tmp_path: Path) -> None:
+    with pytest.raises(AutoipError, match="no DHCP client is installed"):
+        hooks.main(["install", "--root", str(tmp_path), "--program", PROGRAM])
+    with pytest.raises(AutoipError, match="No such file"):
+        hooks.main(["install", "--root", str(tmp_path / "nowhere")])
+
+
+def test_the_program_that_runs_is_the_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = tmp_path / "bin" / "autoip"
+    installed.parent.mkdir()
+    installed.touch(mode=0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["bin/autoip", "hooks"])
+    assert hooks._program() == str(installed)
+    # python -m autoip
+    monkeypatch.setattr("sys.argv", ["/src/autoip/__main__.py", "hooks"])
+    monkeypatch.setattr("sys.executable", str(tmp_path / "bin" / "python"))
+    assert hooks._program() == str(installed)
+    installed.chmod(0o644)
+    with pytest.raises(UsageError, match="--program PATH"):
+        hooks._program()
+
+
+def test_every_file_has_its_row_and_its_mark() -> None:
+    rows = [file for client in CLIENTS.values() for file in client.files]
+    assert {path.name for path in HOOKS.iterdir()} == {"hook", *(file.source for file in rows)}
+    for path in HOOKS.iterdir():
+        text = path.read_bytes()
+        assert text.count(MARK) == 1
+        assert text.startswith(b"#!/bin/sh\n")
+    assert len({file.path for file in rows}) == len(rows)
+    # Debian's run-parts takes no other names.
+    for file in rows:
+        if file.path.startswith(("/etc/dhcp/", "/etc/network/")):
+            assert re.fullmatch("[a-zA-Z0-9_-]+", Path(file.path).name)
+
+
+# --- what no client has so far but the table allows ----------------------------------------------
+
+
+@pytest.fixture
+def special(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that is told names, and whose interfaces the unit serves."""
+
+    def text(names: object) -> str:
+        return f"[main]{MARK.decode()}names={names}\n"
+
+    conf = clients.Conf("/etc/special/conf.d/autoip.conf", 0o600, text)
+    one = clients.Client(("/sbin/special",), CLIENTS["dhclient"].files, conf, enables=True)
+    monkeypatch.setitem(CLIENTS, "special", one)
+
+
+@pytest.mark.usefixtures("special")
+def test_names_a_conf_and_the_unit(root: Path, run: Run) -> None:
+    unit = root / "usr/lib/systemd/system/autoip@.service"
+    unit.parent.mkdir(parents=True)
+    unit.touch()
+    wants = root / "etc/systemd/system/multi-user.target.wants"
+    wants.mkdir(parents=True)
+    (wants / "autoip@eth1.service").symlink_to("/usr/lib/systemd/system/autoip@.service")
+    before = tree(root)
+    said = run("install --client special eth0 eth1")
+    assert "wrote /etc/special/conf.d/autoip.conf" in said
+    assert [line for line in said if line.startswith("enabled")] == [
+        "enabled /etc/systemd/system/multi-user.target.wants/autoip@eth0.service"
+    ]
+    after = tree(root)
+    assert after["etc/special/conf.d/autoip.conf"].startswith("600 ")
+    assert after["etc/special/conf.d/autoip.conf"].endswith("names=('eth0', 'eth1')\n")
+    link = "etc/systemd/system/multi-user.target.wants/autoip@eth0.service"
+    assert after[link] == "-> /usr/lib/systemd/system/autoip@.service"
+    # What the administrator had enabled stays.
+    run("remove")
+    assert tree(root) == before
+
+
+@pytest.mark.usefixtures("special")
+def test_names_without_a_unit_and_without_conf(root: Path, run: Run) -> None:
+    before = tree(root)
+    said = run("install --client special --no-conf eth0")
+    assert not (root / "etc/special").exists()
+    assert "note: autoip@eth0.service was not enabled: " in "\n".join(said)
+    run("remove --client special")
+    assert tree(root) == before
+    said = run("install --client special")
+    assert "no interface was named, so /etc/special/conf.d/autoip.conf was not" in "\n".join(said)
+    assert not (root / "etc/special").exists()
