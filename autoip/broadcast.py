@@ -91,7 +91,12 @@ class Broadcast:
         """
         self._refusals.pop(link.index, None)
         try:
-            await self._add(link.index)
+            try:
+                await self._add(link.index)
+            except KernelRefused as problem:
+                if problem.errno not in rtnl.RENEWED:
+                    raise
+                await self._add(link.index)
         except KernelRefused as problem:
             if problem.errno != errno.ENODEV:
                 self._refusals[link.index] = str(problem)

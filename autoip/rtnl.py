@@ -91,6 +91,8 @@ IFLA_INET_CONF, IPV4_DEVCONF_PROMOTE_SECONDARIES = 1, 20
 
 # The kernel was built without CONFIG_IP_MULTIPLE_TABLES.
 NO_RULES = (errno.EOPNOTSUPP, errno.EAFNOSUPPORT)
+# An answer was lost with its socket, which was renewed: the request may have been carried out.
+RENEWED = (errno.ENOBUFS, errno.ECONNRESET)
 # What to remove is not there, or went away with its interface.
 GONE = (errno.ENOENT, errno.ESRCH, errno.ENODEV, errno.ENXIO, errno.EADDRNOTAVAIL)
 
@@ -479,8 +481,8 @@ class Requests:
             try:
                 found = await self.send(request, DUMP)
             except KernelRefused as problem:
-                # Busy: a cancelled dump is still under way. The other two: the socket was renewed.
-                if problem.errno not in (errno.EBUSY, errno.ENOBUFS, errno.ECONNRESET):
+                # Busy: a cancelled dump is still under way.
+                if problem.errno not in (errno.EBUSY, *RENEWED):
                     raise
             else:
                 if not any(answer["header"]["flags"] & NLM_F_DUMP_INTR for answer in found):
