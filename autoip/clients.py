@@ -26,6 +26,8 @@ class File:
     """Its name in `hooks/`; the word @AUTOIP@ in it becomes the path of the program."""
     path: str
     mode: int
+    keeps: str = ""
+    """Ours calls what is at `path` already, which is kept under this name and put back in the end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,19 @@ class Client:
         return (*(file.path for file in self.files), *conf)
 
 
+def _networkmanager_conf(interfaces: Sequence[str]) -> str:
+    """For these interfaces NetworkManager goes on asking for a lease, and calls nothing a failure."""
+    devices = ",".join(f"interface-name:{name}" for name in interfaces)
+    return f"""\
+# For these interfaces DHCP goes on until there is a lease.  By default NetworkManager gives up after
+# 45 seconds, takes all addresses off the interface, link-local ones too, and begins anew.
+{MARK.decode().strip()}
+[connection-autoip]
+match-device={devices}
+ipv4.dhcp-timeout=2147483647
+"""
+
+
 CLIENTS: Mapping[str, Client] = {
     "dhclient": Client(
         ("/sbin/dhclient", "/usr/sbin/dhclient"),
@@ -72,5 +87,36 @@ CLIENTS: Mapping[str, Client] = {
             File("ifupdown", "/etc/network/if-up.d/autoip", 0o755),
             File("ifupdown", "/etc/network/if-down.d/autoip", 0o755),
         ),
+    ),
+    "dhcpcd": Client(
+        ("/sbin/dhcpcd", "/usr/sbin/dhcpcd"),
+        (File("dhcpcd", "/lib/dhcpcd/dhcpcd-hooks/90-autoip", 0o644),),
+    ),
+    "udhcpc": Client(
+        ("/sbin/udhcpc", "/usr/sbin/udhcpc"),
+        (
+            File(
+                "udhcpc",
+                "/etc/udhcpc/default.script",
+                0o755,
+                "/etc/udhcpc/default.script.before-autoip",
+            ),
+        ),
+    ),
+    "networkd-dispatcher": Client(
+        ("/usr/bin/networkd-dispatcher",),
+        tuple(
+            File("networkd-dispatcher", f"/etc/networkd-dispatcher/{state}.d/autoip", 0o755)
+            for state in ("carrier", "degraded", "routable", "off")
+        ),
+    ),
+    "networkmanager": Client(
+        ("/usr/sbin/NetworkManager", "/usr/bin/NetworkManager"),
+        (
+            File("networkmanager", "/etc/NetworkManager/dispatcher.d/90-autoip", 0o755),
+            File("networkmanager", "/etc/NetworkManager/dispatcher.d/pre-down.d/90-autoip", 0o755),
+        ),
+        Conf("/etc/NetworkManager/conf.d/90-autoip.conf", 0o644, _networkmanager_conf),
+        enables=True,
     ),
 }

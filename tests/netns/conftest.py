@@ -11,8 +11,10 @@ import pytest
 
 from tests.lab import Daemon, Namespace, Port, Switch, leftover_folders, leftovers
 
-from .helpers import autoip_command as autoip_command
+from .helpers import autoip_command
 from .hooked import Hooked, MakeHooked, hooked
+
+__all__ = ["MakeDaemon", "MakeHost", "autoip_command"]
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -169,8 +169,8 @@ def test_the_client_is_undisturbed(
     clients = [stack.enter_context(Dhclient(port)) for port in ports]
 
     def seen(port: Port, client: Dhclient) -> dict[str, object]:
-        (mine,) = routable(port) or [None]
-        routes = port.host.ip("route show").replace(str(mine), "MINE").splitlines()
+        (mine,) = map(str, routable(port))
+        routes = port.host.ip("route show").replace(mine, "MINE").splitlines()
         return {
             "routes": [line for line in routes if not line.startswith("169.254.0.0/16")],
             "resolv.conf": machine.read(port.host, "/etc/resolv.conf"),
@@ -179,7 +179,7 @@ def test_the_client_is_undisturbed(
             "address": re.sub(
                 r"(valid|preferred)_lft \d+sec",
                 "",
-                port.host.ip("-4 addr show dev eth0 label eth0").replace(str(mine), "MINE"),
+                port.host.ip("-4 addr show dev eth0 label eth0").replace(mine, "MINE"),
             ).partition("inet")[2],
         }
 
@@ -382,7 +382,7 @@ def full_run(host: Hooked) -> str:
 
 def no_run(host: Hooked) -> str:
     host.host.run("mount", "-t", "tmpfs", "-o", "ro", "none", "/run")
-    return r"hook: eth0: (cannot write /run/autoip-hooks/|start failed)"
+    return r"hook: eth0: cannot write /run/autoip-hooks/"
 
 
 BROKEN = [
@@ -416,9 +416,10 @@ def test_what_is_broken_on_our_side_is_one_line_to_syslog(
     assert client.running
     assert set(client.reasons()) == {"PREINIT", "FAIL", "BOUND"}
     assert not [line for line in client.lines if "sh:" in line or "autoip" in line]
-    lines = [line for line in host.complaints() if re.search(says, line)]
+    # A daemon that could be started may have its own to say about a full disk.
+    lines = [line for line in host.complaints() if " lock file " not in line]
     assert len(lines) == client.reasons().count("FAIL")
-    assert len(host.complaints()) == len(lines)
+    assert all(re.search(says, line) for line in lines)
 
 
 def test_the_shared_script_is_gone(port: Port, host: Hooked, client: Dhclient) -> None:

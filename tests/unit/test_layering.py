@@ -22,7 +22,7 @@ LEVELS: list[set[str]] = [
     {"acd"},
     {"ipv4ll", "policy"},
     {"options"},
-    {"rtnl"},
+    {"dbus", "rtnl"},
     {"broadcast", "onlink", "source_rule"},
     {
         "arpsock",
@@ -33,6 +33,7 @@ LEVELS: list[set[str]] = [
         "instance",
         "log",
         "netlink",
+        "networkmanager",
         "notify",
         "privileges",
         "rooted",
@@ -41,7 +42,7 @@ LEVELS: list[set[str]] = [
         "store",
         "teller",
     },
-    {"interface"},
+    {"interface", "routes"},
     {"daemon"},
     {"usage"},
     {"ask", "hooks", "probe", "run"},
@@ -79,6 +80,7 @@ IMPURE_BUILTINS = {"__import__", "breakpoint", "eval", "exec", "input", "open", 
 SOLE_IMPORTER = {
     "autoip._arpsock": "arpsock",
     "autoip._privileges": "privileges",
+    "jeepney": "dbus",
     "pyroute2": "rtnl",
 }
 

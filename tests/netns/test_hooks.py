@@ -1,0 +1,379 @@
+"""The script that all hooks call: at once, in any order, whatever the client's surroundings are."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import select
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.lab import Namespace, Port, machine
+from tests.lab.daemon import REPOSITORY
+
+from .conftest import MakeDaemon, MakeHost
+from .helpers import NETNS, claim, wait_until
+from .hooked import Hooked, MakeHooked
+
+pytestmark = NETNS
+
+UNIT = REPOSITORY / "share" / "autoip@.service"
+
+
+@pytest.fixture
+def host(port: Port, make_hooked: MakeHooked) -> Hooked:
+    made = make_hooked(port.host)
+    # Any client brings the shared script along.
+    made.install("--client", "dhclient")
+    return made
+
+
+def locked(host: Hooked, interface: str) -> bool:
+    """Whether a daemon that a hook has started lives, or is about to."""
+    path = f"/run/autoip-hooks/{host.host.inode}-{interface}.daemon"
+    return host.host.run("sh", "-c", f"flock -n {path} true || echo locked") == "locked\n"
+
+
+def test_start_and_stop(port: Port, host: Hooked) -> None:
+    host.call("start", "eth0")
+    address = host.wait_address(port)
+    (daemon,) = host.daemons("eth0")
+    host.call("start", "eth0")
+    host.call("stop", "eth0")
+    host.wait_no_address(port)
+    host.wait_ended("eth0")
+    host.call("stop", "eth0")
+    host.call("start", "eth0")
+    assert host.wait_address(port) == address
+    assert host.daemons("eth0") != [daemon]
+    assert host.starts() == ["run --hook eth0", "stop eth0", "run --hook eth0"]
+    assert host.complaints() == []
+
+
+def test_a_hundred_at_once_are_one_daemon(port: Port, host: Hooked) -> None:
+    hundred = "for _ in $(seq 100); do /etc/autoip/hook {} eth0 & done; wait"
+    assert host.host.run("sh", "-c", hundred.format("start") + " 2>&1", timeout=120) == ""
+    host.wait_address(port)
+    assert len(host.daemons("eth0")) == 1
+    assert host.host.run("sh", "-c", hundred.format("stop") + " 2>&1", timeout=120) == ""
+    host.wait_ended("eth0")
+    assert port.host.addresses("eth0") == []
+    # None has started another one that found the interface taken.
+    assert host.starts() == ["run --hook eth0", "stop eth0"]
+    assert host.complaints() == []
+
+
+@pytest.mark.parametrize("last", ["start", "stop"])
+def test_the_last_word_counts(port: Port, host: Hooked, last: str) -> None:
+    """Start and stop, faster than a daemon can come and go."""
+    other = {"start": "stop", "stop": "start"}[last]
+    script = f"""
+        for _ in 1 2 3 4 5 6 7 8; do
+            /etc/autoip/hook {last} eth0; /etc/autoip/hook {other} eth0; sleep 0.1
+        done
+        /etc/autoip/hook {last} eth0
+    """
+    host.host.run("sh", "-c", script)
+    if last == "start":
+        host.wait_address(port)
+        time.sleep(2)  # nothing that was said before comes true now
+        assert len(host.daemons("eth0")) == 1
+        assert len(port.host.link_local("eth0")) == 1
+    else:
+        host.wait_ended("eth0")
+        wait_until(lambda: not locked(host, "eth0"), "nothing about to start")
+        time.sleep(2)
+        assert host.daemons("eth0") == []
+        assert port.host.addresses("eth0") == []
+    assert host.complaints() == []
+
+
+def test_a_daemon_that_has_no_socket_yet_is_stopped(port: Port, host: Hooked) -> None:
+    host.program.write_text(
+        host.program.read_text().replace("cd ", '[ "$1" = stop ] || sleep 2; cd ', 1)
+    )
+    host.call("start", "eth0")
+    wait_until(lambda: host.starts() == ["run --hook eth0"], "its start")
+    host.call("stop", "eth0")
+    wait_until(lambda: not locked(host, "eth0"), "its end")
+    assert host.daemons("eth0") == []
+    assert port.host.addresses("eth0") == []
+    assert host.starts()[1:] == ["stop eth0"] * len(host.starts()[1:])
+    assert host.complaints() == []
+
+
+def test_a_daemon_that_somebody_else_started_is_left_alone(
+    port: Port, host: Hooked, make_autoip: MakeDaemon
+) -> None:
+    daemon = make_autoip(port, "--delay", "100")
+    daemon.env["RUNTIME_DIRECTORY"] = "/run/autoip"
+    address = claim(port, daemon)
+    host.call("start", "eth0")
+    wait_until(lambda: len(host.starts()) == 1 and not locked(host, "eth0"), "its failure")
+    host.call("stop", "eth0")
+    time.sleep(1)
+    assert daemon.running
+    assert port.host.link_local("eth0") == [address]
+    assert host.starts() == ["run --hook eth0"]
+    assert host.complaints() == []
+
+
+def test_nothing_of_the_client_is_passed_on(port: Port, host: Hooked, tmp_path: Path) -> None:
+    """Files, standard streams, directory, process group, environment."""
+    pipes = [os.pipe() for _ in range(4)]
+    ends = dict(zip((1, 3, 9, 12), (pair[1] for pair in pipes), strict=True))
+    moves = [f"{number}>&{end}" for number, end in ends.items() if number < 10]
+    # Only bash can name descriptor 12.
+    script = f"exec {' '.join(moves)} 12>&{ends[12]}; exec /etc/autoip/hook start eth0"
+    hook = host.host.popen(
+        ["bash", "-c", script],
+        cwd=tmp_path,
+        env={**os.environ, "RUNTIME_DIRECTORY": "/run/client", "PYTHONPATH": "/nowhere", "x": "y"},
+        pass_fds=list(ends.values()),
+        stdin=subprocess.DEVNULL,
+        die_with_us=False,
+    )
+    for _, write in pipes:
+        os.close(write)
+    try:
+        assert hook.wait(30) == 0
+        host.wait_address(port)
+        (daemon,) = host.daemons("eth0")
+        for read, _ in pipes:
+            assert select.select([read], [], [], 60)[0] == [read], "a client's pipe is held open"
+            assert os.read(read, 100) == b""
+    finally:
+        for read, _ in pipes:
+            os.close(read)
+    proc = Path(f"/proc/{daemon}")
+    environ = dict(
+        line.split(b"=", 1) for line in (proc / "environ").read_bytes().split(b"\0") if line
+    )
+    assert not {b"RUNTIME_DIRECTORY", b"PYTHONPATH", b"x"} & environ.keys()
+    assert os.getsid(daemon) != os.getsid(0)
+    streams = [os.readlink(proc / "fd" / str(number)) for number in range(3)]
+    lock = f"/run/autoip-hooks/{host.host.inode}-eth0.daemon"
+    assert streams == [lock, "/dev/null", "/dev/null"]
+    assert [name.name for name in tmp_path.iterdir()] == ["hooked0"]
+
+
+def test_it_does_not_wait_for_anything(port: Port, host: Hooked) -> None:
+    """The program hangs, syslog hangs: it returns, and so does the next one."""
+    host.program.write_text("#!/bin/sh\nsleep 300\n")
+    with host.syslog.stuck():
+        for _ in range(30):
+            host.call("start", "eth0")
+            host.call("stop", "eth0")
+            host.call("start", "not/a name")
+    # Each complaint comes when somebody reads again.
+    wait_until(lambda: len(host.complaints()) >= 30, "thirty complaints")
+    assert set(host.complaints()) == {"hook: not/a name: not an interface name"}
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "../../x", "a b", "a:1", "-x", "x" * 16])
+def test_what_is_no_interface_name(host: Hooked, name: str) -> None:
+    host.call("start", name)
+    host.syslog.wait_line(f"hook: {re.escape(name)}: not an interface name")
+    assert machine.read(host.host, "/run/autoip-hooks") == ""
+    assert host.host.run("sh", "-c", "ls -A /run/autoip-hooks 2>&-; true") == ""
+    assert host.starts() == []
+
+
+@pytest.mark.parametrize("name", ["x" * 15, "a.b-c_d@e", "$(id)", "*", "a'b\"c", "\\", "ä"])
+def test_what_is_one(make_host: MakeHost, make_hooked: MakeHooked, name: str) -> None:
+    port = make_host()
+    port.host.run("ip", "link", "set", "eth0", "name", name)
+    host = make_hooked(port.host)
+    host.install("--client", "dhclient")
+    host.call("start", name)
+    wait_until(lambda: len(port.host.addresses(name)) == 1, "an address")
+    host.call("stop", name)
+    wait_until(lambda: not port.host.addresses(name), "none")
+    assert host.starts() == [f"run --hook {name}", f"stop {name}"]
+    assert host.complaints() == []
+
+
+def test_lo_is_left_alone_without_a_word(host: Hooked) -> None:
+    host.call("start", "lo")
+    time.sleep(1)
+    assert host.starts() == []
+    assert host.syslog.lines == []
+
+
+def test_its_files_are_root_s_alone(port: Port, host: Hooked) -> None:
+    host.call("start", "eth0")
+    host.wait_address(port)
+    out = host.host.run("sh", "-c", "stat -c '%a %U' /run/autoip-hooks /run/autoip-hooks/*")
+    assert set(out.splitlines()) == {"700 root", "600 root"}
+
+
+def test_two_namespaces_share_run(port: Port, host: Hooked, stack: contextlib.ExitStack) -> None:
+    """The same name, another interface."""
+    # A program there sees the first host's files, but another network.
+    path = f"/proc/{os.getpid()}/task/{port.host.tid}/ns/mnt"
+    with Namespace("second") as second:
+        port.switch.attach(second)
+        command = ["nsenter", f"--mount={path}", "/etc/autoip/hook"]
+        host.call("start", "eth0")
+        second.run(*command, "start", "eth0")
+        host.wait_address(port)
+        wait_until(lambda: second.link_local("eth0"), "the second address")
+        second.run(*command, "stop", "eth0")
+        wait_until(lambda: not second.link_local("eth0"), "its end")
+        assert len(port.host.link_local("eth0")) == 1
+        wait_until(lambda: not second.processes(), "the end of its daemon")
+    assert len(host.daemons("eth0")) == 1
+
+
+def test_remove_ends_what_hooks_have_started(port: Port, host: Hooked) -> None:
+    host.call("start", "eth0")
+    host.wait_address(port)
+    host.hooks("remove")
+    assert port.host.addresses("eth0") == []
+    host.wait_ended("eth0")
+    assert host.host.run("sh", "-c", "ls -d /run/autoip-hooks /etc/autoip 2>&-; true") == ""
+
+
+def test_the_configuration_says_no(port: Port, host: Hooked) -> None:
+    machine.write(host.host, "/etc/autoip.conf", "[eth*]\nhooks = no\n")
+    host.call("start", "eth0")
+    host.syslog.wait_line("eth0: not for hooks to start")
+    wait_until(lambda: not locked(host, "eth0"), "its end")
+    assert port.host.addresses("eth0") == []
+    assert host.complaints() == []
+
+
+# --- where systemd runs ------------------------------------------------------------------------------
+
+
+class Systemd:
+    """What the hook sees of systemd: its directory, our unit, a `systemctl` that notes its words."""
+
+    def __init__(self, host: Hooked) -> None:
+        self._host = host.host
+        machine.write(self._host, "/etc/systemd/system/autoip@.service", UNIT.read_text())
+        self.state("inactive")
+        self.enabled(False)
+        script = """#!/bin/sh
+            echo "$*" >>/run/systemctl.log
+            case $1 in
+            show) cat /run/systemctl.state ;;
+            is-enabled) [ -f /run/systemctl.enabled ] ;;
+            *) [ ! -f /run/systemctl.broken ] ;;
+            esac
+        """
+        machine.write(self._host, "/run/bin/systemctl", script, 0o755)
+        self._host.run("mkdir", "-p", "/run/systemd/system")
+
+    def state(self, state: str) -> None:
+        machine.write(self._host, "/run/systemctl.state", state)
+
+    def enabled(self, yes: bool) -> None:
+        self._host.run(
+            "touch" if yes else "rm", *(() if yes else ("-f",)), "/run/systemctl.enabled"
+        )
+
+    def call(self, action: str, name: str = "eth0", *, manager_is_here: bool = True) -> list[str]:
+        """Calls the hook and waits for its work; what systemctl was told, reads left out."""
+        # The first process of this PID namespace stands for systemd: it is of this network namespace.
+        alone = ["unshare", "--pid", "--fork", "--mount-proc"] if manager_is_here else []
+        script = """
+            rm -f /run/systemctl.log
+            PATH=/run/bin:$PATH /etc/autoip/hook "$1" "$2" 2>&1
+            for _ in $(seq 300); do
+                sleep 0.1
+                flock -n "/run/autoip-hooks/$(readlink /proc/self/ns/net | tr -dc 0-9)-$2.work" true && break
+            done
+            sleep 0.5
+            cat /run/systemctl.log 2>/dev/null
+            true
+        """
+        out = self._host.run(*alone, "sh", "-c", script, "sh", action, name, timeout=60)
+        return [line for line in out.splitlines() if not line.startswith(("show ", "is-enabled "))]
+
+    def marker(self, name: str = "eth0") -> str:
+        return machine.read(self._host, f"/run/autoip-hooks/unit-{name}")
+
+
+@pytest.fixture
+def systemd(host: Hooked) -> Systemd:
+    return Systemd(host)
+
+
+START, STOP = "start --no-block autoip@eth0", "stop --no-block autoip@eth0"
+
+
+def test_the_service_is_started_and_stopped(host: Hooked, systemd: Systemd) -> None:
+    assert systemd.call("start") == [START]
+    assert systemd.marker() == "AUTOIP_HOOK=--hook\n"
+    for state in ("active", "activating", "reloading"):
+        systemd.state(state)
+        assert systemd.call("start") == []
+    assert systemd.call("stop") == [STOP]
+    assert systemd.marker() == ""
+    assert systemd.call("stop") == []
+    for state in ("failed", "deactivating"):
+        systemd.state(state)
+        assert systemd.call("start") == [START]
+    assert host.starts() == []
+    assert host.complaints() == []
+
+
+def test_a_service_that_runs_already_is_never_stopped(host: Hooked, systemd: Systemd) -> None:
+    systemd.state("active")
+    assert systemd.call("start") == []
+    assert systemd.marker() == ""
+    assert systemd.call("stop") == []
+
+
+def test_a_service_that_is_enabled_keeps_its_own_options(host: Hooked, systemd: Systemd) -> None:
+    systemd.enabled(True)
+    assert systemd.call("start") == [START]
+    assert systemd.marker() == ""
+    assert systemd.call("stop") == []
+
+
+def test_the_unit_reads_what_the_hook_writes(systemd: Systemd) -> None:
+    text = UNIT.read_text()
+    assert "\nEnvironmentFile=-/run/autoip-hooks/unit-%i\n" in text
+    assert "\nExecStart=autoip run %i $AUTOIP_HOOK " in text
+    (line,) = [line for line in text.splitlines() if line.startswith("ExecStopPost=")]
+    script = line.partition("'")[2].rstrip("'").replace("%i", "eth0")
+    for result, stays in {"success": False, "signal": True}.items():
+        systemd.call("start")
+        systemd._host.run("env", f"SERVICE_RESULT={result}", "sh", "-c", script)
+        assert (systemd.marker() != "") == stays
+
+
+def test_a_name_that_no_unit_can_have(port: Port, host: Hooked, systemd: Systemd) -> None:
+    port.host.run("ip", "link", "set", "eth0", "name", "a@b")
+    assert systemd.call("start", "a@b") == []
+    assert host.starts() == ["run --hook a@b"]
+
+
+def test_the_manager_is_of_another_network_namespace(host: Hooked, systemd: Systemd) -> None:
+    assert systemd.call("start", manager_is_here=False) == []
+    assert host.starts() == ["run --hook eth0"]
+
+
+def test_systemd_without_our_unit(host: Hooked, systemd: Systemd) -> None:
+    host.host.run("rm", "/etc/systemd/system/autoip@.service")
+    assert systemd.call("start") == []
+    assert host.starts() == ["run --hook eth0"]
+
+
+@pytest.mark.parametrize("how", ["broken", "silent"])
+def test_systemctl_fails(host: Hooked, systemd: Systemd, how: str) -> None:
+    if how == "broken":
+        host.host.run("touch", "/run/systemctl.broken")
+        says = r"hook: eth0: systemctl start autoip@eth0 failed with status 1"
+    else:
+        systemd.state("")
+        says = r"hook: eth0: systemctl does not tell of autoip@eth0"
+    systemd.call("start")
+    host.syslog.wait_line(says)
+    assert len(host.complaints()) == 1
