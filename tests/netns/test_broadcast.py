@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import re
@@ -460,7 +461,49 @@ def test_many_interfaces(stack: contextlib.ExitStack) -> None:
     assert host.run("tc", "qdisc") == before
 
 
+def _added(port: Port, program: int, before: Callable[[Netlink], object]) -> str | None:
+    """Adds the address without a daemon; why ARP is not by broadcast."""
+
+    async def body() -> str | None:
+        kernel = Netlink(program=program)
+        await kernel.open()
+        try:
+            [link] = [link for link in (await kernel.snapshot())[0] if link.name == "eth0"]
+            before(kernel)
+            await kernel.add_address(link, A)
+            return kernel.by_unicast(link.index)
+        finally:
+            kernel.close()
+
+    return port.host.call(asyncio.run, body())
+
+
+def test_an_answer_of_the_kernel_is_lost(port: Port, stack: contextlib.ExitStack) -> None:
+    """That is no refusal."""
+    program = arpsock.load_broadcast()
+    assert isinstance(program, int), program
+    stack.callback(os.close, program)
+
+    def lose(kernel: Netlink) -> None:
+        kernel._requests._socket.protocol.error_received(OSError(errno.ENOBUFS, "overrun"))
+
+    assert _added(port, program, lose) is None
+    assert len(ours(port)) == 1
+    assert answers_by_broadcast(port)
+
+
 # Where it is refused
+
+
+def test_the_kernel_refuses_the_filter(port: Port, stack: contextlib.ExitStack) -> None:
+    """The address comes all the same; the clsact that was made for the filter goes again."""
+    before = tc(port, "qdisc")
+    program = os.open("/dev/null", os.O_RDONLY)  # is none
+    stack.callback(os.close, program)
+    why = _added(port, program, lambda kernel: None)
+    assert why is not None and "add a filter" in why
+    assert port.host.link_local("eth0") == [A]
+    assert tc(port, "qdisc") == before
 
 
 @pytest.fixture
