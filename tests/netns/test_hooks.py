@@ -14,6 +14,7 @@ import pytest
 
 from tests.lab import Namespace, Port, machine
 from tests.lab.daemon import REPOSITORY
+from tests.lab.require import find_program, requires_program
 
 from .conftest import MakeDaemon, MakeHost
 from .helpers import NETNS, claim, wait_until
@@ -197,6 +198,14 @@ def test_what_is_one(make_host: MakeHost, make_hooked: MakeHooked, name: str) ->
     assert host.complaints() == []
 
 
+def test_a_system_without_flock(host: Hooked) -> None:
+    host.host.run("mount", "--bind", "/dev/null", os.path.realpath(str(find_program("flock"))))
+    host.call("start", "eth0")
+    host.syslog.wait_line("hook: eth0: flock and setsid of util-linux are needed")
+    assert len(host.complaints()) == 1
+    assert host.starts() == []
+
+
 def test_lo_is_left_alone_without_a_word(host: Hooked) -> None:
     host.call("start", "lo")
     time.sleep(1)
@@ -245,6 +254,46 @@ def test_the_configuration_says_no(port: Port, host: Hooked) -> None:
     wait_until(lambda: not locked(host, "eth0"), "its end")
     assert port.host.addresses("eth0") == []
     assert host.complaints() == []
+
+
+# --- other systems' shells and tools ---------------------------------------------------------------
+
+TOOLS = ("env", "flock", "logger", "mkdir", "readlink", "rm", "setsid", "sleep", "timeout")
+"""What the script runs beside autoip and systemctl."""
+
+
+@pytest.mark.parametrize(
+    "shell",
+    [
+        pytest.param("bash", marks=requires_program("bash", "bash")),
+        pytest.param("busybox", marks=requires_program("busybox", "busybox")),
+    ],
+)
+def test_another_shell_is_sh(port: Port, host: Hooked, shell: str) -> None:
+    host.host.run("mount", "--bind", str(find_program(shell)), os.path.realpath("/bin/sh"))
+    path = ""
+    if shell == "busybox":
+        # Its own tools too.
+        path = "PATH=/run/tools:$PATH"
+        applets = set(TOOLS) & set(host.host.run(shell, "--list").split())
+        assert len(applets) >= len(TOOLS) - 1  # not every build has flock
+        links = " ".join(f"ln -s {find_program(shell)} /run/tools/{tool};" for tool in applets)
+        host.host.run("sh", "-c", f"mkdir /run/tools; {links}")
+    for action in ("start", "stop", "start"):
+        hundred = f"for _ in $(seq 20); do {path} /etc/autoip/hook {action} eth0 & done; wait"
+        assert host.host.run("sh", "-c", f"({hundred}) 2>&1", timeout=120) == ""
+        if action == "start":
+            host.wait_address(port)
+            assert len(host.daemons("eth0")) == 1
+        else:
+            host.wait_ended("eth0")
+            assert port.host.addresses("eth0") == []
+    host.call("start", "a/b")
+    host.syslog.wait_line("hook: a/b: not an interface name")
+    host.program.unlink()
+    host.call("start", "eth7")
+    host.syslog.wait_line("hook: eth7: .* cannot be run")
+    assert len(host.complaints()) == 2
 
 
 # --- where systemd runs ------------------------------------------------------------------------------
