@@ -265,6 +265,7 @@ class Interface:
         core, link, teller = self.core, self.link, self.teller
         state = core.state if core is not None else State.NO_LINK
         step, at = self._step()
+        decides = self.policy.yields or state is State.STANDBY
         own = self.owned.address if self.owned is not None else None
         others = self._shared.addresses(link.index) if link is not None else ()
         unicast = self._shared.netlink.by_unicast(link.index) if link is not None else None
@@ -280,7 +281,7 @@ class Interface:
             "mac": format_mac(link.mac) if link is not None else None,
             "pid": os.getpid(),
             "state": state.value,
-            "why": self._trouble or (self.policy.why if self.policy.yields else teller.why),
+            "why": self._trouble or (self.policy.why if decides else teller.why),
             "address": _text(core.address if core is not None else None),
             "since": teller.since,
             "candidate": _text(core.candidate if core is not None else None),
