@@ -26,6 +26,8 @@ class File:
     """Its name in `hooks/`; the word @AUTOIP@ in it becomes the path of the program."""
     path: str
     mode: int
+    keeps: str = ""
+    """Ours calls what is at `path` already, which is kept under this name and put back in the end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +86,28 @@ CLIENTS: Mapping[str, Client] = {
         (
             File("ifupdown", "/etc/network/if-up.d/autoip", 0o755),
             File("ifupdown", "/etc/network/if-down.d/autoip", 0o755),
+        ),
+    ),
+    "dhcpcd": Client(
+        ("/sbin/dhcpcd", "/usr/sbin/dhcpcd"),
+        (File("dhcpcd", "/lib/dhcpcd/dhcpcd-hooks/90-autoip", 0o644),),
+    ),
+    "udhcpc": Client(
+        ("/sbin/udhcpc", "/usr/sbin/udhcpc"),
+        (
+            File(
+                "udhcpc",
+                "/etc/udhcpc/default.script",
+                0o755,
+                "/etc/udhcpc/default.script.before-autoip",
+            ),
+        ),
+    ),
+    "networkd-dispatcher": Client(
+        ("/usr/bin/networkd-dispatcher",),
+        tuple(
+            File("networkd-dispatcher", f"/etc/networkd-dispatcher/{state}.d/autoip", 0o755)
+            for state in ("carrier", "degraded", "routable", "off")
         ),
     ),
     "networkmanager": Client(

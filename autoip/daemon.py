@@ -27,13 +27,16 @@ from autoip.links import (
     LinkChanged,
     LinkRemoved,
     Resync,
+    RouteRemoved,
     ethernet_like,
 )
 from autoip.netlink import Netlink
 from autoip.networkmanager import Follower
 from autoip.notify import Notifier
 from autoip.options import Options
+from autoip.policy import Kind
 from autoip.report import socket_name
+from autoip.routes import DefaultRoutes
 from autoip.store import Store, state_directory
 from autoip.teller import Teller
 
@@ -108,6 +111,7 @@ class Daemon:
         self._ready = False
         self._limits_told = 0
         self._status = ""
+        self._default_routes = DefaultRoutes(netlink, self._tick)
         directory = state_directory(settings.environ) if settings.keep_state else None
         self._shared = Shared(
             reactor=reactor,
@@ -118,6 +122,7 @@ class Daemon:
             addresses=self._addresses_of,
             elsewhere=self._elsewhere,
             sibling=lambda mac: mac in self._macs,
+            other_default=lambda: self._default_routes.exists,
             changed=self._changed,
         )
 
@@ -142,6 +147,7 @@ class Daemon:
             self._log.warning("leftovers of a crash stay: %s", error)
         for interface in self._interfaces:
             await self._serve(interface)
+        self._follow_routes()
         # Before any link is told: nothing is claimed that NetworkManager must not see.
         self._follower.start([interface.name for interface in self._interfaces])
         self._on_resync(Resync(tuple(links), tuple(addresses), "start"))
@@ -151,6 +157,7 @@ class Daemon:
         finally:
             self._notifier.stopping()
             watcher.cancel()
+            self._default_routes.close()
             await self._follower.stop()
             await asyncio.gather(
                 *(self._end(i) for i in [*self._interfaces]), return_exceptions=True
@@ -278,6 +285,7 @@ class Daemon:
                 self._log.exception("internal error in %s", type(event).__name__)
 
     def _on_event(self, event: Event) -> None:
+        self._default_routes.happened(event)
         match event:
             case LinkChanged(link=link):
                 self._links[link.index] = link
@@ -298,8 +306,22 @@ class Daemon:
                 self._addresses.pop((address.index, address.address), None)
                 for interface in self._on_link(address.index):
                     interface.address_removed(address)
+            case RouteRemoved(route=route) if route.ours and route.index is not None:
+                for interface in self._on_link(route.index):
+                    interface.route_removed()
             case Resync():
                 self._on_resync(event)
+
+    def _follow_routes(self) -> None:
+        """Hear of routes, if any interface has one to keep."""
+        options = [interface.options for interface in self._interfaces]
+        try:
+            if any(one.default_route for one in options):
+                self._default_routes.start()
+            elif any(one.policy is Kind.ROUTE_ONLY for one in options):
+                self._netlink.follow_routes()
+        except KernelRefused as error:
+            self._log.warning("routes are not kept: %s", error)
 
     def _on_resync(self, event: Resync) -> None:
         self._links = {link.index: link for link in event.links}
@@ -342,6 +364,10 @@ class Daemon:
     def _on_clock(self) -> None:
         if self._clock_watch.changed():
             self._restart("the machine slept")
+
+    def _tick(self) -> None:
+        for interface in self._interfaces:
+            interface.tick()
 
     def _permit(self, name: str, allowed: bool, why: str) -> None:
         """What NetworkManager means for an interface."""

@@ -34,7 +34,7 @@ from autoip.ipv4ll import Ipv4ll, State
 from autoip.links import PROTOCOL, Address, Link
 from autoip.netlink import Netlink
 from autoip.options import Options
-from autoip.policy import Policy
+from autoip.policy import Kind, Policy
 from autoip.report import VERSION
 from autoip.store import Store
 from autoip.teller import IN_USE, Teller
@@ -53,8 +53,15 @@ _WORK_TIMEOUT = 3 * _REQUEST_TIMEOUT
 """...and after which several that belong together are given up."""
 _RESET_TIMEOUT = 1.0
 """Seconds that the reset of connections may take: the other host wants the address."""
-_SCRIPT_GRACE = 1.0
-"""Seconds that a script may leave the interface without the address."""
+_REPAIR_PAUSE = 1.0
+"""Seconds after which a route that somebody removed is put back."""
+_GRACE = 1.0
+"""Seconds for which somebody else may leave the interface without the address.
+
+A script may put it there again itself.  A DHCP client that takes all addresses off goes on with the
+routes: what came back too soon would lose its own.  RFC 3927 has nobody claim an address faster than in
+2 * PROBE_MIN + ANNOUNCE_WAIT, which is 4 s.
+"""
 _NOT_RESET = "TCP connections from an address that is given up are not reset"
 _NO_RESET = {
     errno.EOPNOTSUPP: "the kernel lacks CONFIG_INET_DIAG_DESTROY",
@@ -76,6 +83,7 @@ class Shared:
         addresses: the IPv4 addresses that an interface (by index) has now, whoever set them.
         elsewhere: whether this host has the address but for this interface's own.
         sibling: whether a hardware address is one of this host's.
+        other_default: whether somebody else has a default route.
         changed: called whenever the state or the next timer of an interface may have changed.
     """
 
@@ -87,7 +95,23 @@ class Shared:
     addresses: Callable[[int], Iterable[Address]]
     elsewhere: Callable[[IPv4Address, Interface], bool]
     sibling: Callable[[bytes], bool]
+    other_default: Callable[[], bool]
     changed: Callable[[], None]
+
+
+@dataclass(slots=True)
+class _KeptRoute:
+    """A route of ours that comes and goes.
+
+    Attributes:
+        put: has the kernel have it, with this source.
+        take: has the kernel not have it, by the interface of this index.
+        there: index and source of what it has, or will have when all requests are done.
+    """
+
+    put: Callable[[Link, IPv4Address], Awaitable[object]]
+    take: Callable[[int], Awaitable[object]]
+    there: tuple[int, IPv4Address] | None = None
 
 
 class Interface:
@@ -114,7 +138,9 @@ class Interface:
         self._not_reset: str | None = None  # why connections were not
         self._starting = False  # the core is to be told that it may begin
         self._looking = False  # for connections that use the address
-        self._onlink: tuple[int, IPv4Address] | None = None  # index and source of the route
+        self._onlink = _KeptRoute(shared.netlink.set_onlink, shared.netlink.remove_onlink)
+        self._default = _KeptRoute(shared.netlink.set_default, shared.netlink.remove_default)
+        self._repair: asyncio.TimerHandle | None = None  # of a route that somebody has removed
         self._requests: deque[Callable[[], Awaitable[object]]] = deque()
         self._worker: asyncio.Task[None] | None = None
         self._saving: asyncio.Task[None] | None = None
@@ -167,13 +193,10 @@ class Interface:
         """An address left the interface.
 
         If it is ours, ask whether that is still so: the message may be the echo of our own
-        request, older than what came after it.  A script may take it off and put it on again.
+        request, older than what came after it.
         """
         if self._is_own(address):
-            if self.script is not None and self.script.binding:
-                asyncio.get_running_loop().call_later(_SCRIPT_GRACE, self.resynchronise)
-            else:
-                self._request(self._verify)
+            asyncio.get_running_loop().call_later(_GRACE, self._look_for_ours)
         elif self._disowned == Held(address.index, address.address):
             self._disowned = None
         else:
@@ -194,9 +217,29 @@ class Interface:
     def resynchronise(self) -> None:
         """See whether the address is still there: messages of the kernel may have been lost."""
         self._disowned = None
+        self._look_for_ours()
+        self._addressed()
+        self._put_routes()
+
+    def _look_for_ours(self) -> None:
         if self.owned is not None:
             self._request(self._verify)
-        self._addressed()
+
+    def route_removed(self) -> None:
+        """A route of ours is gone: by our doing, with its source, or by somebody's."""
+        if self._repair is None:
+            # Not at once: who does so again and again is not fought at full speed.
+            loop = asyncio.get_running_loop()
+            self._repair = loop.call_later(_REPAIR_PAUSE, self._put_routes)
+
+    def _put_routes(self) -> None:
+        """Put the routes that there should be; they may be there."""
+        if self._repair is not None:
+            self._repair.cancel()
+            self._repair = None
+        for route in (self._onlink, self._default):
+            if self.link is not None and route.there is not None:
+                self._request(partial(route.put, self.link, route.there[1]))
 
     def permit(self, allowed: bool, why: str = "") -> None:
         """Whether the interface may have an address at all.
@@ -264,8 +307,8 @@ class Interface:
         """The status object: see `report.STATUS`."""
         core, link, teller = self.core, self.link, self.teller
         state = core.state if core is not None else State.NO_LINK
+        by_policy = self.policy.yields or state is State.STANDBY
         step, at = self._step()
-        decides = self.policy.yields or state is State.STANDBY
         own = self.owned.address if self.owned is not None else None
         others = self._shared.addresses(link.index) if link is not None else ()
         unicast = self._shared.netlink.by_unicast(link.index) if link is not None else None
@@ -281,7 +324,7 @@ class Interface:
             "mac": format_mac(link.mac) if link is not None else None,
             "pid": os.getpid(),
             "state": state.value,
-            "why": self._trouble or (self.policy.why if decides else teller.why),
+            "why": self._trouble or (self.policy.why if by_policy else teller.why),
             "address": _text(core.address if core is not None else None),
             "since": teller.since,
             "candidate": _text(core.candidate if core is not None else None),
@@ -318,8 +361,9 @@ class Interface:
         if self.script is not None:
             # Defended until the script has let go of it: it may take the address off itself.
             await self.script.stop()
-        if self._recovery is not None:
-            self._recovery.cancel()
+        for timer in (self._recovery, self._repair):
+            if timer is not None:
+                timer.cancel()
         with self._guarded("stop"):
             self._lose_link("stopped")
             if self.link is not None:
@@ -375,7 +419,8 @@ class Interface:
         The record that it kept tells; where that is lost, the address saved last together with our
         mark on the kernel's entry.  It comes back when it has been probed (section 2.2).
         """
-        self._request(partial(self._shared.netlink.remove_onlink, link.index))
+        for route in (self._onlink, self._default):
+            self._request(partial(route.take, link.index))
         held = self._instance.previous
         for address in self._shared.addresses(link.index):
             recorded = held == Held(link.index, address.address)
@@ -536,19 +581,33 @@ class Interface:
         self._request(look)
 
     def _route(self, core: Ipv4ll) -> None:
-        """Keep an address that only lingers out of new connections."""
-        source = self.policy.routable if self.policy.yields else None
-        wanted: tuple[int, IPv4Address] | None = None
-        if source is not None and self.link is not None and core.address is not None:
-            wanted = self.link.index, source
-        if wanted == self._onlink:
-            return
-        before, self._onlink = self._onlink, wanted
-        if wanted is not None and self.link is not None:
-            self._request(partial(self._shared.netlink.set_onlink, self.link, wanted[1]))
+        """Have the routes that the policy and the options want now."""
+        # From the routable address, so that one that only lingers is kept out of new connections.
+        source = self.policy.source
+        if not (core.address or self.policy.kind is Kind.ROUTE_ONLY):
+            source = None
+        if self._keep(self._onlink, source):
             self.teller.say(logging.INFO, self.policy.why)
-        elif before is not None:
-            self._request(partial(self._shared.netlink.remove_onlink, before[0]))
+        source = core.address
+        if not self.options.default_route or self.policy.yields or self._shared.other_default():
+            source = None
+        if self._keep(self._default, source):
+            self.teller.say(logging.INFO, f"no default route: all is on the link, from {source}")
+
+    def _keep(self, route: _KeptRoute, source: IPv4Address | None) -> bool:
+        """Have the route, or not (None).  Whether it is made, or made anew."""
+        wanted: tuple[int, IPv4Address] | None = None
+        if source is not None and self.link is not None and self._socket is not None:
+            wanted = self.link.index, source
+        if wanted == route.there:
+            return False
+        before, route.there = route.there, wanted
+        if wanted is not None and self.link is not None:
+            self._request(partial(route.put, self.link, wanted[1]))
+            return True
+        if before is not None:
+            self._request(partial(route.take, before[0]))
+        return False
 
     def _send(self, core: Ipv4ll, socket: ArpSocket, frame: bytes) -> None:
         try:

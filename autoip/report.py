@@ -45,7 +45,7 @@ STATUS: Mapping[str, Field] = {
     "candidate": Field("string or null", "", "the address that is held or tried"),
     "step": Field("string or null", "", "what comes next"),
     "step_in": Field("number or null", "s", "how soon"),
-    "policy": Field("string", "", "alongside: the address stays whatever else there is"),
+    "policy": Field("string", "", "when there is to be an address: see POLICY"),
     "defence": Field("string", "", "defend: once per 10 s; abandon: never"),
     "delay": Field("integer", "ms", "longest pause between two probes"),
     "others": Field("array of strings", "", "other IPv4 addresses, with prefix length"),

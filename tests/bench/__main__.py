@@ -20,7 +20,7 @@ from pathlib import Path
 if __package__ in (None, ""):  # called as a file
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tests.bench import commands, defence, idle, punctuality, startup, throughput, unrelated
+from tests.bench import commands, defence, hooks, idle, punctuality, startup, throughput, unrelated
 from tests.bench.native import Workshop
 from tests.bench.report import Result
 from tests.bench.setting import Setting
@@ -34,6 +34,7 @@ BENCHMARKS: dict[str, Callable[[Setting], Result]] = {
     idle.NAME: idle.measure,
     throughput.NAME: throughput.measure,
     commands.NAME: commands.measure,
+    hooks.NAME: hooks.measure,
 }
 
 

@@ -171,6 +171,12 @@ class Daemon:
             return [text for _, text in self._lines]
 
     @property
+    def stamped(self) -> list[tuple[int, str]]:
+        """The same, each line with the time at which it was read (CLOCK_REALTIME, ns)."""
+        with self._news:
+            return list(self._lines)
+
+    @property
     def output(self) -> str:
         return "\n".join(self.lines)
 
@@ -190,8 +196,7 @@ class Daemon:
 
     def entries(self) -> Iterable[tuple[int, str, str]]:
         """For the timeline."""
-        with self._news:
-            return [(ns, self.label, f"| {text}") for ns, text in self._lines]
+        return [(ns, self.label, f"| {text}") for ns, text in self.stamped]
 
     # What it holds
 

@@ -18,6 +18,9 @@ from autoip.errors import AutoipError, UsageError
 HOOKS = Path(__file__).resolve().parents[2] / "hooks"
 PROGRAM = "/opt/autoip's place/autoip"
 
+WRAPPED = CLIENTS["udhcpc"].files[0]
+"""The file of ours that calls what was there before."""
+
 Run = Callable[..., list[str]]
 
 
@@ -42,6 +45,8 @@ def root(tmp_path: Path) -> Path:
     (root / "sbin").symlink_to("usr/sbin")
     (root / "usr" / "sbin" / "dhclient").touch()
     (root / "etc" / "network" / "if-up.d").mkdir(parents=True)
+    (root / "etc" / "udhcpc").mkdir()
+    (root / WRAPPED.path.lstrip("/")).write_text("#!/bin/sh\n# the administrator's\n")
     return root
 
 
@@ -124,7 +129,8 @@ def test_remove_leaves_no_trace(root: Path, run: Run, client: str) -> None:
     assert all((root / path.lstrip("/")).exists() for path in paths(client))
     said = run("remove")
     assert tree(root) == before
-    assert set(said) == {f"removed {path}" for path in (*paths(client), SHARED)}
+    verb = "restored" if client == "udhcpc" else "removed"
+    assert set(said) == {f"removed {SHARED}", *(f"{verb} {path}" for path in paths(client))}
     assert run("remove") == []
 
 
@@ -153,6 +159,82 @@ def test_a_directory_that_somebody_else_uses_stays(root: Path, run: Run) -> None
     assert (root / "etc/dhcp/other").exists()
     assert not (root / "etc/dhcp/dhclient-exit-hooks.d").exists()
     assert [path.name for path in (root / "etc/autoip").iterdir()] == ["other"]
+
+
+def test_what_ours_calls_is_kept_and_put_back(root: Path, run: Run) -> None:
+    path, kept = (root / name.lstrip("/") for name in (WRAPPED.path, WRAPPED.keeps))
+    path.chmod(0o750)
+    before, status = tree(root), path.stat()
+    assert f"kept {WRAPPED.keeps}: " in "\n".join(run("install --client udhcpc"))
+    assert MARK in path.read_bytes()
+    assert kept.stat().st_ino == status.st_ino
+    assert kept.read_text().endswith("# the administrator's\n")
+    assert WRAPPED.keeps in path.read_text()
+    installed = tree(root)
+    assert f"unchanged {WRAPPED.path}" in run("install --client udhcpc")
+    assert tree(root) == installed
+    assert run("list --client udhcpc")[1].split()[2] == "installed"
+    run("remove")
+    assert tree(root) == before
+    after = path.stat()
+    assert (after.st_ino, after.st_mtime_ns) == (status.st_ino, status.st_mtime_ns)
+    assert run("list --client udhcpc")[1].split()[2] == "no"
+
+
+def test_a_link_that_ours_calls_is_kept_as_it_is(root: Path, run: Run) -> None:
+    path = root / WRAPPED.path.lstrip("/")
+    path.unlink()
+    path.symlink_to("mine.script")
+    before = tree(root)
+    run("install --client udhcpc")
+    assert os.readlink(root / WRAPPED.keeps.lstrip("/")) == "mine.script"
+    run("remove")
+    assert tree(root) == before
+
+
+def test_an_interrupted_install_goes_on(root: Path, run: Run) -> None:
+    before = tree(root)
+    os.link(root / WRAPPED.path.lstrip("/"), root / WRAPPED.keeps.lstrip("/"))
+    half = tree(root)
+    run("install --client udhcpc")
+    run("remove")
+    assert tree(root) == before
+    os.link(root / WRAPPED.path.lstrip("/"), root / WRAPPED.keeps.lstrip("/"))
+    assert tree(root) == half
+    run("remove")
+    assert tree(root) == before
+
+
+@pytest.mark.parametrize(
+    ("path", "kept", "says"),
+    [
+        (None, None, "install the client first"),
+        ("new", "old", "remove one of them"),
+        (MARK.decode(), None, "is gone"),
+    ],
+)
+def test_nothing_is_wrapped_that_is_not_clear(
+    root: Path, run: Run, path: str | None, kept: str | None, says: str
+) -> None:
+    """A package that was upgraded puts its own script in our place, for instance."""
+    for name, text in ((WRAPPED.path, path), (WRAPPED.keeps, kept)):
+        file = root / name.lstrip("/")
+        file.unlink(missing_ok=True)
+        if text is not None:
+            file.write_text(text)
+    before = tree(root)
+    with pytest.raises(AutoipError, match=says):
+        run("install --client udhcpc")
+    assert tree(root) == before
+
+
+def test_what_is_newer_than_ours_stays(root: Path, run: Run) -> None:
+    run("install --client udhcpc")
+    path, kept = (root / name.lstrip("/") for name in (WRAPPED.path, WRAPPED.keeps))
+    path.write_text("newer")
+    assert f"left {WRAPPED.keeps}: " in "\n".join(run("remove"))
+    assert path.read_text() == "newer"
+    assert kept.read_text().endswith("# the administrator's\n")
 
 
 FOREIGN = {

@@ -42,7 +42,7 @@ LEVELS: list[set[str]] = [
         "store",
         "teller",
     },
-    {"interface"},
+    {"interface", "routes"},
     {"daemon"},
     {"usage"},
     {"ask", "hooks", "probe", "run"},
