@@ -153,7 +153,8 @@ class Case:
                 what = "no address" if other_than is None else "no other address"
                 self.short(f"{what} announced within {timeout:.0f} s")
         self.until(
-            lambda: address in machine.link_local(), f"{address} announced, but not on the interface"
+            lambda: address in machine.link_local(),
+            f"{address} announced, but not on the interface",
         )
         return address
 
@@ -218,7 +219,9 @@ class Case:
         """The address is probed after the mark, and not used before that is over; the stamp of the claim's end."""
         sniffer = machine.port.sniffer
         try:
-            sniffer.wait_count(lambda f: f.is_probe and f.tpa == address, PROBE_NUM, 20, since=since)
+            sniffer.wait_count(
+                lambda f: f.is_probe and f.tpa == address, PROBE_NUM, 20, since=since
+            )
         except LabError:
             number = len(sniffer.probes(address, since))
             self.short(f"{why}: {number or 'no'} probes for {address} within 20 s")
@@ -238,9 +241,7 @@ class Case:
 
     def ask(self, port: Port, address: IPv4Address, *, spa: IPv4Address = OTHER) -> int:
         """A neighbour asks for the address by ARP; the kernel's stamp."""
-        return port.send_stamped(
-            frames.arp(frames.REQUEST, sha=THIRD, spa=spa, tpa=address)
-        )
+        return port.send_stamped(frames.arp(frames.REQUEST, sha=THIRD, spa=spa, tpa=address))
 
     def answered(
         self, machine: Machine, address: IPv4Address, since: int, timeout: float = 5

@@ -26,7 +26,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--about", help="JSON file about it; default: COMMAND.json if that exists")
     group.addoption("--report", help="write what was found into this file (JSON)")
     group.addoption("--row", action="append", default=[], help="only this row; may be repeated")
-    group.addoption("--all-rows", action="store_true", help="fail if any row falls short, not a MUST")
+    group.addoption(
+        "--all-rows", action="store_true", help="fail if any row falls short, not a MUST"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -161,7 +161,9 @@ def test_own_frames_reflected(case: Case) -> None:
     case.require(held == [address], f"own frames, reflected: it has {listed(held) or 'nothing'}")
     number = len(machine.port.sniffer.announcements(address))
     if number > ANNOUNCE_NUM + 1:
-        case.short(f"own announcements, reflected: {number} announcements, it defends against itself")
+        case.short(
+            f"own announcements, reflected: {number} announcements, it defends against itself"
+        )
     case.holds("probes, announcements and requests came back, one candidate")
 
 
@@ -231,7 +233,9 @@ def test_rate_limit(case: Case) -> None:
         return list({frame.tpa: frame for frame in reversed(sniffer.probes())}.values())[::-1]
 
     limited = MAX_CONFLICTS + 2
-    case.until(lambda: len(firsts()) >= MAX_CONFLICTS, "10 candidates in use: no more are tried", 90)
+    case.until(
+        lambda: len(firsts()) >= MAX_CONFLICTS, "10 candidates in use: no more are tried", 90
+    )
     case.until(
         lambda: len(firsts()) >= limited,
         f"after {len(firsts())} candidates no other one within {LONGEST_PAUSE:.0f} s",
@@ -319,4 +323,3 @@ def test_silence(case: Case) -> None:
     case.require(not sent, f"{len(sent)} ARP frames in {watched:.0f} s: {sent[:1]}")
     case.require(machine.link_local() == [address], f"{address} is gone")
     case.holds(f"no ARP frame in {watched:.0f} s")
-

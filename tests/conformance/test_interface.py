@@ -196,7 +196,9 @@ def _configuration(machine: Machine) -> list[str]:
     shown = [machine.host.ip(f"-4 addr show dev {name}"), machine.host.ip("rule")]
     shown += [machine.host.ip("route show table all"), machine.host.run("tc", "qdisc")]
     lines = [line.strip() for text in shown for line in text.splitlines()]
-    return [line for line in lines if "lft" not in line and "qlen" not in line and " lo " not in line]
+    return [
+        line for line in lines if "lft" not in line and "qlen" not in line and " lo " not in line
+    ]
 
 
 @pytest.mark.row("if-stop", seconds=22)
@@ -253,7 +255,8 @@ def test_several_interfaces(case: Case) -> None:
     if other in machine.host.link_local("eth1"):
         sent = second.send_stamped(frames.conflict_request(RIVAL, other))
     case.until(
-        lambda: after(second.sniffer.probes(), sent), "a conflict on eth1: nothing else is tried there"
+        lambda: after(second.sniffer.probes(), sent),
+        "a conflict on eth1: nothing else is tried there",
     )
     case.require(machine.link_local() == [one], f"a conflict on eth1: eth0 loses {one}")
     told = after(machine.port.sniffer.arp(), sent)

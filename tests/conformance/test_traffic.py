@@ -23,7 +23,9 @@ ELSEWHERE = IPv4Address("198.51.100.7")
 """A host behind the router."""
 
 
-def lease(machine: Machine, address: IPv4Interface = ROUTABLE, router: IPv4Address = ROUTER) -> None:
+def lease(
+    machine: Machine, address: IPv4Interface = ROUTABLE, router: IPv4Address = ROUTER
+) -> None:
     """What a DHCP client does with a lease."""
     name = machine.port.name
     machine.host.ip(f"addr add {address} brd + dev {name} valid_lft 3600 preferred_lft 3600")
@@ -77,9 +79,7 @@ def test_route_without_an_address(case: Case) -> None:
     lease(machine, SEVENTEEN, IPv4Address("17.1.1.254"))
     machine.start(options=[option])
     time.sleep(3)
-    case.until(
-        lambda: "169.254" in machine.host.ip("route show table all"), "no route 169.254/16"
-    )
+    case.until(lambda: "169.254" in machine.host.ip("route show table all"), "no route 169.254/16")
     on_link(case, machine, OTHER, IPv4Address("17.1.1.254"))
     time.sleep(4)
     case.require(not machine.link_local(), "it claims an address all the same")
@@ -190,7 +190,9 @@ def test_lease_is_left_alone(case: Case, when: str) -> None:
     machine.devices[-1].stop(20)
     time.sleep(0.5)
     missing = [line for line in before if line not in _foreign(machine)]
-    case.require(not missing, f"a lease from {when} its start: missing at the end {listed(missing)}")
+    case.require(
+        not missing, f"a lease from {when} its start: missing at the end {listed(missing)}"
+    )
     case.holds(f"a lease from {when} its start is left alone")
 
 
