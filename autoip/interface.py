@@ -497,7 +497,11 @@ class Interface:
         if self._socket is None:
             return
         if not self.policy.wanted:
+            begins = core.state is not State.STANDBY
             core.stand_by(self.policy.why)
+            if begins and self.link is not None:
+                self._take_events(core)  # the address is off before what belongs to it
+                self._release(self.link)
         elif core.state in _IDLE:
             self._start(self.policy.why)
 
