@@ -59,7 +59,7 @@ class Client:
     @property
     def paths(self) -> tuple[str, ...]:
         """All files that may be there because of this client."""
-        return tuple(file.path for file in (*self.files, *self.confs))
+        return (*(file.path for file in self.files), *(conf.path for conf in self.confs))
 
 
 def _networkmanager_conf(interfaces: Sequence[str]) -> str:
