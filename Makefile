@@ -124,8 +124,12 @@ install-data:
 	install -m 644 share/completions/autoip.fish "$(DESTDIR)$(FISHDIR)/autoip.fish"
 	install -m 644 share/90-autoip.rules "$(DESTDIR)$(EXAMPLEDIR)/90-autoip.rules"
 
-# Folders that are not ours alone stay, also when they are empty.
+# Folders that are not ours alone stay, also when they are empty. Hooks that would call what is no more
+# there go first; below DESTDIR the program does not run.
 uninstall: ## with the same PREFIX and DESTDIR
+	@if [ -z "$(DESTDIR)" ] && grep -qsxF "AUTOIP=$(BINDIR)/autoip" /etc/autoip/hook; then \
+		"$(BINDIR)/autoip" hooks remove; \
+	fi
 	rm -f $(foreach file,$(BINDIR)/autoip $(UNITDIR)/autoip@.service $(SYSUSERSDIR)/autoip.conf \
 		$(MANDIR)/autoip.8 $(BASHDIR)/autoip $(ZSHDIR)/_autoip $(FISHDIR)/autoip.fish \
 		$(EXAMPLEDIR)/90-autoip.rules,"$(DESTDIR)$(file)")

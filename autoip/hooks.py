@@ -140,9 +140,8 @@ def install(tree: Rooted, arguments: Arguments) -> None:
             wanted[file.path] = _source(file, program), file.mode
             if file.keeps and _to_keep(tree, file):
                 kept[file.path] = file.keeps
-        if client.conf is not None and arguments.conf and arguments.interfaces:
-            text = client.conf.text(arguments.interfaces)
-            wanted[client.conf.path] = text.encode(), client.conf.mode
+        for conf in client.confs if arguments.conf and arguments.interfaces else ():
+            wanted[conf.path] = conf.text(arguments.interfaces).encode(), conf.mode
     stale = {
         path
         for path, (text, mode) in wanted.items()
@@ -175,8 +174,8 @@ def install(tree: Rooted, arguments: Arguments) -> None:
         if client.needs is not None and not _says(tree, client.needs):
             needs = client.needs
             _say("note:", f"{name}: {tree.shown(needs.path)} has to say {needs.word}")
-        if client.conf is not None and arguments.conf and not arguments.interfaces:
-            _say("note:", f"{name}: no interface was named, so {client.conf.path} was not written")
+        for conf in client.confs if arguments.conf and not arguments.interfaces else ():
+            _say("note:", f"{name}: no interface was named, so {conf.path} was not written")
 
 
 def _to_keep(tree: Rooted, file: File) -> bool:

@@ -23,7 +23,7 @@ from ipaddress import IPv4Address
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from autoip import arp, ipv4ll, sockdiag
+from autoip import acd, arp, diagnosis, ipv4ll, processes, sockdiag
 from autoip.acd import Defence, Listen
 from autoip.arp import format_mac
 from autoip.arpsock import ArpSocket, Phase, Reactor, Received
@@ -55,6 +55,8 @@ _RESET_TIMEOUT = 1.0
 """Seconds that the reset of connections may take: the other host wants the address."""
 _REPAIR_PAUSE = 1.0
 """Seconds after which a route that somebody removed is put back."""
+_FOREIGN_MAX = 8
+"""Programs that manage addresses here, by their labels, that are told."""
 _GRACE = 1.0
 """Seconds for which somebody else may leave the interface without the address.
 
@@ -140,6 +142,9 @@ class Interface:
         self._looking = False  # for connections that use the address
         self._onlink = _KeptRoute(shared.netlink.set_onlink, shared.netlink.remove_onlink)
         self._default = _KeptRoute(shared.netlink.set_default, shared.netlink.remove_default)
+        self._takers = diagnosis.Takers()
+        self._foreign: set[str | None] = set()  # labels of others' addresses that were told
+        self._diagnosing: asyncio.Task[None] | None = None
         self._repair: asyncio.TimerHandle | None = None  # of a route that somebody has removed
         self._requests: deque[Callable[[], Awaitable[object]]] = deque()
         self._worker: asyncio.Task[None] | None = None
@@ -259,6 +264,31 @@ class Interface:
             held = self.core is not None and self.core.address is not None
             self.policy.addressed(routable, self._shared.clock(), held=held)
             self._pump()
+            self._diagnose()
+
+    def _diagnose(self) -> None:
+        """Name another program that manages link-local addresses here, once for each label."""
+        if self.link is None or self._diagnosing is not None or self._ending is not None:
+            return
+        link = self.link
+        for address in self._shared.addresses(link.index):
+            ours = self._is_own(address) or self.has_put(address.index, address.address)
+            if ours or not diagnosis.is_foreign(address) or address.label in self._foreign:
+                continue
+            if len(self._foreign) < _FOREIGN_MAX:
+                self._foreign.add(address.label)
+                loop = asyncio.get_running_loop()
+                self._diagnosing = loop.create_task(self._name_foreign(address))
+            return
+
+    async def _name_foreign(self, address: Address) -> None:
+        try:
+            running = await asyncio.to_thread(processes.running)
+        except OSError:
+            running = []  # no /proc here
+        self.teller.note(diagnosis.foreign(address, self.name, running))
+        self._diagnosing = None
+        self._diagnose()
 
     def _routable(self) -> IPv4Address | None:
         if self.link is None:
@@ -342,6 +372,7 @@ class Interface:
                 *self._shared.limits,
                 *(limit for limit in limits if limit),
             ],
+            "notes": teller.notes,
         }
 
     def _step(self) -> tuple[str | None, float | None]:
@@ -370,8 +401,9 @@ class Interface:
                 self._release(self.link)
         while self._worker is not None:
             await asyncio.wait([self._worker])
-        if self._saving is not None:
-            await asyncio.wait([self._saving])
+        for task in (self._saving, self._diagnosing):
+            if task is not None:
+                await asyncio.wait([task])
 
     def release(self) -> None:
         """After `stop`: another instance may serve the interface."""
@@ -622,7 +654,10 @@ class Interface:
         """Make filter and reflex what the core's state asks for."""
         if self._socket is None:
             return
-        wanted = (_PHASES[core.listen], core.candidate)
+        phase = _PHASES[core.listen]
+        if phase is Phase.DEFEND and self._by_unicast is not None:
+            phase = Phase.ANSWER
+        wanted = (phase, core.candidate)
         if self._watching != wanted:
             self._socket.watch(*wanted)
             self._watching = wanted
@@ -644,7 +679,11 @@ class Interface:
                     self._remove(address, reset=conflict)
                     if self.script is not None:
                         self.script.lost(conflict=conflict)
+                case acd.Conflict(address=address, packet=packet, in_use=False):
+                    if (note := self._takers.conflict(address, packet)) is not None:
+                        self.teller.note(note)
                 case ipv4ll.Claimed(address=address):
+                    self._takers.claimed()
                     self._save(core.mac, address)
                     if self.script is not None:
                         self.script.bound(address)

@@ -1,12 +1,14 @@
 """What is reached on a link without a router: two routes in the main table (RFC 3927 section 2.6.2).
 
-Link-local destinations from a routable address: ``169.254.0.0/16 dev N scope link src ROUTABLE metric 500+N``: before the route that comes with a
-link-local address of ours (metric 1000+N), so new connections of ours have the routable address as
-their source (section 1.9), and what is under way keeps the one that it has.  The kernel takes the
-route away with the address that is its source.
+Link-local destinations from a routable address: ``169.254.0.0/16 dev N scope link src ROUTABLE metric
+500+N``, before the route that comes with a link-local address of ours (metric 1000+N).  So new
+connections of ours have the routable address as their source (section 1.9), and what is under way
+keeps the one that it has.
 
-Everything from a link-local address: ``default dev N scope link src ADDRESS metric
-1690000000+N``, whose metric is behind everybody else's.
+Everything from a link-local address: ``default dev N scope link src ADDRESS metric 1690000000+N``, a
+metric behind everybody else's.
+
+The kernel takes a route away with the address that is its source.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ def claim_all(case: Case, number: int) -> list[tuple[Machine, IPv4Address]]:
 
 @pytest.mark.row("claim-wait", seconds=30)
 def test_random_pause_before_the_first_probe(case: Case) -> None:
-    """Seen between a conflict and the first probe for the next candidate: when a program starts is not on the wire."""
+    """Seen between a conflict and the next candidate: when a program starts is not on the wire."""
     pauses: list[float] = []
     for index in range(2):
         machine = case.machine(mac=f"02:00:00:01:00:{index:02x}")
@@ -222,7 +222,7 @@ def test_unicast_probe(case: Case) -> None:
 
 @pytest.mark.row("claim-rate", seconds=170)
 def test_rate_limit(case: Case) -> None:
-    """B I.3. The RFC limits when the conflicts *exceed* 10; a program that limits the 11th candidate does so as well."""
+    """B I.3. The RFC limits when conflicts *exceed* 10; to limit the 11th candidate is well too."""
     machine = case.machine()
     sniffer = machine.port.sniffer
     neighbour = machine.port.neighbour(answers_probes())

@@ -229,7 +229,8 @@ def test_second_instance(case: Case) -> None:
             f"a second instance runs beside the first: {len(sent)} ARP frames, addresses"
             f" {listed(machine.link_local())}"
         )
-    case.require(second.status != 0, "the second instance ends with status 0")
+    said = f": {second.lines[-1].strip()}" if second.lines else ""
+    case.require(second.status != 0, f"the second instance ends with status 0{said}")
     case.require(first.running, "the second instance ends the first one")
     case.require(machine.link_local() == [address], f"{address} is gone")
     case.require(second.output, "the second instance ends without a word")

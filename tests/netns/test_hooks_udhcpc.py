@@ -76,7 +76,7 @@ class TestUdhcpc(Fallback):
         def said(event: str) -> str:
             text = port.host.run("sh", "-c", run, "sh", SCRIPT, event)
             own = text.split()[-1]
-            return re.sub(rf"\\b{own}\\b", "PARENT", re.sub(r"pipe:\S+|/proc/\d+", "", text))
+            return re.sub(rf"\b{own}\b", "PARENT", re.sub(r"pipe:\S+|/proc/\d+", "", text))
 
         events = ("deconfig", "leasefail", "bound", "renew", "nak")
         before = [said(event) for event in events]

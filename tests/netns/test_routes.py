@@ -57,8 +57,9 @@ def _reachable(host: Namespace, address: IPv4Address) -> bool:
     try:
         host.send_udp(address)
     except OSError as error:
-        assert error.errno == errno.ENETUNREACH
-        return False
+        if error.errno == errno.ENETUNREACH:
+            return False
+        raise
     return True
 
 

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from autoip import cli, clients, hooks, rooted
+from autoip import cli, clients, config, hooks, rooted
 from autoip.clients import CLIENTS, MARK, SHARED
 from autoip.errors import AutoipError, UsageError
+from autoip.policy import Kind
 
 HOOKS = Path(__file__).resolve().parents[2] / "hooks"
 PROGRAM = "/opt/autoip's place/autoip"
@@ -398,6 +399,28 @@ def test_every_file_has_its_row_and_its_mark() -> None:
             assert re.fullmatch("[a-zA-Z0-9_-]+", Path(file.path).name)
 
 
+def test_networkmanager_is_told_of_the_named_interfaces_alone(root: Path, run: Run) -> None:
+    before = tree(root)
+    run("install --client networkmanager eth0 wlan0")
+    conf = (root / "etc/NetworkManager/conf.d/90-autoip.conf").read_text().splitlines()
+    assert conf[-3:] == [
+        "[connection-autoip]",
+        "match-device=interface-name:eth0,interface-name:wlan0",
+        "ipv4.dhcp-timeout=2147483647",
+    ]
+    policy = config.load(root / "etc/autoip.conf.d/networkmanager.conf")
+    assert policy.choices("eth0") == policy.choices("wlan0") == {"policy": Kind.FALLBACK}
+    assert policy.choices("eth1") == {}
+    for name in ("90-autoip", "pre-down.d/90-autoip"):
+        path = root / "etc/NetworkManager/dispatcher.d" / name
+        assert stat.S_IMODE(path.stat().st_mode) == 0o755
+        assert (path.stat().st_uid, path.is_symlink()) == (os.getuid(), False)
+    run("install --client networkmanager --no-conf eth0")  # takes nothing away
+    assert (root / "etc/NetworkManager/conf.d/90-autoip.conf").exists()
+    run("remove")
+    assert tree(root) == before
+
+
 # --- what no client has so far but the table allows ----------------------------------------------
 
 
@@ -409,7 +432,7 @@ def special(monkeypatch: pytest.MonkeyPatch) -> None:
         return f"[main]{MARK.decode()}names={names}\n"
 
     conf = clients.Conf("/etc/special/conf.d/autoip.conf", 0o600, text)
-    one = clients.Client(("/sbin/special",), CLIENTS["dhclient"].files, conf, enables=True)
+    one = clients.Client(("/sbin/special",), CLIENTS["dhclient"].files, (conf,), enables=True)
     monkeypatch.setitem(CLIENTS, "special", one)
 
 
