@@ -11,7 +11,7 @@ What `add_address` sets up for an address A on interface number N, and `remove_a
 * a rule and a table for A (see `source_rule`), so that replies from A leave by N.
 
 Before the first address `add_address` also makes ARP leave N by broadcast where it must (see
-`broadcast`). That stays until `release`.
+`broadcast`). That stays from one address to the next, until `release`.
 
 Beside a routable address `set_onlink` has link-local destinations reached from that one, and with a
 link-local one `set_default` has everything else reached on the link (see `onlink`).
@@ -204,7 +204,7 @@ class Netlink:
             return await self._remove_alone(index, address)
 
     async def release(self, index: int) -> None:
-        """At the end: take off the interface `index` what stays between addresses.
+        """No address is wanted any more: take off the interface what stays from one to the next.
 
         Raises KernelRefused.
         """

@@ -21,7 +21,7 @@ NAME = "hooks"
 EXIT_HOOK = "/etc/dhcp/dhclient-exit-hooks.d/autoip"
 AVAHI_HOOK = Path("/etc/dhcp/dhclient-exit-hooks.d/zzz_avahi-autoipd")
 """As Debian's avahi-autoipd brings it; the machine's own file is read, never changed."""
-CONFIG = "[*]\ndelay = 1\nlinger = 0\n"
+CONFIG = "[*]\ndelay = 1\n"
 LATER_MS = 1.0
 """A difference of two medians under this is none: the spread of either is larger."""
 
@@ -141,7 +141,7 @@ def _failures(setting: Setting, port: Port) -> list[float]:
     """One dhclient that nobody answers; the daemon is ended after each of its failures."""
     found = []
     failure = "No working leases in persistent database"
-    with Dhclient(port, timeout=1, retry=1) as client:
+    with Dhclient(port, timeout=1, retry=4) as client:
         client.command = setting.command(*client.command)
         client.start()
         for turn in range(setting.times(20, 4) + 1):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +10,17 @@ from ipaddress import IPv4Address, IPv4Interface
 from pathlib import Path
 from typing import Any, NoReturn, final
 
-from tests.lab import ArpFrame, Frame, LabError, Namespace, Port, Sniffer, Switch, frames
+from tests.lab import (
+    AddressMonitor,
+    ArpFrame,
+    Frame,
+    LabError,
+    Namespace,
+    Port,
+    Sniffer,
+    Switch,
+    frames,
+)
 
 from .device import CAPABILITIES, SLOW_START, About, Device, Machine
 from .rows import ANNOUNCE_WAIT, PROBE_NUM
@@ -100,7 +109,8 @@ class Case:
 
     def evidence(self, most: int = 28) -> list[str]:
         """Frames and addresses, by time, in seconds since the first one: the beginning and the end of it."""
-        sources = [*self.sniffers, *(machine.monitor for machine in self.machines)]
+        monitors = [machine.monitor for machine in self.machines]
+        sources: list[Sniffer | AddressMonitor] = [*self.sniffers, *monitors]
         entries = sorted(entry for source in sources for entry in source.entries())
         if self._until is not None:
             entries = [entry for entry in entries if entry[0] <= self._until]
@@ -141,9 +151,7 @@ class Case:
         while True:
             with contextlib.suppress(LabError):
                 address = sniffer.wait_for(
-                    lambda f: f.is_announcement and f.spa.is_link_local and f.spa != other_than,
-                    min(1, timeout),
-                    since=since,
+                    lambda f: gratuitous(f) and f.spa != other_than, min(1, timeout), since=since
                 ).spa
                 break
             if device is not None and not device.running:
@@ -170,9 +178,9 @@ class Case:
         sniffer = machine.port.sniffer
         until = time.monotonic() + 30
         while time.monotonic() < until:
-            number = len(sniffer.announcements(since=since))
+            number = sum(map(gratuitous, sniffer.arp(since)))
             time.sleep(pause)
-            if len(sniffer.announcements(since=since)) == number:
+            if sum(map(gratuitous, sniffer.arp(since))) == number:
                 return
 
     def until(self, true: Callable[[], object], otherwise: str, timeout: float = PATIENCE) -> None:
@@ -212,7 +220,9 @@ class Case:
 
     def probes(self, machine: Machine, address: IPv4Address, since: int = 0) -> list[ArpFrame]:
         """The probes for the address that came before its first announcement, after the mark."""
-        first = machine.port.sniffer.wait_announcement(address, PATIENCE, since=since)
+        first = machine.port.sniffer.wait_for(
+            lambda f: gratuitous(f) and f.spa == address, PATIENCE, since=since
+        )
         return [f for f in machine.port.sniffer.probes(address, since) if f.ns < first.ns]
 
     def probed_again(self, machine: Machine, address: IPv4Address, since: int, why: str) -> int:
@@ -269,6 +279,11 @@ class Case:
         return None
 
 
+def gratuitous(frame: ArpFrame) -> bool:
+    """Tells everybody, or should, that a link-local address is the sender's; whether it does it well is another row."""
+    return frame.spa == frame.tpa and frame.spa.is_link_local
+
+
 def after(seen: Sequence[ArpFrame], ns: int) -> list[ArpFrame]:
     return [frame for frame in seen if frame.ns > ns]
 
@@ -295,7 +310,3 @@ def connection(
         stack.enter_context(contextlib.closing(their_end))
         their_end.settimeout(PATIENCE)
         yield ours, their_end
-
-
-def pairs(values: Sequence[ArpFrame]) -> Iterator[tuple[ArpFrame, ArpFrame]]:
-    return itertools.pairwise(values)

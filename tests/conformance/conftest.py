@@ -65,13 +65,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
     from xdist.scheduler import LoadScopeScheduling
 
-    class OneByOne(LoadScopeScheduling):
-        """A case at a time to whoever is free, in the order of collection."""
-
-        def _split_scope(self, nodeid: str) -> str:
-            return nodeid
-
-    return OneByOne(config, log)
+    # A case at a time to whoever is free, in the order of collection.
+    scheduler = LoadScopeScheduling(config, log)
+    scheduler._split_scope = lambda nodeid: nodeid
+    return scheduler
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -130,7 +127,9 @@ def pytest_runtest_makereport(
     return report
 
 
-def _facts(report: pytest.TestReport) -> Facts | None:
+def _facts(report: pytest.TestReport | pytest.CollectReport) -> Facts | None:
+    if isinstance(report, pytest.CollectReport):
+        return None
     for name, value in report.user_properties:
         if name == "conformance":
             return value  # type: ignore[return-value]
@@ -138,8 +137,10 @@ def _facts(report: pytest.TestReport) -> Facts | None:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_report_teststatus(report: pytest.TestReport) -> tuple[str, str, str] | None:
-    facts = _facts(report) if isinstance(report, pytest.TestReport) else None
+def pytest_report_teststatus(
+    report: pytest.TestReport | pytest.CollectReport,
+) -> tuple[str, str, str] | None:
+    facts = _facts(report)
     if facts is None or report.when != "call" or not report.passed:
         return None
     if facts["result"] == NOT_APPLICABLE:

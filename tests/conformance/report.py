@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import json
 import platform
 from collections.abc import Iterable, Mapping
@@ -48,7 +48,7 @@ def dump(about: About, found: Iterable[Facts]) -> str:
     report: Mapping[str, Any] = {
         "format": FORMAT,
         "program": about.describe(),
-        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+        "date": dt.datetime.now(dt.timezone.utc).date().isoformat(),
         "kernel": platform.release(),
         "rows": merge(found),
     }

@@ -31,7 +31,7 @@ def defended(
         if address not in machine.link_local():
             return False
         time.sleep(0.02)
-    case.short(f"a conflict for {address} is not noticed", since=sent - 1_000_000)
+    raise case.short(f"a conflict for {address} is not noticed", since=sent - 1_000_000)
 
 
 def still_held(machine: Machine, address: IPv4Address, seconds: float) -> bool:

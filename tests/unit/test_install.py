@@ -131,6 +131,14 @@ def test_the_installed_program_runs_by_itself(source: Path, tmp_path: Path) -> N
         )
         assert (result.returncode, result.stderr) == (status, "")
         assert says in result.stdout
+    # The hooks that it installs start it, from wherever it was called.
+    image = tmp_path / "image"
+    image.mkdir()
+    words = ["hooks", "install", "--client", "dhclient", "--root", str(image)]
+    told = subprocess.run([program, *words], env=environ, capture_output=True, text=True)
+    assert (told.returncode, told.stderr) == (0, "")
+    assert f"\nAUTOIP={program}\n" in (image / "etc/autoip/hook").read_text()
+    assert (image / "etc/dhcp/dhclient-exit-hooks.d/autoip").is_file()
     code = program.read_text().splitlines()[0].removeprefix("#!").split()
     modules = (
         "import autoip, cffi, pyroute2; print(autoip.__file__, cffi.__file__, pyroute2.__file__)"
