@@ -61,7 +61,7 @@ from autoip.rtnl import (
     text,
     why_lost,
 )
-from autoip.source_rule import SourceRules
+from autoip.source_rule import TABLE_BASE, SourceRules
 
 METRIC_BASE = 1000
 LABEL_SUFFIX = "autoip"
@@ -96,7 +96,7 @@ class Netlink:
         self._requests = Requests()
         self._rules = SourceRules(self._requests)
         self._broadcast = Broadcast(self._requests, program)
-        self._onlink = OnlinkRoutes(self._requests)
+        self._onlink = OnlinkRoutes(self._requests, TABLE_BASE)
         self._remove_lock = asyncio.Lock()
         self._pending: deque[Event] = deque()
         self._links: dict[int, Link] = {}
