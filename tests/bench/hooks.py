@@ -141,7 +141,7 @@ def _failures(setting: Setting, port: Port) -> list[float]:
     """One dhclient that nobody answers; the daemon is ended after each of its failures."""
     found = []
     failure = "No working leases in persistent database"
-    with Dhclient(port, timeout=1, retry=1) as client:
+    with Dhclient(port, timeout=1, retry=4) as client:
         client.command = setting.command(*client.command)
         client.start()
         for turn in range(setting.times(20, 4) + 1):

@@ -327,9 +327,9 @@ class Fallback:
 def calls(port: Port, *command: str, env: dict[str, str]) -> list[str]:
     """What a client's hook that is run in a bare environment calls of the shared script.
 
-    It has to end with status 0, without a word, and to leave no file descriptor to what it calls but the usual three.
+    It has to end with status 0 and without a word, though that fails and says something.
     """
-    recorder = '#!/bin/sh\necho "$*" >>/run/calls\nls /proc/self/fd | wc -l >>/run/descriptors\n'
+    recorder = '#!/bin/sh\necho "$*" >>/run/calls\n'
     machine.write(
         port.host, "/etc/autoip/hook", recorder + "echo noise; echo noise >&2; exit 1\n", 0o755
     )

@@ -209,6 +209,37 @@ def test_the_client_is_undisturbed(
     assert clients[0].leases() == clients[1].leases()
 
 
+@pytest.mark.parametrize("router", ["answers", "is gone"])
+def test_a_lease_of_another_time(
+    port: Port, host: Hooked, client: Dhclient, server: Dhcpd, router: str
+) -> None:
+    """dhclient finds no server but a lease in its file, and asks that lease's router: TIMEOUT."""
+    server.start()
+    client.start()
+    lease = client.wait_bound()
+    server.stop()
+    client.kill()
+    port.host.ip("addr flush dev eth0")
+    if router == "is gone":
+        server.namespace.ip("addr flush dev eth0")
+    since = port.sniffer.mark()
+    seen = len(client.reasons())
+    client.start()
+    client.wait_reason("TIMEOUT", since=seen)
+    if router == "answers":
+        host.wait_state("eth0", "standby")
+        assert routable(port) == [lease]
+        assert [f for f in port.sniffer.arp(since) if f.is_probe and f.tpa != lease] == []
+    else:
+        client.wait_reason("FAIL", since=seen)
+        # The script has flushed the interface: what was there by then is claimed again.
+        host.wait_state("eth0", "bound")
+        assert len(port.host.link_local("eth0")) == 1
+        assert routable(port) == []
+    assert host.starts() == ["run --hook eth0"]
+    assert host.complaints() == []
+
+
 def test_the_carrier_is_lost(port: Port, host: Hooked, client: Dhclient, server: Dhcpd) -> None:
     address = failed(client, host, port)
     port.carrier(False)

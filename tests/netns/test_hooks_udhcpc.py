@@ -68,18 +68,20 @@ class TestUdhcpc(Fallback):
         )
         machine.write(port.host, SCRIPT, recorder, 0o755)
         run = (
-            'cd /tmp; umask 027; echo given | interface=eth0 ip="1 2" X= "$1" "$2" "a  b" "" 4>&1;'
+            "cd /tmp; umask 027; echo given >/run/given;"
+            ' interface=eth0 ip="1 2" X= "$1" "$2" "a  b" "" 4>&1 </run/given;'
             ' echo $? $$ | tr -d "\\n"'
         )
 
         def said(event: str) -> str:
             text = port.host.run("sh", "-c", run, "sh", SCRIPT, event)
             own = text.split()[-1]
-            return re.sub(rf"\\b{own}\\b", "PARENT", re.sub(r"pipe:\S+|/proc/\d+", "", text))
+            return re.sub(rf"\b{own}\b", "PARENT", re.sub(r"pipe:\S+|/proc/\d+", "", text))
 
         events = ("deconfig", "leasefail", "bound", "renew", "nak")
         before = [said(event) for event in events]
-        assert all("7 PARENT" in text and "given" in text for text in before)
+        for text in before:
+            assert "\ngiven\n7 PARENT" in text
         host.install("--client", self.name)
         assert [said(event) for event in events] == before
         host.hooks("remove")
@@ -89,7 +91,7 @@ class TestUdhcpc(Fallback):
         self, port: Port, make_client: MakeClient, make_autoip: MakeDaemon
     ) -> None:
         """Debian's script takes all addresses and then all routes away when udhcpc begins."""
-        _, client = make_client(port)
+        _, client = make_client(port, hooks=False)
         daemon = make_autoip(port, "--delay", "100")
         address = bind(port, daemon)
         before = configuration(port.host)[:3]
@@ -100,7 +102,4 @@ class TestUdhcpc(Fallback):
         port.sniffer.wait_announcement(address, 60, since=since)
         assert configuration(port.host)[:3] == before
         assert port.sniffer.probes(address, since) == []
-        # Not the hook's to stop, whatever the client says.
-        client.wait_reason("leasefail")
-        assert daemon.running
         assert daemon.stop() == 0

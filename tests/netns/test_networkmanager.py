@@ -79,6 +79,10 @@ class Managed:
         told = self.hooked.autoip("status", self.port.name, "--json")
         return dict(json.loads(told)["interfaces"][0])
 
+    def why(self) -> str:
+        """What has brought the state about; empty while the daemon does not answer yet."""
+        return str(self.status().get("why", ""))
+
 
 @pytest.fixture
 def managed(make_host: MakeHost, make_hooked: MakeHooked, stack: contextlib.ExitStack) -> Managed:
@@ -181,7 +185,7 @@ def test_a_lease_that_runs_out(managed: Managed, server: Dhcpd) -> None:
     profile = managed.connected()
     assert managed.nm.wait_state("eth0", 100) == 100
     daemon = managed.autoip()
-    wait_until(lambda: "the interface has" in str(managed.status()["why"]), "the lease seen")
+    wait_until(lambda: "the interface has" in managed.why(), "the lease seen")
     assert daemon.addresses() == []
     server.stop()
     first = daemon.wait_address(90)
@@ -199,7 +203,7 @@ def test_nothing_while_it_is_not_activated(managed: Managed) -> None:
     # An address that NetworkManager finds there would keep it from ever connecting the profile.
     daemon = managed.autoip()
     daemon.wait_line("-> standby: .*NetworkManager")
-    wait_until(lambda: "disconnected" in str(managed.status()["why"]), "the reason in the status")
+    wait_until(lambda: "disconnected" in managed.why(), "the reason in the status")
     time.sleep(3)
     assert managed.port.sniffer.probes() == []
     profile = managed.connected()

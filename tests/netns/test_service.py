@@ -100,6 +100,19 @@ def test_claim_and_defence(port: Port, confined: Confined) -> None:
     assert [line for line in daemon.lines if not line.startswith("eth0: ")] == []
 
 
+def test_started_by_a_hook(port: Port, confined: Confined) -> None:
+    """What the hook of a DHCP client adds to the unit's command works with the unit's rights."""
+    command = [*autoip_command(), "run", port.name, "--hook", "--delay", "200"]
+    daemon = confined(port.host, port.name, command)
+    daemon.start()
+    address = daemon.wait_address(15)
+    port.host.ip(f"addr add 192.0.2.7/24 dev {port.name}")
+    daemon.wait_line("the interface has 192.0.2.7")
+    assert daemon.addresses() == [address]
+    assert daemon.stop() == 0
+    assert daemon.addresses() == []
+
+
 def test_several_instances_share_the_directories(make_host: MakeHost, confined: Confined) -> None:
     first = make_host()
     first.switch.attach(first.host, "eth1")
