@@ -70,11 +70,6 @@ class AnnounceWait:
 
 
 @dataclass(frozen=True, slots=True)
-class Configuring:
-    """The address is free; the caller puts it on the interface and then calls `announce`."""
-
-
-@dataclass(frozen=True, slots=True)
 class Owed:
     """A defence that is still to be sent, at `next_at`, against `packet` that came at `since`."""
 
@@ -96,6 +91,16 @@ class Guard:
     last_conflict: float | None = None
     ready_at: float | None = None
     owed: Owed | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Configuring:
+    """The address is free; the caller puts it on the interface and then calls `announce`.
+
+    `guard` is what was remembered if the address was in use already, and somebody took it off.
+    """
+
+    guard: Guard = Guard()
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +134,7 @@ class Trigger(Enum):
     SILENCE = "nobody objected for ANNOUNCE_WAIT"
     CONFIGURED = "address put on the interface"
     ANNOUNCED = "ANNOUNCE_NUM announcements sent"
+    REMOVED = "address taken off by somebody else"
     CONFLICT = "conflict before use"
     GIVEN_UP = "conflict in use, not defended"
 
@@ -141,7 +147,9 @@ TRANSITIONS: Mapping[tuple[type[State], Trigger], type[State]] = {
     (Configuring, Trigger.CONFIGURED): Announcing,
     (Configuring, Trigger.CONFLICT): Ended,
     (Announcing, Trigger.ANNOUNCED): Bound,
+    (Announcing, Trigger.REMOVED): Configuring,
     (Announcing, Trigger.GIVEN_UP): Ended,
+    (Bound, Trigger.REMOVED): Configuring,
     (Bound, Trigger.GIVEN_UP): Ended,
 }
 
@@ -292,7 +300,21 @@ class Acd:
         """
         if not isinstance(self.state, Configuring):
             raise CoreMisuse(f"announce() in {type(self.state).__name__}")
-        self._go(Trigger.CONFIGURED, Announcing(0, now, Guard()))
+        self._go(Trigger.CONFIGURED, Announcing(0, now, self.state.guard))
+
+    def removed(self) -> None:
+        """Somebody on this host took the address off the interface: put it there and call `announce`.
+
+        It is not probed again, for it was defended all the time: whoever else had claimed it would
+        have been heard (RFC 5227 section 2.3 has every claim announced), and a probe that came
+        meanwhile is answered by the announcement, which comes long before that host may use it.
+
+        Raises:
+            CoreMisuse: it is not in use.
+        """
+        if not isinstance(self.state, Announcing | Bound):
+            raise CoreMisuse(f"removed() in {type(self.state).__name__}")
+        self._go(Trigger.REMOVED, Configuring(replace(self.state.guard, owed=None)))
 
     # --- time ------------------------------------------------------------------------------
 

@@ -27,12 +27,16 @@ from autoip.links import (
     LinkChanged,
     LinkRemoved,
     Resync,
+    RouteRemoved,
     ethernet_like,
 )
 from autoip.netlink import Netlink
+from autoip.networkmanager import Follower
 from autoip.notify import Notifier
 from autoip.options import Options
+from autoip.policy import Kind
 from autoip.report import socket_name
+from autoip.routes import DefaultRoutes
 from autoip.store import Store, state_directory
 from autoip.teller import Teller
 
@@ -101,20 +105,24 @@ class Daemon:
         self._clients = Clients()
         self._links: dict[int, Link] = {}
         self._addresses: dict[tuple[int, IPv4Address], Address] = {}
+        self._follower = Follower(self._permit, log, settings.environ)
         self._macs: frozenset[bytes] = frozenset()
         self._stop = asyncio.Event()
         self._ready = False
         self._limits_told = 0
         self._status = ""
+        self._default_routes = DefaultRoutes(netlink, self._tick)
         directory = state_directory(settings.environ) if settings.keep_state else None
         self._shared = Shared(
             reactor=reactor,
             netlink=netlink,
+            limits=self._follower.limits,
             store=Store(directory),
             clock=boottime,
             addresses=self._addresses_of,
             elsewhere=self._elsewhere,
             sibling=lambda mac: mac in self._macs,
+            other_default=lambda: self._default_routes.exists,
             changed=self._changed,
         )
 
@@ -139,6 +147,9 @@ class Daemon:
             self._log.warning("leftovers of a crash stay: %s", error)
         for interface in self._interfaces:
             await self._serve(interface)
+        self._follow_routes()
+        # Before any link is told: nothing is claimed that NetworkManager must not see.
+        self._follower.start([interface.name for interface in self._interfaces])
         self._on_resync(Resync(tuple(links), tuple(addresses), "start"))
         watcher = loop.create_task(self._watch())
         try:
@@ -146,6 +157,8 @@ class Daemon:
         finally:
             self._notifier.stopping()
             watcher.cancel()
+            self._default_routes.close()
+            await self._follower.stop()
             await asyncio.gather(
                 *(self._end(i) for i in [*self._interfaces]), return_exceptions=True
             )
@@ -272,6 +285,7 @@ class Daemon:
                 self._log.exception("internal error in %s", type(event).__name__)
 
     def _on_event(self, event: Event) -> None:
+        self._default_routes.happened(event)
         match event:
             case LinkChanged(link=link):
                 self._links[link.index] = link
@@ -292,8 +306,22 @@ class Daemon:
                 self._addresses.pop((address.index, address.address), None)
                 for interface in self._on_link(address.index):
                     interface.address_removed(address)
+            case RouteRemoved(route=route) if route.ours and route.index is not None:
+                for interface in self._on_link(route.index):
+                    interface.route_removed()
             case Resync():
                 self._on_resync(event)
+
+    def _follow_routes(self) -> None:
+        """Hear of routes, if any interface has one to keep."""
+        options = [interface.options for interface in self._interfaces]
+        try:
+            if any(one.default_route for one in options):
+                self._default_routes.start()
+            elif any(one.policy is Kind.ROUTE_ONLY for one in options):
+                self._netlink.follow_routes()
+        except KernelRefused as error:
+            self._log.warning("routes are not kept: %s", error)
 
     def _on_resync(self, event: Resync) -> None:
         self._links = {link.index: link for link in event.links}
@@ -337,6 +365,16 @@ class Daemon:
         if self._clock_watch.changed():
             self._restart("the machine slept")
 
+    def _tick(self) -> None:
+        for interface in self._interfaces:
+            interface.tick()
+
+    def _permit(self, name: str, allowed: bool, why: str) -> None:
+        """What NetworkManager means for an interface."""
+        for interface in self._interfaces:
+            if interface.name == name:
+                interface.permit(allowed, why)
+
     def _feed_watchdog(self) -> None:
         """From the loop: when the loop hangs, the service manager is to notice."""
         if (interval := self._notifier.watchdog_interval) is not None:
@@ -358,7 +396,7 @@ class Daemon:
     def _elsewhere(self, address: IPv4Address, asking: Interface) -> bool:
         """Whether this host has, or probes for, the address but by the doing of `asking`."""
         for index, value in self._addresses:
-            if value == address and not asking.has_put(index, value):
+            if value == address and not asking.holding.has_put(index, value):
                 return True
         others = (i.core for i in self._interfaces if i is not asking)
         return any(core is not None and core.candidate == address for core in others)

@@ -14,7 +14,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 
-from autoip.clients import CLIENTS, MARK, SHARED, Client, File
+from autoip.clients import CLIENTS, MARK, SHARED, Client, File, Needs
 from autoip.errors import AutoipError, UsageError
 from autoip.rooted import Change, NotAFile, Rooted
 from autoip.usage import COMMANDS, Parser, interface_name
@@ -134,19 +134,27 @@ def install(tree: Rooted, arguments: Arguments) -> None:
         )
     program = arguments.program or _program()
     wanted = {_SHARED.path: (_source(_SHARED, program), _SHARED.mode)}
+    kept = {}
     for client in chosen.values():
         for file in client.files:
             wanted[file.path] = _source(file, program), file.mode
-        if client.conf is not None and arguments.conf and arguments.interfaces:
-            text = client.conf.text(arguments.interfaces)
-            wanted[client.conf.path] = text.encode(), client.conf.mode
-    stale = {path for path, (text, mode) in wanted.items() if _differs(tree, path, text, mode)}
+            if file.keeps and _to_keep(tree, file):
+                kept[file.path] = file.keeps
+        for conf in client.confs if arguments.conf and arguments.interfaces else ():
+            wanted[conf.path] = conf.text(arguments.interfaces).encode(), conf.mode
+    stale = {
+        path
+        for path, (text, mode) in wanted.items()
+        if path in kept or _differs(tree, path, text, mode)
+    }
     links = {}
     if any(client.enables for client in chosen.values()):
         links = _links(tree, arguments.interfaces)
     with Change(tree) as change:
         for path in sorted(stale):
             change.write(path, *wanted[path])
+            if path in kept and not tree.same(path, kept[path]):
+                change.keep(path, kept[path])
         for path, target in links.items():
             change.link(path, target)
         before = _notes(tree)
@@ -156,13 +164,39 @@ def install(tree: Rooted, arguments: Arguments) -> None:
         change.commit()
     for path in wanted:
         _say("wrote" if path in stale else "unchanged", tree.shown(path))
+        if path in kept:
+            _say("kept", f"{tree.shown(kept[path])}: what was there before, which ours calls")
     for path in links:
         _say("enabled", tree.shown(path))
     if not tree.exists(program):
         _say("note:", f"{tree.shown(program)} is not there yet")
     for name, client in chosen.items():
-        if client.conf is not None and arguments.conf and not arguments.interfaces:
-            _say("note:", f"{name}: no interface was named, so {client.conf.path} was not written")
+        if client.needs is not None and not _says(tree, client.needs):
+            needs = client.needs
+            _say("note:", f"{name}: {tree.shown(needs.path)} has to say {needs.word}")
+        for conf in client.confs if arguments.conf and not arguments.interfaces else ():
+            _say("note:", f"{name}: no interface was named, so {conf.path} was not written")
+
+
+def _to_keep(tree: Rooted, file: File) -> bool:
+    """Whether the file that ours is to call is still in our place.
+
+    Raises:
+        NotOurs: it cannot be told which of two is to be called, or there is none.
+    """
+    path, name = tree.shown(file.path), tree.shown(file.keeps)
+    if tree.same(file.path, file.keeps):
+        return True  # an earlier run was interrupted
+    kept = tree.is_file(file.keeps)
+    if _is_ours(tree, file.path) or (kept and not tree.is_file(file.path)):
+        if not kept:
+            raise NotOurs(f"{name}: is gone, and {path} would call it: nothing was changed")
+        return False
+    if kept:
+        raise NotOurs(f"{path}: is not autoip's, and {name} is there as well: remove one of them")
+    if not tree.is_file(file.path):
+        raise NotOurs(f"{path}: is not there, and ours would call it: install the client first")
+    return True
 
 
 def _chosen(tree: Rooted, names: Sequence[str]) -> dict[str, Client]:
@@ -183,6 +217,11 @@ def _present(tree: Rooted, client: Client) -> bool:
 def _source(file: File, program: str) -> bytes:
     with open(os.path.join(_SOURCES, file.source), encoding="utf-8") as source:
         return source.read().replace("@AUTOIP@", shlex.quote(program)).encode()
+
+
+def _says(tree: Rooted, needs: Needs) -> bool:
+    lines = (tree.read(needs.path) or b"").splitlines()
+    return any(line.split()[:1] == [needs.word.encode()] for line in lines)
 
 
 def _program() -> str:
@@ -261,8 +300,12 @@ def remove(tree: Rooted, arguments: Arguments) -> None:
     names = arguments.clients or tuple(CLIENTS)
     notes = _notes(tree)
     for name in names:
+        kept = {file.path: file.keeps for file in CLIENTS[name].files if file.keeps}
         for path in CLIENTS[name].paths:
-            _remove(tree, path)
+            if path in kept:
+                _put_back(tree, path, kept[path])
+            else:
+                _remove(tree, path)
     if any(CLIENTS[name].enables for name in names):
         for path in [path for path, kind in notes.items() if kind == "link"]:
             if tree.link(path) in _UNITS:
@@ -296,6 +339,20 @@ def _remove(tree: Rooted, path: str) -> None:
         return
     tree.unlink(path)
     _say("removed", tree.shown(path))
+
+
+def _put_back(tree: Rooted, path: str, name: str) -> None:
+    """What was at the path before ours goes there again."""
+    if not tree.is_file(name):
+        if _is_ours(tree, path):
+            _remove(tree, path)
+    elif _is_ours(tree, path) or not tree.is_file(path):
+        tree.replace(path, by=name)
+        _say("restored", tree.shown(path))
+    elif tree.same(path, name):
+        tree.unlink(name)
+    else:
+        _say("left", f"{tree.shown(name)}: {tree.shown(path)} is newer, and not autoip's")
 
 
 def _is_ours(tree: Rooted, path: str) -> bool:
@@ -342,7 +399,9 @@ def _state(tree: Rooted, client: Client) -> str:
         try:
             found.append(_ours(tree, file.path) is not None)
         except NotOurs:
-            return "foreign"
+            if not file.keeps:
+                return "foreign"
+            found.append(False)
     return "installed" if all(found) else "partly" if any(found) else "no"
 
 

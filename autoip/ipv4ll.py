@@ -105,7 +105,10 @@ TRANSITIONS: Mapping[Cause, tuple[frozenset[State], frozenset[State]]] = {
     Cause.LINK_LOST: (_CANDIDATE | _WAIT | {State.STANDBY}, frozenset({State.NO_LINK})),
     Cause.NOT_WANTED: (_CANDIDATE | _WAIT | {State.NO_LINK}, frozenset({State.STANDBY})),
     Cause.CONFLICT: (_CANDIDATE, _NEXT),
-    Cause.REMOVED: (frozenset({State.ANNOUNCING, State.BOUND}), _NEXT),
+    Cause.REMOVED: (
+        frozenset({State.ANNOUNCING, State.BOUND}),
+        _NEXT | {State.CONFIGURING},
+    ),
     Cause.ELSEWHERE: (frozenset({State.CONFIGURING, State.ANNOUNCING, State.BOUND}), _NEXT),
     Cause.REFUSED: (frozenset({State.CONFIGURING}), frozenset({State.PAUSED})),
     Cause.PAUSE_OVER: (_WAIT, frozenset({State.PROBING})),
@@ -115,7 +118,7 @@ TRANSITIONS: Mapping[Cause, tuple[frozenset[State], frozenset[State]]] = {
 ACD_STEPS: Mapping[tuple[State, State], acd.Trigger] = {
     (ACD_STATES[old], ACD_STATES[new]): trigger
     for (old, trigger), new in acd.TRANSITIONS.items()
-    if new in ACD_STATES
+    if new in ACD_STATES and trigger is not acd.Trigger.REMOVED
 }
 """The steps that the `Acd` takes by itself, as states of the interface."""
 
@@ -294,19 +297,26 @@ class Ipv4ll:
         self._leave(State.STANDBY, why, Cause.NOT_WANTED)
 
     def removed(self, now: float) -> None:
-        """Somebody else took our address off the interface: claim it again.
+        """Somebody else took our address off the interface: put it there again, at once.
 
-        Whoever does so again and again is not fought at full speed: after MAX_CONFLICTS removals
-        in a row, each within DEFEND_INTERVAL of the claim, the rate limit sets in.
+        Some DHCP clients do so when they get a lease.  Whoever does it again and again is not fought
+        at full speed: if the removal before was within DEFEND_INTERVAL as well, the address is probed
+        first; after MAX_CONFLICTS removals in a row the rate limit sets in.
         """
         if self._acd is None or self._held_since is None:
             return
         self._removals = self._removals + 1 if now - self._held_since < DEFEND_INTERVAL else 1
-        self._next_candidate = self._acd.address
+        address = self._acd.address
         self._held_since = None  # nothing is left to take off
-        self._drop(conflict=False)
-        self._try_unless(self._removals >= MAX_CONFLICTS, now)
+        if self._removals == 1:
+            self._acd.removed()
+        else:
+            self._next_candidate = address
+            self._drop(conflict=False)
+            self._try_unless(self._removals >= MAX_CONFLICTS, now)
         self._report(Cause.REMOVED.value, Cause.REMOVED)
+        if self.state is State.CONFIGURING:
+            self._events.append(Configure(address))
 
     def elsewhere(self, address: IPv4Address, now: float) -> None:
         """The address of a `Configure`, or the one held, is on another interface of this host.

@@ -90,6 +90,22 @@ class Address:
 
 
 @dataclass(frozen=True, slots=True)
+class Route:
+    """An IPv4 route, as far as we care."""
+
+    index: int | None
+    """Of the interface; None if it is none, or several."""
+    prefixlen: int
+    table: int
+    proto: int
+    """RTPROT_*: who set it."""
+
+    @property
+    def ours(self) -> bool:
+        return self.proto == PROTOCOL
+
+
+@dataclass(frozen=True, slots=True)
 class LinkChanged:
     """A link appeared, or something in `Link` changed."""
 
@@ -119,6 +135,20 @@ class AddressRemoved:
 
 
 @dataclass(frozen=True, slots=True)
+class RouteAdded:
+    """Somebody else's default route was added, or changed."""
+
+    route: Route
+
+
+@dataclass(frozen=True, slots=True)
+class RouteRemoved:
+    """A default route, or a route of ours, was removed."""
+
+    route: Route
+
+
+@dataclass(frozen=True, slots=True)
 class Resync:
     """Messages were lost: these are all links and addresses there are.
 
@@ -130,7 +160,9 @@ class Resync:
     reason: str
 
 
-Event = LinkChanged | LinkRemoved | AddressAdded | AddressRemoved | Resync
+Event = (
+    LinkChanged | LinkRemoved | AddressAdded | AddressRemoved | RouteAdded | RouteRemoved | Resync
+)
 
 
 def ethernet_like(links: Sequence[Link]) -> list[Link]:

@@ -1,7 +1,7 @@
 """Links, addresses, routes and rules: what is asked of the kernel, and what it tells.
 
-Two sockets. One receives events (link and IPv4 address changes; nothing else, since every message
-wakes the process up); one makes requests, so that the parts of a dump never mix with events. When
+Two sockets. One receives events (link and IPv4 address changes; routes only if they are asked for,
+since every message wakes the process up); one makes requests, so that the parts of a dump never mix with events. When
 events were lost, for whatever reason, the next event is a `Resync` with the whole truth.
 
 What `add_address` sets up for an address A on interface number N, and `remove_address` takes off:
@@ -11,9 +11,10 @@ What `add_address` sets up for an address A on interface number N, and `remove_a
 * a rule and a table for A (see `source_rule`), so that replies from A leave by N.
 
 Before the first address `add_address` also makes ARP leave N by broadcast where it must (see
-`broadcast`). That stays until `release`.
+`broadcast`). That stays from one address to the next, until `release`.
 
-Beside a routable address `set_onlink` has link-local destinations reached from that one (see `onlink`).
+Beside a routable address `set_onlink` has link-local destinations reached from that one, and with a
+link-local one `set_default` has everything else reached on the link (see `onlink`).
 """
 
 from __future__ import annotations
@@ -43,6 +44,9 @@ from autoip.links import (
     LinkChanged,
     LinkRemoved,
     Resync,
+    Route,
+    RouteAdded,
+    RouteRemoved,
 )
 from autoip.onlink import OnlinkRoutes
 from autoip.rtnl import (
@@ -51,6 +55,7 @@ from autoip.rtnl import (
     promote_secondaries,
     read_address,
     read_link,
+    read_route,
     restore_address,
     set_promote_secondaries,
     text,
@@ -86,6 +91,7 @@ class Netlink:
         """Not open yet. `label_suffix`: see LABEL_SUFFIX; `program`: see `Broadcast`."""
         self.limits = []
         self._label_suffix = label_suffix
+        self._groups = EVENT_GROUPS
         self._events: Any = None
         self._requests = Requests()
         self._rules = SourceRules(self._requests)
@@ -104,7 +110,7 @@ class Netlink:
         Raises KernelRefused.
         """
         try:
-            self._events = await rtnl.open_socket(EVENT_GROUPS)
+            self._events = await rtnl.open_socket(self._groups)
             await self._requests.open()
         except BaseException:
             self.close()
@@ -198,7 +204,7 @@ class Netlink:
             return await self._remove_alone(index, address)
 
     async def release(self, index: int) -> None:
-        """At the end: take off the interface `index` what stays between addresses.
+        """No address is wanted any more: take off the interface what stays from one to the next.
 
         Raises KernelRefused.
         """
@@ -215,6 +221,34 @@ class Netlink:
     async def remove_onlink(self, index: int) -> bool:
         """Undo `set_onlink`, also that of a crashed instance. Raises KernelRefused."""
         return await self._onlink.remove(index)
+
+    async def set_default(self, link: Link, source: IPv4Address) -> None:
+        """Reach everything by `link` from `source`, behind all other routes. Raises KernelRefused."""
+        await self._onlink.set_default(link, source)
+
+    async def remove_default(self, index: int) -> bool:
+        """Undo `set_default`, also that of a crashed instance. Raises KernelRefused."""
+        return await self._onlink.remove_default(index)
+
+    def follow_routes(self) -> None:
+        """From now on tell also of routes. Every change of any route then wakes the process.
+
+        Raises KernelRefused.
+        """
+        self._groups |= rtnl.RTMGRP_IPV4_ROUTE
+        try:
+            self._events.join(rtnl.RTNLGRP_IPV4_ROUTE)
+        except OSError as problem:
+            raise KernelRefused(problem.errno or errno.EIO, "follow the routes") from problem
+
+    async def other_default(self) -> bool:
+        """Whether somebody else has set a default route, in any table. Raises KernelRefused."""
+        fields = {"family": int(socket.AF_INET)}
+        found = await self._requests.dump(Request("list routes", rtnl.RTM_GETROUTE, fields))
+        return any(
+            route is not None and _is_default(route) and not route.ours
+            for route in map(read_route, found)
+        )
 
     async def set_up(self, index: int) -> None:
         """Set the interface up, as `ip link set up` does. Raises KernelRefused."""
@@ -403,6 +437,14 @@ class Netlink:
             if address is not None:
                 event = AddressAdded if kind == rtnl.RTM_NEWADDR else AddressRemoved
                 self._pending.append(event(address))
+        elif kind in (rtnl.RTM_NEWROUTE, rtnl.RTM_DELROUTE):
+            route = read_route(message)
+            if route is None:
+                return
+            if kind == rtnl.RTM_NEWROUTE and _is_default(route) and not route.ours:
+                self._pending.append(RouteAdded(route))
+            elif kind == rtnl.RTM_DELROUTE and (_is_default(route) or route.ours):
+                self._pending.append(RouteRemoved(route))
 
     async def _resync(self, reason: str) -> Resync:
         """A new event socket, then a snapshot: whatever happens in between is an event."""
@@ -415,7 +457,7 @@ class Netlink:
         while True:
             self._requests.require_open()
             try:
-                self._events = await rtnl.open_socket(EVENT_GROUPS)
+                self._events = await rtnl.open_socket(self._groups)
                 links, addresses = await self.snapshot()
             except KernelRefused:
                 self._requests.require_open()
@@ -427,6 +469,10 @@ class Netlink:
                 # Not before: if this was cancelled, it has to begin again.
                 self._lost = None
                 return Resync(tuple(links), tuple(addresses), reason)
+
+
+def _is_default(route: Route) -> bool:
+    return route.prefixlen == 0 and route.table != rtnl.RT_TABLE_LOCAL
 
 
 def _key(message: Any) -> tuple[bytes, int]:

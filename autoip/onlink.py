@@ -1,15 +1,21 @@
-"""Link-local destinations from a routable address: a route in the main table (RFC 3927 section 2.6.2).
+"""What is reached on a link without a router: two routes in the main table (RFC 3927 section 2.6.2).
 
-``169.254.0.0/16 dev N scope link src ROUTABLE metric 500+N``: before the route that comes with a
-link-local address of ours (metric 1000+N), so new connections of ours have the routable address as
-their source (section 1.9), and what is under way keeps the one that it has.  The kernel takes the
-route away with the address that is its source.
+Link-local destinations from a routable address: ``169.254.0.0/16 dev N scope link src ROUTABLE metric
+500+N``, before the route that comes with a link-local address of ours (metric 1000+N).  So new
+connections of ours have the routable address as their source (section 1.9), and what is under way
+keeps the one that it has.
+
+Everything from a link-local address: ``default dev N scope link src ADDRESS metric 1690000000+N``, a
+metric behind everybody else's.
+
+The kernel takes a route away with the address that is its source.
 """
 
 from __future__ import annotations
 
 import socket
-from ipaddress import IPv4Address
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
 from typing import final
 
 from autoip import rtnl
@@ -18,45 +24,73 @@ from autoip.links import PROTOCOL, Link
 from autoip.rtnl import Request, Requests
 
 METRIC_BASE = 500
+DEFAULT_METRIC_BASE = 1690000000
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    network: IPv4Network
+    metric: int
+
+
+_LINK_LOCAL = _Kind(LINK_LOCAL_NETWORK, METRIC_BASE)
+_DEFAULT = _Kind(IPv4Network("0.0.0.0/0"), DEFAULT_METRIC_BASE)
 
 
 @final
 class OnlinkRoutes:
-    """At most one such route for each interface."""
+    """At most one route of each kind for each interface."""
 
     def __init__(self, requests: Requests) -> None:
         """Asks for them by `requests`."""
         self._requests = requests
 
     async def set(self, link: Link, source: IPv4Address) -> None:
-        """Have the route, with this source; one with another source is replaced.
+        """Have the route to link-local destinations, with this source instead of any other.
 
         Raises KernelRefused, for instance if the interface has no such address any more.
         """
-        what = f"route {LINK_LOCAL_NETWORK} by {link.name} from {source}"
-        request = _route(rtnl.RTM_NEWROUTE, link.index, what, source)
-        await self._requests.send(request, rtnl.REPLACE)
+        await self._set(_LINK_LOCAL, link, source)
 
     async def remove(self, index: int) -> bool:
         """Return whether there was one. Raises KernelRefused."""
-        what = f"remove the route to {LINK_LOCAL_NETWORK} by interface {index}"
-        return await self._requests.delete(_route(rtnl.RTM_DELROUTE, index, what))
+        return await self._remove(_LINK_LOCAL, index)
+
+    async def set_default(self, link: Link, source: IPv4Address) -> None:
+        """Have the default route, with this source instead of any other. Raises KernelRefused."""
+        await self._set(_DEFAULT, link, source)
+
+    async def remove_default(self, index: int) -> bool:
+        """Return whether there was one. Raises KernelRefused."""
+        return await self._remove(_DEFAULT, index)
+
+    async def _set(self, kind: _Kind, link: Link, source: IPv4Address) -> None:
+        what = f"route {kind.network} by {link.name} from {source}"
+        request = _route(rtnl.RTM_NEWROUTE, kind, link.index, what, source)
+        await self._requests.send(request, rtnl.REPLACE)
+
+    async def _remove(self, kind: _Kind, index: int) -> bool:
+        what = f"remove the route to {kind.network} by interface {index}"
+        return await self._requests.delete(_route(rtnl.RTM_DELROUTE, kind, index, what))
 
 
-def _route(kind: int, index: int, what: str, source: IPv4Address | None = None) -> Request:
+def _route(
+    request: int, kind: _Kind, index: int, what: str, source: IPv4Address | None = None
+) -> Request:
     fields = {
         "family": socket.AF_INET,
-        "dst_len": LINK_LOCAL_NETWORK.prefixlen,
+        "dst_len": kind.network.prefixlen,
         "table": rtnl.RT_TABLE_MAIN,
         "proto": PROTOCOL,
         "scope": rtnl.RT_SCOPE_LINK,
         "type": rtnl.RTN_UNICAST,
     }
     attributes: list[tuple[str, object]] = [
-        ("RTA_DST", LINK_LOCAL_NETWORK.network_address.packed),
         ("RTA_OIF", index),
-        ("RTA_PRIORITY", METRIC_BASE + index),
+        ("RTA_PRIORITY", kind.metric + index),
     ]
+    if kind.network.prefixlen:
+        attributes.append(("RTA_DST", kind.network.network_address.packed))
     if source is not None:
         attributes.append(("RTA_PREFSRC", source.packed))
-    return Request(what, kind, fields, attributes)
+    return Request(what, request, fields, attributes)

@@ -46,6 +46,7 @@ class Options:
         policy: whether there is to be an address beside a routable one.
         after: seconds without a routable address before one is claimed (`fallback`).
         linger: seconds for which the address stays beside a new routable one (`fallback`).
+        default_route: whether all destinations are on the link while there is no default route.
     """
 
     first: IPv4Address | None = None
@@ -55,6 +56,7 @@ class Options:
     policy: Kind = Kind.ALONGSIDE
     after: float = AFTER_DEFAULT
     linger: float = LINGER_DEFAULT
+    default_route: bool = False
 
 
 def candidate(text: str) -> IPv4Address:
@@ -95,7 +97,7 @@ def policy(text: str) -> Kind:
     """
     with suppress(ValueError):
         return Kind(text)
-    raise UsageError(f"policy {text}: allowed are {' and '.join(kind.value for kind in Kind)}")
+    raise UsageError(f"policy {text}: allowed are {', '.join(kind.value for kind in Kind)}")
 
 
 def seconds(name: str, text: str) -> float:
@@ -144,5 +146,6 @@ CHOICES: Mapping[str, Choice] = {
     "policy": Choice("policy", policy),
     "after": Choice("after", lambda text: seconds("after", text)),
     "linger": Choice("linger", lambda text: seconds("linger", text)),
+    "default-route": Choice("default_route", lambda text: flag("default-route", text)),
 }
 """The names of the configuration, which are those of the long options."""

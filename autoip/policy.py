@@ -7,6 +7,8 @@
     Superseded -> (the routable address goes) Waiting
     Lingering, Draining -> (the routable address goes) Wanted, and nothing was given up
 
+`route-only` never wants one: only link-local destinations are to be reached from the routable address.
+
 Above that there is a gate that others can close: a network manager that must not see a foreign
 address yet.  Sans-IO as `acd` is: the time is an argument, and `next_timer` says when to call.
 """
@@ -27,6 +29,7 @@ class Kind(Enum):
 
     ALONGSIDE = "alongside"
     FALLBACK = "fallback"
+    ROUTE_ONLY = "route-only"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +79,7 @@ class Policy:
         self.kind = kind
         self.routable: IPv4Address | None = None
         """The interface's routable address, the first if there are several."""
+        # With ROUTE_ONLY it stays as it is here.
         self.state: State = Wanted() if kind is Kind.ALONGSIDE else Waiting(None)
         self._after = after
         self._linger = linger
@@ -92,7 +96,7 @@ class Policy:
         """
         if ready != self._link:
             self._link = ready
-            if isinstance(self.state, Waiting):
+            if self.kind is Kind.FALLBACK and isinstance(self.state, Waiting):
                 self._wait(now)
 
     def addressed(self, routable: IPv4Address | None, now: float, *, held: bool) -> None:
@@ -104,7 +108,7 @@ class Policy:
             held: whether it has its link-local address: else there is nothing to linger for.
         """
         self.routable = routable
-        if self.kind is Kind.ALONGSIDE:
+        if self.kind is not Kind.FALLBACK:
             return
         match self.state:
             case Waiting() if routable is not None:
@@ -156,8 +160,15 @@ class Policy:
         return isinstance(self.state, Lingering | Draining)
 
     @property
+    def source(self) -> IPv4Address | None:
+        """The routable address from which link-local destinations are to be reached, if any."""
+        return self.routable if self.yields or self.kind is Kind.ROUTE_ONLY else None
+
+    @property
     def settled(self) -> bool:
         """Whether the interface has what it is to have, without a link-local address."""
+        if self.kind is Kind.ROUTE_ONLY:
+            return self.routable is not None
         return isinstance(self.state, Superseded)
 
     def asks(self, now: float) -> bool:
@@ -182,6 +193,8 @@ class Policy:
         """Why there is to be an address, or none, in words."""
         if self._closed is not None:
             return self._closed
+        if self.kind is Kind.ROUTE_ONLY:
+            return f"only a route, from {self.routable or 'a routable address, once there is one'}"
         match self.state:
             case Waiting(until=None):
                 return "waits for the link"

@@ -45,14 +45,17 @@ STATUS: Mapping[str, Field] = {
     "candidate": Field("string or null", "", "the address that is held or tried"),
     "step": Field("string or null", "", "what comes next"),
     "step_in": Field("number or null", "s", "how soon"),
-    "policy": Field("string", "", "alongside: the address stays whatever else there is"),
+    "policy": Field("string", "", "when there is to be an address: see POLICY"),
     "defence": Field("string", "", "defend: once per 10 s; abandon: never"),
     "delay": Field("integer", "ms", "longest pause between two probes"),
     "others": Field("array of strings", "", "other IPv4 addresses, with prefix length"),
     "conflicts": Field("integer", "", "conflicts since the start, defended ones included"),
     "defences": Field("integer", "", "conflicts that were defended against"),
     "last_conflict": Field("object or null", "", "its mac, address, and at (s since 1970)"),
-    "limits": Field("array of strings", "", "what kernel or privileges do not allow"),
+    "limits": Field(
+        "array of strings", "", "what kernel, privileges or a missing package do not allow"
+    ),
+    "notes": Field("array of strings", "", "what was seen of others that is in the way"),
 }
 """`autoip status --json`: one such object for each interface."""
 

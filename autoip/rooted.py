@@ -68,6 +68,11 @@ class Rooted:
                 with open(os.open(last, flags, dir_fd=directory), "rb") as file:
                     return file.read()
 
+    def is_file(self, path: str) -> bool:
+        """Whether there is a regular file, or a symbolic link, which is not followed."""
+        status = self._status("/".join(self._resolve(path)))
+        return status is not None and (stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode))
+
     def link(self, path: str) -> str | None:
         """What the symbolic link at the path says; None if there is none."""
         with _told(self.shown(path)):
@@ -89,6 +94,20 @@ class Rooted:
         """Take away a file or a link."""
         with _told(self.shown(path)), self.directory(path) as (directory, last):
             os.unlink(last, dir_fd=directory)
+
+    def replace(self, path: str, by: str) -> None:
+        """Put the file `by`, as it is, in the place of the one at `path`."""
+        with (
+            _told(self.shown(path)),
+            self.directory(by) as (source, name),
+            self.directory(path) as (directory, last),
+        ):
+            os.replace(name, last, src_dir_fd=source, dst_dir_fd=directory)
+
+    def same(self, path: str, other: str) -> bool:
+        """Whether both are names of one file, which is there."""
+        one, two = (self._status("/".join(self._resolve(each))) for each in (path, other))
+        return one is not None and two is not None and os.path.samestat(one, two)
 
     def rmdir(self, path: str) -> bool:
         """Take away a directory if it is empty; whether it is gone."""
@@ -191,6 +210,7 @@ class Change:
         """The directories that were made, outermost first."""
         self._tree = tree
         self._waiting: list[tuple[str, str]] = []
+        self._keep: list[tuple[str, str]] = []
         self._committed = False
 
     def write(self, path: str, content: bytes, mode: int) -> None:
@@ -209,8 +229,19 @@ class Change:
         with self._beside(path) as (directory, name):
             os.symlink(target, name, dir_fd=directory)
 
+    def keep(self, path: str, name: str) -> None:
+        """What is at the path gets this second name, which stays when the path is written."""
+        self._keep.append((path, name))
+
     def commit(self) -> None:
         """Put everything in its place."""
+        for path, name in self._keep:
+            with (
+                _told(self._tree.shown(name)),
+                self._tree.directory(path) as (directory, last),
+                self._tree.directory(name) as (kept, second),
+            ):
+                os.link(last, second, src_dir_fd=directory, dst_dir_fd=kept, follow_symlinks=False)
         for path, waiting in self._waiting:
             with _told(self._tree.shown(path)), self._tree.directory(path) as (directory, last):
                 os.replace(waiting, last, src_dir_fd=directory, dst_dir_fd=directory)

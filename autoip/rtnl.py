@@ -17,7 +17,7 @@ from ipaddress import IPv4Address
 from typing import Any, final
 
 from autoip.errors import KernelRefused
-from autoip.links import Address, Link
+from autoip.links import Address, Link, Route
 
 
 def _load_pyroute2() -> None:
@@ -66,13 +66,14 @@ RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 RTM_NEWRULE, RTM_DELRULE, RTM_GETRULE = 32, 33, 34
-RTM_NEWQDISC, RTM_DELQDISC, RTM_GETQDISC = 36, 37, 38
+RTM_NEWQDISC, RTM_DELQDISC = 36, 37
 RTM_NEWTFILTER, RTM_DELTFILTER, RTM_GETTFILTER = 44, 45, 46
-RTMGRP_LINK, RTMGRP_IPV4_IFADDR = 0x1, 0x10
+RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE = 0x1, 0x10, 0x40
+RTNLGRP_IPV4_ROUTE = 7
 RTEXT_FILTER_SKIP_STATS = 8
-RTN_UNICAST = 1
+RTN_UNICAST, RTN_THROW = 1, 9
 RT_SCOPE_LINK = 253
-RT_TABLE_MAIN = 254
+RT_TABLE_MAIN, RT_TABLE_LOCAL = 254, 255
 FR_ACT_TO_TBL = 1
 # include/uapi/linux/netlink.h
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP_INTR, NLM_F_DUMP = 0x1, 0x4, 0x10, 0x300
@@ -91,6 +92,8 @@ IFLA_INET_CONF, IPV4_DEVCONF_PROMOTE_SECONDARIES = 1, 20
 
 # The kernel was built without CONFIG_IP_MULTIPLE_TABLES.
 NO_RULES = (errno.EOPNOTSUPP, errno.EAFNOSUPPORT)
+# An answer was lost with its socket, which was renewed: the request may have been carried out.
+RENEWED = (errno.ENOBUFS, errno.ECONNRESET)
 # What to remove is not there, or went away with its interface.
 GONE = (errno.ENOENT, errno.ESRCH, errno.ENODEV, errno.ENXIO, errno.EADDRNOTAVAIL)
 
@@ -198,6 +201,7 @@ _MESSAGES: dict[int, Any] = {
     RTM_NEWADDR: _AddressMessage,
     RTM_DELADDR: _AddressMessage,
     RTM_NEWROUTE: _RouteMessage,
+    RTM_DELROUTE: _RouteMessage,
     RTM_NEWRULE: _RuleMessage,
     RTM_NEWQDISC: _TrafficMessage,
     RTM_NEWTFILTER: _TrafficMessage,
@@ -272,6 +276,19 @@ def read_address(message: Any) -> Address | None:
     )
 
 
+def read_route(message: Any) -> Route | None:
+    """The Route of an RTM_NEWROUTE or RTM_DELROUTE message; None if it routes nothing by IPv4."""
+    if message["family"] != socket.AF_INET or message["type"] == RTN_THROW:
+        return None
+    table = message.get_attr("RTA_TABLE")
+    return Route(
+        index=message.get_attr("RTA_OIF"),
+        prefixlen=message["dst_len"],
+        table=message["table"] if table is None else table,
+        proto=message["proto"],
+    )
+
+
 def promote_secondaries(message: Any) -> int | None:
     """net.ipv4.conf.INTERFACE.promote_secondaries in an RTM_NEWLINK message; None if not there."""
     inet = nest(message.get_attr("IFLA_AF_SPEC") or b"").get(socket.AF_INET, b"")
@@ -328,6 +345,10 @@ class Socket(AsyncIPRoute):  # type: ignore[misc]
         self.broken = False
         """The transport reported an error; pyroute2 then refuses all further use."""
         self.register_policy(_MESSAGES)
+
+    def join(self, group: int) -> None:
+        """Hear what is sent to one more multicast group. Raises OSError."""
+        self.setsockopt(270, 1, group)  # SOL_NETLINK, NETLINK_ADD_MEMBERSHIP
 
     async def open(self, groups: int) -> None:
         """Bind to the multicast `groups`; 0 makes a socket for requests."""
@@ -479,8 +500,8 @@ class Requests:
             try:
                 found = await self.send(request, DUMP)
             except KernelRefused as problem:
-                # Busy: a cancelled dump is still under way. The other two: the socket was renewed.
-                if problem.errno not in (errno.EBUSY, errno.ENOBUFS, errno.ECONNRESET):
+                # Busy: a cancelled dump is still under way.
+                if problem.errno not in (errno.EBUSY, *RENEWED):
                     raise
             else:
                 if not any(answer["header"]["flags"] & NLM_F_DUMP_INTR for answer in found):

@@ -54,6 +54,7 @@ class Arguments:
         choices: what was chosen for the interfaces, by field of `Options`; the configuration and the
             defaults have the rest.
         hook: started by a DHCP client's hook, for one interface.
+        early: before DHCP had its chance.
         config: file to read instead of the system's.
     """
 
@@ -65,6 +66,7 @@ class Arguments:
     script: str | None
     script_style: str
     hook: bool
+    early: bool
     config: str | None
 
 
@@ -103,7 +105,7 @@ def parser() -> Parser:
         action="append",
         default=[],
         help="alongside: an address whatever else there is (the default);"
-        " fallback: only while there is no routable address",
+        " fallback: only while there is no routable address; route-only: never",
     )
     add(
         "--after",
@@ -122,6 +124,16 @@ def parser() -> Parser:
         f" default {LINGER_DEFAULT:g}",
     )
     add(
+        "--route-only",
+        action="store_true",
+        help="no address: reach link-local hosts from the routable one (--policy route-only)",
+    )
+    add(
+        "--default-route",
+        action="store_true",
+        help="reach all destinations on the link while there is no default route",
+    )
+    add(
         "--config",
         metavar="FILE",
         action="append",
@@ -133,6 +145,7 @@ def parser() -> Parser:
         action="store_true",
         help="started by a DHCP client's hook: fallback, and at once",
     )
+    add("--early", action="store_true", help="with --hook: DHCP has not had its chance yet")
     add("--no-state", action="store_true", help="neither read nor write the last address")
     add(
         "--script",
@@ -179,6 +192,8 @@ def parse(arguments: Sequence[str]) -> Arguments:
     }
     texts["abandon"] = ["yes"] if found.abandon else []
     texts["up"] = ["yes"] if found.up else []
+    texts["default-route"] = ["yes"] if found.default_route else []
+    texts["policy"] += ["route-only"] if found.route_only else []
     debug, to_syslog = found.debug, found.syslog
     for name, value in _option_words(found.words):
         match name:
@@ -199,12 +214,19 @@ def parse(arguments: Sequence[str]) -> Arguments:
         script=_one("--script", found.script, _script),
         script_style=_one("--script-style", found.script_style, _style) or SCRIPT_STYLES[0],
         hook=found.hook,
+        early=found.early,
         config=_one("--config", found.config, str),
     )
+    if result.choices.get("policy") is Kind.ROUTE_ONLY and found.default_route:
+        raise UsageError(
+            "--default-route is for a link-local address; with route-only there is none"
+        )
     if "first" in result.choices and len(result.interfaces) > 1:
         raise UsageError("--ip is for one interface; with several, start one autoip for each")
     if result.hook and len(result.interfaces) != 1:
         raise UsageError("--hook is for one interface, which has to be named")
+    if result.early and not result.hook:
+        raise UsageError("--early goes with --hook; see --after")
     return result
 
 
@@ -261,7 +283,9 @@ def _style(text: str) -> str:
 
 def options_of(interface: str, arguments: Arguments, configuration: Config) -> Options:
     """What holds for an interface: the command line, else the configuration, else the defaults."""
-    by_hook = {"policy": Kind.FALLBACK, "after": 0.0} if arguments.hook else {}
+    by_hook: dict[str, Any] = {"policy": Kind.FALLBACK} if arguments.hook else {}
+    if arguments.hook and not arguments.early:
+        by_hook["after"] = 0.0  # DHCP has failed
     chosen = {**by_hook, **configuration.choices(interface), **arguments.choices}
     return Options(**chosen)
 

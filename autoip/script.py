@@ -118,11 +118,6 @@ class ScriptRunner:
         self._worker: asyncio.Task[None] | None = None
         self._stopped = False
 
-    @property
-    def binding(self) -> bool:
-        """Whether the script is being told of an address in use just now."""
-        return self._running is not None and self._running.word == self._style.bind
-
     async def init(self) -> None:
         """The call before all else.
 

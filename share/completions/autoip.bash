@@ -9,7 +9,7 @@ _autoip() {
     local -a before
     read -ra before <<<"${line%"$current"}"
     local command=run previous=${before[-1]} interfaces='' path options words
-    local clients="dhclient ifupdown"
+    local clients="dhclient ifupdown dhcpcd udhcpc networkd-dispatcher networkmanager"
 
     for path in /sys/class/net/*; do
         # A bonding driver puts a file there that is no interface.
@@ -47,7 +47,7 @@ _autoip() {
         return
         ;;
     run:--policy)
-        mapfile -t COMPREPLY < <(compgen -W "alongside fallback" -- "$current")
+        mapfile -t COMPREPLY < <(compgen -W "alongside fallback route-only" -- "$current")
         return
         ;;
     run:-o)
@@ -71,7 +71,7 @@ _autoip() {
 
     options="-h --help"
     case $command in
-    run) options+=" --ip --abandon --delay --up --policy --after --linger --config --hook --no-state --script --script-style --debug --syslog -o --version" ;;
+    run) options+=" --ip --abandon --delay --up --policy --after --linger --route-only --default-route --config --hook --early --no-state --script --script-style --debug --syslog -o --version" ;;
     status | watch) options+=" --json" ;;
     wait) options+=" --timeout" ;;
     probe) options+=" --delay --json" ;;

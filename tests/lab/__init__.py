@@ -18,6 +18,7 @@ from .neighbour import (
     echoes,
     probes_too,
 )
+from .networkmanager import NetworkManager, SystemBus
 from .sniffer import AddressMonitor, Sniffer
 from .syslog import Syslog
 
@@ -34,11 +35,13 @@ __all__ = [
     "LabError",
     "Namespace",
     "Neighbour",
+    "NetworkManager",
     "Port",
     "Rule",
     "Sniffer",
     "Switch",
     "Syslog",
+    "SystemBus",
     "Usage",
     "answers_probes",
     "disputes_announcements",

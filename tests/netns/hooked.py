@@ -67,14 +67,14 @@ class Hooked:
 
     def daemons(self, interface: str) -> list[int]:
         """Pids of the daemons that serve the interface."""
-        ending = f"\0run\0--hook\0{interface}\0".encode()
+        ours = re.compile(rf"(?!/bin/sh\0).*\0run\0--hook\0(--early\0)?{interface}\0".encode())
         found = []
         for pid in self.host.processes():
             try:
                 words = Path(f"/proc/{pid}/cmdline").read_bytes()
             except OSError:
                 continue
-            if words.endswith(ending) and not words.startswith(b"/bin/sh\0"):
+            if ours.fullmatch(words):
                 found.append(pid)
         return found
 

@@ -1,9 +1,8 @@
 """A small link-local program that can stand where autoip will stand: it proves the tests, not the protocol.
 
-    python -m tests.netns.standin IFACE [--ip A] [--delay MS] [--meek] [--deaf] [--stubborn] [--untidy]
+    python -m tests.netns.standin IFACE [--ip A] [--delay MS] [DEFECT ...]
 
-`--meek` gives the address up at the first conflict; `--deaf` hears no conflict at all; `--stubborn` never gives it up;
-`--untidy` leaves it on the interface.
+Each of DEFECTS is a deliberate mistake.
 """
 
 from __future__ import annotations
@@ -20,20 +19,32 @@ from ipaddress import IPv4Address
 from tests.lab import frames
 from tests.lab.frames import ArpFrame
 
+DEFECTS = {
+    "meek": "gives the address up at the first conflict",
+    "deaf": "hears no conflict at all",
+    "stubborn": "never gives the address up",
+    "untidy": "leaves the address on the interface at its end",
+    "steady": "probes without a random pause",
+    "hasty": "uses the address half a second after the last probe",
+    "whisper": "announces by unicast",
+    "bare": "probes with a sender IP",
+    "greedy": "picks from all of 169.254/16, and mostly low addresses",
+    "chatty": "announces every 20 seconds",
+}
+
 
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("interface")
     parser.add_argument("--ip", type=IPv4Address)
     parser.add_argument("--delay", type=int, default=2000)
-    parser.add_argument("--meek", action="store_true")
-    parser.add_argument("--deaf", action="store_true")
-    parser.add_argument("--stubborn", action="store_true")
-    parser.add_argument("--untidy", action="store_true")
+    parser.add_argument("--probes", type=int, default=3)
+    for defect, what in DEFECTS.items():
+        parser.add_argument(f"--{defect}", action="store_true", help=what)
     options = parser.parse_args()
+    delay: float = options.delay / 1000
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     name: str = options.interface
-    delay = options.delay / 1000
     sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(frames.ETHERTYPE_ARP))
     sock.bind((name, frames.ETHERTYPE_ARP))
     mac = frames.mac_text(sock.getsockname()[4])
@@ -55,42 +66,56 @@ def main() -> int:
         return None
 
     def ip(verb: str, address: IPv4Address) -> None:
-        arguments = ["addr", verb, f"{address}/16", "dev", name, "scope", "link"]
+        arguments = ["addr", verb, f"{address}/16", "brd", "+", "dev", name, "scope", "link"]
         subprocess.run(["ip", *arguments], check=True)
 
+    def pause(number: int) -> float:
+        """Seconds before the probe of this number, or before the announcements."""
+        if number == options.probes:
+            return min(delay, 0.5) if options.hasty else delay
+        if options.steady:
+            return delay * 0.75
+        return rng.uniform(0, delay / 2) if number == 0 else rng.uniform(delay / 2, delay * 0.97)
+
     def claim(address: IPv4Address) -> bool:
-        for number in range(4):
-            pause = (
-                rng.uniform(0, delay / 2) if number == 0 else rng.uniform(delay / 2, delay * 0.97)
-            )
-            if conflict(address, pause if number < 3 else delay, True):
+        for number in range(options.probes + 1):
+            if conflict(address, pause(number), True):
                 print(f"conflict for {address}", flush=True)
                 return False
-            if number < 3:
-                print(f"probe {number + 1}/3 for {address}", flush=True)
-                sock.send(frames.probe(mac, address))
+            if number < options.probes:
+                print(f"probe {number + 1}/{options.probes} for {address}", flush=True)
+                spa = "10.0.0.1" if options.bare else frames.NO_ADDRESS
+                sock.send(frames.arp(frames.REQUEST, sha=mac, spa=spa, tpa=address))
         return True
+
+    def announce(address: IPv4Address) -> None:
+        to = "02:00:00:00:00:fe" if options.whisper else frames.BROADCAST
+        sock.send(frames.arp(frames.REQUEST, sha=mac, spa=address, tpa=address, destination=to))
 
     def hold(address: IPv4Address) -> None:
         announced, defended = 0, -100.0
         while True:
             if announced < 2:
-                sock.send(frames.announcement(mac, address))
+                announce(address)
                 announced += 1
-            frame = conflict(address, 2 if announced < 2 else 3600, False)
+            frame = conflict(address, 2 if announced < 2 else 20 if options.chatty else 3600, False)
             if frame is None:
+                if options.chatty and announced == 2:
+                    announced = 1
                 continue
             if options.meek or (time.monotonic() - defended < 10 and not options.stubborn):
                 print(f"gave {address} up to {frame.sha}", flush=True)
                 return
             defended = time.monotonic()
             print(f"defended {address} against {frame.sha}", flush=True)
-            sock.send(frames.announcement(mac, address))
+            announce(address)
 
     try:
         wanted: IPv4Address | None = options.ip
         while True:
             low, high = int(IPv4Address("169.254.1.0")), int(IPv4Address("169.254.254.255"))
+            if options.greedy:
+                low, high = int(IPv4Address("169.254.0.1")), int(IPv4Address("169.254.20.0"))
             address = wanted or IPv4Address(rng.randint(low, high))
             wanted = None
             if claim(address):

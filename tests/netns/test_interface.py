@@ -457,14 +457,31 @@ def test_changed_hardware_address_while_probing(port: Port, make_autoip: MakeDae
 
 @pytest.mark.parametrize("how", [f"addr del {A}/16 dev eth0", "addr flush dev eth0"])
 def test_removed_by_somebody(port: Port, make_autoip: MakeDaemon, how: str) -> None:
-    """if-removed: noticed, probed, claimed again."""
+    """if-removed: noticed, put back without a probe and announced; soon after that probed first."""
     daemon = make_autoip(port, *FAST)
-    claim(port, daemon)
+    bind(port, daemon)
+    before = configuration(port.host)
+    since = port.sniffer.mark()
+    port.host.ip(how)
+    assert claimed(port, since=since) == A
+    assert port.sniffer.probes(since=since) == []
+    daemon.wait_line("bound -> configuring: .*removed by somebody else")
+    assert configuration(port.host)[1:3] == before[1:3]
     since = port.sniffer.mark()
     port.host.ip(how)
     _claims_again(port, since)
-    daemon.wait_line("removed by somebody else")
     assert _rules(port.host) == [str(A)]
+
+
+def test_removed_with_its_routes(port: Port, make_autoip: MakeDaemon) -> None:
+    """if-removed: who takes the addresses off and then the routes does not get the route of one that is back."""
+    daemon = make_autoip(port, *FAST)
+    bind(port, daemon)
+    before = configuration(port.host)
+    since = port.sniffer.mark()
+    port.host.run("sh", "-c", "ip -4 addr flush dev eth0; sleep 0.2; ip -4 route flush dev eth0")
+    assert claimed(port, since=since) == A
+    assert configuration(port.host)[:3] == before[:3]
 
 
 def test_removed_again_and_again(port: Port, make_autoip: MakeDaemon) -> None:
@@ -491,7 +508,7 @@ def test_removed_with_its_primary(port: Port, make_autoip: MakeDaemon) -> None:
     claim(port, daemon)
     since = port.sniffer.mark()
     port.host.ip(f"addr del {PEER}/16 dev eth0")
-    _claims_again(port, since)
+    assert claimed(port, since=since) == A
     assert _entry(port, A).scope == SCOPE_LINK
 
 

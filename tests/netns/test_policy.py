@@ -249,7 +249,7 @@ def test_configuration_file(port: Port, make_autoip: MakeDaemon, tmp_path: Path)
     refused.start()
     assert refused.wait() == 2
     assert refused.lines == [
-        f"autoip: {file}:2: policy fallbak: allowed are alongside and fallback"
+        f"autoip: {file}:2: policy fallbak: allowed are alongside, fallback, route-only"
     ]
 
 

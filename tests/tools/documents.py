@@ -52,6 +52,8 @@ def diagram() -> str:
     lines += [f"        {named[state]}" for state in State if state in inside]
     lines += [f"        [*] --> {State.PROBING.name}"]
     for (old, trigger), new in acd.TRANSITIONS.items():
+        if trigger is acd.Trigger.REMOVED:
+            continue  # `Cause.REMOVED` below tells of it
         source, target = (ipv4ll.ACD_STATES.get(kind) for kind in (old, new))
         names = [state.name if state else "[*]" for state in (source, target)]
         lines.append(f"        {names[0]} --> {names[1]}: {trigger.value}")

@@ -21,6 +21,7 @@ DEFAULTS = Arguments(
     script=None,
     script_style="avahi",
     hook=False,
+    early=False,
     config=None,
 )
 
@@ -84,7 +85,11 @@ def test_defaults() -> None:
         ("--policy alongside", {"choices": {"policy": Kind.ALONGSIDE}}),
         ("--after 0 --linger 86400", {"choices": {"after": 0.0, "linger": 86400.0}}),
         ("--after 2.5", {"choices": {"after": 2.5}}),
+        ("--route-only", {"choices": {"policy": Kind.ROUTE_ONLY}}),
+        ("--policy route-only", {"choices": {"policy": Kind.ROUTE_ONLY}}),
+        ("--default-route", {"choices": {"default_route": True}}),
         ("eth0 --hook", {"interfaces": ("eth0",), "hook": True}),
+        ("eth0 --hook --early", {"interfaces": ("eth0",), "hook": True, "early": True}),
         ("--config /etc/autoip.conf", {"config": "/etc/autoip.conf"}),
     ],
 )
@@ -127,8 +132,10 @@ def test_understood(line: str, expected: dict[str, object]) -> None:
         ("--script /etc/passwd", "not executable"),
         ("--script /bin/true --script /bin/false", "/bin/true and /bin/false"),
         ("--script-style dhclient", "avahi and zcip"),
-        ("--policy never", "alongside and fallback"),
+        ("--policy never", "alongside, fallback, route-only"),
         ("--policy fallback --policy alongside", "fallback and alongside"),
+        ("--policy fallback --route-only", "fallback and route-only"),
+        ("--route-only --default-route", "with route-only there is none"),
         ("--after -1", "0 to 86400"),
         ("--after 1e3", "0 to 86400"),
         ("--linger 86401", "0 to 86400"),
@@ -136,6 +143,7 @@ def test_understood(line: str, expected: dict[str, object]) -> None:
         ("--linger 1 --linger 2", "1 and 2"),
         ("--hook", "one interface"),
         ("--hook eth0 eth1", "one interface"),
+        ("--early eth0", "goes with --hook"),
     ],
 )
 def test_refused(line: str, says: str, capsys: pytest.CaptureFixture[str]) -> None:

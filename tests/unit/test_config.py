@@ -82,7 +82,7 @@ def test_files_in_order(system: Path) -> None:
     ("text", "number", "says"),
     [
         ("delay = 200", 1, "before the first [INTERFACE]"),
-        ("[eth0]\n\npolicy = falback", 3, "alongside and fallback"),
+        ("[eth0]\n\npolicy = falback", 3, "alongside, fallback, route-only"),
         ("[eth0]\npolcy = fallback", 2, "ip, abandon, delay, up, policy, after, linger"),
         ("[eth0]\ndelay", 2, "NAME = VALUE"),
         ("[eth0]\ndelay =", 2, "1 to 8000"),
@@ -150,5 +150,9 @@ def test_command_line_wins_over_configuration_and_that_over_the_defaults(tmp_pat
 def test_hook_has_defaults_of_its_own(tmp_path: Path) -> None:
     found = options("eth0 --hook", "", tmp_path)
     assert (found.policy, found.after) == (Kind.FALLBACK, 0.0)
+    found = options("eth0 --hook --early", "", tmp_path)
+    assert (found.policy, found.after) == (Kind.FALLBACK, 10.0)
+    found = options("eth0 --hook --early", "[eth0]\nafter = 0", tmp_path)
+    assert found.after == 0.0
     found = options("eth0 --hook", "[eth0]\npolicy = alongside\nafter = 5", tmp_path)
     assert (found.policy, found.after) == (Kind.ALONGSIDE, 5.0)

@@ -11,12 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from autoip import cli, clients, hooks, rooted
+from autoip import cli, clients, config, hooks, rooted
 from autoip.clients import CLIENTS, MARK, SHARED
 from autoip.errors import AutoipError, UsageError
+from autoip.policy import Kind
 
 HOOKS = Path(__file__).resolve().parents[2] / "hooks"
 PROGRAM = "/opt/autoip's place/autoip"
+
+WRAPPED = CLIENTS["udhcpc"].files[0]
+"""The file of ours that calls what was there before."""
 
 Run = Callable[..., list[str]]
 
@@ -42,6 +46,8 @@ def root(tmp_path: Path) -> Path:
     (root / "sbin").symlink_to("usr/sbin")
     (root / "usr" / "sbin" / "dhclient").touch()
     (root / "etc" / "network" / "if-up.d").mkdir(parents=True)
+    (root / "etc" / "udhcpc").mkdir()
+    (root / WRAPPED.path.lstrip("/")).write_text("#!/bin/sh\n# the administrator's\n")
     return root
 
 
@@ -124,12 +130,22 @@ def test_remove_leaves_no_trace(root: Path, run: Run, client: str) -> None:
     assert all((root / path.lstrip("/")).exists() for path in paths(client))
     said = run("remove")
     assert tree(root) == before
-    assert set(said) == {f"removed {path}" for path in (*paths(client), SHARED)}
+    verb = "restored" if client == "udhcpc" else "removed"
+    assert set(said) == {f"removed {SHARED}", *(f"{verb} {path}" for path in paths(client))}
     assert run("remove") == []
 
 
 def paths(client: str) -> list[str]:
     return [file.path for file in CLIENTS[client].files]
+
+
+def test_what_the_client_has_to_be_told_is_told(root: Path, run: Run) -> None:
+    note = "note: dhcpcd: /etc/dhcpcd.conf has to say noipv4ll"
+    assert note in run("install --client dhcpcd")
+    (root / "etc/dhcpcd.conf").write_text("# noipv4ll\nnoipv4llx\n")
+    assert note in run("install --client dhcpcd")
+    (root / "etc/dhcpcd.conf").write_text("duid\n  noipv4ll # ours\n")
+    assert note not in run("install --client dhcpcd")
 
 
 def test_one_of_two_is_removed(root: Path, run: Run) -> None:
@@ -153,6 +169,82 @@ def test_a_directory_that_somebody_else_uses_stays(root: Path, run: Run) -> None
     assert (root / "etc/dhcp/other").exists()
     assert not (root / "etc/dhcp/dhclient-exit-hooks.d").exists()
     assert [path.name for path in (root / "etc/autoip").iterdir()] == ["other"]
+
+
+def test_what_ours_calls_is_kept_and_put_back(root: Path, run: Run) -> None:
+    path, kept = (root / name.lstrip("/") for name in (WRAPPED.path, WRAPPED.keeps))
+    path.chmod(0o750)
+    before, status = tree(root), path.stat()
+    assert f"kept {WRAPPED.keeps}: " in "\n".join(run("install --client udhcpc"))
+    assert MARK in path.read_bytes()
+    assert kept.stat().st_ino == status.st_ino
+    assert kept.read_text().endswith("# the administrator's\n")
+    assert WRAPPED.keeps in path.read_text()
+    installed = tree(root)
+    assert f"unchanged {WRAPPED.path}" in run("install --client udhcpc")
+    assert tree(root) == installed
+    assert run("list --client udhcpc")[1].split()[2] == "installed"
+    run("remove")
+    assert tree(root) == before
+    after = path.stat()
+    assert (after.st_ino, after.st_mtime_ns) == (status.st_ino, status.st_mtime_ns)
+    assert run("list --client udhcpc")[1].split()[2] == "no"
+
+
+def test_a_link_that_ours_calls_is_kept_as_it_is(root: Path, run: Run) -> None:
+    path = root / WRAPPED.path.lstrip("/")
+    path.unlink()
+    path.symlink_to("mine.script")
+    before = tree(root)
+    run("install --client udhcpc")
+    assert os.readlink(root / WRAPPED.keeps.lstrip("/")) == "mine.script"
+    run("remove")
+    assert tree(root) == before
+
+
+def test_an_interrupted_install_goes_on(root: Path, run: Run) -> None:
+    before = tree(root)
+    os.link(root / WRAPPED.path.lstrip("/"), root / WRAPPED.keeps.lstrip("/"))
+    half = tree(root)
+    run("install --client udhcpc")
+    run("remove")
+    assert tree(root) == before
+    os.link(root / WRAPPED.path.lstrip("/"), root / WRAPPED.keeps.lstrip("/"))
+    assert tree(root) == half
+    run("remove")
+    assert tree(root) == before
+
+
+@pytest.mark.parametrize(
+    ("path", "kept", "says"),
+    [
+        (None, None, "install the client first"),
+        ("new", "old", "remove one of them"),
+        (MARK.decode(), None, "is gone"),
+    ],
+)
+def test_nothing_is_wrapped_that_is_not_clear(
+    root: Path, run: Run, path: str | None, kept: str | None, says: str
+) -> None:
+    """A package that was upgraded puts its own script in our place, for instance."""
+    for name, text in ((WRAPPED.path, path), (WRAPPED.keeps, kept)):
+        file = root / name.lstrip("/")
+        file.unlink(missing_ok=True)
+        if text is not None:
+            file.write_text(text)
+    before = tree(root)
+    with pytest.raises(AutoipError, match=says):
+        run("install --client udhcpc")
+    assert tree(root) == before
+
+
+def test_what_is_newer_than_ours_stays(root: Path, run: Run) -> None:
+    run("install --client udhcpc")
+    path, kept = (root / name.lstrip("/") for name in (WRAPPED.path, WRAPPED.keeps))
+    path.write_text("newer")
+    assert f"left {WRAPPED.keeps}: " in "\n".join(run("remove"))
+    assert path.read_text() == "newer"
+    assert kept.read_text().endswith("# the administrator's\n")
 
 
 FOREIGN = {
@@ -307,6 +399,28 @@ def test_every_file_has_its_row_and_its_mark() -> None:
             assert re.fullmatch("[a-zA-Z0-9_-]+", Path(file.path).name)
 
 
+def test_networkmanager_is_told_of_the_named_interfaces_alone(root: Path, run: Run) -> None:
+    before = tree(root)
+    run("install --client networkmanager eth0 wlan0")
+    conf = (root / "etc/NetworkManager/conf.d/90-autoip.conf").read_text().splitlines()
+    assert conf[-3:] == [
+        "[connection-autoip]",
+        "match-device=interface-name:eth0,interface-name:wlan0",
+        "ipv4.dhcp-timeout=2147483647",
+    ]
+    policy = config.load(root / "etc/autoip.conf.d/networkmanager.conf")
+    assert policy.choices("eth0") == policy.choices("wlan0") == {"policy": Kind.FALLBACK}
+    assert policy.choices("eth1") == {}
+    for name in ("90-autoip", "pre-down.d/90-autoip"):
+        path = root / "etc/NetworkManager/dispatcher.d" / name
+        assert stat.S_IMODE(path.stat().st_mode) == 0o755
+        assert (path.stat().st_uid, path.is_symlink()) == (os.getuid(), False)
+    run("install --client networkmanager --no-conf eth0")  # takes nothing away
+    assert (root / "etc/NetworkManager/conf.d/90-autoip.conf").exists()
+    run("remove")
+    assert tree(root) == before
+
+
 # --- what no client has so far but the table allows ----------------------------------------------
 
 
@@ -318,7 +432,7 @@ def special(monkeypatch: pytest.MonkeyPatch) -> None:
         return f"[main]{MARK.decode()}names={names}\n"
 
     conf = clients.Conf("/etc/special/conf.d/autoip.conf", 0o600, text)
-    one = clients.Client(("/sbin/special",), CLIENTS["dhclient"].files, conf, enables=True)
+    one = clients.Client(("/sbin/special",), CLIENTS["dhclient"].files, (conf,), enables=True)
     monkeypatch.setitem(CLIENTS, "special", one)
 
 

@@ -580,17 +580,50 @@ def test_if_carrier_in_every_state() -> None:
         assert host.on_interface == A
 
 
-def test_if_removed() -> None:
-    link, host = bound()
+def _removed(link: VirtualLink, host: Host) -> None:
     link.wire.clear()
     host.on_interface = None
     host.core.removed(link.now)
     host.pump()
     assert not host.of(ipv4ll.Unconfigure), "there is nothing left to take off"
+
+
+def test_if_removed_it_comes_back_at_once_and_is_announced() -> None:
+    link, host = bound()
+    _removed(link, host)
+    link.run(LONG)
+    assert host.state() is State.BOUND
+    assert host.on_interface == A
+    assert len(link.probes(host)) == 0
+    assert len(link.announcements(host)) == constants.ANNOUNCE_NUM
+    # Long after that once more.
+    _removed(link, host)
+    link.run(LONG)
+    assert (host.on_interface, len(link.probes(host))) == (A, 0)
+
+
+def test_if_removed_again_soon_it_is_probed() -> None:
+    link, host = bound()
+    _removed(link, host)
+    link.run(constants.DEFEND_INTERVAL - 0.1)
+    _removed(link, host)
+    assert host.on_interface is None
     assert host.state() is State.PROBING
     link.run(LONG)
     assert host.on_interface == A
     assert len(link.probes(host)) == constants.PROBE_NUM
+
+
+def test_a_removal_does_not_make_a_conflict_forgotten() -> None:
+    """def-yield: what was disputed before it was taken off is given up at the next dispute, if that is soon."""
+    link, host = bound()
+    host.receive(arp.announcement(STRANGER, A))
+    _removed(link, host)
+    link.run(1.0)
+    assert host.core.address == A
+    host.receive(arp.announcement(STRANGER, A))
+    lost = host.of(ipv4ll.Unconfigure)
+    assert [event.conflict for event in lost] == [True]
 
 
 def test_if_removed_again_and_again_is_not_fought_at_full_speed() -> None:
@@ -681,6 +714,10 @@ def test_every_transition_of_the_table_happens() -> None:
                 claim_until(host, link, state)
                 host.receive(request(A, A))
         test_claim_conflict_at_the_last_moment()
+        for state in (State.ANNOUNCING, State.BOUND):
+            link, host = alone(first=A)
+            claim_until(host, link, state)
+            _removed(link, host)
     assert seen == set(acd.TRANSITIONS)
 
 

@@ -25,6 +25,11 @@ def wanted(policy: Policy) -> bool:
     return policy.wanted
 
 
+def source(policy: Policy) -> IPv4Address | None:
+    """As `wanted`."""
+    return policy.source
+
+
 def source_of(policy: Policy) -> IPv4Address | None:
     """What new connections of ours are to have as their source, if not the link-local address."""
     return policy.routable if policy.yields else None
@@ -159,7 +164,24 @@ def test_routable_address_that_goes_later_is_waited_for_again() -> None:
     assert policy.next_timer() is None
 
 
-@pytest.mark.parametrize("kind", Kind)
+def test_route_only() -> None:
+    """fwd-onlink: never an address, and a route while there is a routable one."""
+    policy = Policy(Kind.ROUTE_ONLY, 0.0, LINGER)
+    policy.link(True, 100.0)
+    assert not wanted(policy) and policy.next_timer() is None
+    assert source(policy) is None
+    policy.addressed(LEASE, 200.0, held=False)
+    assert source(policy) == LEASE
+    assert policy.settled
+    assert not wanted(policy) and policy.next_timer() is None
+    policy.link(False, 250.0)
+    policy.addressed(None, 300.0, held=False)
+    policy.link(True, 400.0)
+    policy.handle_timer(9999.0)
+    assert source(policy) is None and not wanted(policy)
+
+
+@pytest.mark.parametrize("kind", [Kind.ALONGSIDE, Kind.FALLBACK])
 def test_gate(kind: Kind) -> None:
     policy = Policy(kind, 0.0, LINGER)
     policy.link(True, 100.0)

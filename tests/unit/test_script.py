@@ -87,7 +87,6 @@ def test_order_and_no_repetition(tmp_path: Path) -> None:
         runner.bound(A)
         runner.bound(A)
         await bench.first()
-        assert runner.binding
         runner.lost(conflict=True)
         runner.lost()
         runner.bound(ADDRESSES[0])

@@ -71,7 +71,7 @@ class Host:
     def refuse(self) -> None:
         self.core.configure_failed(self.address, self.now, "refused")
 
-    def suffer(self, cause: Cause, *, limited: bool) -> None:
+    def suffer(self, cause: Cause, *, limited: bool, again: bool = False) -> None:
         match cause:
             case Cause.LINK_READY:
                 self.core._not_before = self.now + RATE_LIMIT_INTERVAL if limited else None
@@ -83,7 +83,7 @@ class Host:
             case Cause.CONFLICT:
                 self.conflict(limited=limited)
             case Cause.REMOVED:
-                self.core._removals = MAX_CONFLICTS - 1 if limited else 0
+                self.core._removals = MAX_CONFLICTS - 1 if limited else int(again)
                 self.core.removed(self.now)
             case Cause.ELSEWHERE:
                 self.core.conflicts = MAX_CONFLICTS - 1 if limited else 0
@@ -99,10 +99,10 @@ def test_each_cause_leads_where_the_table_says(cause: Cause) -> None:
     sources, targets = TRANSITIONS[cause]
     for source in sources:
         led: set[State] = set()
-        for limited in (False, True):
+        for limited, again in ((False, False), (False, True), (True, True)):
             host = Host(source)
             host.seen.clear()
-            host.suffer(cause, limited=limited)
+            host.suffer(cause, limited=limited, again=again)
             ((old, new),) = host.take()
             assert old is source
             led.add(new)

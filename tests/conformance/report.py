@@ -1,0 +1,55 @@
+"""The report of a run: what was found, case by case and row by row."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import platform
+from collections.abc import Iterable, Mapping
+from typing import Any, TypedDict
+
+from .device import About
+from .rows import ROWS
+from .verdict import WORST_FIRST
+
+FORMAT = 1
+
+
+class Facts(TypedDict):
+    """What one case found."""
+
+    row: str
+    case: str
+    result: str
+    seen: str
+    frames: list[str]
+    must: bool
+    seconds: float
+
+
+def merge(found: Iterable[Facts]) -> dict[str, dict[str, Any]]:
+    """Row by row, in the order of the requirements: result, what was seen, the cases."""
+    rows: dict[str, list[Facts]] = {row: [] for row in ROWS}
+    for facts in sorted(found, key=lambda facts: facts["case"]):
+        rows[facts["row"]].append(facts)
+    return {row: _row(cases) for row, cases in rows.items() if cases}
+
+
+def _row(cases: list[Facts]) -> dict[str, Any]:
+    result = min((facts["result"] for facts in cases), key=WORST_FIRST.index)
+    seen = dict.fromkeys(
+        facts["seen"] for facts in cases if facts["result"] == result and facts["seen"]
+    )
+    return {"result": result, "seen": "; ".join(seen), "cases": cases}
+
+
+def dump(about: About, found: Iterable[Facts]) -> str:
+    """The report as JSON."""
+    report: Mapping[str, Any] = {
+        "format": FORMAT,
+        "program": about.describe(),
+        "date": dt.datetime.now(dt.timezone.utc).date().isoformat(),
+        "kernel": platform.release(),
+        "rows": merge(found),
+    }
+    return json.dumps(report, indent=1) + "\n"

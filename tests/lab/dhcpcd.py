@@ -1,0 +1,71 @@
+"""dhcpcd as a DHCP client, with its hooks and files in the host alone."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+from . import machine
+from .client import Client
+from .link import Port
+from .namespace import Namespace
+
+HOOKS = "/usr/lib/dhcpcd"
+"""dhcpcd's script, and the folder of what it reads."""
+
+CONFIG = "/etc/dhcpcd.conf"
+
+
+def give_own_hooks(namespace: Namespace) -> None:
+    """From now on what is written to dhcpcd's folder of hooks goes with the namespace."""
+    script = (
+        f"mkdir /run/lab-hooks && mount -t tmpfs -o mode=755 autoip-lab /run/lab-hooks"
+        f" && cp -a {HOOKS}/. /run/lab-hooks && mount --bind /run/lab-hooks {HOOKS}"
+        " && umount /run/lab-hooks && rmdir /run/lab-hooks"
+    )
+    namespace.run("sh", "-c", script)
+
+
+class DhcpcdClient(Client):
+    """dhcpcd with DHCP alone, unless `ipv4ll`; the host has its own hooks (`give_own_hooks`) as well."""
+
+    program = "dhcpcd"
+    package = "dhcpcd-base"
+    shortest_lease = 20
+    """Seconds: it takes shorter ones for so long."""
+
+    def __init__(self, port: Port, *, ipv4ll: bool = False) -> None:
+        super().__init__(port)
+        machine.write(port.host, CONFIG, "ipv4only\nduid\n" + ("" if ipv4ll else "noipv4ll\n"))
+        self.command = [self.path, "--nobackground", "--debug", port.name]
+        # The last hook that is read: what the others do is done when it has been.
+        machine.write(
+            port.host,
+            f"{HOOKS}/dhcpcd-hooks/99-lab-{port.name}",
+            f'[ "$interface" != {port.name} ] || {self.log_line("$reason")}\n',
+        )
+
+    def release(self) -> None:
+        """Gives the lease back and ends, as `dhcpcd --release` says to it."""
+        self.signal(signal.SIGALRM)
+        self.wait()
+
+    def kill(self) -> None:
+        """SIGKILL to it and to its helpers, which it would leave behind."""
+        helpers = [pid for pid in self.namespace.processes() if self._is_helper(pid)]
+        super().kill()
+        for pid in helpers:
+            self.namespace.run("kill", "-KILL", str(pid), check=False)
+
+    def _is_helper(self, pid: int) -> bool:
+        try:
+            words = Path(f"/proc/{pid}/comm").read_text(), Path(f"/proc/{pid}/cmdline").read_text()
+        except OSError:
+            return False
+        return pid != self.pid and words[0] == "dhcpcd\n"
+
+    def lease(self) -> str:
+        words = [self.path, "--ipv4only", "--dumplease", self.interface]
+        lines = self.namespace.run(*words, check=False).splitlines()
+        own = ("ip_address=", "interface=", "pid=")
+        return "\n".join(sorted(line for line in lines if not line.startswith(own)))

@@ -1,0 +1,65 @@
+"""The conformance suite finds what is wrong: a program with one defect falls short in just the rows concerned."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from .helpers import NETNS
+
+pytestmark = NETNS
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+DEFECTS = {
+    # defect: (rows in which it falls short, rows that hold nevertheless)
+    "": ((), ("claim-conflict", "claim-unicast-probe", "def-detect", "def-yield", "if-stop")),
+    "--meek": (("def-once",), ("def-yield", "claim-num")),
+    "--deaf": (("claim-conflict", "def-detect", "def-once", "def-yield"), ("announce",)),
+    "--stubborn": (("def-yield",), ("def-once", "claim-probe")),
+    "--untidy": (("if-stop",), ("claim-probe",)),
+    "--probes 4": (("claim-num",), ("claim-probe", "announce")),
+    "--steady": (("claim-num",), ("claim-probe", "announce")),
+    "--hasty": (("claim-before-use",), ("claim-probe", "claim-num")),
+    "--whisper": (("announce", "def-once"), ("claim-num",)),
+    "--bare": (("claim-probe",), ("announce",)),
+    "--greedy": (("sel-range",), ("claim-probe",)),
+    "--chatty": (("no-periodic",), ("claim-num",)),
+}
+
+
+@pytest.mark.parametrize("defect", DEFECTS)
+def test_a_defect_is_found(defect: str, tmp_path: Path) -> None:
+    wrong, right = DEFECTS[defect]
+    report = tmp_path / "report.json"
+    command = [sys.executable, "-m", "pytest", "tests/conformance", "-q", "-n", "4"]
+    command += ["-p", "no:cacheprovider", "--report", str(report)]
+    command += ["--dut", f"{sys.executable} -m tests.netns.standin {{ifname}} {defect}"]
+    for row in (*wrong, *right):
+        command += ["--row", row]
+    done = subprocess.run(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True, timeout=300)
+    assert report.exists(), done.stdout
+    rows = json.loads(report.read_text())["rows"]
+    results = {row: facts["result"] for row, facts in rows.items()}
+    expected = dict.fromkeys(wrong, "falls short") | dict.fromkeys(right, "holds")
+    assert results == expected, done.stdout
+    for row in wrong:
+        assert any(case["frames"] for case in rows[row]["cases"]), "no frame that proves it"
+    must = any(case["must"] for row in wrong for case in rows[row]["cases"])
+    assert done.returncode == (1 if must else 0), done.stdout
+
+
+def test_what_is_asked_wrongly_is_refused() -> None:
+    for words, said in (
+        ([], "--dut"),
+        (["--dut", "true", "--row", "claim-nothing"], "no such row: claim-nothing"),
+        (["--dut", "true", "--about", "nothing.json"], "nothing.json: no such file"),
+    ):
+        command = [sys.executable, "-m", "pytest", "tests/conformance", "-q", *words]
+        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
+        assert done.returncode == pytest.ExitCode.USAGE_ERROR
+        assert said in done.stderr
