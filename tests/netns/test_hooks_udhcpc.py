@@ -66,7 +66,7 @@ class TestUdhcpc(Fallback):
         host, _ = make_client(port, hooks=False)
         recorder = (
             "#!/bin/sh\necho $PPID $#; printf '<%s>' \"$@\"; env | sort; umask; pwd\n"
-            "ls -l /proc/$$/fd | sed 's/.* //'; read -r line; echo $line; exit 7\n"
+            "ls -l /proc/$$/fd >/run/fds; sed 's/.* //' /run/fds; read -r line; echo $line; exit 7\n"
         )
         machine.write(port.host, SCRIPT, recorder, 0o755)
         run = (
