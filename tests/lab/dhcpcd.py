@@ -42,7 +42,7 @@ class DhcpcdClient(Client):
         machine.write(
             port.host,
             f"{HOOKS}/dhcpcd-hooks/99-lab-{port.name}",
-            f'[ "$interface" != {port.name} ] || {self.log_line("$reason")}\n',
+            f'[ "$interface" != {port.name} ] || {{ {self.log_line("$reason")}; }}\n',
         )
 
     def release(self) -> None:
