@@ -70,6 +70,30 @@ def test_a_hundred_at_once_are_one_daemon(port: Port, host: Hooked) -> None:
     assert host.complaints() == []
 
 
+def test_while_one_works_one_waits_and_the_others_leave(port: Port, host: Hooked) -> None:
+    host.call("start", "eth0")
+    address = host.wait_address(port)
+
+    def workers() -> int:
+        found = 0
+        for pid in host.host.processes():
+            with contextlib.suppress(OSError):
+                words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+                found += words[1:4] == [b"/etc/autoip/hook", b"work", b"eth0"]
+        return found
+
+    wait_until(lambda: workers() == 0, "the first one's end")
+    lock = f"/run/autoip-hooks/{host.host.inode}-eth0.work"
+    busy = host.host.popen(["flock", "--no-fork", lock, "sleep", "300"])
+    wait_until(lambda: host.host.run("sh", "-c", f"flock -n {lock} true || echo no"), "a lock")
+    for _ in range(20):
+        host.call("stop", "eth0")
+    wait_until(lambda: workers() == 1, "one that waits")
+    assert port.host.link_local("eth0") == [address]
+    busy.kill()
+    host.wait_ended("eth0")
+
+
 @pytest.mark.parametrize("last", ["start", "stop"])
 def test_the_last_word_counts(port: Port, host: Hooked, last: str) -> None:
     """Start and stop, faster than a daemon can come and go."""
