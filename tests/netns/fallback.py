@@ -261,6 +261,24 @@ class Fallback:
             host.wait_no_address(port, LINGER + 60)
         assert host.complaints() == []
 
+    def test_the_client_starts_anew_at_once(self, port: Port, make_client: MakeClient) -> None:
+        """Whatever its hooks say so fast, in the end one daemon has the address."""
+        host, client = make_client(port)
+        client.start()
+        address = host.wait_address(port)
+        port.sniffer.wait_announcement(address, 60)
+        client.stop()
+        client.start()
+        wait_until(lambda: len(host.daemons("eth0")) == 1, "one daemon")
+        since = port.sniffer.mark()
+        port.carrier(False)
+        host.wait_no_address(port)
+        port.carrier(True)
+        port.sniffer.wait_announcement(address, 90, since=since)
+        assert port.host.link_local("eth0") == [address]
+        assert len(host.daemons("eth0")) == 1
+        assert host.complaints() == []
+
     def test_the_daemon_is_killed(self, port: Port, make_client: MakeClient) -> None:
         """The next event starts it again, and it takes over what it had."""
         host, client = make_client(port)
