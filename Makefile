@@ -122,7 +122,7 @@ install: install-program install-data ## into PREFIX (/usr/local), below DESTDIR
 install-program: setup
 	rm -rf build/wheel "$(DESTDIR)$(PROGRAMDIR)"
 	$(PIP) wheel --no-build-isolation --no-deps --wheel-dir build/wheel .
-	$(PIP) install --target "$(DESTDIR)$(PROGRAMDIR)" build/wheel/autoip-*.whl
+	$(PIP) install --target "$(DESTDIR)$(PROGRAMDIR)" "$$(echo build/wheel/autoip-*.whl)[networkmanager]"
 	rm -rf "$(DESTDIR)$(PROGRAMDIR)/bin"
 	install -d "$(DESTDIR)$(BINDIR)"
 	sed -e "1s|.*|#!$$($(PY) -c 'import sys; print(sys._base_executable)') -I|" \
@@ -173,7 +173,7 @@ $(VENV)/.made: $(REMAKE)
 $(VENV)/.ready: $(VENV)/.made pyproject.toml setup.py $(EXTENSION)
 	@echo "autoip: building the extension"
 	@rm -f autoip/_*.so
-	@$(PIP) install --no-build-isolation -e .
+	@$(PIP) install --no-build-isolation -e '.[networkmanager]'
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml setup.py | $(VENV)/.ready

@@ -16,7 +16,7 @@ from tests.lab.require import requires_program
 
 from .conftest import MakeHost
 from .helpers import NETNS, PEER, wait_until
-from .hooked import LINGER, Hooked, MakeHooked, routable
+from .hooked import CONFIG, LINGER, Hooked, MakeHooked, routable
 
 pytestmark = [
     *NETNS,
@@ -100,8 +100,9 @@ def test_no_server_then_a_lease_then_the_end(
 
 
 def test_renewals_then_expiry_then_a_lease_again(
-    port: Port, host: Hooked, client: Dhclient, make_host: MakeHost, stack: contextlib.ExitStack
+    port: Port, host: Hooked, make_host: MakeHost, stack: contextlib.ExitStack
 ) -> None:
+    client = stack.enter_context(Dhclient(port, timeout=60))
     server = stack.enter_context(Dhcpd(make_host(plugged=True), lease=LEASE))
     server.start()
     client.start()
@@ -117,8 +118,9 @@ def test_renewals_then_expiry_then_a_lease_again(
     client.wait_reason("EXPIRE")
     address = host.wait_address(port)
     wait_until(lambda: not routable(port), "the lease is off")
-    # Without the hook it would be kept by the link-local address.
     assert default_route(port.host) == ""
+    # The expiry was enough: dhclient has not failed to get another one so far.
+    assert "FAIL" not in client.reasons()
 
     lines = len(client.lines)
     server.start()
@@ -140,19 +142,27 @@ def test_renewals_then_expiry_then_a_lease_again(
 def test_another_subnet(
     port: Port, host: Hooked, client: Dhclient, make_host: MakeHost, stack: contextlib.ExitStack
 ) -> None:
-    """The old server's default route is gone, the new one's is there: with an address of ours all along."""
+    """The old server's default route is gone, the new one's is there: with an address of ours all along.
+
+    That would keep the old route, and the old route keeps the new one away.
+    """
+    machine.write(port.host, "/etc/autoip.conf", CONFIG.replace(f"{LINGER}", "600"))
     one = stack.enter_context(Dhcpd(make_host(plugged=True), lease=LEASE))
     two = stack.enter_context(Dhcpd(make_host(plugged=True), network="10.88.0.0/24"))
-    failed(client, host, port)
+    address = failed(client, host, port)
     one.start()
     client.wait_bound()
     assert default_route(port.host).startswith(f"default via {one.address} ")
     one.stop()
+    client.wait_reason("EXPIRE")
+    assert port.host.link_local("eth0") == [address]
+    assert default_route(port.host) == ""
     since = len(client.lines)
     two.start()
     assert client.wait_bound(since=since) in two.network
     assert default_route(port.host).split()[:3] == ["default", "via", str(two.address)]
     assert len(port.host.ip("route show default").splitlines()) == 1
+    assert port.host.link_local("eth0") == [address]
     assert host.complaints() == []
 
 

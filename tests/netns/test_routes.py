@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import time
 from ipaddress import IPv4Address
 from typing import Any
 
 import pytest
 
+from autoip.routes import LOOK_PAUSE
 from tests.lab import Namespace, Port, Switch, frames
 
 from .commands import report
@@ -125,6 +127,7 @@ def test_only_while_there_is_no_other(
     for _ in range(2):
         host.ip(f"route del {WHERE[which]}")
         _wait_default(host, True)
+        time.sleep(2 * LOOK_PAUSE)  # no look is under way that would find it
         host.ip(f"route add {WHERE[which]}")
         _wait_default(host, False)
 
