@@ -139,8 +139,9 @@ class TestDhcpcd(Fallback):
         address = host.wait_address(port)
         client.stop()
         assert "STOP" not in client.reasons()
+        lines = len(client.lines)
         client.start()
-        client.wait_reason("CARRIER", since=len(client.reasons()) - 1)
+        client.wait_line("sending DISCOVER", 30, since=lines)
         assert port.host.link_local("eth0") == [address]
         assert host.starts() == [f"{self.words} eth0"]
         self.give_up(client)
