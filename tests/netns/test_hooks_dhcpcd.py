@@ -131,6 +131,23 @@ class TestDhcpcd(Fallback):
             host.wait_ended("eth0")
         assert port.host.addresses("eth0") == []
 
+    def test_its_end_with_persistent(self, port: Port, make_client: MakeClient) -> None:
+        """Debian's configuration: dhcpcd leaves what it has set up, and so does the hook; a release ends both."""
+        host, client = make_client(port)
+        machine.write(port.host, CONFIG_FILE, "ipv4only\nnoipv4ll\nduid\npersistent\n")
+        client.start()
+        address = host.wait_address(port)
+        client.stop()
+        assert "STOP" not in client.reasons()
+        lines = len(client.lines)
+        client.start()
+        client.wait_line("sending DISCOVER", 30, since=lines)
+        assert port.host.link_local("eth0") == [address]
+        assert host.starts() == [f"{self.words} eth0"]
+        self.give_up(client)
+        host.wait_ended("eth0")
+        assert port.host.addresses("eth0") == []
+
     def test_it_has_a_link_local_address_itself(
         self, port: Port, make_client: MakeClient, stack: contextlib.ExitStack
     ) -> None:
