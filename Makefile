@@ -4,6 +4,8 @@ VENV := .venv
 PY := $(VENV)/bin/python
 # Test processes side by side.  The tests mostly wait for the timers of the RFC.
 JOBS ?= 6
+# Cases of the conformance suite side by side.  They do little else than wait.
+CASES ?= 12
 
 # An environment that is there is kept, whatever Python made it, unless PYTHON asks for another.
 ifdef PYTHON
@@ -18,11 +20,14 @@ EXTENSION := $(wildcard csrc/*.c csrc/*.h csrc/*.py)
 C_SOURCES := $(filter-out csrc/_%,$(wildcard csrc/*.c))
 C_FLAGS := -std=gnu11 -O2 -D_GNU_SOURCE -pthread -Icsrc -Wall -Wextra -Werror
 SHELL_FILES := $(wildcard .ci/run share/completions/*.bash tests/*.sh tests/*/*.sh) \
-	$(shell grep -lsE '^\#!.*[/ ](ba|da)?sh( |$$)' hooks/* hooks/*/*)
+	$(shell grep -lsE '^\#!.*[/ ](ba|da)?sh( |$$)' hooks/* hooks/*/* tests/conformance/adapters/*)
 # The sanitizers of older compilers cannot place their shadow memory where the kernel spreads its
 # mappings over 32 bits; a container may forbid to ask for less.
 NO_ASLR := $(shell setarch -R true 2>/dev/null && echo setarch -R)
 PIP := $(PY) -m pip --disable-pip-version-check --no-input -q
+
+CONFORMANCE := $(PY) -m pytest tests/conformance -n $(CASES)
+PROGRAMS ?= $(notdir $(basename $(wildcard tests/conformance/adapters/*.json)))
 
 # Where `make install` puts things.  DESTDIR is for packagers.
 PREFIX ?= /usr/local
@@ -46,7 +51,7 @@ endif
 endif
 
 help: ## list the targets
-	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 	@echo
 	@echo '  make run IFACE=eth0                         an address for eth0, until Ctrl-C'
 	@echo '  make run IFACE="eth0 eth1" ARGS="--debug"   several interfaces, more options'
@@ -68,6 +73,9 @@ test: $(VENV)/.dev ## all tests: C, then pytest (those that need root are skippe
 	@bash tests/deps.sh test
 	$(MAKE) --no-print-directory -C tests/c check
 	$(PY) -m pytest -n $(JOBS) --dist loadgroup $(ARGS)
+ifeq ($(strip $(ARGS))$(UID),0)
+	$(CONFORMANCE) -q --all-rows --dut "tests/conformance/adapters/autoip {netns} {ifname}"
+endif
 
 check: $(VENV)/.dev ## linters, types, C warnings, sanitizers, valgrind
 	@bash tests/deps.sh check
@@ -89,6 +97,16 @@ check: $(VENV)/.dev ## linters, types, C warnings, sanitizers, valgrind
 bench: $(VENV)/.dev ## the benchmarks, each beside what it is measured against (root)
 	@bash tests/deps.sh test
 	@exec $(AS_ROOT) $(PY) -m tests.bench $(ARGS)
+
+# Status 1 says that a program falls short of a MUST, which is no failure of the measurement.
+conformance: $(VENV)/.dev ## measure autoip and other programs anew, for docs/conformance.md (root)
+	@bash tests/deps.sh test
+	@mkdir -p tests/conformance/reports
+	@for program in $(PROGRAMS); do \
+		$(AS_ROOT) $(CONFORMANCE) --dut "tests/conformance/adapters/$$program {netns} {ifname}" \
+			--report tests/conformance/reports/$$program.json --tb=no || [ $$? = 1 ] || exit 1; \
+	done
+	$(PY) -m tests.conformance.page
 
 build: $(VENV)/.dev ## source distribution and wheel, into dist/
 	$(PY) -m build --no-isolation --outdir dist .
@@ -163,5 +181,5 @@ $(VENV)/.dev: pyproject.toml setup.py | $(VENV)/.ready
 	@$(PIP) install --no-build-isolation -e '.[bench,dev,test]'
 	@touch $@
 
-.PHONY: help setup run test check bench build install install-program install-data uninstall clean \
+.PHONY: help setup run test check bench conformance build install install-program install-data uninstall clean \
 	remake

@@ -9,7 +9,7 @@ needs a place to be: the queueing discipline "clsact", which holds filters and q
 * One that we have made goes at the end, unless somebody else has a filter in it by then. That it
   is ours is in our filter's handle, so that it is known after a crash as well.
 * To make or remove it, the kernel stops the interface's queues for a moment, and loses what is
-  sent just then. So it stays until the end, also while no address is held.
+  sent just then. So it stays from one address to the next, until none is wanted.
 
 A filter that a crash left is replaced in one step by the next instance on that interface: it has
 our name.

@@ -41,6 +41,14 @@ class Conf:
 
 
 @dataclass(frozen=True, slots=True)
+class Needs:
+    """A word of the client's own configuration, at the start of a line, without which its hook does nothing."""
+
+    path: str
+    word: str
+
+
+@dataclass(frozen=True, slots=True)
 class Client:
     """A DHCP client."""
 
@@ -50,6 +58,7 @@ class Client:
     confs: tuple[Conf, ...] = ()
     enables: bool = field(default=False, kw_only=True)
     """The unit is enabled for the interfaces that are named."""
+    needs: Needs | None = field(default=None, kw_only=True)
 
     @property
     def takes_names(self) -> bool:
@@ -100,6 +109,7 @@ CLIENTS: Mapping[str, Client] = {
     "dhcpcd": Client(
         ("/sbin/dhcpcd", "/usr/sbin/dhcpcd"),
         (File("dhcpcd", "/lib/dhcpcd/dhcpcd-hooks/90-autoip", 0o644),),
+        needs=Needs("/etc/dhcpcd.conf", "noipv4ll"),
     ),
     "udhcpc": Client(
         ("/sbin/udhcpc", "/usr/sbin/udhcpc"),

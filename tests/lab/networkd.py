@@ -39,7 +39,7 @@ class NetworkdClient(Client):
             "chown -R systemd-network: /run/systemd/netif\n",
         )
         self.serve(port.name)
-        script = f'#!/bin/sh\n[ "$IFACE" != {port.name} ] || {self.log_line("$STATE")}\n'
+        script = f'#!/bin/sh\n[ "$IFACE" != {port.name} ] || {{ {self.log_line("$STATE")}; }}\n'
         for state in STATES:
             # The last one in the folder: what the others do is done when it has been run.
             machine.write(host, f"/etc/networkd-dispatcher/{state}.d/zzz-lab", script, 0o755)

@@ -253,6 +253,23 @@ def test_set_up_once_and_taken_off(port: Port, make_autoip: MakeDaemon) -> None:
     assert BY_UNICAST not in daemon.output
 
 
+def test_taken_off_when_no_address_is_wanted(port: Port, make_autoip: MakeDaemon) -> None:
+    """co-lease: when a routable address makes ours superfluous, the interface is as it was."""
+    before = picture(port)
+    daemon = make_autoip(port, *FAST, "--policy", "fallback", "--after", "0", "--linger", "0")
+    bind(port, daemon)
+    for _ in range(2):
+        port.host.ip(f"addr add {STATIC}/24 dev eth0")
+        wait_until(lambda: picture(port) == before, "nothing left")
+        assert daemon.addresses() == []
+        since = port.sniffer.mark()
+        port.host.ip(f"addr del {STATIC}/24 dev eth0")
+        assert claimed(port, since=since) == A
+        assert answers_by_broadcast(port)
+    assert daemon.stop() == 0
+    assert picture(port) == before
+
+
 FOREIGN = (
     "qdisc add dev eth0 clsact",
     "filter add dev eth0 egress pref 50 u32 match u32 0 0 action mirred egress mirror dev eth1",
@@ -416,10 +433,9 @@ def test_two_interfaces(port: Port, make_autoip: MakeDaemon, processes: int) -> 
     wait_until(lambda: not ours(port) and not hook(port), "nothing left")
     assert len(ours(other)) == 1
     assert answers_by_broadcast(other, second)
-    for daemon in daemons:
-        if daemon.running:
-            daemon.stop()
-        assert daemon.wait() == 0
+    if processes == 2:  # it had nothing else to serve
+        assert daemons.pop(0).wait() == 0
+    assert daemons[0].stop() == 0
     assert hook(other) == ""
 
 

@@ -36,13 +36,14 @@ def test_host_that_answers_every_probe(port: Port, make_autoip: MakeDaemon) -> N
 
 
 def test_two_losses_are_no_proxy(port: Port, make_autoip: MakeDaemon) -> None:
-    """Two candidates in a row are bad luck."""
-    taken: set[IPv4Address] = set()
+    """Two candidates in a row are bad luck, and two more after a success as well."""
     neighbour = port.neighbour(answers_probes(2))
     daemon = make_autoip(port, *FAST)
-    bind(port, daemon)
-    taken.update(frame.tpa for frame in neighbour.answered)
-    assert len(taken) == 2
+    held = bind(port, daemon)
+    neighbour.become(answers_probes(2))
+    assert run(daemon, "refresh eth0").status == 0
+    daemon.wait_address(PATIENCE, other_than=held)
+    assert len({frame.tpa for frame in neighbour.answered}) == 4
     assert report(daemon)["notes"] == []
 
 

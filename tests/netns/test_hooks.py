@@ -8,6 +8,7 @@ import re
 import select
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,30 @@ def test_a_hundred_at_once_are_one_daemon(port: Port, host: Hooked) -> None:
     assert host.complaints() == []
 
 
+def test_while_one_works_one_waits_and_the_others_leave(port: Port, host: Hooked) -> None:
+    host.call("start", "eth0")
+    address = host.wait_address(port)
+
+    def workers() -> int:
+        found = 0
+        for pid in host.host.processes():
+            with contextlib.suppress(OSError):
+                words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+                found += words[1:4] == [b"/etc/autoip/hook", b"work", b"eth0"]
+        return found
+
+    wait_until(lambda: workers() == 0, "the first one's end")
+    lock = f"/run/autoip-hooks/{host.host.inode}-eth0.work"
+    busy = host.host.popen(["flock", "--no-fork", lock, "sleep", "300"])
+    wait_until(lambda: host.host.run("sh", "-c", f"flock -n {lock} true || echo no"), "a lock")
+    for _ in range(20):
+        host.call("stop", "eth0")
+    wait_until(lambda: workers() == 1, "one that waits")
+    assert port.host.link_local("eth0") == [address]
+    busy.kill()
+    host.wait_ended("eth0")
+
+
 @pytest.mark.parametrize("last", ["start", "stop"])
 def test_the_last_word_counts(port: Port, host: Hooked, last: str) -> None:
     """Start and stop, faster than a daemon can come and go."""
@@ -126,43 +151,62 @@ def test_a_daemon_that_somebody_else_started_is_left_alone(
     assert host.complaints() == []
 
 
-def test_nothing_of_the_client_is_passed_on(port: Port, host: Hooked, tmp_path: Path) -> None:
-    """Files, standard streams, directory, process group, environment."""
-    pipes = [os.pipe() for _ in range(4)]
-    ends = dict(zip((1, 3, 9, 12), (pair[1] for pair in pipes), strict=True))
-    moves = [f"{number}>&{end}" for number, end in ends.items() if number < 10]
-    # Only bash can name descriptor 12.
-    script = f"exec {' '.join(moves)} 12>&{ends[12]}; exec /etc/autoip/hook start eth0"
+@contextlib.contextmanager
+def called_with_pipes(host: Hooked, folder: Path, *numbers: int) -> Iterator[dict[int, int]]:
+    """Calls the hook with these descriptors open, one end of a pipe each; the other ends, by descriptor."""
+    pipes = {number: os.pipe() for number in numbers}
+    # Only bash can name descriptors over 9.
+    moves = " ".join(f"{number}>&{write}" for number, (_, write) in pipes.items())
+    closes = " ".join(f"{write}>&-" for _, write in pipes.values())
     hook = host.host.popen(
-        ["bash", "-c", script],
-        cwd=tmp_path,
+        ["bash", "-c", f"exec {moves} {closes}; exec /etc/autoip/hook start eth0"],
+        cwd=folder,
         env={**os.environ, "RUNTIME_DIRECTORY": "/run/client", "PYTHONPATH": "/nowhere", "x": "y"},
-        pass_fds=list(ends.values()),
+        pass_fds=[write for _, write in pipes.values()],
         stdin=subprocess.DEVNULL,
         die_with_us=False,
     )
-    for _, write in pipes:
+    for _, write in pipes.values():
         os.close(write)
     try:
         assert hook.wait(30) == 0
+        yield {number: read for number, (read, _) in pipes.items()}
+    finally:
+        for read, _ in pipes.values():
+            os.close(read)
+
+
+def has_ended(pipe: int) -> bool:
+    """Nobody has the other end any more, within a while."""
+    return select.select([pipe], [], [], 60)[0] == [pipe] and os.read(pipe, 100) == b""
+
+
+def test_nothing_of_the_client_is_passed_on(port: Port, host: Hooked, tmp_path: Path) -> None:
+    """Files, standard streams, session, directory, environment: neither to the daemon nor beside it."""
+    (tmp_path / "here").mkdir()
+    with called_with_pipes(host, tmp_path / "here", 1, 2, 3, 9, 40) as pipes:
         host.wait_address(port)
         (daemon,) = host.daemons("eth0")
-        for read, _ in pipes:
-            assert select.select([read], [], [], 60)[0] == [read], "a client's pipe is held open"
-            assert os.read(read, 100) == b""
-    finally:
-        for read, _ in pipes:
-            os.close(read)
+        for number, pipe in pipes.items():
+            assert has_ended(pipe), f"descriptor {number} is held open"
     proc = Path(f"/proc/{daemon}")
-    environ = dict(
-        line.split(b"=", 1) for line in (proc / "environ").read_bytes().split(b"\0") if line
-    )
-    assert not {b"RUNTIME_DIRECTORY", b"PYTHONPATH", b"x"} & environ.keys()
+    lines = (proc / "environ").read_bytes().split(b"\0")
+    names = {line.partition(b"=")[0] for line in lines}
+    assert not {b"RUNTIME_DIRECTORY", b"PYTHONPATH", b"x"} & names
     assert os.getsid(daemon) != os.getsid(0)
     streams = [os.readlink(proc / "fd" / str(number)) for number in range(3)]
     lock = f"/run/autoip-hooks/{host.host.inode}-eth0.daemon"
     assert streams == [lock, "/dev/null", "/dev/null"]
-    assert [name.name for name in tmp_path.iterdir()] == ["hooked0"]
+
+
+def test_a_program_that_closes_nothing_has_nothing(host: Hooked, tmp_path: Path) -> None:
+    """What the script itself can name it closes, whatever the program does."""
+    host.program.write_text(f"#!/bin/sh\npwd >{tmp_path}/pwd\nexec sleep 300\n")
+    with called_with_pipes(host, tmp_path, *range(1, 10)) as pipes:
+        wait_until((tmp_path / "pwd").exists, "its start")
+        for number, pipe in pipes.items():
+            assert has_ended(pipe), f"descriptor {number} is held open"
+    wait_until(lambda: (tmp_path / "pwd").read_text() == "/\n", "its directory")
 
 
 def test_it_does_not_wait_for_anything(port: Port, host: Hooked) -> None:

@@ -139,6 +139,15 @@ def paths(client: str) -> list[str]:
     return [file.path for file in CLIENTS[client].files]
 
 
+def test_what_the_client_has_to_be_told_is_told(root: Path, run: Run) -> None:
+    note = "note: dhcpcd: /etc/dhcpcd.conf has to say noipv4ll"
+    assert note in run("install --client dhcpcd")
+    (root / "etc/dhcpcd.conf").write_text("# noipv4ll\nnoipv4llx\n")
+    assert note in run("install --client dhcpcd")
+    (root / "etc/dhcpcd.conf").write_text("duid\n  noipv4ll # ours\n")
+    assert note not in run("install --client dhcpcd")
+
+
 def test_one_of_two_is_removed(root: Path, run: Run) -> None:
     before = tree(root)
     run("install --client ifupdown")
