@@ -454,7 +454,8 @@ def test_the_hook_leaves_others_alone(managed: Managed, server: Dhcpd) -> None:
     # Configured by somebody else: "connected (externally)".
     managed.port.switch.attach(managed.host, "eth1", plugged=True)
     managed.nm.wait_state("eth1", 30)
-    managed.host.ip("addr add 10.9.9.9/24 dev eth1")
+    managed.host.run("sh", "-c", "echo 0 >/proc/sys/net/ipv6/conf/eth1/disable_ipv6")
+    managed.host.ip("-6 addr add fd00::9/64 dev eth1")
     managed.nm.wait_state("eth1", 100)
     time.sleep(2)  # the dispatcher is done
     assert starts(managed) == []
