@@ -4,6 +4,9 @@
 #   docker run --network host --cap-drop ALL --cap-add NET_RAW --cap-add NET_ADMIN \
 #       --security-opt no-new-privileges -v autoip:/var/lib/autoip autoip eth0
 #
+# With --cap-add BPF as well, ARP for the address leaves by broadcast as RFC 3927 demands; without
+# it there is a second answer by broadcast.
+#
 # The volume keeps the last address; without it (or with --no-state) each start draws anew.
 #
 # BASE is any Debian image, with a Python of its own or without one:

@@ -122,7 +122,7 @@ install: install-program install-data ## into PREFIX (/usr/local), below DESTDIR
 install-program: setup
 	rm -rf build/wheel "$(DESTDIR)$(PROGRAMDIR)"
 	$(PIP) wheel --no-build-isolation --no-deps --wheel-dir build/wheel .
-	$(PIP) install --target "$(DESTDIR)$(PROGRAMDIR)" build/wheel/autoip-*.whl
+	$(PIP) install --target "$(DESTDIR)$(PROGRAMDIR)" "$$(echo build/wheel/autoip-*.whl)[networkmanager]"
 	rm -rf "$(DESTDIR)$(PROGRAMDIR)/bin"
 	install -d "$(DESTDIR)$(BINDIR)"
 	sed -e "1s|.*|#!$$($(PY) -c 'import sys; print(sys._base_executable)') -I|" \
@@ -142,8 +142,12 @@ install-data:
 	install -m 644 share/completions/autoip.fish "$(DESTDIR)$(FISHDIR)/autoip.fish"
 	install -m 644 share/90-autoip.rules "$(DESTDIR)$(EXAMPLEDIR)/90-autoip.rules"
 
-# Folders that are not ours alone stay, also when they are empty.
+# Folders that are not ours alone stay, also when they are empty. Hooks that would call what is no more
+# there go first; below DESTDIR the program does not run.
 uninstall: ## with the same PREFIX and DESTDIR
+	@if [ -z "$(DESTDIR)" ] && grep -qsxF "AUTOIP=$(BINDIR)/autoip" /etc/autoip/hook; then \
+		"$(BINDIR)/autoip" hooks remove; \
+	fi
 	rm -f $(foreach file,$(BINDIR)/autoip $(UNITDIR)/autoip@.service $(SYSUSERSDIR)/autoip.conf \
 		$(MANDIR)/autoip.8 $(BASHDIR)/autoip $(ZSHDIR)/_autoip $(FISHDIR)/autoip.fish \
 		$(EXAMPLEDIR)/90-autoip.rules,"$(DESTDIR)$(file)")
@@ -169,7 +173,7 @@ $(VENV)/.made: $(REMAKE)
 $(VENV)/.ready: $(VENV)/.made pyproject.toml setup.py $(EXTENSION)
 	@echo "autoip: building the extension"
 	@rm -f autoip/_*.so
-	@$(PIP) install --no-build-isolation -e .
+	@$(PIP) install --no-build-isolation -e '.[networkmanager]'
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml setup.py | $(VENV)/.ready

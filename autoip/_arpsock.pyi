@@ -22,6 +22,7 @@ class lib:
     AUTOIP_SILENT: int
     AUTOIP_PROBE: int
     AUTOIP_DEFEND: int
+    AUTOIP_ANSWER: int
     @staticmethod
     def autoip_filter_build(
         out: Any, capacity: int, mac: bytes, address: int, phase: int

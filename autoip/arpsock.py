@@ -43,11 +43,14 @@ class Phase(enum.IntEnum):
     SILENT: nothing.  PROBE (RFC 3927, 2.2.1): an ARP packet that uses the address, or probes
     for it by broadcast.  DEFEND (2.5): an ARP packet that uses it, and does not come from another
     interface of this host (`Reactor.own`).  Never one with our own hardware address as its sender.
+    ANSWER: as DEFEND, and another host that asks for the address is answered by broadcast (2.5), which
+    is no conflict and not told.
     """
 
     SILENT = lib.AUTOIP_SILENT
     PROBE = lib.AUTOIP_PROBE
     DEFEND = lib.AUTOIP_DEFEND
+    ANSWER = lib.AUTOIP_ANSWER
 
 
 class Received(NamedTuple):
@@ -235,7 +238,7 @@ class ArpSocket:
         return int(self._sent[0]) / _NS
 
     def arm(self, frame: bytes) -> None:
-        """The next conflict in phase DEFEND is answered with this frame, once.
+        """The next conflict in phase DEFEND or ANSWER is answered with this frame, once.
 
         Args:
             frame: 42 bytes, an ARP packet whose sender IP is the watched address.

@@ -210,7 +210,7 @@ def _table(reports: Iterable[dict[str, Any]]) -> list[str]:
         if (last := report["last_conflict"]) is not None:
             about = f"{last['mac']} about {last['address']}, {_when(last['at'])}"
             notes.append(f"{name}: last conflict: {about}")
-        notes += [f"{name}: {limit}" for limit in report["limits"]]
+        notes += [f"{name}: {line}" for line in (*report["notes"], *report["limits"])]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
     return lines + notes

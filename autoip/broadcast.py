@@ -4,12 +4,12 @@ The kernel answers by unicast, and asks again after a stale neighbour by unicast
 egress of the interface, an eBPF program of the C helper, gives such packets another destination. It
 needs a place to be: the queueing discipline "clsact", which holds filters and queues nothing.
 
-* One of somebody else stays, with its filters. Ours runs before most of theirs and lets all of
-  them run (TC_ACT_UNSPEC). Its priority is one that nobody has.
+* One of somebody else stays, with its filters. Ours runs before theirs, if none of them has
+  priority 1, and lets all of them run (TC_ACT_UNSPEC). Its priority is one that nobody has.
 * One that we have made goes at the end, unless somebody else has a filter in it by then. That it
   is ours is in our filter's handle, so that it is known after a crash as well.
 * To make or remove it, the kernel stops the interface's queues for a moment, and loses what is
-  sent just then. So it stays until the end, also while no address is held.
+  sent just then. So it stays from one address to the next, until none is wanted.
 
 A filter that a crash left is replaced in one step by the next instance on that interface: it has
 our name.
@@ -38,7 +38,7 @@ HANDLE_WITH_HOOK = 0xA9FE0002
 """Of our filter; the second if we have made the clsact."""
 
 # include/uapi/linux/pkt_sched.h
-_CLSACT, _HANDLE_CLSACT, _PARENT_CLSACT = "clsact", 0xFFFF0000, 0xFFFFFFF1
+_HANDLE_CLSACT, _PARENT_CLSACT = 0xFFFF0000, 0xFFFFFFF1
 _INGRESS, _EGRESS = 0xFFFFFFF2, 0xFFFFFFF3
 # include/uapi/linux/pkt_cls.h
 _BPF = "bpf"
@@ -91,7 +91,12 @@ class Broadcast:
         """
         self._refusals.pop(link.index, None)
         try:
-            await self._add(link.index)
+            try:
+                await self._add(link.index)
+            except KernelRefused as problem:
+                if problem.errno not in rtnl.RENEWED:
+                    raise
+                await self._add(link.index)
         except KernelRefused as problem:
             if problem.errno != errno.ENODEV:
                 self._refusals[link.index] = str(problem)
@@ -116,11 +121,12 @@ class Broadcast:
             left = [found for found in await self._list(index, _EGRESS) if found.ours]
             if left:
                 self._filters[index] = left[0]
-            return None
+            return
         if ours is not None:
             # Fails if somebody has removed the clsact, or the index is of another interface now.
             with contextlib.suppress(KernelRefused):
-                return await self._put(index, ours, self._program)
+                await self._put(index, ours, self._program)
+                return
         if await self._make_hook(index):
             try:
                 await self._put(index, Filter(PRIORITY, HANDLE_WITH_HOOK), self._program)
@@ -133,22 +139,23 @@ class Broadcast:
 
     async def _make_hook(self, index: int) -> bool:
         """Whether a clsact was made; False: one is there. Raises KernelRefused."""
+        request = _hook(rtnl.RTM_NEWQDISC, index)
         try:
-            await self._requests.send(_hook(rtnl.RTM_NEWQDISC, index), rtnl.CREATE)
+            await self._requests.send(request, rtnl.CREATE)
             return True
         except KernelRefused as problem:
             if problem.errno != errno.EEXIST:
                 raise
-        # "ingress" is at the same place; a filter for egress would land in its ingress.
-        # (Asked for it alone, the kernel does not answer.)
-        what = f"look at the clsact of interface {index}"
-        request = Request(what, rtnl.RTM_GETQDISC, {"index": index})
-        for found in await self._requests.dump(request):
-            kind = text(found.get_attr("TCA_KIND") or b"")
-            here = (found["index"], found["parent"]) == (index, _PARENT_CLSACT)
-            if here and kind != _CLSACT:
-                what = f"add a clsact to interface {index}, which has the qdisc {kind}"
-                raise KernelRefused(errno.EEXIST, what)
+        # "ingress" is at the same place; a filter for egress would land in its ingress. A change
+        # that changes nothing tells: the kernel refuses it for another kind. (It answers
+        # RTM_GETQDISC for this place with nothing at all.)
+        try:
+            await self._requests.send(request, rtnl.CHANGE)
+        except KernelRefused as problem:
+            if problem.errno != errno.EINVAL:
+                raise
+            what = f"add a clsact to interface {index}, which has another qdisc for ingress"
+            raise KernelRefused(errno.EEXIST, what) from None
         return False
 
     async def _put(self, index: int, wanted: Filter, program: int) -> None:
@@ -185,12 +192,14 @@ class Broadcast:
 
 
 def _place(there: Sequence[Filter]) -> Filter:
-    """Where ours goes: where it is, else where nothing is."""
+    """Where ours goes: where it is, else before all others, else where nothing is."""
     for found in there:
         if found.ours:
             return found
     taken = {found.priority for found in there}
-    return Filter(next(free for free in range(PRIORITY, 1 << 16) if free not in taken), HANDLE)
+    before = min(PRIORITY, min(taken, default=PRIORITY + 1) - 1)
+    free = before or next(free for free in range(1, 1 << 16) if free not in taken)
+    return Filter(free, HANDLE)
 
 
 def _hook(kind: int, index: int) -> Request:
@@ -198,7 +207,7 @@ def _hook(kind: int, index: int) -> Request:
     what = f"add a clsact to interface {index}"
     if kind == rtnl.RTM_DELQDISC:
         what = f"remove the clsact of interface {index}"
-    return Request(what, kind, fields, [("TCA_KIND", _CLSACT.encode() + b"\0")])
+    return Request(what, kind, fields, [("TCA_KIND", b"clsact\0")])
 
 
 def _filter(

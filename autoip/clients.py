@@ -32,12 +32,20 @@ class File:
 
 @dataclass(frozen=True, slots=True)
 class Conf:
-    """A configuration file for the client, made for the interfaces that are named; `--no-conf` leaves it out."""
+    """A configuration file, made for the interfaces that are named; `--no-conf` leaves it out."""
 
     path: str
     mode: int
     text: Callable[[Sequence[str]], str]
     """What it says for these interfaces, the mark line included (MARK, not as the first line)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """A word of the client's own configuration, at the start of a line, without which its hook does nothing."""
+
+    path: str
+    word: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,20 +55,20 @@ class Client:
     programs: tuple[str, ...]
     """Where its program may be: if one is there, the client is installed."""
     files: tuple[File, ...]
-    conf: Conf | None = None
+    confs: tuple[Conf, ...] = ()
     enables: bool = field(default=False, kw_only=True)
     """The unit is enabled for the interfaces that are named."""
+    needs: Needs | None = field(default=None, kw_only=True)
 
     @property
     def takes_names(self) -> bool:
         """Whether it is of any use to name interfaces."""
-        return self.enables or self.conf is not None
+        return self.enables or bool(self.confs)
 
     @property
     def paths(self) -> tuple[str, ...]:
         """All files that may be there because of this client."""
-        conf = () if self.conf is None else (self.conf.path,)
-        return (*(file.path for file in self.files), *conf)
+        return (*(file.path for file in self.files), *(conf.path for conf in self.confs))
 
 
 def _networkmanager_conf(interfaces: Sequence[str]) -> str:
@@ -74,6 +82,16 @@ def _networkmanager_conf(interfaces: Sequence[str]) -> str:
 match-device={devices}
 ipv4.dhcp-timeout=2147483647
 """
+
+
+def _networkmanager_policy(interfaces: Sequence[str]) -> str:
+    """The service that is enabled for these interfaces runs all the time: DHCP has its chance first."""
+    sections = "".join(f"[{name}]\npolicy = fallback\n" for name in interfaces)
+    return f"""\
+# Beside NetworkManager autoip is a fallback.  This counts more than /etc/autoip.conf; what counts more
+# is a file of this directory with a later name.
+{MARK.decode().strip()}
+{sections}"""
 
 
 CLIENTS: Mapping[str, Client] = {
@@ -91,6 +109,7 @@ CLIENTS: Mapping[str, Client] = {
     "dhcpcd": Client(
         ("/sbin/dhcpcd", "/usr/sbin/dhcpcd"),
         (File("dhcpcd", "/lib/dhcpcd/dhcpcd-hooks/90-autoip", 0o644),),
+        needs=Needs("/etc/dhcpcd.conf", "noipv4ll"),
     ),
     "udhcpc": Client(
         ("/sbin/udhcpc", "/usr/sbin/udhcpc"),
@@ -116,7 +135,10 @@ CLIENTS: Mapping[str, Client] = {
             File("networkmanager", "/etc/NetworkManager/dispatcher.d/90-autoip", 0o755),
             File("networkmanager", "/etc/NetworkManager/dispatcher.d/pre-down.d/90-autoip", 0o755),
         ),
-        Conf("/etc/NetworkManager/conf.d/90-autoip.conf", 0o644, _networkmanager_conf),
+        (
+            Conf("/etc/NetworkManager/conf.d/90-autoip.conf", 0o644, _networkmanager_conf),
+            Conf("/etc/autoip.conf.d/networkmanager.conf", 0o644, _networkmanager_policy),
+        ),
         enables=True,
     ),
 }

@@ -396,7 +396,7 @@ class Daemon:
     def _elsewhere(self, address: IPv4Address, asking: Interface) -> bool:
         """Whether this host has, or probes for, the address but by the doing of `asking`."""
         for index, value in self._addresses:
-            if value == address and not asking.has_put(index, value):
+            if value == address and not asking.holding.has_put(index, value):
                 return True
         others = (i.core for i in self._interfaces if i is not asking)
         return any(core is not None and core.candidate == address for core in others)

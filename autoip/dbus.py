@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, final
 
-from jeepney import DBusAddress, HeaderFields, MessageFlag, MessageType, Parser, new_method_call
+import jeepney
+from jeepney import DBusAddress, HeaderFields, MessageFlag, MessageType, new_method_call
 from jeepney.auth import BEGIN, Authenticator
 from jeepney.bus import get_connectable_addresses
+from jeepney.low_level import calc_msg_size
 
 BUS_NAME = "org.freedesktop.DBus"
 """The name of the bus itself; nobody else may have it."""
@@ -26,9 +27,11 @@ BUS_PATH = "/org/freedesktop/DBus"
 CONNECT_TIMEOUT = 5.0
 """Seconds for the connection, the authentication and the bus's first answer."""
 _LARGEST = 1 << 20
-"""Bytes of a message.  What we ask for has some hundreds; the bus itself allows 128 MiB."""
+"""Bytes of a message.  What we ask for has some hundreds; the bus itself passes on 32 MiB and more."""
 _UNANSWERED = 1000
 """Calls without an answer, at most: more would only be kept in memory."""
+_START = 16
+"""Bytes from which the size of a message can be told."""
 _CHUNK = 1 << 14
 
 
@@ -100,7 +103,6 @@ class Bus:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
         self._writer = writer
-        self._parser = Parser()
         self._serial = 0
         self._unanswered: dict[int, str] = {}  # by serial number: who is to answer
 
@@ -141,7 +143,7 @@ class Bus:
             if message.kind != "return":
                 raise BusLost(f"it does not let us in: {message.error}")
         except BaseException:
-            writer.close()
+            writer.transport.abort()
             raise
         return bus
 
@@ -185,28 +187,32 @@ class Bus:
         """Wait for a signal or an answer.
 
         Raises:
-            BusLost: the connection has ended, or what came makes no sense.
+            BusLost: the connection has ended.
         """
         while True:
             try:
-                message = self._parser.get_next_message()
-                if message is None:
-                    if self._parser.bytes_desired() > _LARGEST:
-                        raise BusLost("a message is too large")
-                    data = await self._reader.read(_CHUNK)
-                    if not data:
-                        raise BusLost("it closed the connection")
-                    self._parser.add_data(data)
-                    continue
-                read = _read(message)
-            except BusLost:
-                raise
+                data = await self._next_bytes()
             except OSError as error:
                 raise BusLost(error.strerror or str(error)) from error
+            except asyncio.IncompleteReadError:
+                raise BusLost("it closed the connection") from None
+            message = _read(data)
+            if message is not None and self._wanted(message):
+                return message
+
+    async def _next_bytes(self) -> bytes:
+        """One message; one that is too large is read and forgotten, since anybody may send us that."""
+        while True:
+            start = await self._reader.readexactly(_START)
+            try:
+                size = calc_msg_size(start)
             except Exception as error:  # jeepney raises what it meets
-                raise BusLost(f"a message cannot be read: {error!r}") from error
-            if read is not None and self._wanted(read):
-                return read
+                raise BusLost(f"what it says is no message: {start!r}") from error
+            if size <= _LARGEST:
+                return start + await self._reader.readexactly(size - _START)
+            size -= _START
+            while size > 0:
+                size -= len(await self._reader.readexactly(min(size, _CHUNK)))
 
     def _wanted(self, message: Message) -> bool:
         """Whether it is a signal, or the answer of whoever was asked."""
@@ -217,26 +223,26 @@ class Bus:
         del self._unanswered[message.answers]
         return True
 
-    async def close(self) -> None:
-        """End the connection."""
-        self._writer.close()
-        with suppress(OSError):
-            await self._writer.wait_closed()
+    def close(self) -> None:
+        """End the connection, whatever the other side still has to read."""
+        self._writer.transport.abort()
 
 
-def _read(message: Any) -> Message | None:
-    """A message as our value; None for one that is neither signal nor answer."""
-    kind = _KINDS.get(message.header.message_type)
-    if kind is None:
+def _read(data: bytes) -> Message | None:
+    """A message as our value; None for one that is neither signal nor answer, or cannot be read."""
+    try:
+        message = jeepney.Message.from_buffer(data)
+        fields = message.header.fields
+        kind = _KINDS[message.header.message_type]
+        return Message(
+            kind=kind,
+            sender=fields.get(HeaderFields.sender, ""),
+            path=fields.get(HeaderFields.path, ""),
+            interface=fields.get(HeaderFields.interface, ""),
+            member=fields.get(HeaderFields.member, ""),
+            answers=fields.get(HeaderFields.reply_serial, 0) if kind != "signal" else 0,
+            error=fields.get(HeaderFields.error_name, ""),
+            body=tuple(message.body),
+        )
+    except Exception:  # noqa: BLE001 (jeepney raises what it meets)
         return None
-    fields = message.header.fields
-    return Message(
-        kind=kind,
-        sender=fields.get(HeaderFields.sender, ""),
-        path=fields.get(HeaderFields.path, ""),
-        interface=fields.get(HeaderFields.interface, ""),
-        member=fields.get(HeaderFields.member, ""),
-        answers=fields.get(HeaderFields.reply_serial, 0) if kind != "signal" else 0,
-        error=fields.get(HeaderFields.error_name, ""),
-        body=tuple(message.body),
-    )

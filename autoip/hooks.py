@@ -14,7 +14,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 
-from autoip.clients import CLIENTS, MARK, SHARED, Client, File
+from autoip.clients import CLIENTS, MARK, SHARED, Client, File, Needs
 from autoip.errors import AutoipError, UsageError
 from autoip.rooted import Change, NotAFile, Rooted
 from autoip.usage import COMMANDS, Parser, interface_name
@@ -140,9 +140,8 @@ def install(tree: Rooted, arguments: Arguments) -> None:
             wanted[file.path] = _source(file, program), file.mode
             if file.keeps and _to_keep(tree, file):
                 kept[file.path] = file.keeps
-        if client.conf is not None and arguments.conf and arguments.interfaces:
-            text = client.conf.text(arguments.interfaces)
-            wanted[client.conf.path] = text.encode(), client.conf.mode
+        for conf in client.confs if arguments.conf and arguments.interfaces else ():
+            wanted[conf.path] = conf.text(arguments.interfaces).encode(), conf.mode
     stale = {
         path
         for path, (text, mode) in wanted.items()
@@ -172,8 +171,11 @@ def install(tree: Rooted, arguments: Arguments) -> None:
     if not tree.exists(program):
         _say("note:", f"{tree.shown(program)} is not there yet")
     for name, client in chosen.items():
-        if client.conf is not None and arguments.conf and not arguments.interfaces:
-            _say("note:", f"{name}: no interface was named, so {client.conf.path} was not written")
+        if client.needs is not None and not _says(tree, client.needs):
+            needs = client.needs
+            _say("note:", f"{name}: {tree.shown(needs.path)} has to say {needs.word}")
+        for conf in client.confs if arguments.conf and not arguments.interfaces else ():
+            _say("note:", f"{name}: no interface was named, so {conf.path} was not written")
 
 
 def _to_keep(tree: Rooted, file: File) -> bool:
@@ -215,6 +217,11 @@ def _present(tree: Rooted, client: Client) -> bool:
 def _source(file: File, program: str) -> bytes:
     with open(os.path.join(_SOURCES, file.source), encoding="utf-8") as source:
         return source.read().replace("@AUTOIP@", shlex.quote(program)).encode()
+
+
+def _says(tree: Rooted, needs: Needs) -> bool:
+    lines = (tree.read(needs.path) or b"").splitlines()
+    return any(line.split()[:1] == [needs.word.encode()] for line in lines)
 
 
 def _program() -> str:

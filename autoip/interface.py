@@ -14,8 +14,7 @@ import asyncio
 import errno
 import logging
 import os
-from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -23,21 +22,25 @@ from ipaddress import IPv4Address
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from autoip import arp, ipv4ll, sockdiag
+from autoip import acd, arp, diagnosis, ipv4ll, sockdiag
 from autoip.acd import Defence, Listen
 from autoip.arp import format_mac
 from autoip.arpsock import ArpSocket, Phase, Reactor, Received
 from autoip.constants import CONFIGURE_RETRY, Timing
 from autoip.errors import KernelRefused, StateProblem
-from autoip.instance import Held, Instance
+from autoip.holding import Holding, Place
+from autoip.instance import Instance
 from autoip.ipv4ll import Ipv4ll, State
+from autoip.kept_routes import KeptRoute, KeptRoutes
 from autoip.links import PROTOCOL, Address, Link
 from autoip.netlink import Netlink
 from autoip.options import Options
 from autoip.policy import Kind, Policy
 from autoip.report import VERSION
 from autoip.store import Store
+from autoip.strangers import Strangers
 from autoip.teller import IN_USE, Teller
+from autoip.worker import Worker
 
 if TYPE_CHECKING:
     from autoip.script import ScriptRunner
@@ -51,10 +54,6 @@ _REQUEST_TIMEOUT = 5.0
 """Seconds after which a netlink request counts as refused..."""
 _WORK_TIMEOUT = 3 * _REQUEST_TIMEOUT
 """...and after which several that belong together are given up."""
-_RESET_TIMEOUT = 1.0
-"""Seconds that the reset of connections may take: the other host wants the address."""
-_REPAIR_PAUSE = 1.0
-"""Seconds after which a route that somebody removed is put back."""
 _GRACE = 1.0
 """Seconds for which somebody else may leave the interface without the address.
 
@@ -62,12 +61,6 @@ A script may put it there again itself.  A DHCP client that takes all addresses 
 routes: what came back too soon would lose its own.  RFC 3927 has nobody claim an address faster than in
 2 * PROBE_MIN + ANNOUNCE_WAIT, which is 4 s.
 """
-_NOT_RESET = "TCP connections from an address that is given up are not reset"
-_NO_RESET = {
-    errno.EOPNOTSUPP: "the kernel lacks CONFIG_INET_DIAG_DESTROY",
-    errno.ENOENT: "the kernel lacks CONFIG_INET_DIAG",
-}
-_BY_UNICAST = "the kernel sends ARP for the address by unicast; answers also go out by broadcast: "
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,21 +92,6 @@ class Shared:
     changed: Callable[[], None]
 
 
-@dataclass(slots=True)
-class _KeptRoute:
-    """A route of ours that comes and goes.
-
-    Attributes:
-        put: has the kernel have it, with this source.
-        take: has the kernel not have it, by the interface of this index.
-        there: index and source of what it has, or will have when all requests are done.
-    """
-
-    put: Callable[[Link, IPv4Address], Awaitable[object]]
-    take: Callable[[int], Awaitable[object]]
-    there: tuple[int, IPv4Address] | None = None
-
-
 class Interface:
     """Keeps one interface's link-local address right until `stop`."""
 
@@ -127,22 +105,17 @@ class Interface:
         self.link: Link | None = None
         self.core: Ipv4ll | None = None
         self.policy = Policy(options.policy, options.after, options.linger)
-        self.owned: Held | None = None  # what is, or may be, on an interface by our doing
-        self._disowned: Held | None = None  # what was so last, until the kernel tells
-        self._instance = instance
+        self.holding = Holding(teller, instance, shared.netlink)
         self._shared = shared
         self._socket: ArpSocket | None = None
         self._watching: tuple[Phase, IPv4Address | None] | None = None
         self._armed = False
-        self._by_unicast: str | None = None  # why the kernel's ARP is, as last logged
-        self._not_reset: str | None = None  # why connections were not
         self._starting = False  # the core is to be told that it may begin
         self._looking = False  # for connections that use the address
-        self._onlink = _KeptRoute(shared.netlink.set_onlink, shared.netlink.remove_onlink)
-        self._default = _KeptRoute(shared.netlink.set_default, shared.netlink.remove_default)
-        self._repair: asyncio.TimerHandle | None = None  # of a route that somebody has removed
-        self._requests: deque[Callable[[], Awaitable[object]]] = deque()
-        self._worker: asyncio.Task[None] | None = None
+        self._takers = diagnosis.Takers()
+        self._strangers = Strangers(teller)
+        self._worker = Worker(_WORK_TIMEOUT, self._request_failed, self.tick)
+        self._routes = KeptRoutes(shared.netlink, self._worker)
         self._saving: asyncio.Task[None] | None = None
         self._recovery: asyncio.TimerHandle | None = None
         self._leftover: IPv4Address | None = None  # what an instance that crashed held
@@ -156,6 +129,7 @@ class Interface:
         """The interface is as `link` says; None: there is none of that name."""
         with self._guarded("link"):
             before = self.link
+            self._routes.link_changed(link)
             self._link_changed(link)
             if before is not None and (link is None or link.index != before.index):
                 self._release(before)  # it may live on under another name
@@ -174,9 +148,8 @@ class Interface:
 
     def address_added(self, address: Address, *, new: bool) -> None:
         """An address came to the interface, or one there was changed."""
-        if self._disowned == Held(address.index, address.address) and not self._is_own(address):
-            self._disowned = None  # somebody else has put it there
-        if new and not self._is_own(address):
+        self.holding.told(address)
+        if new and not self.holding.is_own(address):
             text, prefixlen = str(address.address), address.prefixlen
             self.teller.publish("address-added", address=text, prefixlen=prefixlen)
         self._addressed()
@@ -187,7 +160,7 @@ class Interface:
         if core is None or link is None or core.listen is Listen.NOTHING:
             return
         if core.candidate == address.address and address.index < link.index:
-            self._request(self._verify)
+            self._worker.request(self._verify)
 
     def address_removed(self, address: Address) -> None:
         """An address left the interface.
@@ -195,51 +168,29 @@ class Interface:
         If it is ours, ask whether that is still so: the message may be the echo of our own
         request, older than what came after it.
         """
-        if self._is_own(address):
+        if self.holding.is_own(address):
             asyncio.get_running_loop().call_later(_GRACE, self._look_for_ours)
-        elif self._disowned == Held(address.index, address.address):
-            self._disowned = None
+        elif self.holding.has_put(address.index, address.address):
+            self.holding.told(address)
         else:
             text, prefixlen = str(address.address), address.prefixlen
             self.teller.publish("address-removed", address=text, prefixlen=prefixlen)
         self._addressed()
 
-    def has_put(self, index: int, address: IPv4Address) -> bool:
-        """Whether the address, if the interface is said to have it, is there by our doing.
-
-        Also one that is gone already: the link may be back before the kernel's word of that.
-        """
-        return Held(index, address) in (self.owned, self._disowned)
-
-    def _is_own(self, address: Address) -> bool:
-        return self.owned is not None and address.address == self.owned.address
-
     def resynchronise(self) -> None:
         """See whether the address is still there: messages of the kernel may have been lost."""
-        self._disowned = None
+        self.holding.forget()
         self._look_for_ours()
         self._addressed()
-        self._put_routes()
+        self._routes.put_back()
 
     def _look_for_ours(self) -> None:
-        if self.owned is not None:
-            self._request(self._verify)
+        if self.holding.owned is not None:
+            self._worker.request(self._verify)
 
     def route_removed(self) -> None:
         """A route of ours is gone: by our doing, with its source, or by somebody's."""
-        if self._repair is None:
-            # Not at once: who does so again and again is not fought at full speed.
-            loop = asyncio.get_running_loop()
-            self._repair = loop.call_later(_REPAIR_PAUSE, self._put_routes)
-
-    def _put_routes(self) -> None:
-        """Put the routes that there should be; they may be there."""
-        if self._repair is not None:
-            self._repair.cancel()
-            self._repair = None
-        for route in (self._onlink, self._default):
-            if self.link is not None and route.there is not None:
-                self._request(partial(route.put, self.link, route.there[1]))
+        self._routes.removed()
 
     def permit(self, allowed: bool, why: str = "") -> None:
         """Whether the interface may have an address at all.
@@ -259,17 +210,21 @@ class Interface:
             held = self.core is not None and self.core.address is not None
             self.policy.addressed(routable, self._shared.clock(), held=held)
             self._pump()
+            if self._ending is None:
+                self._strangers.look(self._others)
+
+    def _others(self) -> list[Address]:
+        """The interface's addresses that are not there by our doing."""
+        there = self._shared.addresses(self.link.index) if self.link is not None else ()
+        return [a for a in there if not self.holding.has_put(a.index, a.address)]
 
     def _routable(self) -> IPv4Address | None:
-        if self.link is None:
-            return None
-        others = self._shared.addresses(self.link.index)
-        return next((other.address for other in others if other.routable), None)
+        return next((other.address for other in self._others() if other.routable), None)
 
     def script_bound(self) -> None:
         """The script knows of the address; put right what it did to it."""
-        if self.owned is not None:
-            self._request(self._settle)
+        if self.holding.owned is not None:
+            self._worker.request(self._settle)
 
     def tick(self) -> None:
         """Time has passed."""
@@ -292,7 +247,7 @@ class Interface:
 
     def next_timer(self) -> float | None:
         """When `tick` is to be called; None: not before something else happens."""
-        if self._worker is not None:
+        if self._worker.busy:
             return None
         parts = (self.core, self.policy)
         times = [part.next_timer() for part in parts if part is not None]
@@ -309,14 +264,6 @@ class Interface:
         state = core.state if core is not None else State.NO_LINK
         by_policy = self.policy.yields or state is State.STANDBY
         step, at = self._step()
-        own = self.owned.address if self.owned is not None else None
-        others = self._shared.addresses(link.index) if link is not None else ()
-        unicast = self._shared.netlink.by_unicast(link.index) if link is not None else None
-        limits = (
-            unicast and _BY_UNICAST + unicast,
-            self._not_reset and f"{_NOT_RESET}: {self._not_reset}",
-            self._instance.warning,
-        )
         return {
             "version": VERSION,
             "interface": self.name,
@@ -333,15 +280,16 @@ class Interface:
             "policy": self.options.policy.value,
             "defence": "abandon" if self.options.defence is Defence.ABANDON else "defend",
             "delay": self.options.delay,
-            "others": [f"{a.address}/{a.prefixlen}" for a in others if a.address != own],
+            "others": [f"{a.address}/{a.prefixlen}" for a in self._others()],
             "conflicts": teller.conflicts,
             "defences": teller.defences,
             "last_conflict": teller.last_conflict,
             "limits": [
                 *self._shared.netlink.limits,
                 *self._shared.limits,
-                *(limit for limit in limits if limit),
+                *self.holding.limits,
             ],
+            "notes": teller.notes,
         }
 
     def _step(self) -> tuple[str | None, float | None]:
@@ -361,22 +309,21 @@ class Interface:
         if self.script is not None:
             # Defended until the script has let go of it: it may take the address off itself.
             await self.script.stop()
-        for timer in (self._recovery, self._repair):
-            if timer is not None:
-                timer.cancel()
+        self._routes.close()
+        if self._recovery is not None:
+            self._recovery.cancel()
         with self._guarded("stop"):
             self._lose_link("stopped")
             if self.link is not None:
                 self._release(self.link)
-        while self._worker is not None:
-            await asyncio.wait([self._worker])
+        await self._worker.idle()
+        await self._strangers.ended()
         if self._saving is not None:
             await asyncio.wait([self._saving])
 
     def release(self) -> None:
         """After `stop`: another instance may serve the interface."""
-        if self.owned is None:  # else the record stays, for the next instance to take over
-            self._instance.release()
+        self.holding.release()
 
     # --- the link ----------------------------------------------------------------------------
 
@@ -419,15 +366,13 @@ class Interface:
         The record that it kept tells; where that is lost, the address saved last together with our
         mark on the kernel's entry.  It comes back when it has been probed (section 2.2).
         """
-        for route in (self._onlink, self._default):
-            self._request(partial(route.take, link.index))
-        held = self._instance.previous
+        self._routes.take_over(link)
         for address in self._shared.addresses(link.index):
-            recorded = held == Held(link.index, address.address)
+            recorded = self.holding.left_by(link, address.address)
             marked = address.proto == PROTOCOL and address.address == self._saved(link.mac)
             if recorded or marked:
                 self._leftover = address.address
-                self.owned = Held(link.index, address.address)
+                self.holding.take_over(link, address.address)
                 self.teller.say(
                     logging.INFO, f"takes over {address.address} from an instance that died"
                 )
@@ -436,11 +381,7 @@ class Interface:
     def _bring_up(self, link: Link) -> None:
         if self.options.bring_up and self._raised != link.index:
             self._raised = link.index
-
-            async def bring_up() -> None:
-                await self._shared.netlink.set_up(link.index)
-
-            self._request(bring_up)
+            self._worker.request(partial(self._shared.netlink.set_up, link.index))
 
     def _no_link(self, trouble: str) -> None:
         if trouble != self._trouble:
@@ -499,7 +440,7 @@ class Interface:
 
         if not self._starting:
             self._starting = True
-            self._request(start)
+            self._worker.request(start)
 
     def _first_candidate(self, mac: bytes) -> IPv4Address | None:
         """What to try first: what we had, what the user said, what a crash left, what was saved."""
@@ -538,7 +479,7 @@ class Interface:
         self._obey(core)
         self._take_events(core)
         self._route(core)
-        while self._worker is None and not self._requests:
+        while not self._worker.busy:
             now = self._shared.clock()
             core.handle_timer(now)
             self._take_events(core)
@@ -556,7 +497,11 @@ class Interface:
         if self._socket is None:
             return
         if not self.policy.wanted:
+            begins = core.state is not State.STANDBY
             core.stand_by(self.policy.why)
+            if begins and self.link is not None:
+                self._take_events(core)  # the address is off before what belongs to it
+                self._release(self.link)
         elif core.state in _IDLE:
             self._start(self.policy.why)
 
@@ -578,7 +523,7 @@ class Interface:
             self.policy.connections(used, self._shared.clock())
 
         self._looking = True
-        self._request(look)
+        self._worker.request(look)
 
     def _route(self, core: Ipv4ll) -> None:
         """Have the routes that the policy and the options want now."""
@@ -586,28 +531,17 @@ class Interface:
         source = self.policy.source
         if not (core.address or self.policy.kind is Kind.ROUTE_ONLY):
             source = None
-        if self._keep(self._onlink, source):
+        if self._keep(self._routes.onlink, source):
             self.teller.say(logging.INFO, self.policy.why)
         source = core.address
         if not self.options.default_route or self.policy.yields or self._shared.other_default():
             source = None
-        if self._keep(self._default, source):
+        if self._keep(self._routes.default, source):
             self.teller.say(logging.INFO, f"no default route: all is on the link, from {source}")
 
-    def _keep(self, route: _KeptRoute, source: IPv4Address | None) -> bool:
-        """Have the route, or not (None).  Whether it is made, or made anew."""
-        wanted: tuple[int, IPv4Address] | None = None
-        if source is not None and self.link is not None and self._socket is not None:
-            wanted = self.link.index, source
-        if wanted == route.there:
-            return False
-        before, route.there = route.there, wanted
-        if wanted is not None and self.link is not None:
-            self._request(partial(route.put, self.link, wanted[1]))
-            return True
-        if before is not None:
-            self._request(partial(route.take, before[0]))
-        return False
+    def _keep(self, route: KeptRoute, source: IPv4Address | None) -> bool:
+        """While the link can carry anything; see `KeptRoutes.keep`."""
+        return self._routes.keep(route, source if self._socket is not None else None)
 
     def _send(self, core: Ipv4ll, socket: ArpSocket, frame: bytes) -> None:
         try:
@@ -622,7 +556,10 @@ class Interface:
         """Make filter and reflex what the core's state asks for."""
         if self._socket is None:
             return
-        wanted = (_PHASES[core.listen], core.candidate)
+        phase = _PHASES[core.listen]
+        if phase is Phase.DEFEND and self.holding.by_unicast is not None:
+            phase = Phase.ANSWER
+        wanted = (phase, core.candidate)
         if self._watching != wanted:
             self._socket.watch(*wanted)
             self._watching = wanted
@@ -644,7 +581,11 @@ class Interface:
                     self._remove(address, reset=conflict)
                     if self.script is not None:
                         self.script.lost(conflict=conflict)
+                case acd.Conflict(address=address, packet=packet, in_use=False):
+                    if (note := self._takers.conflict(address, packet)) is not None:
+                        self.teller.note(note)
                 case ipv4ll.Claimed(address=address):
+                    self._takers.claimed()
                     self._save(core.mac, address)
                     if self.script is not None:
                         self.script.bound(address)
@@ -653,115 +594,54 @@ class Interface:
 
     # --- requests to the kernel, one after the other -----------------------------------------
 
-    def _request(self, request: Callable[[], Awaitable[object]]) -> None:
-        self._requests.append(request)
-        if self._worker is None:
-            self._worker = asyncio.get_running_loop().create_task(self._work())
-
-    async def _work(self) -> None:
-        while self._requests:
-            request = self._requests.popleft()
-            try:
-                await asyncio.wait_for(request(), _WORK_TIMEOUT)
-            except asyncio.TimeoutError:
-                self.teller.say(logging.ERROR, "the kernel did not answer a request")
-            except KernelRefused as error:
-                self.teller.say(logging.ERROR, str(error))
-            except Exception as error:  # noqa: BLE001 (see _fail)
-                self._fail("request", error)
-        self._worker = None
-        self.tick()
+    def _request_failed(self, error: Exception) -> None:
+        if isinstance(error, asyncio.TimeoutError):
+            self.teller.say(logging.ERROR, "the kernel did not answer a request")
+        elif isinstance(error, KernelRefused):
+            self.teller.say(logging.ERROR, str(error))
+        else:
+            self._fail("request", error)
 
     def _configure(self, core: Ipv4ll, address: IPv4Address) -> None:
         async def configure() -> None:
+            if (link := self.link) is None:
+                return
+            add = self.holding.add(link, address, lambda: core.candidate == address)
             try:
-                await asyncio.wait_for(self._add(core, address), _REQUEST_TIMEOUT)
+                place = await asyncio.wait_for(add, _REQUEST_TIMEOUT)
             except KernelRefused as error:
-                self._disown(None)
                 core.configure_failed(address, self._shared.clock(), str(error))
             except asyncio.TimeoutError:
                 self._remove(address)  # it may have got there all the same
                 core.configure_failed(address, self._shared.clock(), "the kernel did not answer")
+            else:
+                if place is Place.HERE:
+                    core.configured(address, self._shared.clock())
+                elif place is Place.ELSEWHERE:
+                    core.elsewhere(address, self._shared.clock())
             self._take_events(core)
 
-        self._request(configure)
-
-    async def _add(self, core: Ipv4ll, address: IPv4Address) -> None:
-        """Put the address on the interface, and tell the core.  Raises KernelRefused."""
-        addresses = await self._shared.netlink.addresses()
-        if self.link is None or core.candidate != address:
-            return  # lost before it began
-        if any(a.address == address and a.index != self.link.index for a in addresses):
-            # What the packets could not tell: the two cannot hear each other (a bridge and its
-            # port), or have the same hardware address.
-            core.elsewhere(address, self._shared.clock())
-            return
-        self.owned = Held(self.link.index, address)
-        self._instance.hold(self.link.index, address)
-        await self._shared.netlink.add_address(self.link, address)
-        self._tell_by_unicast(self.link.index)
-        core.configured(address, self._shared.clock())
-
-    def _tell_by_unicast(self, index: int) -> None:
-        """Warn, once, if the kernel's own ARP is not what section 2.5 demands."""
-        why = self._shared.netlink.by_unicast(index)
-        if why is not None and why != self._by_unicast:
-            self.teller.say(logging.WARNING, _BY_UNICAST + why)
-        self._by_unicast = why
+        self._worker.request(configure)
 
     def _remove(self, address: IPv4Address, *, reset: bool = False) -> None:
-        async def remove() -> None:
-            if self.owned is not None and self.owned.address == address:
-                if reset:
-                    await self._reset(address)
-                await self._shared.netlink.remove_address(self.owned.index, address)
-                self._disown(self.owned)
-
-        self._request(remove)
-
-    async def _reset(self, address: IPv4Address) -> None:
-        """End what uses the address while its peers can still be told: RFC 3927 section 2.5."""
-        try:
-            count = await asyncio.wait_for(sockdiag.destroy(address), _RESET_TIMEOUT)
-        except asyncio.TimeoutError:
-            self.teller.say(logging.WARNING, f"{_NOT_RESET}: it would take too long")
-        except KernelRefused as error:
-            why = _NO_RESET.get(error.errno, str(error))
-            if self._not_reset is None:
-                self.teller.say(logging.WARNING, f"{_NOT_RESET}: {why}")
-            self._not_reset = why
-        else:
-            if count:
-                self.teller.say(logging.INFO, f"reset {count} connections from {address}")
+        self._worker.request(partial(self.holding.remove, address, reset=reset))
 
     def _release(self, link: Link) -> None:
         """Take off what stays on a link while addresses come and go."""
-        self._request(partial(self._shared.netlink.release, link.index))
-
-    def _disown(self, removed: Held | None) -> None:
-        """Nothing of ours is on an interface any more; `removed` is what was taken off just now."""
-        self._disowned = removed
-        self.owned = None
-        self._instance.drop()
+        self._worker.request(partial(self._shared.netlink.release, link.index))
 
     async def _verify(self) -> None:
-        """Tell the core if the address that it holds is no longer on the interface, or on two.
-
-        Of two interfaces that began to use it at the same moment the first one keeps it.
-        """
+        """Tell the core if the address that it holds is no longer on the interface, or on two."""
         core, link = self.core, self.link
-        if core is None or link is None or core.address is None:
+        if core is None or link is None or (address := core.address) is None:
             return
-        addresses = await self._shared.netlink.addresses()
-        holders = {found.index for found in addresses if found.address == core.address}
-        if link.index not in holders:
-            if self.owned is not None:
-                # The rule and the route that belong to it are still there.
-                await self._shared.netlink.remove_address(self.owned.index, self.owned.address)
-                self._disown(self.owned)
+        place = await self.holding.place(link, address)
+        if place is Place.NOWHERE:
+            # The rule and the route that belong to it are still there.
+            await self.holding.remove(address)
             core.removed(self._shared.clock())
-        elif min(holders) < link.index:
-            core.elsewhere(core.address, self._shared.clock())
+        elif place is Place.ELSEWHERE:
+            core.elsewhere(address, self._shared.clock())
             self._take_events(core)
 
     async def _settle(self) -> None:
@@ -769,7 +649,7 @@ class Interface:
         await self._verify()
         core, link = self.core, self.link
         if core is not None and link is not None and core.address is not None:
-            await self._shared.netlink.add_address(link, core.address, replace=True)
+            await self.holding.put_back(link, core.address)
 
     # --- state, and what must not happen -----------------------------------------------------
 
@@ -800,8 +680,8 @@ class Interface:
         self.core = None
         if self.script is not None:
             self.script.lost()
-        if self.owned is not None:
-            self._remove(self.owned.address)
+        if self.holding.owned is not None:
+            self._remove(self.holding.owned.address)
         if self._recovery is None and self._ending is None:
             loop = asyncio.get_running_loop()
             self._recovery = loop.call_later(CONFIGURE_RETRY, self._recover)

@@ -11,7 +11,7 @@ What `add_address` sets up for an address A on interface number N, and `remove_a
 * a rule and a table for A (see `source_rule`), so that replies from A leave by N.
 
 Before the first address `add_address` also makes ARP leave N by broadcast where it must (see
-`broadcast`). That stays until `release`.
+`broadcast`). That stays from one address to the next, until `release`.
 
 Beside a routable address `set_onlink` has link-local destinations reached from that one, and with a
 link-local one `set_default` has everything else reached on the link (see `onlink`).
@@ -61,7 +61,7 @@ from autoip.rtnl import (
     text,
     why_lost,
 )
-from autoip.source_rule import SourceRules
+from autoip.source_rule import TABLE_BASE, SourceRules
 
 METRIC_BASE = 1000
 LABEL_SUFFIX = "autoip"
@@ -96,7 +96,7 @@ class Netlink:
         self._requests = Requests()
         self._rules = SourceRules(self._requests)
         self._broadcast = Broadcast(self._requests, program)
-        self._onlink = OnlinkRoutes(self._requests)
+        self._onlink = OnlinkRoutes(self._requests, TABLE_BASE)
         self._remove_lock = asyncio.Lock()
         self._pending: deque[Event] = deque()
         self._links: dict[int, Link] = {}
@@ -204,7 +204,7 @@ class Netlink:
             return await self._remove_alone(index, address)
 
     async def release(self, index: int) -> None:
-        """At the end: take off the interface `index` what stays between addresses.
+        """No address is wanted any more: take off the interface what stays from one to the next.
 
         Raises KernelRefused.
         """

@@ -113,9 +113,10 @@ class Follower:
     async def stop(self) -> None:
         """End.  Nothing is permitted or forbidden any more."""
         self._owner = ""
-        if self._task is not None:
+        while self._task is not None and not self._task.done():
+            # More than once: before Python 3.12 wait_for() may forget it.
             self._task.cancel()
-            await asyncio.wait([self._task])
+            await asyncio.wait([self._task], timeout=0.1)
         for name in self._verdicts:
             self._drop_timer(name)
 
@@ -131,8 +132,11 @@ class Follower:
         self._log.warning("%s", text)
 
     async def _run(self) -> None:
-        from autoip import dbus
-
+        try:
+            from autoip import dbus
+        except ImportError:  # a part of it is missing
+            self._cannot_follow()
+            return
         pause = RETRY_FIRST
         while True:
             try:
@@ -146,16 +150,16 @@ class Follower:
             except Exception:  # noqa: BLE001 (a bug of ours must not end it)
                 self._log.exception("internal error in what follows NetworkManager")
             finally:
-                await self._disconnect()
+                self._disconnect()
             await asyncio.sleep(pause)
             pause = min(2 * pause, RETRY_MAX)
 
-    async def _disconnect(self) -> None:
+    def _disconnect(self) -> None:
         if self._bus is not None:
             bus, self._bus = self._bus, None
             if self._owner:  # else nothing has changed
                 self._is_away()
-            await bus.close()
+            bus.close()
 
     # --- what comes from the bus -------------------------------------------------------------
 

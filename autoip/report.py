@@ -55,6 +55,7 @@ STATUS: Mapping[str, Field] = {
     "limits": Field(
         "array of strings", "", "what kernel, privileges or a missing package do not allow"
     ),
+    "notes": Field("array of strings", "", "what was seen of others that is in the way"),
 }
 """`autoip status --json`: one such object for each interface."""
 

@@ -66,7 +66,7 @@ RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 RTM_NEWRULE, RTM_DELRULE, RTM_GETRULE = 32, 33, 34
-RTM_NEWQDISC, RTM_DELQDISC, RTM_GETQDISC = 36, 37, 38
+RTM_NEWQDISC, RTM_DELQDISC = 36, 37
 RTM_NEWTFILTER, RTM_DELTFILTER, RTM_GETTFILTER = 44, 45, 46
 RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE = 0x1, 0x10, 0x40
 RTNLGRP_IPV4_ROUTE = 7
@@ -92,6 +92,8 @@ IFLA_INET_CONF, IPV4_DEVCONF_PROMOTE_SECONDARIES = 1, 20
 
 # The kernel was built without CONFIG_IP_MULTIPLE_TABLES.
 NO_RULES = (errno.EOPNOTSUPP, errno.EAFNOSUPPORT)
+# An answer was lost with its socket, which was renewed: the request may have been carried out.
+RENEWED = (errno.ENOBUFS, errno.ECONNRESET)
 # What to remove is not there, or went away with its interface.
 GONE = (errno.ENOENT, errno.ESRCH, errno.ENODEV, errno.ENXIO, errno.EADDRNOTAVAIL)
 
@@ -498,8 +500,8 @@ class Requests:
             try:
                 found = await self.send(request, DUMP)
             except KernelRefused as problem:
-                # Busy: a cancelled dump is still under way. The other two: the socket was renewed.
-                if problem.errno not in (errno.EBUSY, errno.ENOBUFS, errno.ECONNRESET):
+                # Busy: a cancelled dump is still under way.
+                if problem.errno not in (errno.EBUSY, *RENEWED):
                     raise
             else:
                 if not any(answer["header"]["flags"] & NLM_F_DUMP_INTR for answer in found):

@@ -15,6 +15,8 @@ from autoip.report import event
 
 IN_USE = (State.ANNOUNCING, State.BOUND)
 """The states in which an address is held."""
+NOTES_MAX = 8
+"""Lines that `status` shows of what was noticed, the newest ones."""
 
 
 class Teller:
@@ -42,6 +44,7 @@ class Teller:
         self.conflicts = 0
         self.defences = 0
         self.last_conflict: dict[str, Any] | None = None
+        self.notes: list[str] = []
         self._log = log
         self._progress = progress
         self._clock = clock
@@ -50,6 +53,12 @@ class Teller:
     def say(self, level: int, text: str, error: Exception | None = None) -> None:
         """A log line about the interface; with the traceback of an error that is a bug of ours."""
         self._log.log(level, "%s: %s", self.name, text, exc_info=error)
+
+    def note(self, text: str) -> None:
+        """Something that an administrator should see to: a warning, and a line of `status`."""
+        if text not in self.notes:
+            self.notes = [*self.notes, text][-NOTES_MAX:]
+            self.say(logging.WARNING, text)
 
     def publish(self, name: str, **fields: Any) -> None:
         """An event for those who watch."""

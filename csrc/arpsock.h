@@ -33,7 +33,17 @@ enum autoip_phase {
     /* RFC 3927, 2.2.1: whoever uses the candidate, and whoever probes for it. */
     AUTOIP_PROBE = 1,
     /* RFC 3927, 2.5: whoever uses our address.  A probe for it is only a question. */
-    AUTOIP_DEFEND = 2
+    AUTOIP_DEFEND = 2,
+    /* The same, and questions for our address are answered: see autoip_socket_watch(). */
+    AUTOIP_ANSWER = 3
+};
+
+/* What a frame is. */
+enum autoip_verdict {
+    AUTOIP_NOTHING = 0,
+    AUTOIP_CONFLICT = 1,
+    /* Another host asks, or probes, for our address.  Only in phase AUTOIP_ANSWER. */
+    AUTOIP_QUESTION = 2
 };
 
 /* A conflict, as it is told to the program. */
@@ -59,8 +69,8 @@ int autoip_filter_build(struct sock_filter *out, size_t capacity, const uint8_t 
                         uint32_t address, int phase);
 
 /*
- * The same rule in C, for a frame that the filter has let through: 1 if it is a conflict, else
- * 0.  What is not in the bytes (direction, VLAN tag) only the kernel can look at.
+ * The same rule in C, for a frame that the filter has let through: an autoip_verdict.  What is
+ * not in the bytes (direction, VLAN tag) only the kernel can look at.
  */
 int autoip_filter_accepts(const uint8_t *frame, size_t length, const uint8_t mac[6],
                           uint32_t address, int phase);
@@ -78,7 +88,7 @@ int autoip_reactor_fd(const struct autoip_reactor *reactor);
 
 /*
  * From now on these are the hardware addresses of all interfaces of this host, 6 bytes each.  One
- * that is a frame's sender is no conflict in phase AUTOIP_DEFEND, on any socket: by default Linux
+ * that is a frame's sender is no conflict once an address is defended, on any socket: by default Linux
  * answers ARP for all its addresses on all its interfaces, and two of them can be on one link.
  * -E2BIG for more than AUTOIP_OWN_MAX.  After an error all is as it was.
  */
@@ -109,6 +119,9 @@ uint32_t autoip_socket_token(const struct autoip_socket *sock);
  * From now on watches this address in this phase.  Events that follow carry `generation`;
  * none of them is about what was watched before.  An armed frame for another address is
  * disarmed, and any armed frame by AUTOIP_SILENT.  After an error all is as it was.
+ *
+ * In phase AUTOIP_ANSWER the thread answers whoever asks for the address, by broadcast (RFC 3927,
+ * 2.5) and at a bounded rate.  The program hears nothing of it.
  */
 int autoip_socket_watch(struct autoip_socket *sock, int phase, uint32_t address,
                         uint32_t generation);
@@ -121,7 +134,8 @@ int autoip_socket_send(struct autoip_socket *sock, const uint8_t frame[AUTOIP_FR
                        uint64_t *sent_ns);
 
 /*
- * The next conflict in phase AUTOIP_DEFEND is answered with this frame by the thread, once.
+ * The next conflict in phase AUTOIP_DEFEND or AUTOIP_ANSWER is answered with this frame by the
+ * thread, once.
  * -EINVAL if the frame's sender IP is not the watched address.
  */
 int autoip_socket_arm(struct autoip_socket *sock, const uint8_t frame[AUTOIP_FRAME_LEN]);

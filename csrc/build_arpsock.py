@@ -11,7 +11,9 @@ ffibuilder.cdef(
     #define AUTOIP_FILTER_MAX ...
     #define AUTOIP_OWN_MAX ...
 
-    enum autoip_phase { AUTOIP_SILENT, AUTOIP_PROBE, AUTOIP_DEFEND, ... };
+    enum autoip_phase {
+        AUTOIP_SILENT, AUTOIP_PROBE, AUTOIP_DEFEND, AUTOIP_ANSWER, ...
+    };
 
     struct sock_filter { uint16_t code; uint8_t jt; uint8_t jf; uint32_t k; };
 

@@ -1,5 +1,5 @@
 /*
- * Which frames are conflicts: as a program for the kernel, and again in C.
+ * Which frames are conflicts, or questions: as a program for the kernel, and again in C.
  *
  * Both follow the offsets of an ARP packet for IPv4 over Ethernet (RFC 826):
  *
@@ -25,12 +25,14 @@
 
 enum {
     AT_DESTINATION = 0,
+    AT_SOURCE = 6,
     AT_TYPE = 12,
     AT_HARDWARE_AND_PROTOCOL = 14,
     AT_LENGTHS_AND_OPERATION = 18,
     AT_OPERATION = 20,
     AT_SHA = AUTOIP_SHA_AT,
     AT_SPA = AUTOIP_SPA_AT,
+    AT_THA = 32,
     AT_TPA = 38
 };
 
@@ -123,7 +125,7 @@ int autoip_filter_build(struct sock_filter *out, size_t capacity, const uint8_t 
         emit(p, BPF_RET | BPF_K, 0, 0, 0); /* refuse */
         return 1;
     }
-    if (phase != AUTOIP_PROBE && phase != AUTOIP_DEFEND)
+    if (phase != AUTOIP_PROBE && phase != AUTOIP_DEFEND && phase != AUTOIP_ANSWER)
         return -EINVAL;
 
     emit(p, BPF_LD | BPF_W | BPF_LEN, 0, 0, 0);                            /* A <- length */
@@ -149,10 +151,15 @@ int autoip_filter_build(struct sock_filter *out, size_t capacity, const uint8_t 
         return finish(p);
     }
     equal(p, address, ACCEPT, 0);                                          /* uses it? */
-    equal(p, 0, 0, REJECT);                                                /* no probe? */
+    if (phase == AUTOIP_PROBE)
+        equal(p, 0, 0, REJECT);                                            /* no probe? */
     load(p, BPF_H, AT_OPERATION);                                          /* A <- operation */
     equal(p, OPERATION_REQUEST, 0, REJECT);                                /* no request? */
     load(p, BPF_W, AT_TPA);                                                /* A <- TPA */
+    if (phase == AUTOIP_ANSWER) {
+        equal(p, address, ACCEPT, REJECT);                                 /* asks for ours? */
+        return finish(p);
+    }
     equal(p, address, 0, REJECT);                                          /* for another one? */
     load(p, BPF_W, AT_DESTINATION);                                        /* A <- to, first 4 */
     equal(p, 0xffffffffu, 0, REJECT);                                      /* no broadcast? */
@@ -161,29 +168,48 @@ int autoip_filter_build(struct sock_filter *out, size_t capacity, const uint8_t 
     return finish(p);
 }
 
+static const uint8_t broadcast[6] = {0xff, 0xff, 0xff, 0xff, 0xff, 0xff};
+
 int autoip_filter_accepts(const uint8_t *frame, size_t length, const uint8_t mac[6],
                           uint32_t address, int phase)
 {
-    static const uint8_t broadcast[6] = {0xff, 0xff, 0xff, 0xff, 0xff, 0xff};
     uint32_t operation;
 
-    if (phase != AUTOIP_PROBE && phase != AUTOIP_DEFEND)
-        return 0;
+    if (phase != AUTOIP_PROBE && phase != AUTOIP_DEFEND && phase != AUTOIP_ANSWER)
+        return AUTOIP_NOTHING;
     if (length < AUTOIP_FRAME_LEN)
-        return 0;
+        return AUTOIP_NOTHING;
     if (load16(frame + AT_TYPE) != ETH_P_ARP)
-        return 0;
+        return AUTOIP_NOTHING;
     if (load32(frame + AT_HARDWARE_AND_PROTOCOL) != ETHERNET_AND_IPV4)
-        return 0;
+        return AUTOIP_NOTHING;
     operation = load32(frame + AT_LENGTHS_AND_OPERATION);
     if (operation != REQUEST && operation != REPLY)
-        return 0;
+        return AUTOIP_NOTHING;
     if (memcmp(frame + AT_SHA, mac, 6) == 0)
-        return 0;
+        return AUTOIP_NOTHING;
     if (load32(frame + AT_SPA) == address)
-        return 1;
+        return AUTOIP_CONFLICT;
+    if (operation != REQUEST || load32(frame + AT_TPA) != address)
+        return AUTOIP_NOTHING;
+    if (phase == AUTOIP_ANSWER)
+        return AUTOIP_QUESTION;
     /* A probe: it came by broadcast, as switches send unicast ones to track devices. */
-    return phase == AUTOIP_PROBE && load32(frame + AT_SPA) == 0 && operation == REQUEST &&
-           load32(frame + AT_TPA) == address &&
-           memcmp(frame + AT_DESTINATION, broadcast, sizeof broadcast) == 0;
+    if (phase == AUTOIP_PROBE && load32(frame + AT_SPA) == 0 &&
+        memcmp(frame + AT_DESTINATION, broadcast, sizeof broadcast) == 0)
+        return AUTOIP_CONFLICT;
+    return AUTOIP_NOTHING;
+}
+
+void autoip_reply_make(uint8_t reply[AUTOIP_FRAME_LEN], const uint8_t question[AUTOIP_FRAME_LEN],
+                       const uint8_t mac[6])
+{
+    memcpy(reply, question, AUTOIP_FRAME_LEN);
+    memcpy(reply + AT_DESTINATION, broadcast, 6);
+    memcpy(reply + AT_SOURCE, mac, 6);
+    reply[AT_OPERATION + 1] = 2;
+    memcpy(reply + AT_SHA, mac, 6);
+    memcpy(reply + AT_SPA, question + AT_TPA, 4);
+    memcpy(reply + AT_THA, question + AT_SHA, 6);
+    memcpy(reply + AT_TPA, question + AT_SPA, 4);
 }

@@ -31,6 +31,12 @@ struct autoip_batch {
     uint64_t wall_ns;
 };
 
+/* -- filter.c ------------------------------------------------------------------------- */
+
+/* The answer to an AUTOIP_QUESTION from the host with this hardware address, by broadcast. */
+void autoip_reply_make(uint8_t reply[AUTOIP_FRAME_LEN], const uint8_t question[AUTOIP_FRAME_LEN],
+                       const uint8_t mac[6]);
+
 /* -- socket.c: a packet socket as a plain descriptor ---------------------------------- */
 
 /* Opens, attaches the silent filter, then binds.  Returns the descriptor or a negative errno. */

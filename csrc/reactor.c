@@ -33,9 +33,17 @@
 
 /*
  * After a conflict that was not answered, the thread rests: nothing is urgent until the program
- * has acted, and a flood is then read in batches instead of frame by frame.
+ * has acted, and a flood is then read in batches instead of frame by frame.  Likewise after a
+ * question too many.
  */
 #define REST_NS 500000
+
+/*
+ * A broadcast disturbs every host of the link: whatever is asked, after a few answers there is one
+ * per interval.
+ */
+#define ANSWER_BURST 16u
+#define ANSWER_INTERVAL_NS 50000000u
 
 struct autoip_socket {
     struct autoip_reactor *reactor;
@@ -55,7 +63,9 @@ struct autoip_socket {
 
     uint32_t queued; /* events of this socket in the queue; under the reactor's lock */
 
-    struct autoip_batch batch; /* the thread's own */
+    /* The thread's own. */
+    struct autoip_batch batch;
+    uint64_t answers_until; /* the answers given would take so long, one per interval */
 };
 
 struct queued_event {
@@ -100,28 +110,51 @@ static bool is_own(struct autoip_reactor *reactor, const uint8_t *mac)
     return found;
 }
 
-/*
- * The reflex.  Whether the frame is a conflict; if so, under what generation it is to be told
- * and when it was answered (0: it was not).
- */
-static bool answer(struct autoip_socket *sock, const uint8_t *frame, size_t length,
-                   uint32_t *generation, uint64_t *defended_ns)
+/* Answers a question, unless there were too many: then false. */
+static bool reply(struct autoip_socket *sock, const uint8_t *question)
 {
-    bool conflict;
+    uint8_t frame[AUTOIP_FRAME_LEN];
+    uint64_t now = autoip_now();
 
-    *defended_ns = 0;
+    if (sock->answers_until < now)
+        sock->answers_until = now;
+    if (sock->answers_until - now > (ANSWER_BURST - 1) * (uint64_t)ANSWER_INTERVAL_NS)
+        return false;
+    sock->answers_until += ANSWER_INTERVAL_NS;
+    autoip_reply_make(frame, question, sock->mac);
+    (void)autoip_packet_send(sock->fd, frame); /* the kernel has answered as well */
+    return true;
+}
+
+/*
+ * The reflex.  What the frame is, and whether it was answered.  Of a conflict also under what
+ * generation it is to be told, and when it was answered (0: it was not).
+ */
+static enum autoip_verdict answer(struct autoip_socket *sock, const uint8_t *frame, size_t length,
+                                  struct autoip_event *event, bool *answered)
+{
+    enum autoip_verdict verdict;
+
+    *answered = false;
+    event->defended_ns = 0;
     pthread_mutex_lock(&sock->lock);
-    conflict = autoip_filter_accepts(frame, length, sock->mac, sock->address, sock->phase) &&
-               !(sock->phase == AUTOIP_DEFEND && is_own(sock->reactor, frame + AUTOIP_SHA_AT));
-    if (conflict && sock->armed && sock->phase == AUTOIP_DEFEND &&
-        sock->armed_address == sock->address) {
+    verdict = (enum autoip_verdict)autoip_filter_accepts(frame, length, sock->mac, sock->address,
+                                                         sock->phase);
+    if (verdict != AUTOIP_NOTHING && sock->phase != AUTOIP_PROBE &&
+        is_own(sock->reactor, frame + AUTOIP_SHA_AT))
+        verdict = AUTOIP_NOTHING;
+    if (verdict == AUTOIP_QUESTION) {
+        *answered = reply(sock, frame);
+    } else if (verdict == AUTOIP_CONFLICT && sock->armed && sock->phase != AUTOIP_PROBE &&
+               sock->armed_address == sock->address) {
         sock->armed = false;
-        if (autoip_packet_send(sock->fd, sock->armed_frame) == 0)
-            *defended_ns = autoip_now();
+        *answered = autoip_packet_send(sock->fd, sock->armed_frame) == 0;
+        if (*answered)
+            event->defended_ns = autoip_now();
     }
-    *generation = sock->generation;
+    event->generation = sock->generation;
     pthread_mutex_unlock(&sock->lock);
-    return conflict;
+    return verdict;
 }
 
 static void tell(const struct autoip_reactor *reactor)
@@ -166,7 +199,7 @@ static void enqueue(struct autoip_socket *sock, const struct autoip_event *event
 }
 
 /*
- * Handles the first `count` frames of the batch; true if any was a conflict not answered.
+ * Handles the first `count` frames of the batch; true if any conflict or question was not answered.
  *
  * Not inlined: a thread that is cancelled leaves serve() without returning, so nothing that has
  * variables in memory may be underway there (the address sanitizer marks them).
@@ -178,9 +211,14 @@ static __attribute__((noinline)) bool on_frames(struct autoip_socket *sock, int 
     for (int i = 0; i < count; i++) {
         const uint8_t *frame = sock->batch.entries[i].frame;
         struct autoip_event event;
+        enum autoip_verdict verdict;
+        bool answered;
 
-        if (!answer(sock, frame, sock->batch.headers[i].msg_len, &event.generation,
-                    &event.defended_ns))
+        verdict = answer(sock, frame, sock->batch.headers[i].msg_len, &event, &answered);
+        if (verdict == AUTOIP_NOTHING)
+            continue;
+        unanswered = unanswered || !answered;
+        if (verdict != AUTOIP_CONFLICT)
             continue;
         event.received_ns = autoip_batch_received(&sock->batch, i);
         /* Where the kernel gave no time stamp: it is later than the answer. */
@@ -189,7 +227,6 @@ static __attribute__((noinline)) bool on_frames(struct autoip_socket *sock, int 
         event.token = sock->token;
         memcpy(event.frame, frame, AUTOIP_FRAME_LEN);
         enqueue(sock, &event);
-        unanswered = unanswered || event.defended_ns == 0;
     }
     return unanswered;
 }
@@ -479,7 +516,8 @@ int autoip_socket_watch(struct autoip_socket *sock, int phase, uint32_t address,
     uint32_t generation_before;
     int result;
 
-    if (phase != AUTOIP_SILENT && phase != AUTOIP_PROBE && phase != AUTOIP_DEFEND)
+    if (phase != AUTOIP_SILENT && phase != AUTOIP_PROBE && phase != AUTOIP_DEFEND &&
+        phase != AUTOIP_ANSWER)
         return -EINVAL;
 
     /*

@@ -9,7 +9,7 @@ _autoip() {
     local -a before
     read -ra before <<<"${line%"$current"}"
     local command=run previous=${before[-1]} interfaces='' path options words
-    local clients="dhclient ifupdown dhcpcd udhcpc networkd-dispatcher"
+    local clients="dhclient ifupdown dhcpcd udhcpc networkd-dispatcher networkmanager"
 
     for path in /sys/class/net/*; do
         # A bonding driver puts a file there that is no interface.

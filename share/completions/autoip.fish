@@ -63,7 +63,7 @@ complete -c autoip -n '__fish_seen_subcommand_from wait' -l timeout -x -d 'Give 
 complete -c autoip -n '__fish_seen_subcommand_from probe' -l delay -x -d 'Longest pause between two probes, 1 to 8000 ms'
 
 set -l hooks '__fish_seen_subcommand_from hooks'
-complete -c autoip -n $hooks -l client -x -a 'dhclient ifupdown dhcpcd udhcpc networkd-dispatcher' -d 'For this DHCP client'
+complete -c autoip -n $hooks -l client -x -a 'dhclient ifupdown dhcpcd udhcpc networkd-dispatcher networkmanager' -d 'For this DHCP client'
 complete -c autoip -n $hooks -l root -x -a '(__fish_complete_directories)' -d 'An image that is being built'
 complete -c autoip -n $hooks -l no-conf -d "Leave the client's configuration alone"
 complete -c autoip -n $hooks -l program -r -F -d 'The program to start'

@@ -171,6 +171,59 @@ static void test_one_changed_field(void)
     }
 }
 
+/* A question for our address, with one field changed; what it then is in phase ANSWER. */
+static const struct {
+    const char *what;
+    size_t at;
+    size_t length;
+    uint8_t bytes[6];
+    enum autoip_verdict verdict;
+} questions[] = {
+    {"nothing", 0, 0, {0}, AUTOIP_QUESTION},
+    {"destination: us", 0, 6, {2, 0, 0, 0, 0, 1}, AUTOIP_QUESTION},
+    {"source: ours", 6, 6, {2, 0, 0, 0, 0, 1}, AUTOIP_QUESTION},
+    {"type: RARP", 12, 2, {0x80, 0x35}, AUTOIP_NOTHING},
+    {"hardware type: IEEE 802", 15, 1, {6}, AUTOIP_NOTHING},
+    {"protocol type: IPv6", 16, 2, {0x86, 0xdd}, AUTOIP_NOTHING},
+    {"hardware length: 5", 18, 1, {5}, AUTOIP_NOTHING},
+    {"operation: reply", 21, 1, {2}, AUTOIP_NOTHING},
+    {"operation: InARP request", 21, 1, {8}, AUTOIP_NOTHING},
+    {"SHA: ours", 22, 6, {2, 0, 0, 0, 0, 1}, AUTOIP_NOTHING},
+    {"SPA: none, a probe", 28, 4, {0}, AUTOIP_QUESTION},
+    {"SPA: 192.0.2.1", 28, 4, {192, 0, 2, 1}, AUTOIP_QUESTION},
+    {"SPA: ours", 28, 4, {169, 254, 10, 20}, AUTOIP_CONFLICT},
+    {"THA: ours", 32, 6, {2, 0, 0, 0, 0, 1}, AUTOIP_QUESTION},
+    {"TPA: first byte", 38, 1, {0xaa}, AUTOIP_NOTHING},
+    {"TPA: last byte", 41, 1, {0x15}, AUTOIP_NOTHING},
+};
+
+static void test_questions(void)
+{
+    for (size_t i = 0; i < sizeof questions / sizeof *questions; i++)
+        for (int phase = AUTOIP_PROBE; phase <= AUTOIP_ANSWER; phase++) {
+            uint8_t frame[AUTOIP_FRAME_LEN];
+            int expected = (int)questions[i].verdict;
+            int verdict;
+
+            make_frame(frame, their_mac, OTHER, OURS, 1);
+            memcpy(frame + questions[i].at, questions[i].bytes, questions[i].length);
+            attach(our_mac, OURS, phase);
+            verdict = autoip_filter_accepts(frame, sizeof frame, our_mac, OURS, phase);
+            CHECK(accepts(frame, sizeof frame, phase) == (verdict != AUTOIP_NOTHING));
+            /* Elsewhere nobody asks us; a probe is a rival before the address is ours. */
+            if (expected == AUTOIP_QUESTION && phase == AUTOIP_DEFEND)
+                expected = AUTOIP_NOTHING;
+            if (expected == AUTOIP_QUESTION && phase == AUTOIP_PROBE)
+                expected = questions[i].at == 28 && questions[i].bytes[0] == 0 ? AUTOIP_CONFLICT
+                                                                                : AUTOIP_NOTHING;
+            if (verdict != expected) {
+                fprintf(stderr, "%s, phase %d: %d, expected %d\n", questions[i].what, phase,
+                        verdict, expected);
+                exit(1);
+            }
+        }
+}
+
 /* A MAC that differs from ours in a single bit is another host. */
 static void test_every_bit_of_the_sha(void)
 {
@@ -187,11 +240,11 @@ static void test_every_bit_of_the_sha(void)
 
 static void test_lengths(void)
 {
-    for (int phase = AUTOIP_SILENT; phase <= AUTOIP_DEFEND; phase++) {
+    for (int phase = AUTOIP_SILENT; phase <= AUTOIP_ANSWER; phase++) {
         attach(our_mac, OURS, phase);
         for (int base = 0; base < BASES; base++) {
             uint8_t frame[1514];
-            bool whole = phase == AUTOIP_PROBE || (phase == AUTOIP_DEFEND && base != PROBE);
+            bool whole = phase != AUTOIP_SILENT && (phase != AUTOIP_DEFEND || base != PROBE);
 
             memset(frame, 0xa5, sizeof frame);
             make_base(frame, (enum base)base);
@@ -211,10 +264,10 @@ static void test_random(unsigned int rounds, uint64_t seed)
     unsigned int accepted = 0;
 
     for (unsigned int round = 0; round < rounds; round++) {
-        int phase = AUTOIP_SILENT + (int)draw(&state, 3);
+        int phase = AUTOIP_SILENT + (int)draw(&state, 4);
 
         if (round % 64 == 0 || phase == AUTOIP_SILENT)
-            attach(our_mac, OURS, phase = 1 + (int)draw(&state, 2));
+            attach(our_mac, OURS, phase = 1 + (int)draw(&state, 3));
         else
             attach(our_mac, OURS, phase);
         for (int i = 0; i < 16; i++) {
@@ -272,9 +325,9 @@ static void test_build_errors(void)
     struct sock_filter out[AUTOIP_FILTER_MAX];
 
     CHECK(autoip_filter_build(out, AUTOIP_FILTER_MAX, our_mac, OURS, -1) == -EINVAL);
-    CHECK(autoip_filter_build(out, AUTOIP_FILTER_MAX, our_mac, OURS, 3) == -EINVAL);
+    CHECK(autoip_filter_build(out, AUTOIP_FILTER_MAX, our_mac, OURS, 4) == -EINVAL);
     CHECK(autoip_filter_build(out, 0, our_mac, OURS, AUTOIP_SILENT) == -ENOSPC);
-    for (int phase = AUTOIP_SILENT; phase <= AUTOIP_DEFEND; phase++) {
+    for (int phase = AUTOIP_SILENT; phase <= AUTOIP_ANSWER; phase++) {
         int length = autoip_filter_build(out, AUTOIP_FILTER_MAX, our_mac, OURS, phase);
 
         CHECK(length > 0 && length <= AUTOIP_FILTER_MAX);
@@ -297,6 +350,7 @@ int main(int argc, char **argv)
     CHECK(socketpair(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0, pair) == 0);
     test_build_errors();
     test_one_changed_field();
+    test_questions();
     test_every_bit_of_the_sha();
     test_lengths();
     test_other_addresses();

@@ -245,6 +245,85 @@ static void test_own_under_traffic(int rounds)
 }
 
 /* An armed frame is for one address, and for defence only. */
+/* Someone asks for our address; the last two bytes of the MAC are the number. */
+static void ask(int link, unsigned int number)
+{
+    uint8_t frame[60] = {0};
+
+    make_frame(frame, their_mac, OTHER, OURS, 1);
+    frame[26] = (uint8_t)(number >> 8);
+    frame[27] = (uint8_t)number;
+    CHECK(send(link, frame, sizeof frame, 0) == (ssize_t)sizeof frame);
+}
+
+/* def-broadcast: who asks is answered, everyone hears it, and the program nothing. */
+static void test_answer(void)
+{
+    struct host host = host_new();
+    uint8_t frame[AUTOIP_FRAME_LEN];
+    uint8_t expected[AUTOIP_FRAME_LEN];
+
+    make_frame(expected, our_mac, OURS, OTHER, 2);
+    memcpy(expected + 32, their_mac, 6);
+
+    ask(host.link, 2);
+    CHECK(autoip_socket_watch(host.sock, AUTOIP_DEFEND, OURS, 1) == 0);
+    ask(host.link, 2);
+    CHECK(!answered(host.link, frame, 100));
+
+    CHECK(autoip_socket_watch(host.sock, AUTOIP_ANSWER, OURS, 2) == 0);
+    ask(host.link, 2);
+    CHECK(answered(host.link, frame, 20000));
+    CHECK(memcmp(frame, expected, sizeof frame) == 0);
+    make_frame(frame, their_mac, 0, OURS, 1); /* a probe */
+    CHECK(send(host.link, frame, sizeof frame, 0) > 0);
+    CHECK(answered(host.link, frame, 20000));
+    memset(expected + 38, 0, 4);
+    CHECK(memcmp(frame, expected, sizeof frame) == 0);
+
+    /* A conflict is told, and defended against, as ever. */
+    make_frame(expected, our_mac, OURS, OURS, 1);
+    CHECK(autoip_socket_arm(host.sock, expected) == 0);
+    conflict(host.link, OURS);
+    collect(host.reactor, 1);
+    CHECK(events[0].generation == 2 && events[0].defended_ns != 0);
+    CHECK(answered(host.link, frame, 20000));
+    CHECK(memcmp(frame, expected, sizeof frame) == 0);
+
+    /* Another interface of this host knows it without. */
+    CHECK(autoip_reactor_own(host.reactor, their_mac, 1) == 0);
+    ask(host.link, 2);
+    CHECK(!answered(host.link, frame, 100));
+    CHECK(autoip_socket_watch(host.sock, AUTOIP_SILENT, 0, 3) == 0);
+    ask(host.link, 3);
+    CHECK(!answered(host.link, frame, 100));
+    host_free(&host);
+}
+
+/* Whatever is asked, there is a bound. */
+static void test_questions_too_many(void)
+{
+    struct host host = host_new();
+    uint8_t frame[AUTOIP_FRAME_LEN];
+    uint64_t started = autoip_now();
+    uint64_t bound;
+    uint64_t count = 0;
+
+    CHECK(autoip_socket_watch(host.sock, AUTOIP_ANSWER, OURS, 1) == 0);
+    for (unsigned int number = 100; number < 500; number++) {
+        ask(host.link, number);
+        while (answered(host.link, frame, 0)) /* a pair holds only a few frames */
+            count++;
+    }
+    conflict(host.link, OURS);
+    collect(host.reactor, 1); /* all that was asked before it has been seen */
+    bound = 16 + (autoip_now() - started) / 50000000;
+    while (answered(host.link, frame, 0))
+        count++;
+    CHECK(count >= 16 && count <= bound);
+    host_free(&host);
+}
+
 static void test_arm(void)
 {
     struct host host = host_new();
@@ -290,7 +369,7 @@ static void test_arm(void)
 
     /* After an error all is as it was. */
     CHECK(autoip_socket_arm(host.sock, ours) == 0);
-    CHECK(autoip_socket_watch(host.sock, 3, OTHER, 8) == -EINVAL);
+    CHECK(autoip_socket_watch(host.sock, 4, OTHER, 8) == -EINVAL);
     conflict(host.link, OURS);
     collect(host.reactor, 1);
     CHECK(events[0].generation == 7);
@@ -616,6 +695,8 @@ int main(int argc, char **argv)
     test_reflex();
     test_own();
     test_own_under_traffic(rounds);
+    test_answer();
+    test_questions_too_many();
     test_arm();
     test_watch_refused();
     test_send_fails();

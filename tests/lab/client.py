@@ -33,7 +33,17 @@ class Client(Daemon):
 
     def log_line(self, event: str) -> str:
         """A shell command that notes the event, which may have shell variables in it."""
-        return f'echo "$(date +%s%N) {event}" >>{self.log}'
+        return f'[ ! -f {self.log} ] || echo "$(date +%s%N) {event}" >>{self.log}'
+
+    def close(self) -> None:
+        # A hook that is still running is to leave nothing behind.
+        if self.running:
+            try:
+                self.stop(3)
+            except LabError:
+                self.kill()
+        self.log.unlink(missing_ok=True)
+        super().close()
 
     def events(self) -> list[tuple[int, str]]:
         """The events for which its hooks were called, each with its time (CLOCK_REALTIME, ns)."""

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import re
-import time
 from ipaddress import IPv4Address
 
 from . import machine
-from .daemon import Daemon
+from .client import Client
 from .link import Port
-from .namespace import LabError
-from .require import find_program
 
 
-class Dhclient(Daemon):
+class Dhclient(Client):
     """dhclient for `port`, whose host has files of its own (`give_own_files`); not started yet.
 
     It gives up after `timeout` seconds, calls its hooks with FAIL, and tries again `retry` seconds later.
@@ -23,11 +20,7 @@ class Dhclient(Daemon):
     package = "isc-dhcp-client"
 
     def __init__(self, port: Port, *, timeout: int = 3, retry: int = 3) -> None:
-        path = find_program(self.program)
-        if path is None:
-            raise LabError(f"{self.program} is not installed (Debian package {self.package})")
-        super().__init__(port.host, port.name, [])
-        self.label = f"{self.program} {port.name}"
+        super().__init__(port)
         config = self.folder / "dhclient.conf"
         config.write_text(
             f"timeout {timeout};\nretry {retry};\ninitial-interval 1;\nbackoff-cutoff 1;\n"
@@ -35,16 +28,14 @@ class Dhclient(Daemon):
             "request subnet-mask, broadcast-address, routers, domain-name-servers;\n"
         )
         self.lease_file = self.state / "leases"
-        self._events = self.folder / "events"
-        self._events.touch()
         files = {"-cf": config, "-lf": self.lease_file, "-pf": self.folder / "pid"}
-        self._common = [path, "-4", *(str(word) for pair in files.items() for word in pair)]
+        self._common = [self.path, "-4", *(str(word) for pair in files.items() for word in pair)]
         self.command = [*self._common, "-d", "-v", port.name]
         # The last hook that is called: what the others do is done when it has been.
         machine.write(
             port.host,
             f"/etc/dhcp/dhclient-exit-hooks.d/zzz-{port.name}",
-            f'[ "$interface" != {port.name} ] || echo "$(date +%s%N) $reason" >>{self._events}\n',
+            f'[ "$interface" != {port.name} ] || {{ {self.log_line("$reason")}; }}\n',
         )
 
     def ask(self, option: str, timeout: float = 30) -> None:
@@ -53,27 +44,6 @@ class Dhclient(Daemon):
         self.wait()
 
     # What it says
-
-    def events(self) -> list[tuple[int, str]]:
-        """The reasons for which its hooks were called, each with its time (CLOCK_REALTIME, ns)."""
-        rows = [line.split() for line in self._events.read_text().splitlines()]
-        return [(int(row[0]), row[1]) for row in rows]
-
-    def reasons(self) -> list[str]:
-        return [reason for _, reason in self.events()]
-
-    def wait_reason(self, reason: str, timeout: float = 60, *, since: int = 0) -> int:
-        """Until its hooks were called so, after the first `since` calls; when that was (ns). Raises LabError."""
-        until = time.monotonic() + timeout
-        while True:
-            for ns, seen in self.events()[since:]:
-                if seen == reason:
-                    return ns
-            if time.monotonic() > until:
-                raise LabError(
-                    f"{self.label}: no {reason} within {timeout} s, but {self.reasons()[since:]}"
-                )
-            time.sleep(0.01)
 
     def wait_bound(self, timeout: float = 60, *, since: int = 0) -> IPv4Address:
         """Until it is bound; the address. `since`: a number of lines."""

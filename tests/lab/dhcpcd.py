@@ -13,6 +13,8 @@ from .namespace import Namespace
 HOOKS = "/usr/lib/dhcpcd"
 """dhcpcd's script, and the folder of what it reads."""
 
+CONFIG = "/etc/dhcpcd.conf"
+
 
 def give_own_hooks(namespace: Namespace) -> None:
     """From now on what is written to dhcpcd's folder of hooks goes with the namespace."""
@@ -34,14 +36,13 @@ class DhcpcdClient(Client):
 
     def __init__(self, port: Port, *, ipv4ll: bool = False) -> None:
         super().__init__(port)
-        config = self.folder / "dhcpcd.conf"
-        config.write_text("ipv4only\nduid\n" + ("" if ipv4ll else "noipv4ll\n"))
-        self.command = [self.path, "--nobackground", "--debug", "--config", str(config), port.name]
+        machine.write(port.host, CONFIG, "ipv4only\nduid\n" + ("" if ipv4ll else "noipv4ll\n"))
+        self.command = [self.path, "--nobackground", "--debug", port.name]
         # The last hook that is read: what the others do is done when it has been.
         machine.write(
             port.host,
             f"{HOOKS}/dhcpcd-hooks/99-lab-{port.name}",
-            f'[ "$interface" != {port.name} ] || {self.log_line("$reason")}\n',
+            f'[ "$interface" != {port.name} ] || {{ {self.log_line("$reason")}; }}\n',
         )
 
     def release(self) -> None:

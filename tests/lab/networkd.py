@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
 
 from . import machine
 from .client import Client
@@ -18,7 +17,7 @@ _CAPABILITIES = ",".join(f"+{name}" for name in ("net_admin", "net_bind_service"
 
 
 class NetworkdClient(Client):
-    """networkd for `port` and, with `others`, for more interfaces of the same host.
+    """networkd for `port`, and for what `serve` names of the same host.
 
     `events` are the states that networkd-dispatcher tells of, for `port` alone. It is networkd's process that
     `pid`, `kill` and the like are about.
@@ -27,10 +26,9 @@ class NetworkdClient(Client):
     program = "systemd-networkd"
     package = "systemd"
 
-    def __init__(self, port: Port, others: Sequence[Port] = ()) -> None:
+    def __init__(self, port: Port) -> None:
         super().__init__(port)
         host = port.host
-        names = " ".join([port.name, *(other.name for other in others)])
         host.run(
             "sh",
             "-ec",
@@ -40,12 +38,8 @@ class NetworkdClient(Client):
             "mkdir -p /run/dbus /run/systemd/netif/links /run/systemd/netif/leases /run/systemd/netif/lldp\n"
             "chown -R systemd-network: /run/systemd/netif\n",
         )
-        machine.write(
-            host,
-            "/etc/systemd/network/10-lab.network",
-            f"[Match]\nName={names}\n[Network]\nDHCP=ipv4\nIPv6AcceptRA=no\nLLDP=no\n",
-        )
-        script = f'#!/bin/sh\n[ "$IFACE" != {port.name} ] || {self.log_line("$STATE")}\n'
+        self.serve(port.name)
+        script = f'#!/bin/sh\n[ "$IFACE" != {port.name} ] || {{ {self.log_line("$STATE")}; }}\n'
         for state in STATES:
             # The last one in the folder: what the others do is done when it has been run.
             machine.write(host, f"/etc/networkd-dispatcher/{state}.d/zzz-lab", script, 0o755)
@@ -65,6 +59,14 @@ class NetworkdClient(Client):
             host, port.name, ["/usr/bin/networkd-dispatcher", "--run-startup-triggers", "-v"]
         )
         self.dispatcher.label = "networkd-dispatcher"
+
+    def serve(self, interface: str, settings: str = "DHCP=ipv4") -> None:
+        """From its next start on it manages this interface."""
+        machine.write(
+            self.namespace,
+            f"/etc/systemd/network/10-{interface}.network",
+            f"[Match]\nName={interface}\n[Network]\nIPv6AcceptRA=no\nLLDP=no\n{settings}\n",
+        )
 
     def start(self, *arguments: str, die_with_us: bool = True) -> None:
         """The bus (if need be), networkd, then the dispatcher (if need be), as at boot."""

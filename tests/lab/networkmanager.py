@@ -1,7 +1,7 @@
 """NetworkManager with a D-Bus system bus and a dispatcher of its own, for the interfaces of one host.
 
 The bus has Debian's policy, so what an unprivileged client may do there it may do here. Nothing of this machine's
-/run, /etc or /var is seen or written: the host has files of its own, and all its programs see the same ones, autoip too.
+/run, /etc or /var is seen or written: the host has files of its own, seen by all its programs.
 """
 
 from __future__ import annotations

@@ -248,14 +248,8 @@ def main(words: list[str]) -> None:
     unit = read(Path(path))
     if os.geteuid() == 0:
         _file_system(unit, writable)
-        ambient = ",".join(
-            "+" + name.lower().removeprefix("cap_")
-            for name in unit["AmbientCapabilities"][-1].split()
-        )
-        bounding = ",".join(
-            "+" + name.lower().removeprefix("cap_")
-            for name in unit["CapabilityBoundingSet"][-1].split()
-        )
+        ambient = _capabilities(unit["AmbientCapabilities"])
+        bounding = _capabilities(unit["CapabilityBoundingSet"])
         privileges = [f"--reuid={user}", f"--regid={user}", "--clear-groups"]
         privileges += [f"--inh-caps=-all,{ambient}", f"--ambient-caps=-all,{ambient}"]
         privileges += [f"--bounding-set=-all,{bounding}"]

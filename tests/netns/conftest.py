@@ -17,6 +17,9 @@ from .hooked import Hooked, MakeHooked, hooked
 __all__ = ["MakeDaemon", "MakeHost", "autoip_command"]
 
 
+pytest.register_assert_rewrite("tests.netns.fallback")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _nothing_left() -> Iterator[None]:
     """After the last test of a worker nothing of the laboratory may be left."""

@@ -99,10 +99,8 @@ def link(namespace: Namespace, name: str) -> Any:
 
 def configuration(namespace: Namespace) -> list[str]:
     """All that autoip could have changed, as text."""
-    return [
-        namespace.ip(what)
-        for what in ("addr", "rule", "route show table all", "-d link", "neigh", "netconf")
-    ]
+    whats = ("addr", "rule", "route show table all", "-d link", "neigh", "netconf")
+    return [*map(namespace.ip, whats), namespace.run("tc", "qdisc")]
 
 
 def kept_waiting(daemon: Daemon) -> float:

@@ -54,7 +54,14 @@ class Hooked:
         return [line[3] for line in found if line is not None and int(line[1]) % 8 <= 4]
 
     def starts(self) -> list[str]:
-        """The words of each start of the program that the hooks have done so far."""
+        """The words of each `run` of the program by a hook so far."""
+        return [words for words in self._calls() if words.startswith("run ")]
+
+    def stops(self) -> list[str]:
+        """The words of each `stop`. A daemon that is slow to answer may be told again."""
+        return [words for words in self._calls() if words.startswith("stop ")]
+
+    def _calls(self) -> list[str]:
         lines = self.log.read_text().splitlines() if self.log.exists() else []
         return [line.partition(" ")[2] for line in lines]
 

@@ -137,6 +137,7 @@ def test_status_of_an_address(port: Port, daemon: Daemon) -> None:
     _check_status(found)
     assert before < found.pop("since") < time.time()
     assert isinstance(found.pop("limits"), list)
+    assert found.pop("notes") == []
     assert found == {
         "version": 1,
         "interface": "eth0",

@@ -8,12 +8,14 @@ import re
 import select
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.lab import Namespace, Port, machine
 from tests.lab.daemon import REPOSITORY
+from tests.lab.require import find_program, requires_program
 
 from .conftest import MakeDaemon, MakeHost
 from .helpers import NETNS, claim, wait_until
@@ -50,7 +52,7 @@ def test_start_and_stop(port: Port, host: Hooked) -> None:
     host.call("start", "eth0")
     assert host.wait_address(port) == address
     assert host.daemons("eth0") != [daemon]
-    assert host.starts() == ["run --hook eth0", "stop eth0", "run --hook eth0"]
+    assert host.starts() == ["run --hook eth0"] * 2
     assert host.complaints() == []
 
 
@@ -62,9 +64,34 @@ def test_a_hundred_at_once_are_one_daemon(port: Port, host: Hooked) -> None:
     assert host.host.run("sh", "-c", hundred.format("stop") + " 2>&1", timeout=120) == ""
     host.wait_ended("eth0")
     assert port.host.addresses("eth0") == []
-    # None has started another one that found the interface taken.
-    assert host.starts() == ["run --hook eth0", "stop eth0"]
+    # None has started another one that found the interface taken, and most had nothing to stop.
+    assert len(host.stops()) < 5
+    assert host.starts() == ["run --hook eth0"]
     assert host.complaints() == []
+
+
+def test_while_one_works_one_waits_and_the_others_leave(port: Port, host: Hooked) -> None:
+    host.call("start", "eth0")
+    address = host.wait_address(port)
+
+    def workers() -> int:
+        found = 0
+        for pid in host.host.processes():
+            with contextlib.suppress(OSError):
+                words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+                found += words[1:4] == [b"/etc/autoip/hook", b"work", b"eth0"]
+        return found
+
+    wait_until(lambda: workers() == 0, "the first one's end")
+    lock = f"/run/autoip-hooks/{host.host.inode}-eth0.work"
+    busy = host.host.popen(["flock", "--no-fork", lock, "sleep", "300"])
+    wait_until(lambda: host.host.run("sh", "-c", f"flock -n {lock} true || echo no"), "a lock")
+    for _ in range(20):
+        host.call("stop", "eth0")
+    wait_until(lambda: workers() == 1, "one that waits")
+    assert port.host.link_local("eth0") == [address]
+    busy.kill()
+    host.wait_ended("eth0")
 
 
 @pytest.mark.parametrize("last", ["start", "stop"])
@@ -102,7 +129,8 @@ def test_a_daemon_that_has_no_socket_yet_is_stopped(port: Port, host: Hooked) ->
     wait_until(lambda: not locked(host, "eth0"), "its end")
     assert host.daemons("eth0") == []
     assert port.host.addresses("eth0") == []
-    assert host.starts()[1:] == ["stop eth0"] * len(host.starts()[1:])
+    assert host.starts() == ["run --hook eth0"]
+    assert len(host.stops()) > 1  # the first came too early
     assert host.complaints() == []
 
 
@@ -119,46 +147,66 @@ def test_a_daemon_that_somebody_else_started_is_left_alone(
     assert daemon.running
     assert port.host.link_local("eth0") == [address]
     assert host.starts() == ["run --hook eth0"]
+    assert host.stops() == []
     assert host.complaints() == []
 
 
-def test_nothing_of_the_client_is_passed_on(port: Port, host: Hooked, tmp_path: Path) -> None:
-    """Files, standard streams, directory, process group, environment."""
-    pipes = [os.pipe() for _ in range(4)]
-    ends = dict(zip((1, 3, 9, 12), (pair[1] for pair in pipes), strict=True))
-    moves = [f"{number}>&{end}" for number, end in ends.items() if number < 10]
-    # Only bash can name descriptor 12.
-    script = f"exec {' '.join(moves)} 12>&{ends[12]}; exec /etc/autoip/hook start eth0"
+@contextlib.contextmanager
+def called_with_pipes(host: Hooked, folder: Path, *numbers: int) -> Iterator[dict[int, int]]:
+    """Calls the hook with these descriptors open, one end of a pipe each; the other ends, by descriptor."""
+    pipes = {number: os.pipe() for number in numbers}
+    # Only bash can name descriptors over 9.
+    moves = " ".join(f"{number}>&{write}" for number, (_, write) in pipes.items())
+    closes = " ".join(f"{write}>&-" for _, write in pipes.values())
     hook = host.host.popen(
-        ["bash", "-c", script],
-        cwd=tmp_path,
+        ["bash", "-c", f"exec {moves} {closes}; exec /etc/autoip/hook start eth0"],
+        cwd=folder,
         env={**os.environ, "RUNTIME_DIRECTORY": "/run/client", "PYTHONPATH": "/nowhere", "x": "y"},
-        pass_fds=list(ends.values()),
+        pass_fds=[write for _, write in pipes.values()],
         stdin=subprocess.DEVNULL,
         die_with_us=False,
     )
-    for _, write in pipes:
+    for _, write in pipes.values():
         os.close(write)
     try:
         assert hook.wait(30) == 0
+        yield {number: read for number, (read, _) in pipes.items()}
+    finally:
+        for read, _ in pipes.values():
+            os.close(read)
+
+
+def has_ended(pipe: int) -> bool:
+    """Nobody has the other end any more, within a while."""
+    return select.select([pipe], [], [], 60)[0] == [pipe] and os.read(pipe, 100) == b""
+
+
+def test_nothing_of_the_client_is_passed_on(port: Port, host: Hooked, tmp_path: Path) -> None:
+    """Files, standard streams, session, directory, environment: neither to the daemon nor beside it."""
+    (tmp_path / "here").mkdir()
+    with called_with_pipes(host, tmp_path / "here", 1, 2, 3, 9, 40) as pipes:
         host.wait_address(port)
         (daemon,) = host.daemons("eth0")
-        for read, _ in pipes:
-            assert select.select([read], [], [], 60)[0] == [read], "a client's pipe is held open"
-            assert os.read(read, 100) == b""
-    finally:
-        for read, _ in pipes:
-            os.close(read)
+        for number, pipe in pipes.items():
+            assert has_ended(pipe), f"descriptor {number} is held open"
     proc = Path(f"/proc/{daemon}")
-    environ = dict(
-        line.split(b"=", 1) for line in (proc / "environ").read_bytes().split(b"\0") if line
-    )
-    assert not {b"RUNTIME_DIRECTORY", b"PYTHONPATH", b"x"} & environ.keys()
+    lines = (proc / "environ").read_bytes().split(b"\0")
+    names = {line.partition(b"=")[0] for line in lines}
+    assert not {b"RUNTIME_DIRECTORY", b"PYTHONPATH", b"x"} & names
     assert os.getsid(daemon) != os.getsid(0)
     streams = [os.readlink(proc / "fd" / str(number)) for number in range(3)]
     lock = f"/run/autoip-hooks/{host.host.inode}-eth0.daemon"
     assert streams == [lock, "/dev/null", "/dev/null"]
-    assert [name.name for name in tmp_path.iterdir()] == ["hooked0"]
+
+
+def test_a_program_that_closes_nothing_has_nothing(host: Hooked, tmp_path: Path) -> None:
+    """What the script itself can name it closes, whatever the program does."""
+    host.program.write_text(f"#!/bin/sh\npwd >{tmp_path}/pwd\nexec sleep 300\n")
+    with called_with_pipes(host, tmp_path, *range(1, 10)) as pipes:
+        wait_until((tmp_path / "pwd").exists, "its start")
+        for number, pipe in pipes.items():
+            assert has_ended(pipe), f"descriptor {number} is held open"
+    wait_until(lambda: (tmp_path / "pwd").read_text() == "/\n", "its directory")
 
 
 def test_it_does_not_wait_for_anything(port: Port, host: Hooked) -> None:
@@ -193,8 +241,16 @@ def test_what_is_one(make_host: MakeHost, make_hooked: MakeHooked, name: str) ->
     wait_until(lambda: len(port.host.addresses(name)) == 1, "an address")
     host.call("stop", name)
     wait_until(lambda: not port.host.addresses(name), "none")
-    assert host.starts() == [f"run --hook {name}", f"stop {name}"]
+    assert host.starts() == [f"run --hook {name}"]
     assert host.complaints() == []
+
+
+def test_a_system_without_flock(host: Hooked) -> None:
+    host.host.run("mount", "--bind", "/dev/null", os.path.realpath(str(find_program("flock"))))
+    host.call("start", "eth0")
+    host.syslog.wait_line("hook: eth0: flock and setsid of util-linux are needed")
+    assert len(host.complaints()) == 1
+    assert host.starts() == []
 
 
 def test_lo_is_left_alone_without_a_word(host: Hooked) -> None:
@@ -245,6 +301,46 @@ def test_the_configuration_says_no(port: Port, host: Hooked) -> None:
     wait_until(lambda: not locked(host, "eth0"), "its end")
     assert port.host.addresses("eth0") == []
     assert host.complaints() == []
+
+
+# --- other systems' shells and tools ---------------------------------------------------------------
+
+TOOLS = ("env", "flock", "logger", "mkdir", "readlink", "rm", "setsid", "sleep", "timeout")
+"""What the script runs beside autoip and systemctl."""
+
+
+@pytest.mark.parametrize(
+    "shell",
+    [
+        pytest.param("bash", marks=requires_program("bash", "bash")),
+        pytest.param("busybox", marks=requires_program("busybox", "busybox")),
+    ],
+)
+def test_another_shell_is_sh(port: Port, host: Hooked, shell: str) -> None:
+    host.host.run("mount", "--bind", str(find_program(shell)), os.path.realpath("/bin/sh"))
+    path = ""
+    if shell == "busybox":
+        # Its own tools too.
+        path = "PATH=/run/tools:$PATH"
+        applets = set(TOOLS) & set(host.host.run(shell, "--list").split())
+        assert len(applets) >= len(TOOLS) - 1  # not every build has flock
+        links = " ".join(f"ln -s {find_program(shell)} /run/tools/{tool};" for tool in applets)
+        host.host.run("sh", "-c", f"mkdir /run/tools; {links}")
+    for action in ("start", "stop", "start"):
+        hundred = f"for _ in $(seq 20); do {path} /etc/autoip/hook {action} eth0 & done; wait"
+        assert host.host.run("sh", "-c", f"({hundred}) 2>&1", timeout=120) == ""
+        if action == "start":
+            host.wait_address(port)
+            assert len(host.daemons("eth0")) == 1
+        else:
+            host.wait_ended("eth0")
+            assert port.host.addresses("eth0") == []
+    host.call("start", "a/b")
+    host.syslog.wait_line("hook: a/b: not an interface name")
+    host.program.unlink()
+    host.call("start", "eth7")
+    host.syslog.wait_line("hook: eth7: .* cannot be run")
+    assert len(host.complaints()) == 2
 
 
 # --- where systemd runs ------------------------------------------------------------------------------
@@ -352,18 +448,18 @@ def test_the_unit_reads_what_the_hook_writes(systemd: Systemd) -> None:
 def test_a_name_that_no_unit_can_have(port: Port, host: Hooked, systemd: Systemd) -> None:
     port.host.run("ip", "link", "set", "eth0", "name", "a@b")
     assert systemd.call("start", "a@b") == []
-    assert host.starts() == ["run --hook a@b"]
+    wait_until(lambda: host.starts() == ["run --hook a@b"], "its start")
 
 
 def test_the_manager_is_of_another_network_namespace(host: Hooked, systemd: Systemd) -> None:
     assert systemd.call("start", manager_is_here=False) == []
-    assert host.starts() == ["run --hook eth0"]
+    wait_until(lambda: host.starts() == ["run --hook eth0"], "its start")
 
 
 def test_systemd_without_our_unit(host: Hooked, systemd: Systemd) -> None:
     host.host.run("rm", "/etc/systemd/system/autoip@.service")
     assert systemd.call("start") == []
-    assert host.starts() == ["run --hook eth0"]
+    wait_until(lambda: host.starts() == ["run --hook eth0"], "its start")
 
 
 @pytest.mark.parametrize("how", ["broken", "silent"])

@@ -6,7 +6,6 @@ import contextlib
 import os
 import re
 import signal
-import socket
 from ipaddress import IPv4Address
 
 import pytest
@@ -16,7 +15,8 @@ from tests.lab.require import requires_program
 
 from .conftest import MakeHost
 from .helpers import NETNS, PEER, wait_until
-from .hooked import LINGER, Hooked, MakeHooked, routable
+from .hooked import CONFIG, LINGER, Hooked, MakeHooked, routable
+from .talk import Talk
 
 pytestmark = [
     *NETNS,
@@ -100,8 +100,9 @@ def test_no_server_then_a_lease_then_the_end(
 
 
 def test_renewals_then_expiry_then_a_lease_again(
-    port: Port, host: Hooked, client: Dhclient, make_host: MakeHost, stack: contextlib.ExitStack
+    port: Port, host: Hooked, make_host: MakeHost, stack: contextlib.ExitStack
 ) -> None:
+    client = stack.enter_context(Dhclient(port, timeout=60))
     server = stack.enter_context(Dhcpd(make_host(plugged=True), lease=LEASE))
     server.start()
     client.start()
@@ -117,8 +118,9 @@ def test_renewals_then_expiry_then_a_lease_again(
     client.wait_reason("EXPIRE")
     address = host.wait_address(port)
     wait_until(lambda: not routable(port), "the lease is off")
-    # Without the hook it would be kept by the link-local address.
     assert default_route(port.host) == ""
+    # The expiry was enough: dhclient has not failed to get another one so far.
+    assert "FAIL" not in client.reasons()
 
     lines = len(client.lines)
     server.start()
@@ -140,19 +142,27 @@ def test_renewals_then_expiry_then_a_lease_again(
 def test_another_subnet(
     port: Port, host: Hooked, client: Dhclient, make_host: MakeHost, stack: contextlib.ExitStack
 ) -> None:
-    """The old server's default route is gone, the new one's is there: with an address of ours all along."""
+    """The old server's default route is gone, the new one's is there: with an address of ours all along.
+
+    That would keep the old route, and the old route keeps the new one away.
+    """
+    machine.write(port.host, "/etc/autoip.conf", CONFIG.replace(f"{LINGER}", "600"))
     one = stack.enter_context(Dhcpd(make_host(plugged=True), lease=LEASE))
     two = stack.enter_context(Dhcpd(make_host(plugged=True), network="10.88.0.0/24"))
-    failed(client, host, port)
+    address = failed(client, host, port)
     one.start()
     client.wait_bound()
     assert default_route(port.host).startswith(f"default via {one.address} ")
     one.stop()
+    client.wait_reason("EXPIRE")
+    assert port.host.link_local("eth0") == [address]
+    assert default_route(port.host) == ""
     since = len(client.lines)
     two.start()
     assert client.wait_bound(since=since) in two.network
     assert default_route(port.host).split()[:3] == ["default", "via", str(two.address)]
     assert len(port.host.ip("route show default").splitlines()) == 1
+    assert port.host.link_local("eth0") == [address]
     assert host.complaints() == []
 
 
@@ -207,6 +217,37 @@ def test_the_client_is_undisturbed(
         assert port.host.ip("route show table all dev eth0") == ""
         assert client.reasons()[-1] == "RELEASE"
     assert clients[0].leases() == clients[1].leases()
+
+
+@pytest.mark.parametrize("router", ["answers", "is gone"])
+def test_a_lease_of_another_time(
+    port: Port, host: Hooked, client: Dhclient, server: Dhcpd, router: str
+) -> None:
+    """dhclient finds no server but a lease in its file, and asks that lease's router: TIMEOUT."""
+    server.start()
+    client.start()
+    lease = client.wait_bound()
+    server.stop()
+    client.kill()
+    port.host.ip("addr flush dev eth0")
+    if router == "is gone":
+        server.namespace.ip("addr flush dev eth0")
+    since = port.sniffer.mark()
+    seen = len(client.reasons())
+    client.start()
+    client.wait_reason("TIMEOUT", since=seen)
+    if router == "answers":
+        host.wait_state("eth0", "standby")
+        assert routable(port) == [lease]
+        assert [f for f in port.sniffer.arp(since) if f.is_probe and f.tpa != lease] == []
+    else:
+        client.wait_reason("FAIL", since=seen)
+        # The script has flushed the interface: what was there by then is claimed again.
+        host.wait_state("eth0", "bound")
+        assert len(port.host.link_local("eth0")) == 1
+        assert routable(port) == []
+    assert host.starts() == ["run --hook eth0"]
+    assert host.complaints() == []
 
 
 def test_the_carrier_is_lost(port: Port, host: Hooked, client: Dhclient, server: Dhcpd) -> None:
@@ -288,36 +329,6 @@ def test_two_interfaces(
 
 
 # --- connections --------------------------------------------------------------------------------
-
-
-class Talk:
-    """A TCP connection between two hosts, both ends ours."""
-
-    def __init__(
-        self, server: Namespace, to: IPv4Address, client: Namespace, source: IPv4Address
-    ) -> None:
-        with server.call(socket.socket) as listener:
-            listener.bind((str(to), 0))
-            listener.listen()
-            self._ends = [client.call(socket.socket)]
-            self._ends[0].settimeout(60)
-            self._ends[0].bind((str(source), 0))
-            self._ends[0].connect(listener.getsockname())
-            self._ends.append(listener.accept()[0])
-            self._ends[1].settimeout(60)
-
-    def __enter__(self) -> Talk:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        for end in self._ends:
-            end.close()
-
-    def alive(self) -> None:
-        """Something goes there and something comes back."""
-        for one, other in (self._ends, self._ends[::-1]):
-            one.sendall(b"x")
-            assert other.recv(1) == b"x"
 
 
 def test_a_connection_survives_the_arrival_of_a_lease(

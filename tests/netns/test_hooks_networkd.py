@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import pytest
+
+from tests.lab import Port
 from tests.lab.client import Client
 from tests.lab.networkd import NetworkdClient
 from tests.lab.require import requires_program
 
-from .fallback import Fallback
-from .helpers import NETNS
+from .fallback import Fallback, MakeClient, calls
+from .helpers import NETNS, wait_until
+from .hooked import routable
 
 pytestmark = [
     *NETNS,
@@ -24,8 +28,75 @@ class TestNetworkd(Fallback):
     bound = "routable"
     renewed = ""
     words = "run --hook --early"
+    no_carrier = "no-carrier"
     lease = 10
+
+    def second(self, client: Client, port: Port) -> Client:
+        """One networkd serves all."""
+        assert isinstance(client, NetworkdClient)
+        client.serve(port.name)
+        return client
 
     def give_up(self, client: Client) -> None:
         assert isinstance(client, NetworkdClient)
         client.networkctl("down", client.interface)
+
+    @pytest.mark.parametrize(
+        ("words", "called"),
+        [
+            ("carrier configuring", ["early eth0"]),
+            ("degraded configuring", ["early eth0"]),
+            ("routable configuring", ["early eth0"]),
+            ("off configured", ["stop eth0"]),
+            ("no-carrier configured", []),
+            ("carrier unmanaged", []),
+            ("routable unmanaged", []),
+            ("off unmanaged", []),
+        ],
+    )
+    def test_words(
+        self, port: Port, make_client: MakeClient, words: str, called: list[str]
+    ) -> None:
+        make_client(port)
+        state, administrative = words.split()
+        env = {"IFACE": "eth0", "STATE": state, "AdministrativeState": administrative}
+        for folder in ("carrier", "degraded", "routable", "off"):
+            script = f"/etc/networkd-dispatcher/{folder}.d/autoip"
+            assert calls(port, script, env=env) == called
+
+    def test_an_interface_that_it_does_not_manage(
+        self, port: Port, make_client: MakeClient
+    ) -> None:
+        second = port.switch.attach(port.host, "eth1")
+        host, client = make_client(port)
+        client.start()
+        host.wait_address(port)
+        # Told of at the dispatcher's start, and now as well.
+        second.carrier(False)
+        second.carrier(True)
+        assert isinstance(client, NetworkdClient)
+        client.dispatcher.wait_line("carrier.d/autoip' for interface eth1")
+        assert host.starts() == [f"{self.words} eth0"]
+        assert port.host.link_local("eth1") == []
+
+    def test_routable_by_ipv6_alone(self, port: Port, make_client: MakeClient) -> None:
+        host, client = make_client(port)
+        assert isinstance(client, NetworkdClient)
+        client.serve("eth0", "DHCP=ipv4\nAddress=2001:db8::5/64")
+        client.start()
+        client.wait_reason("routable")
+        host.wait_address(port)
+        assert routable(port) == []
+
+    def test_reconfigured(self, port: Port, make_client: MakeClient) -> None:
+        """networkd takes off what it does not know, and it comes back."""
+        host, client = make_client(port)
+        assert isinstance(client, NetworkdClient)
+        client.start()
+        address = host.wait_address(port)
+        port.sniffer.wait_announcement(address, 60)
+        since = port.sniffer.mark()
+        client.networkctl("reconfigure", "eth0")
+        port.sniffer.wait_announcement(address, 60, since=since)
+        wait_until(lambda: port.host.link_local("eth0") == [address], "the address again")
+        assert host.starts() == [f"{self.words} eth0"]

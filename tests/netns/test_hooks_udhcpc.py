@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from tests.lab import Port
+import re
+
+import pytest
+
+from tests.lab import Port, machine
 from tests.lab.client import Client
 from tests.lab.require import requires_program
-from tests.lab.udhcpc import Udhcpc
+from tests.lab.udhcpc import SCRIPT, Udhcpc
 
-from .fallback import Fallback
-from .helpers import NETNS
+from .conftest import MakeDaemon
+from .fallback import Fallback, MakeClient, calls
+from .helpers import NETNS, bind, configuration
 
 pytestmark = [
     *NETNS,
     requires_program("udhcpc", "udhcpc"),
     requires_program("dhcpd", "isc-dhcp-server"),
 ]
+
+FORMER = f"{SCRIPT}.before-autoip"
 
 
 class TestUdhcpc(Fallback):
@@ -30,5 +37,74 @@ class TestUdhcpc(Fallback):
         assert isinstance(client, Udhcpc)
         client.release()
 
-    def provoke(self, port: Port) -> None:
+    def provoke(self, port: Port, client: Client) -> None:
         """It asks again by itself."""
+
+    @pytest.mark.parametrize(
+        ("event", "called"),
+        [
+            ("deconfig", ["stop eth0"]),
+            ("leasefail", ["start eth0"]),
+            ("bound", []),
+            ("renew", []),
+            ("nak", []),
+            ("unknown", []),
+        ],
+    )
+    def test_words(
+        self, port: Port, make_client: MakeClient, event: str, called: list[str]
+    ) -> None:
+        host, _ = make_client(port, hooks=False)
+        machine.write(port.host, SCRIPT, "#!/bin/sh\nexit 0\n", 0o755)
+        host.install("--client", self.name)
+        assert calls(port, SCRIPT, event, env={"interface": "eth0"}) == called
+
+    def test_the_former_script_sees_no_difference(
+        self, port: Port, make_client: MakeClient
+    ) -> None:
+        """Parent, arguments, environment, descriptors, output, exit status: all but its own name."""
+        host, _ = make_client(port, hooks=False)
+        recorder = (
+            "#!/bin/sh\necho $PPID $#; printf '<%s>' \"$@\"; env | sort; umask; pwd\n"
+            "ls -l /proc/$$/fd >/run/fds; sed 's/.* //' /run/fds; read -r line; echo $line; exit 7\n"
+        )
+        machine.write(port.host, SCRIPT, recorder, 0o755)
+        run = (
+            "cd /tmp; umask 027; echo given >/run/given;"
+            ' interface=eth0 ip="1 2" X= "$1" "$2" "a  b" "" 4>&1 </run/given;'
+            ' echo $? $$ | tr -d "\\n"'
+        )
+
+        def said(event: str) -> str:
+            bare = ("env", "-i", "PATH=/usr/bin:/bin", "LC_ALL=POSIX")
+            text = port.host.run(*bare, "sh", "-c", run, "sh", SCRIPT, event)
+            text = text.replace(FORMER, SCRIPT)
+            own = text.split()[-1]
+            return re.sub(rf"\b{own}\b", "PARENT", re.sub(r"pipe:\S+|/proc/\d+", "", text))
+
+        events = ("deconfig", "leasefail", "bound", "renew", "nak")
+        before = [said(event) for event in events]
+        for text in before:
+            assert "\ngiven\n7 PARENT" in text
+        host.install("--client", self.name)
+        for event, text in zip(events, before, strict=True):
+            assert said(event).splitlines() == text.splitlines()
+        host.hooks("remove")
+        assert machine.read(port.host, SCRIPT) == recorder
+
+    def test_what_its_script_flushes_comes_back(
+        self, port: Port, make_client: MakeClient, make_autoip: MakeDaemon
+    ) -> None:
+        """Debian's script takes all addresses and then all routes away when udhcpc begins."""
+        _, client = make_client(port, hooks=False)
+        daemon = make_autoip(port, "--delay", "100")
+        address = bind(port, daemon)
+        before = configuration(port.host)[:3]
+        since = port.sniffer.mark()
+        client.start()
+        client.wait_reason("deconfig")
+        assert port.host.link_local("eth0") == []
+        port.sniffer.wait_announcement(address, 60, since=since)
+        assert configuration(port.host)[:3] == before
+        assert port.sniffer.probes(address, since) == []
+        assert daemon.stop() == 0

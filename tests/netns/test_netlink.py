@@ -977,8 +977,8 @@ def test_the_request_socket_is_renewed(ns: Namespace) -> None:
         assert (await link_of(kernel, "v0")).index == link.index
         kernel._requests._socket.protocol.error_received(OSError(errno.ENOBUFS, "overrun"))
         with pytest.raises(KernelRefused):
-            await kernel.add_address(link, OURS)
-        await kernel.add_address(link, OURS)
+            await kernel.set_up(link.index)
+        await kernel.set_up(link.index)
 
     ns.run(body)
 

@@ -135,9 +135,9 @@ def test_kernel_that_cannot(port: Port, neighbour: Namespace, stack: contextlib.
     """def-reset: without CONFIG_INET_DIAG_DESTROY one warning, a line in the status, and the address goes."""
     # A request that no kernel has, and its answer taken for the one of such a kernel.
     program = (
-        "import errno, sys; from autoip import cli, interface, sockdiag;"
+        "import errno, sys; from autoip import cli, holding, sockdiag;"
         "sockdiag.SOCK_DESTROY = 22;"
-        "interface._NO_RESET[errno.EINVAL] = interface._NO_RESET[errno.EOPNOTSUPP];"
+        "holding._NO_RESET[errno.EINVAL] = holding._NO_RESET[errno.EOPNOTSUPP];"
         "sys.exit(cli.main(sys.argv[1:]))"
     )
     assert sockdiag.SOCK_DESTROY == 21

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import sys
 from collections.abc import Sequence
 from ipaddress import IPv4Address
 
@@ -129,6 +130,24 @@ def test_new_hardware_address_of_the_other(
     # The former one is nobody's of this host any more: the second conflict in a row.
     port.send(frames.conflict_reply("02:00:00:00:00:02", A))
     assert daemon.wait_address(other_than=A) != A
+
+
+def test_the_program_knows_as_well(ports: tuple[Port, Port], stack: contextlib.ExitStack) -> None:
+    """claim-echo: a frame that the helper let through, before it had heard of a new MAC, is judged again."""
+    program = (
+        "import sys; from autoip import arpsock, cli;"
+        "arpsock.Reactor.own = lambda self, macs: None;"
+        "sys.exit(cli.main(sys.argv[1:]))"
+    )
+    port, other = ports
+    # At the first conflict it gives up, so the helper does not answer by itself either.
+    command = [sys.executable, "-c", program, "eth0", *FAST, "--ip", str(A), "--abandon"]
+    daemon = stack.enter_context(Daemon(port.host, "eth0", command))
+    bind(port, daemon)
+    port.send(frames.conflict_reply(other.mac, A))
+    port.send(frames.conflict_request(RIVAL, A))
+    daemon.wait_line("-> probing: conflict", PATIENCE)
+    assert f"conflict: {RIVAL} claims" in daemon.output and other.mac not in daemon.output
 
 
 @pytest.mark.parametrize("round_", range(3))

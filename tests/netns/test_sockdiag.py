@@ -121,6 +121,29 @@ def test_only_of_that_address(host: Namespace) -> None:
         assert established(host, B)
 
 
+def test_the_kernel_picks_them_out(host: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of all sockets only those of the address are sent to us: with many others it must not cost much."""
+    read = sockdiag._messages
+    sent: list[IPv4Address | None] = []
+
+    def spy(answer: bytes, sequence: int) -> Iterator[sockdiag.Connection | int]:
+        for message in read(answer, sequence):
+            if isinstance(message, sockdiag.Connection):
+                sent.append(message.local)
+            yield message
+
+    monkeypatch.setattr(sockdiag, "_messages", spy)
+    with (
+        listening(host, "0.0.0.0") as listener,
+        connected(host, listener, to=A, source=PEER),
+        connected(host, listener, to=B, source=PEER),
+    ):
+        assert established(host, A)
+        assert sent == [A]
+        assert not established(host, IPv4Address("169.254.1.0"))
+        assert sent == [A]
+
+
 def test_half_closed_and_unanswered(host: Namespace) -> None:
     """CLOSE_WAIT, FIN_WAIT and SYN_SENT are connections to end, but no established ones."""
     with contextlib.ExitStack() as stack:

@@ -42,6 +42,7 @@ def test_constants_are_the_compilers() -> None:
         ("SILENT", lib.AUTOIP_SILENT),
         ("PROBE", lib.AUTOIP_PROBE),
         ("DEFEND", lib.AUTOIP_DEFEND),
+        ("ANSWER", lib.AUTOIP_ANSWER),
     ]
 
 
@@ -153,7 +154,7 @@ def test_frames_are_checked(sock: ArpSocket, call: str, frame: Any, error: type[
     [
         (Phase.PROBE, None, ValueError),
         (Phase.DEFEND, None, ValueError),
-        (3, IPv4Address(1), ValueError),
+        (4, IPv4Address(1), ValueError),
         (-1, IPv4Address(1), ValueError),
         (None, IPv4Address(1), ValueError),
         (Phase.DEFEND, "169.254.1.0", TypeError),

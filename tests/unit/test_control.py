@@ -48,6 +48,7 @@ REPORT: dict[str, Any] = {
     "defences": 2,
     "last_conflict": {"mac": "02:00:00:00:00:aa", "address": "169.254.7.7", "at": 1_700_000_001.0},
     "limits": ["no rules"],
+    "notes": ["proxy ARP"],
 }
 
 
@@ -434,7 +435,7 @@ def test_status(
     assert notes[1].startswith(
         "eth0: last conflict: 02:00:00:00:00:aa about 169.254.7.7, 2023-11-1"
     )
-    assert notes[2:] == ["eth0: no rules"]
+    assert notes[2:] == ["eth0: proxy ARP", "eth0: no rules"]
 
 
 @pytest.mark.parametrize(

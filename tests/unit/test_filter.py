@@ -86,7 +86,8 @@ def rule(frame: bytes, mac: bytes, address: IPv4Address, phase: Phase) -> bool:
     probes = (destination, operation, spa, tpa) == (BROADCAST, 1, ZERO, address.packed)
     if phase is Phase.PROBE:
         return uses or probes
-    return uses and phase is Phase.DEFEND
+    asks = (operation, tpa) == (1, address.packed)
+    return (uses and phase is Phase.DEFEND) or ((uses or asks) and phase is Phase.ANSWER)
 
 
 macs = st.sampled_from([MAC, OTHER_MAC, bytes(6), BROADCAST]) | st.binary(min_size=6, max_size=6)
@@ -130,7 +131,7 @@ def arp_like(draw: st.DrawFn) -> bytes:
 def test_kernel_helper_and_rule_agree(
     pair: FilteredPair, frame: bytes, mac: bytes, address: IPv4Address, phase: Phase
 ) -> None:
-    """claim-conflict, claim-echo, claim-unicast-probe, def-detect, def-probed."""
+    """claim-conflict, claim-echo, claim-unicast-probe, def-detect, def-probed, def-broadcast."""
     expected = rule(frame, mac, address, phase)
     assert pair.passes(frame, mac, address, phase) == expected
     assert (

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from autoip import cli, clients, hooks, rooted
+from autoip import cli, clients, config, hooks, rooted
 from autoip.clients import CLIENTS, MARK, SHARED
 from autoip.errors import AutoipError, UsageError
+from autoip.policy import Kind
 
 HOOKS = Path(__file__).resolve().parents[2] / "hooks"
 PROGRAM = "/opt/autoip's place/autoip"
@@ -136,6 +137,15 @@ def test_remove_leaves_no_trace(root: Path, run: Run, client: str) -> None:
 
 def paths(client: str) -> list[str]:
     return [file.path for file in CLIENTS[client].files]
+
+
+def test_what_the_client_has_to_be_told_is_told(root: Path, run: Run) -> None:
+    note = "note: dhcpcd: /etc/dhcpcd.conf has to say noipv4ll"
+    assert note in run("install --client dhcpcd")
+    (root / "etc/dhcpcd.conf").write_text("# noipv4ll\nnoipv4llx\n")
+    assert note in run("install --client dhcpcd")
+    (root / "etc/dhcpcd.conf").write_text("duid\n  noipv4ll # ours\n")
+    assert note not in run("install --client dhcpcd")
 
 
 def test_one_of_two_is_removed(root: Path, run: Run) -> None:
@@ -389,6 +399,28 @@ def test_every_file_has_its_row_and_its_mark() -> None:
             assert re.fullmatch("[a-zA-Z0-9_-]+", Path(file.path).name)
 
 
+def test_networkmanager_is_told_of_the_named_interfaces_alone(root: Path, run: Run) -> None:
+    before = tree(root)
+    run("install --client networkmanager eth0 wlan0")
+    conf = (root / "etc/NetworkManager/conf.d/90-autoip.conf").read_text().splitlines()
+    assert conf[-3:] == [
+        "[connection-autoip]",
+        "match-device=interface-name:eth0,interface-name:wlan0",
+        "ipv4.dhcp-timeout=2147483647",
+    ]
+    policy = config.load(root / "etc/autoip.conf.d/networkmanager.conf")
+    assert policy.choices("eth0") == policy.choices("wlan0") == {"policy": Kind.FALLBACK}
+    assert policy.choices("eth1") == {}
+    for name in ("90-autoip", "pre-down.d/90-autoip"):
+        path = root / "etc/NetworkManager/dispatcher.d" / name
+        assert stat.S_IMODE(path.stat().st_mode) == 0o755
+        assert (path.stat().st_uid, path.is_symlink()) == (os.getuid(), False)
+    run("install --client networkmanager --no-conf eth0")  # takes nothing away
+    assert (root / "etc/NetworkManager/conf.d/90-autoip.conf").exists()
+    run("remove")
+    assert tree(root) == before
+
+
 # --- what no client has so far but the table allows ----------------------------------------------
 
 
@@ -400,7 +432,7 @@ def special(monkeypatch: pytest.MonkeyPatch) -> None:
         return f"[main]{MARK.decode()}names={names}\n"
 
     conf = clients.Conf("/etc/special/conf.d/autoip.conf", 0o600, text)
-    one = clients.Client(("/sbin/special",), CLIENTS["dhclient"].files, conf, enables=True)
+    one = clients.Client(("/sbin/special",), CLIENTS["dhclient"].files, (conf,), enables=True)
     monkeypatch.setitem(CLIENTS, "special", one)
 
 

@@ -58,7 +58,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ignore = shutil.ignore_patterns(".*", "*.so", "*.o", "*.egg-info", "build", "dist")
     shutil.copytree(ROOT, folder / "source", ignore=ignore)
     (folder / "wheels").mkdir()
-    for package in ("cffi", "pycparser", "pyroute2"):
+    for package in ("cffi", "jeepney", "pycparser", "pyroute2"):
         wheel_of(package, folder / "wheels")
     return folder / "source"
 
@@ -95,7 +95,7 @@ def test_install_and_uninstall(source: Path, tmp_path: Path) -> None:
         assert stat.S_IMODE((prefix / name).stat().st_mode) == mode, name
     assert files(destination) == {f"opt/{name}" for name in files(prefix)}
     own = {path.name for path in (prefix / "lib" / "autoip").iterdir()}
-    assert {"autoip", "cffi", "pyroute2"} <= own
+    assert {"autoip", "cffi", "jeepney", "pyroute2"} <= own
     assert "bin" not in own
     unit = (prefix / "lib" / "systemd" / "system" / "autoip@.service").read_text()
     assert "\nExecStart=/opt/bin/autoip run %i " in unit
@@ -131,13 +131,20 @@ def test_the_installed_program_runs_by_itself(source: Path, tmp_path: Path) -> N
         )
         assert (result.returncode, result.stderr) == (status, "")
         assert says in result.stdout
+    # The hooks that it installs start it, from wherever it was called.
+    image = tmp_path / "image"
+    image.mkdir()
+    words = ["hooks", "install", "--client", "dhclient", "--root", str(image)]
+    told = subprocess.run([program, *words], env=environ, capture_output=True, text=True)
+    assert (told.returncode, told.stderr) == (0, "")
+    assert f"\nAUTOIP={program}\n" in (image / "etc/autoip/hook").read_text()
+    assert (image / "etc/dhcp/dhclient-exit-hooks.d/autoip").is_file()
     code = program.read_text().splitlines()[0].removeprefix("#!").split()
-    modules = (
-        "import autoip, cffi, pyroute2; print(autoip.__file__, cffi.__file__, pyroute2.__file__)"
-    )
+    names = ("autoip", "cffi", "jeepney", "pyroute2")
+    modules = f"import {', '.join(names)}; print({', '.join(f'{name}.__file__' for name in names)})"
     here = f"import sys; sys.path.insert(0, {str(tmp_path / 'lib' / 'autoip')!r}); {modules}"
     result = subprocess.run([*code, "-c", here], capture_output=True, text=True, env=environ)
-    assert [Path(name).parents[1].name for name in result.stdout.split()] == ["autoip"] * 3
+    assert [Path(name).parents[1].name for name in result.stdout.split()] == ["autoip"] * 4
 
 
 def test_data_alone_for_a_packager(source: Path, tmp_path: Path) -> None:

@@ -1,0 +1,135 @@
+/*
+ * The program that the kernel runs on what leaves, by itself: the kernel is given frames to try it
+ * on (BPF_PROG_TEST_RUN).  Needs CAP_BPF and CAP_NET_ADMIN, else there is nothing to test.
+ */
+#include "check.h"
+
+#include <errno.h>
+#include <stdbool.h>
+#include <unistd.h>
+
+#include <linux/bpf.h>
+#include <linux/pkt_cls.h>
+#include <sys/syscall.h>
+
+static int program;
+
+/* Runs the program on a frame; whether the frame is another one after it, and by what it may be. */
+static bool redirects(const uint8_t *frame, size_t length)
+{
+    uint8_t expected[128];
+    uint8_t out[128] = {0};
+    union bpf_attr attributes;
+
+    CHECK(length <= sizeof expected);
+    memset(&attributes, 0, sizeof attributes);
+    attributes.test.prog_fd = (uint32_t)program;
+    attributes.test.data_in = (uint64_t)(uintptr_t)frame;
+    attributes.test.data_size_in = (uint32_t)length;
+    attributes.test.data_out = (uint64_t)(uintptr_t)out;
+    attributes.test.data_size_out = sizeof out;
+    CHECK(syscall(SYS_bpf, BPF_PROG_TEST_RUN, &attributes, sizeof attributes) == 0);
+    CHECK(attributes.test.retval == (uint32_t)TC_ACT_UNSPEC); /* other filters go on */
+    CHECK(attributes.test.data_size_out == length);
+
+    memcpy(expected, frame, length);
+    if (memcmp(out, expected, length) == 0)
+        return false;
+    memset(expected, 0xff, 6);
+    CHECK(memcmp(out, expected, length) == 0);
+    return true;
+}
+
+static void make_reply(uint8_t frame[AUTOIP_FRAME_LEN])
+{
+    make_frame(frame, our_mac, OURS, OTHER, 2);
+    memcpy(frame, their_mac, 6);
+}
+
+/* A reply by unicast, with one field changed: does it still go to everyone? */
+static const struct change {
+    const char *what;
+    size_t at;
+    size_t length;
+    uint8_t bytes[4];
+    bool redirected;
+} changes[] = {
+    {"nothing", 0, 0, {0}, true},
+    {"type: IPv4", 12, 2, {0x08, 0x00}, false},
+    {"type: RARP", 12, 2, {0x80, 0x35}, false},
+    {"type: VLAN", 12, 2, {0x81, 0x00}, false},
+    {"hardware type: 0", 15, 1, {0}, false},
+    {"hardware type: IEEE 802", 15, 1, {6}, false},
+    {"hardware type: 257", 14, 1, {1}, false},
+    {"protocol type: ARP", 16, 2, {0x08, 0x06}, false},
+    {"protocol type: IPv6", 16, 2, {0x86, 0xdd}, false},
+    {"hardware length: 5", 18, 1, {5}, false},
+    {"protocol length: 16", 19, 1, {16}, false},
+    {"operation: request", 21, 1, {1}, true},
+    {"operation: InARP reply", 21, 1, {9}, true},
+    {"SHA: another", 27, 1, {9}, true},
+    {"SPA: 169.254.0.0", 28, 4, {169, 254, 0, 0}, true},
+    {"SPA: 169.254.255.255", 28, 4, {169, 254, 255, 255}, true},
+    {"SPA: 169.253.255.255", 28, 4, {169, 253, 255, 255}, false},
+    {"SPA: 169.255.0.0", 28, 4, {169, 255, 0, 0}, false},
+    {"SPA: 168.254.10.20", 28, 4, {168, 254, 10, 20}, false},
+    {"SPA: 254.169.10.20", 28, 4, {254, 169, 10, 20}, false},
+    {"SPA: none", 28, 4, {0}, false},
+    {"TPA: 192.0.2.1", 38, 4, {192, 0, 2, 1}, true},
+};
+
+static void test_one_changed_field(void)
+{
+    for (size_t i = 0; i < sizeof changes / sizeof *changes; i++) {
+        const struct change *change = &changes[i];
+        uint8_t frame[AUTOIP_FRAME_LEN];
+
+        make_reply(frame);
+        memcpy(frame + change->at, change->bytes, change->length);
+        if (redirects(frame, sizeof frame) != change->redirected) {
+            fprintf(stderr, "%s: expected %d\n", change->what, change->redirected);
+            exit(1);
+        }
+    }
+}
+
+/* Whoever it was to go to. */
+static void test_every_bit_of_the_destination(void)
+{
+    for (int bit = 0; bit < 48; bit++) {
+        uint8_t frame[AUTOIP_FRAME_LEN];
+
+        make_reply(frame);
+        frame[bit / 8] ^= (uint8_t)(1 << bit % 8);
+        CHECK(redirects(frame, sizeof frame));
+    }
+}
+
+static void test_lengths(void)
+{
+    uint8_t frame[128];
+
+    memset(frame, 0xa5, sizeof frame);
+    make_reply(frame);
+    /* Of a frame too short the first byte behind the header is the least that the kernel takes. */
+    for (size_t length = 15; length < AUTOIP_FRAME_LEN; length++)
+        CHECK(!redirects(frame, length));
+    for (size_t length = AUTOIP_FRAME_LEN; length <= sizeof frame; length++)
+        CHECK(redirects(frame, length));
+}
+
+int main(void)
+{
+    program = autoip_broadcast_load();
+    if (program < 0) {
+        CHECK(program == -EPERM || program == -EACCES || program == -ENOSYS);
+        printf("broadcast: skipped, no program may be loaded (%s)\n", strerror(-program));
+        return 0;
+    }
+    test_one_changed_field();
+    test_every_bit_of_the_destination();
+    test_lengths();
+    close(program);
+    printf("broadcast: ok\n");
+    return 0;
+}

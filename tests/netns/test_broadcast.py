@@ -1,0 +1,639 @@
+"""def-broadcast: ARP with a link-local sender leaves by link-layer broadcast (RFC 3927, 2.5)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import json
+import os
+import re
+import signal
+import socket
+from collections.abc import Awaitable, Callable
+from ipaddress import IPv4Address
+from typing import Any
+
+import pytest
+
+from autoip import arpsock
+from autoip.links import Link
+from autoip.netlink import Netlink
+from tests.lab import ArpFrame, Daemon, Frame, LabError, Namespace, Port, frames
+
+from .conftest import MakeDaemon, autoip_command
+from .helpers import (
+    NETNS,
+    PATIENCE,
+    PEER,
+    RIVAL,
+    A,
+    B,
+    bind,
+    claim,
+    claimed,
+    configuration,
+    wait_until,
+)
+
+pytestmark = NETNS
+
+FAST = ("--delay", "50", "--ip", str(A))
+STATIC = IPv4Address("192.0.2.5")
+ROUTER = IPv4Address("192.0.2.1")
+WITHOUT_BPF = ["setpriv", "--bounding-set=-bpf,-sys_admin", "--inh-caps=-all", "--"]
+"""As in a container: the capabilities that load a program cannot be had."""
+BY_UNICAST = "the kernel sends ARP for the address by unicast"
+
+
+def ours(port: Port) -> list[str]:
+    """The handles of our filters at the interface's egress."""
+    shown = port.host.run("tc", "-j", "filter", "show", "dev", port.name, "egress")
+    found = [one.get("options", {}) for one in json.loads(shown or "[]")]
+    return [one["handle"] for one in found if one.get("bpf_name") == "autoip"]
+
+
+def hook(port: Port) -> str:
+    """The qdisc that has the filters; empty if there is none."""
+    found = json.loads(port.host.run("tc", "-j", "qdisc", "show", "dev", port.name))
+    return next((one["kind"] for one in found if one["kind"] in ("clsact", "ingress")), "")
+
+
+def tc(port: Port, words: str) -> str:
+    return port.host.run("tc", *words.split())
+
+
+def picture(port: Port) -> list[str]:
+    """What belongs to others and must stay as it is."""
+    shown = [tc(port, f"filter show dev {port.name} {where}") for where in ("ingress", "egress")]
+    return [tc(port, "qdisc"), *shown]
+
+
+def replies(port: Port, question: bytes, count: int = 1) -> list[ArpFrame]:
+    """The first answers to a frame."""
+    since = port.sniffer.mark()
+    port.send(question)
+    return port.sniffer.wait_count(lambda f: f.op == frames.REPLY, count, PATIENCE, since=since)
+
+
+def question(port: Port, address: IPv4Address = A, **changed: Any) -> bytes:
+    values: dict[str, Any] = {"sha": RIVAL, "spa": PEER, "tpa": address, **changed}
+    return frames.arp(frames.REQUEST, **values)
+
+
+def answers_by_broadcast(port: Port, address: IPv4Address = A) -> bool:
+    """Whether the one answer to a question is a broadcast."""
+    [reply] = replies(port, question(port, address))
+    assert (reply.spa, reply.sha) == (address, port.mac)
+    assert (reply.tpa, reply.tha) == (PEER, RIVAL)
+    return reply.broadcast
+
+
+def asks_again(port: Port, peer: IPv4Address) -> ArpFrame:
+    """What the kernel sends to see whether a neighbour that it knows is still there."""
+    port.host.run("sysctl", "-qw", f"net.ipv4.neigh.{port.name}.delay_first_probe_time=1")
+    port.host.ip(f"neigh replace {peer} lladdr {RIVAL} dev {port.name} nud stale")
+    since = port.sniffer.mark()
+    port.host.send_udp(peer)
+    return port.sniffer.wait_for(lambda f: f.tpa == peer, PATIENCE, since=since)
+
+
+# What leaves
+
+
+QUESTIONS: dict[str, Callable[[Port], bytes]] = {
+    "broadcast": question,
+    "unicast": lambda port: question(port, destination=port.mac),
+    "probe": lambda port: frames.probe(RIVAL, A),
+    "unicast probe": lambda port: frames.probe(RIVAL, A, destination=port.mac),
+    "from a routable address": lambda port: question(port, spa="192.0.2.9"),
+    "padded": lambda port: frames.padded(question(port)),
+}
+
+
+@pytest.mark.parametrize("kind", QUESTIONS)
+def test_the_kernels_answer(port: Port, make_autoip: MakeDaemon, kind: str) -> None:
+    """def-broadcast: one answer, to everyone, whoever asks and how."""
+    port.host.run("sysctl", "-qw", "net.ipv4.conf.all.rp_filter=0")
+    bind(port, make_autoip(port, *FAST))
+    asked = QUESTIONS[kind](port)
+    [reply] = replies(port, asked)
+    assert reply.broadcast, reply
+    assert (reply.source, reply.sha, reply.spa) == (port.mac, port.mac, A)
+    assert reply.tha == RIVAL
+    again = replies(port, asked, 1)[0]  # there was no second answer in between
+    assert len([f for f in port.sniffer.arp() if f.op == frames.REPLY and f.ns <= again.ns]) == 2
+
+
+def test_the_kernels_own_questions(port: Port, make_autoip: MakeDaemon) -> None:
+    """def-broadcast: also when it asks after a neighbour that it knows."""
+    bind(port, make_autoip(port, *FAST))
+    again = asks_again(port, PEER)
+    assert (again.op, again.spa, again.broadcast) == (frames.REQUEST, A, True)
+    assert again.sha == again.source == port.mac
+
+
+def test_without_it_both_are_unicast(port: Port) -> None:
+    """What the tests above would see of the kernel alone: else they prove nothing."""
+    port.host.ip(f"addr add {A}/16 dev eth0")
+    assert not answers_by_broadcast(port)
+    assert asks_again(port, PEER).destination == RIVAL
+
+
+def test_a_routable_address_is_not_touched(port: Port, make_autoip: MakeDaemon) -> None:
+    """def-broadcast: on the same interface, ARP of another address stays unicast."""
+    port.host.ip(f"addr add {STATIC}/24 dev eth0")
+    bind(port, make_autoip(port, *FAST))
+    [reply] = replies(port, question(port, STATIC, spa=ROUTER))
+    assert (reply.spa, reply.destination) == (STATIC, RIVAL)
+    again = asks_again(port, ROUTER)
+    assert (again.spa, again.destination) == (STATIC, RIVAL)
+    assert answers_by_broadcast(port)
+
+
+def _changed(at: int, value: bytes) -> bytes:
+    frame = frames.conflict_reply("02:00:00:00:00:01", A, RIVAL, PEER, destination=RIVAL)
+    return frame[:at] + value + frame[at + len(value) :]
+
+
+REDIRECTED = {
+    "reply": _changed(0, b""),
+    "request": _changed(20, b"\0\1"),
+    "InARP": _changed(20, b"\0\x09"),
+    "to a group": _changed(0, b"\1"),
+    "a broadcast already": _changed(0, b"\xff" * 6),
+    "169.254.0.0": _changed(28, bytes([169, 254, 0, 0])),
+    "169.254.255.255": _changed(28, bytes([169, 254, 255, 255])),
+    "padded": frames.padded(_changed(0, b"")),
+    "long": frames.padded(_changed(0, b""), 1514),
+}
+UNTOUCHED = {
+    "169.253.255.255": _changed(28, bytes([169, 253, 255, 255])),
+    "169.255.0.0": _changed(28, bytes([169, 255, 0, 0])),
+    "168.254.20.20": _changed(28, bytes([168, 254, 20, 20])),
+    "turned round": _changed(28, bytes([254, 169, 20, 20])),
+    "probe": _changed(28, bytes(4)),
+    "link-local is only asked for": _changed(28, bytes([192, 0, 2, 5, *bytes(6), 169, 254, 9, 9])),
+    "RARP": _changed(12, b"\x80\x35"),
+    "IPv4": _changed(12, b"\x08\x00"),
+    "another hardware type": _changed(14, b"\0\6"),
+    "another protocol": _changed(16, b"\x86\xdd"),
+    "another hardware length": _changed(18, b"\x08"),
+    "another protocol length": _changed(19, b"\x10"),
+    "a byte too short": _changed(0, b"")[:41],
+    "without sender": _changed(0, b"")[:28],
+    "only a header": _changed(0, b"")[:14],
+    "tagged": frames.tagged(_changed(0, b""), 5),
+}
+
+
+def test_which_frames(port: Port, make_autoip: MakeDaemon) -> None:
+    """def-broadcast: six bytes of the right frames, and nothing of any other."""
+    bind(port, make_autoip(port, *FAST))
+    sender = port.host.call(socket.socket, socket.AF_PACKET, socket.SOCK_RAW, 0)
+    with sender:
+        sender.bind(("eth0", 0))
+
+        def seen(frame: bytes) -> bytes:
+            """What comes out of the cable. The marker tells when it has."""
+            since = port.sniffer.mark()
+            sender.send(frame)
+            sender.send(_changed(0, b"\2\2\2\2\2\2")[:12] + b"\x88\xb5 end")
+
+            def arrived() -> list[Frame]:
+                found = [f for f in port.sniffer.frames(since) if f.from_host]
+                return found if found and found[-1].ethertype == 0x88B5 else []
+
+            wait_until(arrived, "the frame")
+            [first, _] = arrived()
+            assert first.vlan in (None, 5)
+            tag = b"" if first.vlan is None else b"\x81\0\0\5"
+            return first.data[:12] + tag + first.data[12:]
+
+        for name, frame in UNTOUCHED.items():
+            assert seen(frame) == frame[:256], name
+        for name, frame in REDIRECTED.items():
+            assert seen(frame) == b"\xff" * 6 + frame[6:256], name
+
+
+def test_of_an_interface_above(port: Port, make_autoip: MakeDaemon) -> None:
+    """def-broadcast: what leaves by the interface, if it comes from a MACVLAN on it as well."""
+    try:
+        port.host.ip("link add link eth0 name mv0 address 02:00:00:00:00:77 type macvlan")
+    except LabError as error:
+        pytest.skip(f"needs MACVLAN of the kernel: {error}")
+    port.host.ip("link set mv0 up")
+    port.host.ip(f"addr add {B}/32 dev mv0")
+    bind(port, make_autoip(port, *FAST))
+    port.host.run("sysctl", "-qw", "net.ipv4.conf.all.arp_ignore=1")
+    [reply] = replies(port, question(port, B))
+    assert (reply.sha, reply.broadcast) == ("02:00:00:00:00:77", True)
+
+
+# What it sets up and takes off
+
+
+def test_set_up_once_and_taken_off(port: Port, make_autoip: MakeDaemon) -> None:
+    """if-stop: one filter, from before the address is there until the end."""
+    before = configuration(port.host) + picture(port)
+    daemon = make_autoip(port, *FAST)
+    daemon.start()
+    port.sniffer.wait_probe(timeout=PATIENCE)
+    claimed(port)
+    [handle] = ours(port)
+    assert hook(port) == "clsact"
+    for _ in range(3):
+        since = port.sniffer.mark()
+        daemon.signal(signal.SIGHUP)
+        claimed(port, since=since)
+        assert ours(port) == [handle]
+    assert answers_by_broadcast(port)
+    assert daemon.stop() == 0
+    assert configuration(port.host) + picture(port) == before
+    assert BY_UNICAST not in daemon.output
+
+
+def test_taken_off_when_no_address_is_wanted(port: Port, make_autoip: MakeDaemon) -> None:
+    """co-lease: when a routable address makes ours superfluous, the interface is as it was."""
+    before = picture(port)
+    daemon = make_autoip(port, *FAST, "--policy", "fallback", "--after", "0", "--linger", "0")
+    bind(port, daemon)
+    for _ in range(2):
+        port.host.ip(f"addr add {STATIC}/24 dev eth0")
+        wait_until(lambda: picture(port) == before, "nothing left")
+        assert daemon.addresses() == []
+        since = port.sniffer.mark()
+        port.host.ip(f"addr del {STATIC}/24 dev eth0")
+        assert claimed(port, since=since) == A
+        assert answers_by_broadcast(port)
+    assert daemon.stop() == 0
+    assert picture(port) == before
+
+
+FOREIGN = (
+    "qdisc add dev eth0 clsact",
+    "filter add dev eth0 egress pref 50 u32 match u32 0 0 action mirred egress mirror dev eth1",
+    "filter add dev eth0 ingress pref 3 protocol ip u32 match ip src 10.0.0.1/32 flowid 1:1",
+    "filter add dev eth0 egress protocol ip u32 match ip dst 10.0.0.2/32 flowid 1:2",
+)
+
+
+def test_filters_of_others(port: Port, make_autoip: MakeDaemon) -> None:
+    """They stay as they are, theirs and the clsact, and they see every frame after us."""
+    other = port.switch.attach(port.host, "eth1")
+    for words in FOREIGN:
+        tc(port, words)
+    before = picture(port)
+    daemon = make_autoip(port, *FAST)
+    bind(port, daemon)
+    assert len(ours(port)) == 1
+    since = other.sniffer.mark()
+    assert answers_by_broadcast(port)
+    mirrored = other.sniffer.wait_for(lambda f: f.op == frames.REPLY, PATIENCE, since=since)
+    assert (mirrored.spa, mirrored.broadcast) == (A, True)
+    assert daemon.stop() == 0
+    assert picture(port) == before
+
+
+@pytest.mark.parametrize("first", ["u32 match u32 0 0 flowid 1:1", "bpf bytecode 1,6_0_0_0"])
+@pytest.mark.parametrize("protocol", ["all", "arp"])
+@pytest.mark.parametrize("priority", [39, 2])
+def test_somebody_has_a_low_priority(
+    port: Port, make_autoip: MakeDaemon, priority: int, protocol: str, first: str
+) -> None:
+    """Then ours gets a lower one: theirs may decide that no other filter runs."""
+    tc(port, "qdisc add dev eth0 clsact")
+    words = f"filter add dev eth0 egress pref {priority} protocol {protocol} {first}"
+    port.host.run("tc", *[word.replace("_", " ") for word in words.split()])
+    before = picture(port)
+    daemon = make_autoip(port, *FAST)
+    bind(port, daemon)
+    assert len(ours(port)) == 1
+    assert answers_by_broadcast(port)
+    assert daemon.stop() == 0
+    assert picture(port) == before
+
+
+@pytest.mark.parametrize("where", ["ingress", "egress"])
+def test_somebody_uses_our_clsact(port: Port, make_autoip: MakeDaemon, where: str) -> None:
+    """It stays, for what somebody else has put there."""
+    daemon = make_autoip(port, *FAST)
+    bind(port, daemon)
+    tc(port, f"filter add dev eth0 {where} protocol ip u32 match u32 0 0 flowid 1:1")
+    assert daemon.stop() == 0
+    assert hook(port) == "clsact"
+    assert ours(port) == []
+    assert "match 00000000/00000000 at 0" in tc(port, f"filter show dev eth0 {where}")
+
+
+def test_somebody_removes_the_clsact(port: Port, make_autoip: MakeDaemon) -> None:
+    """The next claim puts it back."""
+    daemon = make_autoip(port, *FAST)
+    bind(port, daemon)
+    tc(port, "qdisc del dev eth0 clsact")
+    since = port.sniffer.mark()
+    daemon.signal(signal.SIGHUP)
+    claimed(port, since=since)
+    assert len(ours(port)) == 1
+    tc(port, "qdisc del dev eth0 clsact")
+    assert daemon.stop() == 0
+    assert hook(port) == ""
+
+
+@pytest.mark.parametrize("foreign", [False, True], ids=["our clsact", "a foreign clsact"])
+def test_after_a_crash(port: Port, make_autoip: MakeDaemon, foreign: bool) -> None:
+    """The next instance has the same one filter, and takes off what the first one has made."""
+    if foreign:
+        tc(port, "qdisc add dev eth0 clsact")
+    before = configuration(port.host) + picture(port)
+    daemon = make_autoip(port, *FAST)
+    for _ in range(3):
+        claim(port, daemon)
+        assert len(ours(port)) == 1
+        assert answers_by_broadcast(port)
+        daemon.kill()
+        assert len(ours(port)) == 1
+    claim(port, daemon)
+    assert daemon.stop() == 0
+    assert configuration(port.host) + picture(port) == before
+
+
+def test_stopped_before_it_claims(port: Port, make_autoip: MakeDaemon) -> None:
+    """Then as well what a crash has left is taken off, also if the address is gone."""
+    before = configuration(port.host) + picture(port)
+    daemon = make_autoip(port, *FAST)
+    claim(port, daemon)
+    daemon.kill()
+    port.host.ip(f"addr del {A}/16 dev eth0")
+    port.host.ip("rule del pref 1690")
+    table = 169254000 + port.host.index("eth0")
+    port.host.ip(f"route flush table {table}")
+    assert len(ours(port)) == 1
+    since = port.sniffer.mark()
+    slow = make_autoip(port, "--delay", "8000")
+    slow.env = daemon.env
+    slow.start()
+    port.sniffer.wait_probe(timeout=PATIENCE, since=since)
+    assert slow.stop() == 0
+    assert configuration(port.host) + picture(port) == before
+
+
+def test_interface_under_another_name(port: Port, make_autoip: MakeDaemon) -> None:
+    """if-gone: nothing of ours stays on an interface that is not ours any more."""
+    daemon = make_autoip(port, *FAST)
+    bind(port, daemon)
+    port.rename("other0")
+    wait_until(lambda: not ours(port) and not hook(port), "nothing left")
+    since = port.sniffer.mark()
+    port.rename("eth0")
+    assert claimed(port, since=since) == A
+    assert answers_by_broadcast(port)
+    assert daemon.stop() == 0
+    assert hook(port) == ""
+
+
+def test_interface_gone_and_back(port: Port, make_autoip: MakeDaemon) -> None:
+    """if-gone: the new one gets its own filter."""
+    daemon = make_autoip(port, *FAST)
+    bind(port, daemon)
+    for _ in range(2):
+        port.delete()
+        daemon.wait_line("waits: there is no such interface")
+        since = port.sniffer.mark()
+        port.create()
+        assert claimed(port, since=since) == A
+        assert len(ours(port)) == 1
+        assert answers_by_broadcast(port)
+    assert daemon.stop() == 0
+    assert hook(port) == ""
+    assert BY_UNICAST not in daemon.output
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_two_interfaces(port: Port, make_autoip: MakeDaemon, processes: int) -> None:
+    """if-many: each has its filter; the end of one does not touch the other."""
+    other = port.switch.attach(port.host, "eth1")
+    daemons = [make_autoip(port, "--delay", "50")]
+    if processes == 2:
+        daemons.append(make_autoip(other, "--delay", "50"))
+    else:
+        daemons[0].command.append("eth1")
+    for daemon in daemons:
+        daemon.start()
+    first, second = claimed(port), claimed(other)
+    assert answers_by_broadcast(port, first)
+    assert answers_by_broadcast(other, second)
+    if processes == 2:
+        daemons[1].kill()
+        daemons[1].start()
+        claimed(other, since=other.sniffer.mark())
+    stop = [*autoip_command(), "stop", "eth0"]
+    told = port.host.popen(stop, env=daemons[0].env)
+    assert told.wait(PATIENCE) == 0
+    wait_until(lambda: not ours(port) and not hook(port), "nothing left")
+    assert len(ours(other)) == 1
+    assert answers_by_broadcast(other, second)
+    if processes == 2:  # it had nothing else to serve
+        assert daemons.pop(0).wait() == 0
+    assert daemons[0].stop() == 0
+    assert hook(other) == ""
+
+
+def test_many_interfaces(stack: contextlib.ExitStack) -> None:
+    """One program for a hundred interfaces; every one has its filter, and none at the end."""
+    count = 100
+    host = stack.enter_context(Namespace("host"))
+    for number in range(count):
+        host.ip(f"link add d{number} type veth peer name e{number}")
+        host.ip(f"link set d{number} up")
+    program = arpsock.load_broadcast()
+    assert isinstance(program, int), program
+    stack.callback(os.close, program)
+    before = host.run("tc", "qdisc")
+
+    async def on_each(step: Callable[[Netlink, Link, IPv4Address], Awaitable[object]]) -> None:
+        kernel = Netlink(program=program)
+        await kernel.open()
+        try:
+            links = [link for link in (await kernel.snapshot())[0] if link.name.startswith("d")]
+            assert len(links) == count
+            for number, link in enumerate(links):
+                await step(kernel, link, IPv4Address("169.254.1.0") + number)
+                assert kernel.by_unicast(link.index) is None
+        finally:
+            kernel.close()
+
+    async def off(kernel: Netlink, link: Link, address: IPv4Address) -> None:
+        await kernel.remove_address(link.index, address)
+        await kernel.release(link.index)
+
+    for _ in range(2):  # the second time as after a crash
+        host.call(asyncio.run, on_each(Netlink.add_address))
+        for number in range(count):
+            shown = host.run("tc", "filter", "show", "dev", f"d{number}", "egress")
+            assert len(re.findall("autoip direct-action", shown)) == 1
+        host.run("ip", "addr", "flush", "to", "169.254.0.0/16")
+    host.call(asyncio.run, on_each(off))
+    assert host.run("tc", "qdisc") == before
+
+
+def _added(port: Port, program: int, before: Callable[[Netlink], object]) -> str | None:
+    """Adds the address without a daemon; why ARP is not by broadcast."""
+
+    async def body() -> str | None:
+        kernel = Netlink(program=program)
+        await kernel.open()
+        try:
+            [link] = [link for link in (await kernel.snapshot())[0] if link.name == "eth0"]
+            before(kernel)
+            await kernel.add_address(link, A)
+            return kernel.by_unicast(link.index)
+        finally:
+            kernel.close()
+
+    return port.host.call(asyncio.run, body())
+
+
+def test_an_answer_of_the_kernel_is_lost(port: Port, stack: contextlib.ExitStack) -> None:
+    """That is no refusal."""
+    program = arpsock.load_broadcast()
+    assert isinstance(program, int), program
+    stack.callback(os.close, program)
+
+    def lose(kernel: Netlink) -> None:
+        kernel._requests._socket.protocol.error_received(OSError(errno.ENOBUFS, "overrun"))
+
+    assert _added(port, program, lose) is None
+    assert len(ours(port)) == 1
+    assert answers_by_broadcast(port)
+
+
+# Where it is refused
+
+
+def test_the_kernel_refuses_the_filter(port: Port, stack: contextlib.ExitStack) -> None:
+    """The address comes all the same; the clsact that was made for the filter goes again."""
+    before = tc(port, "qdisc")
+    program = os.open("/dev/null", os.O_RDONLY)  # is none
+    stack.callback(os.close, program)
+    why = _added(port, program, lambda kernel: None)
+    assert why is not None and "add a filter" in why
+    assert port.host.link_local("eth0") == [A]
+    assert tc(port, "qdisc") == before
+
+
+@pytest.fixture
+def refused(stack: contextlib.ExitStack, port: Port) -> Daemon:
+    """autoip where no program can be loaded, not started."""
+    command = [*WITHOUT_BPF, *autoip_command(), "eth0", *FAST]
+    return stack.enter_context(Daemon(port.host, "eth0", command))
+
+
+def limits(daemon: Daemon) -> list[str]:
+    """What `status` says."""
+    command = [*autoip_command(), "status", "eth0", "--json"]
+    asked = daemon.namespace.popen(command, env=daemon.env, stdout=-1)
+    out = asked.communicate(timeout=PATIENCE)[0]
+    found: list[str] = json.loads(out)["interfaces"][0]["limits"]
+    return found
+
+
+@pytest.mark.parametrize("kind", QUESTIONS)
+def test_refused_answers_besides(port: Port, refused: Daemon, kind: str) -> None:
+    """def-broadcast: the kernel's answer, and the same once more for everyone."""
+    bind(port, refused)
+    pair = replies(port, QUESTIONS[kind](port), 2)
+    assert sorted(f.broadcast for f in pair) == [False, True], pair
+    kernels, helpers = sorted(pair, key=lambda f: f.broadcast)
+    assert kernels.data[6:42] == helpers.data[6:42]
+    assert ours(port) == []
+
+
+def test_refused_is_told_once(port: Port, refused: Daemon) -> None:
+    """One warning, and `status` says so; the address is claimed, defended and taken off as ever."""
+    before = configuration(port.host) + picture(port)
+    bind(port, refused)
+    for _ in range(2):
+        since = port.sniffer.mark()
+        refused.signal(signal.SIGHUP)
+        claimed(port, since=since)
+    [limit] = limits(refused)
+    assert BY_UNICAST in limit and "CAP_BPF" in limit
+    assert refused.output.count(BY_UNICAST) == 1
+    since = port.sniffer.mark()
+    port.send(frames.conflict_request(RIVAL, A))
+    port.sniffer.wait_announcement(A, PATIENCE, since=since)
+    assert refused.stop() == 0
+    assert configuration(port.host) + picture(port) == before
+
+
+def test_refused_answers_nothing_else(port: Port, refused: Daemon) -> None:
+    """No answer for another address, to an echo of our own, to what is no question; none at the end."""
+    bind(port, refused)
+    since = port.sniffer.mark()
+    port.send(question(port, B))
+    port.send(question(port, sha=port.mac))
+    port.send(frames.arp(frames.REPLY, sha=RIVAL, spa=PEER, tpa=A))
+    port.send(question(port, destination="02:00:00:00:dd:dd"))
+    port.send(frames.tagged(question(port), 5))
+    port.send(question(port, tpa=A, sha="02:00:00:00:00:bb"))
+    answer = port.sniffer.wait_for(
+        lambda f: f.op == frames.REPLY and f.broadcast, PATIENCE, since=since
+    )
+    assert answer.tha == "02:00:00:00:00:bb"
+    assert refused.stop() == 0
+    since = port.sniffer.mark()
+    port.send(question(port))
+    port.sniffer.assert_silent(0.5, since=since)
+
+
+def test_refused_and_flooded(port: Port, refused: Daemon) -> None:
+    """However many ask, there are a few answers by broadcast; and a conflict is still defended against."""
+    bind(port, refused)
+    since = port.sniffer.mark()
+    first = port.send_stamped(question(port))
+    for number in range(2000):
+        port.send(question(port, sha=f"02:00:00:01:{number >> 8:02x}:{number & 255:02x}"))
+    port.send(frames.conflict_request(RIVAL, A))
+    defence = port.sniffer.wait_announcement(A, PATIENCE, since=since)
+    seconds = (defence.ns - first) / 1e9
+    answers = [f for f in port.sniffer.arp(since) if f.op == frames.REPLY and f.broadcast]
+    assert 0 < len(answers) <= 16 + seconds / 0.05 + 1
+
+
+def test_refused_but_a_filter_was_left(
+    port: Port, make_autoip: MakeDaemon, refused: Daemon
+) -> None:
+    """What an instance with more privileges left does as well; at the end it is gone."""
+    before = configuration(port.host) + picture(port)
+    first = make_autoip(port, *FAST)
+    claim(port, first)
+    first.kill()
+    refused.env = first.env
+    bind(port, refused)
+    assert answers_by_broadcast(port)
+    assert limits(refused) == []
+    assert BY_UNICAST not in refused.output
+    assert refused.stop() == 0
+    assert configuration(port.host) + picture(port) == before
+
+
+def test_an_ingress_qdisc_is_in_the_way(port: Port, make_autoip: MakeDaemon) -> None:
+    """It is at the clsact's place: it stays, with its filters, and we answer besides."""
+    tc(port, "qdisc add dev eth0 ingress")
+    tc(port, "filter add dev eth0 parent ffff: protocol ip u32 match u32 0 0 flowid 1:1")
+    before = configuration(port.host) + picture(port)
+    daemon = make_autoip(port, *FAST)
+    bind(port, daemon)
+    [limit] = limits(daemon)
+    assert BY_UNICAST in limit and "ingress" in limit
+    assert picture(port) == before[-3:]
+    assert sorted(f.broadcast for f in replies(port, question(port), 2)) == [False, True]
+    tc(port, "qdisc del dev eth0 ingress")
+    since = port.sniffer.mark()
+    daemon.signal(signal.SIGHUP)
+    claimed(port, since=since)
+    assert limits(daemon) == []
+    assert answers_by_broadcast(port)
+    assert daemon.stop() == 0
+    assert hook(port) == ""

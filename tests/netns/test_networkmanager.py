@@ -1,0 +1,511 @@
+"""NetworkManager beside autoip: the real one, with our hooks, under Debian's policy for its bus."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import time
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from pathlib import Path
+
+import pytest
+
+from autoip.networkmanager import RETURN_TIMEOUT
+from tests.lab import (
+    AddressMonitor,
+    Daemon,
+    Dhcpd,
+    LabError,
+    Namespace,
+    NetworkManager,
+    Port,
+    SystemBus,
+    machine,
+)
+from tests.lab.require import requires_program
+
+from .conftest import MakeHost, autoip_command
+from .helpers import NETNS, PEER, claimed, wait_until
+from .hooked import Hooked, MakeHooked, routable
+
+pytestmark = [
+    *NETNS,
+    requires_program("NetworkManager", "network-manager"),
+    requires_program("nmcli", "network-manager"),
+    requires_program("dbus-daemon", "dbus"),
+    requires_program("dhcpd", "isc-dhcp-server"),
+]
+
+OLD_RESET = 45.0
+"""Seconds after which NetworkManager by itself takes all addresses off and begins anew."""
+LEASE = 12
+"""Seconds, where a lease is to run out."""
+NOBODY = 65534
+
+
+@dataclass(frozen=True, slots=True)
+class Managed:
+    """A host whose interfaces are NetworkManager's, with our hooks."""
+
+    port: Port
+    hooked: Hooked
+    bus: SystemBus
+    nm: NetworkManager
+    stack: contextlib.ExitStack
+
+    @property
+    def host(self) -> Namespace:
+        return self.port.host
+
+    def autoip(self, *words: str, wrapper: tuple[str, ...] = ()) -> Daemon:
+        """The daemon as the enabled unit has it, running."""
+        options = ("--policy", "fallback", "--after", "1")
+        command = [*wrapper, *autoip_command(), *(words or (self.port.name,)), *options]
+        daemon = self.stack.enter_context(Daemon(self.host, self.port.name, command))
+        # As the unit's: where the commands look.
+        del daemon.env["RUNTIME_DIRECTORY"]
+        daemon.start()
+        return daemon
+
+    def connected(self, **settings: str) -> str:
+        """NetworkManager's default profile, with what is said otherwise; its name. DHCP is under way."""
+        profile = self.nm.add_profile(self.port.name, **{"ipv6__method": "disabled", **settings})
+        self.nm.wait_state(self.port.name, 70, 100)
+        return profile
+
+    def status(self) -> dict[str, object]:
+        told = self.hooked.autoip("status", self.port.name, "--json")
+        return dict(json.loads(told)["interfaces"][0])
+
+    def why(self) -> str:
+        """What has brought the state about; empty while the daemon does not answer yet."""
+        return str(self.status().get("why", ""))
+
+
+@pytest.fixture
+def managed(make_host: MakeHost, make_hooked: MakeHooked, stack: contextlib.ExitStack) -> Managed:
+    """`eth0`, for which the hooks are installed; NetworkManager runs and has no profile yet."""
+    port = make_host(plugged=True)
+    hooked = make_hooked(port.host)
+    bus = stack.enter_context(SystemBus(port.host))
+    nm = stack.enter_context(NetworkManager(port.host))
+    hooked.install("--client", "networkmanager", port.name)
+    bus.start()
+    nm.start()
+    nm.wait_state(port.name, 30)
+    return Managed(port, hooked, bus, nm, stack)
+
+
+@pytest.fixture
+def server(make_host: MakeHost, stack: contextlib.ExitStack) -> Dhcpd:
+    """Not started yet."""
+    return stack.enter_context(Dhcpd(make_host("srv0", plugged=True)))
+
+
+class Session:
+    """A TCP connection from another host to an address, over which something is said from time to time."""
+
+    def __init__(self, peer: Port, host: Namespace, address: IPv4Address) -> None:
+        peer.host.ip(f"addr add {PEER}/16 dev {peer.name} scope link")
+        listener = host.call(socket.create_server, (str(address), 7777))
+        self.near: socket.socket
+        with listener:
+            listener.settimeout(30)
+            self.far = peer.host.call(socket.create_connection, (str(address), 7777), 30)
+            self.near, _ = listener.accept()
+        self.near.settimeout(30)
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.near.close()
+        self.far.close()
+
+    def say(self) -> None:
+        """In both directions. Raises OSError if the connection does not live any more."""
+        for one, other in ((self.near, self.far), (self.far, self.near)):
+            one.sendall(b"alive")
+            assert other.recv(5) == b"alive"
+
+
+def no_lease(managed: Managed, seconds: float, peer: Port) -> None:
+    """Nobody answers DHCP: an address comes and stays, with a connection over it."""
+    daemon = managed.autoip()
+    managed.stack.enter_context(monitor := AddressMonitor(managed.host))
+    address = daemon.wait_address(60)
+    managed.stack.enter_context(session := Session(peer, managed.host, address))
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        session.say()
+        time.sleep(1)
+    assert daemon.addresses() == [address]
+    seen = [(added, event.address) for _, added, event in monitor.events() if event.link_local]
+    assert (False, address) not in seen
+    assert "failed" not in " ".join(line for line in managed.nm.lines if "state change" in line)
+    assert managed.nm.device_state("eth0") == 70
+
+
+def test_no_server_for_five_minutes(managed: Managed, make_host: MakeHost, server: Dhcpd) -> None:
+    # The default profile, IPv6 without a router; each 45 s used to bring a reset.
+    managed.connected(ipv6__method="auto")
+    no_lease(managed, 300, make_host("peer0", plugged=True))
+    server.start()
+    assert managed.nm.wait_state("eth0", 100, timeout=120) == 100
+    wait_until(lambda: routable(managed.port), "a lease", 90)
+
+
+def test_no_server_without_ipv6(managed: Managed, make_host: MakeHost) -> None:
+    managed.connected()
+    no_lease(managed, 1.5 * OLD_RESET, make_host("peer0", plugged=True))
+
+
+def test_a_server_that_appears(managed: Managed, server: Dhcpd) -> None:
+    profile = managed.connected()
+    daemon = managed.autoip()
+    address = daemon.wait_address(60)
+    server.start()
+    wait_until(lambda: routable(managed.port), "a lease", 90)
+    assert managed.nm.wait_state("eth0", 100) == 100
+    assert managed.nm.active("eth0") == profile
+    # Both for the linger, then the lease alone.
+    daemon.wait_no_address(60)
+    assert len(routable(managed.port)) == 1
+    assert routable(managed.port) == [server.leases()[managed.port.mac]]
+    assert f"default via {server.address}" in managed.host.ip("route show default")
+    assert managed.nm.active("eth0") == profile
+    assert str(address) not in managed.nm.nmcli("-g IP4.ADDRESS device show eth0")
+
+
+def test_a_lease_that_runs_out(managed: Managed, server: Dhcpd) -> None:
+    server.set_lease(LEASE)
+    server.start()
+    profile = managed.connected()
+    assert managed.nm.wait_state("eth0", 100) == 100
+    daemon = managed.autoip()
+    wait_until(lambda: "the interface has" in managed.why(), "the lease seen")
+    assert daemon.addresses() == []
+    server.stop()
+    first = daemon.wait_address(90)
+    assert routable(managed.port) == []
+    assert managed.nm.active("eth0") == profile
+    server.start()
+    wait_until(lambda: routable(managed.port), "the lease again", 120)
+    daemon.wait_no_address(60)
+    server.stop()
+    assert daemon.wait_address(90) == first
+    assert managed.nm.active("eth0") == profile
+
+
+def test_nothing_while_it_is_not_activated(managed: Managed) -> None:
+    # An address that NetworkManager finds there would keep it from ever connecting the profile.
+    daemon = managed.autoip()
+    daemon.wait_line("-> standby: .*NetworkManager")
+    wait_until(lambda: "disconnected" in managed.why(), "the reason in the status")
+    time.sleep(3)
+    assert managed.port.sniffer.probes() == []
+    profile = managed.connected()
+    daemon.wait_address(60)
+    assert managed.nm.active("eth0") == profile
+
+
+def test_an_activation_that_fails(managed: Managed, server: Dhcpd) -> None:
+    # Without the configuration that the hooks bring: it fails, and begins anew.
+    managed.autoip()
+    profile = managed.connected(ipv4__dhcp_timeout="8")
+    address = claimed(managed.port)
+    wait_until(lambda: (120, 30) in managed.nm.states("eth0"), "the failure", 60)
+    since = managed.port.sniffer.mark()
+    assert claimed(managed.port, since=since) == address
+    # The address was never there for it to find.
+    assert managed.nm.active("eth0") == profile
+    server.start()
+    assert managed.nm.wait_state("eth0", 100, timeout=60) == 100
+    assert managed.nm.active("eth0") == profile
+    wait_until(lambda: routable(managed.port), "a lease")
+
+
+def test_carrier_loss(managed: Managed) -> None:
+    profile = managed.connected()
+    daemon = managed.autoip()
+    address = daemon.wait_address(60)
+    for seconds in (1, 9):  # it gives a carrier back within 6 s a chance
+        managed.port.carrier(False)
+        daemon.wait_no_address(30)
+        time.sleep(seconds)
+        managed.port.carrier(True)
+        assert daemon.wait_address(60) == address
+        managed.nm.wait_state("eth0", 70)
+        assert managed.nm.active("eth0") == profile
+
+
+def test_down_and_up(managed: Managed) -> None:
+    profile = managed.connected()
+    daemon = managed.autoip()
+    address = daemon.wait_address(60)
+    managed.nm.nmcli(f"con down {profile}")
+    daemon.wait_line("-> standby: .*state (deactivating|disconnected)", 30)
+    assert daemon.addresses() == []
+    # Our doing, not the loss of an address that NetworkManager has taken.
+    assert "removed by somebody else" not in daemon.output
+    since = managed.port.sniffer.mark()
+    time.sleep(3)
+    assert managed.port.sniffer.probes(since=since) == []
+    managed.nm.nmcli(f"--wait 0 con up {profile}")
+    assert daemon.wait_address(60) == address
+    # The same once more, by the other command.
+    managed.nm.nmcli("device disconnect eth0")
+    daemon.wait_no_address(30)
+    managed.nm.nmcli("--wait 0 device connect eth0")
+    assert daemon.wait_address(60) == address
+    assert managed.nm.active("eth0") == profile
+
+
+def test_reapply(managed: Managed) -> None:
+    managed.connected()
+    daemon = managed.autoip()
+    address = daemon.wait_address(60)
+    since = managed.port.sniffer.mark()
+    managed.nm.nmcli("device modify eth0 ipv4.route-metric 150")
+    assert claimed(managed.port, since=since) == address
+    assert managed.nm.device_state("eth0") == 70
+
+
+@pytest.mark.parametrize("crash", [False, True], ids=["restart", "crash"])
+def test_it_starts_again(managed: Managed, *, crash: bool) -> None:
+    profile = managed.connected()
+    daemon = managed.autoip()
+    address = daemon.wait_address(60)
+    if crash:
+        managed.nm.kill()
+    else:
+        managed.nm.stop()
+    # After a crash it knows nothing: an address that it finds would be somebody else's for ever.
+    daemon.wait_no_address(30)
+    managed.nm.start()
+    managed.nm.wait_state("eth0", 70)
+    assert managed.nm.active("eth0") == profile
+    assert daemon.wait_address(60) == address
+    assert managed.nm.active("eth0") == profile
+
+
+def test_it_is_stopped_for_good(managed: Managed) -> None:
+    managed.connected()
+    daemon = managed.autoip()
+    address = daemon.wait_address(60)
+    managed.nm.kill()
+    daemon.wait_no_address(30)
+    begin = time.monotonic()
+    assert daemon.wait_address(60) == address
+    assert time.monotonic() - begin > RETURN_TIMEOUT - 1
+
+
+def test_the_bus_starts_again(managed: Managed) -> None:
+    managed.connected()
+    daemon = managed.autoip()
+    daemon.wait_address(60)
+    managed.bus.kill()
+    daemon.wait_no_address(30)
+    managed.nm.kill()
+    managed.bus.start()
+    managed.nm.start()
+    managed.nm.wait_state("eth0", 70)
+    daemon.wait_address(60)
+    # It is followed again.
+    managed.nm.nmcli("device disconnect eth0")
+    daemon.wait_no_address(30)
+
+
+def test_an_interface_that_it_leaves_alone(
+    make_host: MakeHost, make_hooked: MakeHooked, stack: contextlib.ExitStack
+) -> None:
+    port = make_host()
+    hooked = make_hooked(port.host)
+    bus = stack.enter_context(SystemBus(port.host))
+    nm = stack.enter_context(NetworkManager(port.host, unmanaged=["eth0"]))
+    bus.start()
+    nm.start()
+    assert nm.device_state("eth0") == 10
+    managed = Managed(port, hooked, bus, nm, stack)
+    managed.autoip().wait_address(60)
+    assert nm.device_state("eth0") == 10
+
+
+def test_left_alone_and_taken_back(managed: Managed) -> None:
+    profile = managed.connected()
+    daemon = managed.autoip()
+    address = daemon.wait_address(60)
+    managed.nm.nmcli("device set eth0 managed no")
+    managed.nm.wait_state("eth0", 10)
+    assert daemon.wait_address(60) == address
+    time.sleep(1)
+    assert daemon.addresses() == [address]
+    managed.nm.nmcli("device set eth0 managed yes")
+    managed.nm.wait_state("eth0", 70)
+    assert managed.nm.active("eth0") == profile
+    assert daemon.wait_address(60) == address
+
+
+def test_two_interfaces(managed: Managed) -> None:
+    managed.port.switch.attach(managed.host, "eth1", plugged=True)
+    managed.hooked.install("--client", "networkmanager", "eth0", "eth1")
+    managed.nm.nmcli("general reload conf")
+    one = managed.connected()
+    other = managed.nm.add_profile("eth1", ipv6__method="disabled")
+    daemon = managed.autoip("eth0", "eth1")
+    first = daemon.wait_address(60)
+    wait_until(lambda: managed.host.link_local("eth1"), "eth1", 60)
+    second = managed.host.link_local("eth1")
+    assert second != [first]
+    managed.nm.nmcli(f"con down {one}")
+    daemon.wait_no_address(30)
+    assert managed.host.link_local("eth1") == second
+    assert managed.nm.active("eth1") == other
+    managed.nm.nmcli(f"--wait 0 con up {one}")
+    assert daemon.wait_address(60) == first
+    assert managed.host.link_local("eth1") == second
+
+
+def test_an_interface_that_appears_and_has_another_name(managed: Managed) -> None:
+    daemon = managed.autoip("usb0")
+    late = managed.port.switch.attach(managed.host, "usb0", plugged=True)
+    managed.nm.wait_state("usb0", 30)
+    time.sleep(3)
+    assert managed.host.link_local("usb0") == []
+    assert late.sniffer.probes() == []
+    managed.nm.add_profile("usb0", ipv6__method="disabled")
+    late.sniffer.wait_announcement(timeout=60)
+    late.delete()
+    late.create()
+    since = late.sniffer.mark()
+    claimed(late, since=since)
+    assert daemon.running
+    assert managed.nm.active("usb0") == "wired-usb0"
+
+
+def test_as_a_user_without_rights(managed: Managed) -> None:
+    # As the unit runs it: NetworkManager's own policy lets anyone read the state of a device.
+    managed.host.run("install", "-d", "-o", str(NOBODY), "/run/autoip", "/var/lib/autoip")
+    caps = "-all,+net_raw,+net_admin"
+    user = (f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups")
+    daemon = managed.autoip(
+        wrapper=("setpriv", *user, f"--inh-caps={caps}", f"--ambient-caps={caps}", "--")
+    )
+    daemon.wait_line("-> standby: .*NetworkManager")
+    managed.connected()
+    daemon.wait_address(60)
+    managed.nm.nmcli("device disconnect eth0")
+    daemon.wait_no_address(30)
+
+
+def test_without_its_library(managed: Managed, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['jeepney'] = None\n")
+    daemon = managed.autoip(wrapper=("env", f"PYTHONPATH={tmp_path}"))
+    daemon.wait_line("NetworkManager is not followed: .*jeepney is missing", 30)
+    assert daemon.output.count("jeepney") == 1
+    daemon.wait_address(60)
+    assert "jeepney" in str(managed.status()["limits"])
+
+
+def test_no_wake_ups_while_nothing_happens(managed: Managed) -> None:
+    managed.connected()
+    daemon = managed.autoip()
+    daemon.wait_address(60)
+    daemon.wait_line("announcing -> bound", 30)
+    time.sleep(1)
+    before = daemon.usage()
+    time.sleep(20)
+    # NetworkManager's own address or two may come and go; a timer would be seen.
+    assert (daemon.usage() - before).voluntary <= 5
+
+
+# --- the dispatcher ------------------------------------------------------------------------------
+
+
+def starts(managed: Managed) -> list[str]:
+    return managed.hooked.starts()
+
+
+def test_the_hook_starts_and_stops_a_daemon(managed: Managed) -> None:
+    # Connected by IPv6 alone: told to the dispatcher, and no service is enabled here.
+    profile = managed.nm.add_profile("eth0", ipv6__method="link-local", ipv4__dhcp_timeout="45")
+    managed.nm.wait_state("eth0", 100)
+    address = managed.hooked.wait_address(managed.port)
+    assert starts(managed) == ["run --hook eth0"]
+    managed.nm.nmcli("device reapply eth0")
+    time.sleep(1)
+    assert managed.hooked.wait_address(managed.port) == address
+    assert starts(managed)[:1] == ["run --hook eth0"]
+    assert len(managed.hooked.daemons("eth0")) == 1
+    managed.nm.nmcli(f"con down {profile}")
+    managed.hooked.wait_ended("eth0")
+    assert managed.host.link_local("eth0") == []
+    managed.nm.nmcli(f"con up {profile}")
+    assert managed.hooked.wait_address(managed.port) == address
+    assert managed.hooked.complaints() == []
+
+
+def test_the_hook_leaves_others_alone(managed: Managed, server: Dhcpd) -> None:
+    server.start()
+    managed.connected()
+    managed.nm.wait_state("eth0", 100)
+    # Configured by somebody else: "connected (externally)".
+    managed.port.switch.attach(managed.host, "eth1", plugged=True)
+    managed.nm.wait_state("eth1", 30)
+    managed.host.run("sh", "-c", "echo 0 >/proc/sys/net/ipv6/conf/eth1/disable_ipv6")
+    managed.host.ip("-6 addr add fd00::9/64 dev eth1")
+    managed.nm.wait_state("eth1", 100)
+    time.sleep(2)  # the dispatcher is done
+    assert starts(managed) == []
+
+
+def test_the_service_survives_what_the_dispatcher_tells(managed: Managed) -> None:
+    # `down` comes and nothing else while NetworkManager tries again.
+    managed.connected(ipv6__method="link-local")
+    daemon = managed.autoip()
+    address = daemon.wait_address(60)
+    managed.port.carrier(False)
+    managed.nm.wait_state("eth0", 20, timeout=60)
+    time.sleep(1)
+    assert daemon.running
+    managed.port.carrier(True)
+    assert daemon.wait_address(60) == address
+
+
+def test_the_dispatcher_takes_the_files(managed: Managed) -> None:
+    # It silently skips those that others could write, or that are not root's.
+    found = managed.host.run(
+        *("stat", "-c", "%U %a %n"),
+        "/etc/NetworkManager/dispatcher.d/90-autoip",
+        "/etc/NetworkManager/dispatcher.d/pre-down.d/90-autoip",
+    ).splitlines()
+    assert [line.split()[:2] for line in found] == [["root", "755"], ["root", "755"]]
+    conf = machine.read(managed.host, "/etc/NetworkManager/conf.d/90-autoip.conf")
+    assert "match-device=interface-name:eth0\n" in conf
+
+
+def test_the_hooks_leave_no_trace(managed: Managed) -> None:
+    def files() -> str:
+        return managed.host.run("find", "/etc/NetworkManager", "/etc/autoip", check=False)
+
+    assert "90-autoip" in files()
+    managed.hooked.hooks("remove", "--client", "networkmanager")
+    assert "autoip" not in files()
+
+
+def test_only_the_named_interface_asks_for_ever(managed: Managed) -> None:
+    managed.port.switch.attach(managed.host, "eth1", plugged=True)
+    managed.connected()
+    managed.nm.add_profile("eth1", ipv6__method="disabled")
+    managed.nm.wait_state("eth1", 70)
+
+    def told(interface: str) -> str:
+        pattern = rf"dhcp4 \({interface}\): activation: beginning transaction"
+        with contextlib.suppress(LabError):
+            return managed.nm.wait_line(pattern, 30)
+        return ""
+
+    assert "no timeout" in told("eth0")
+    assert "timeout in 45 seconds" in told("eth1")

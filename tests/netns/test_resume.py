@@ -1,0 +1,118 @@
+"""if-resume: after the machine slept the address is probed again before it is used (RFC 3927, 2.2).
+
+A test cannot put the machine to sleep. The daemon here is the real one but for what tells of it: the clock that counts
+sleep is ahead by what is written into a pipe, and the pipe is what the kernel makes readable after a sleep.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+
+import pytest
+
+from tests.lab import Daemon, Port, answers_probes, echoes
+
+from .commands import report
+from .helpers import NEIGHBOUR, NETNS, PATIENCE, A, bind, claimed_other, probed, wait_until
+
+pytestmark = NETNS
+
+PROGRAM = """
+import os, sys, time
+from autoip import arpsock, cli, daemon
+
+pipe = os.open(sys.argv.pop(1), os.O_RDWR | os.O_NONBLOCK)
+
+class Watch(arpsock.ClockWatch):
+    slept = 0.0
+
+    def __init__(self):
+        super().__init__(boottime=lambda: time.clock_gettime(time.CLOCK_BOOTTIME) + self.slept)
+
+    def fileno(self):
+        return pipe
+
+    def changed(self):
+        self.slept += float(os.read(pipe, 99))
+        return super().changed()
+
+daemon.ClockWatch = Watch
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+Sleep = Callable[[float], None]
+
+
+@pytest.fixture
+def sleeper(port: Port, stack: ExitStack) -> tuple[Daemon, Sleep]:
+    """A daemon, and what makes it believe that the machine has slept for some seconds."""
+    daemon = stack.enter_context(Daemon(port.host, "eth0", []))
+    pipe = daemon.folder / "slept"
+    os.mkfifo(pipe)
+    options = ["eth0", "--delay", "200", "--ip", str(A)]
+    daemon.command = [sys.executable, "-c", PROGRAM, str(pipe), *options]
+
+    def sleep(seconds: float) -> None:
+        with open(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK), "w") as file:
+            file.write(str(seconds))
+
+    return daemon, sleep
+
+
+@pytest.mark.parametrize("echo", [False, True], ids=["", "echo"])
+def test_probed_again(port: Port, sleeper: tuple[Daemon, Sleep], echo: bool) -> None:
+    """if-resume, claim-echo: from the first probe, off the interface meanwhile; the same one, if it is free."""
+    daemon, sleep = sleeper
+    if echo:
+        port.neighbour(echoes)
+    bind(port, daemon)
+    for _ in range(2):
+        since = port.sniffer.mark()
+        sleep(30)
+        port.sniffer.wait_probe(A, PATIENCE, since=since)
+        assert port.host.link_local("eth0") == []
+        assert len(probed(port, A, since=since)) == 3
+        daemon.wait_line("the machine slept")
+        assert port.host.link_local("eth0") == [A]
+    wait_until(lambda: report(daemon)["state"] == "bound", "bound")
+    assert report(daemon)["conflicts"] == 0
+
+
+def test_taken_meanwhile(port: Port, sleeper: tuple[Daemon, Sleep]) -> None:
+    """if-resume: another host has taken the address: it keeps it, and is not spoken against."""
+    daemon, sleep = sleeper
+    bind(port, daemon)
+    port.neighbour(answers_probes(addresses={A}))
+    since = port.sniffer.mark()
+    sleep(3600)
+    claimed_other(port, A, since=since)
+    daemon.wait_line(f"conflict: {NEIGHBOUR} claims {A}")
+    assert [f for f in port.sniffer.arp(since) if f.spa == A] == []
+
+
+def test_while_it_is_probed_for(port: Port, sleeper: tuple[Daemon, Sleep]) -> None:
+    """if-resume: the probes from before do not count."""
+    daemon, sleep = sleeper
+    since = port.sniffer.mark()
+    daemon.start()
+    port.sniffer.wait_probe(A, PATIENCE, since=since)
+    sleep(5)
+    daemon.wait_line("the machine slept", PATIENCE)
+    since = port.sniffer.mark()
+    announced = port.sniffer.wait_announcement(A, PATIENCE, since=since)
+    # One of the three may have left between the word of the sleep and the mark.
+    assert 2 <= len([f for f in port.sniffer.probes(A, since) if f.ns < announced.ns]) <= 3
+    assert 4 <= len(port.sniffer.probes(A)) <= 6
+
+
+def test_wall_clock_is_set(port: Port, sleeper: tuple[Daemon, Sleep]) -> None:
+    """if-resume: the kernel gives the same sign when somebody sets the clock: no reason to probe."""
+    daemon, sleep = sleeper
+    bind(port, daemon)
+    sleep(0)
+    port.sniffer.assert_silent(1)
+    assert port.host.link_local("eth0") == [A]
+    assert "slept" not in daemon.output
