@@ -85,7 +85,8 @@ ROWS: Final[Mapping[str, Row]] = {
     "fwd-onlink": Row("M 2.6.2", "169.254/16 is on the link, from a routable address too"),
     "fwd-source": Row("M 1.9(2), 2.6.1", "new connections use a routable address if there is one"),
     "fwd-any": Row(
-        "M 2.6.2, B", "if wanted: with link-local alone every destination is on the link"
+        "M 2.6.2, B",
+        "if wanted: every destination is on the link, while there is no other default route",
     ),
     "co-dhcp": Row("M 1.9(1), 2.11", "a DHCP client's address and routes stay untouched"),
     "co-lease": Row(

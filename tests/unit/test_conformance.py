@@ -48,7 +48,7 @@ def test_the_page_has_every_row_and_program() -> None:
         for facts in report["rows"].values():
             for case in facts["cases"]:
                 assert case["seen"], case
-                assert (case["result"] == SHORT) == bool(case["frames"]), case
+                assert case["result"] == SHORT or not case["frames"], case
 
 
 def test_the_worst_case_decides() -> None:
