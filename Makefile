@@ -3,7 +3,7 @@
 VENV := .venv
 PY := $(VENV)/bin/python
 # Test processes side by side.  The tests mostly wait for the timers of the RFC.
-JOBS ?= 6
+JOBS ?= 10
 # Cases of the conformance suite side by side.  They do little else than wait.
 CASES ?= 12
 

@@ -22,6 +22,16 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.reportchars = chars + "s"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that wait for minutes begin first: the others run beside them, and not before."""
+
+    def seconds(item: pytest.Item) -> int:
+        mark = item.get_closest_marker("long")
+        return 0 if mark is None else int(mark.args[0])
+
+    items.sort(key=seconds, reverse=True)
+
+
 def _under_ci() -> bool:
     return os.environ.get("CI", "").lower() not in ("", "0", "false", "no")
 

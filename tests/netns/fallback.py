@@ -137,6 +137,7 @@ class Fallback:
         ]
         assert host.complaints() == []
 
+    @pytest.mark.long(60)
     def test_a_lease_then_renewals_then_none(
         self,
         port: Port,

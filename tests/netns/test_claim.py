@@ -74,6 +74,7 @@ def _answers_candidates(number: int) -> Rule:
 # The rate limit comes first: it takes more than a minute, and the other tests run meanwhile.
 
 
+@pytest.mark.long(120)
 def test_rate_limit_and_recovery(port: Port, make_autoip: MakeDaemon) -> None:
     """claim-rate: ten conflicts one after the other, then a minute's pause, which a lost carrier does not cut
     short; after a successful claim the count begins again."""

@@ -32,6 +32,7 @@ DEFECTS = {
 }
 
 
+@pytest.mark.long(100)
 @pytest.mark.parametrize("defect", DEFECTS)
 def test_a_defect_is_found(defect: str, tmp_path: Path) -> None:
     wrong, right = DEFECTS[defect]

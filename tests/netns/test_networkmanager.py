@@ -148,6 +148,7 @@ def no_lease(managed: Managed, seconds: float, peer: Port) -> None:
     assert managed.nm.device_state("eth0") == 70
 
 
+@pytest.mark.long(310)
 def test_no_server_for_five_minutes(managed: Managed, make_host: MakeHost, server: Dhcpd) -> None:
     # The default profile, IPv6 without a router; each 45 s used to bring a reset.
     managed.connected(ipv6__method="auto")
@@ -157,6 +158,7 @@ def test_no_server_for_five_minutes(managed: Managed, make_host: MakeHost, serve
     wait_until(lambda: routable(managed.port), "a lease", 90)
 
 
+@pytest.mark.long(70)
 def test_no_server_without_ipv6(managed: Managed, make_host: MakeHost) -> None:
     managed.connected()
     no_lease(managed, 1.5 * OLD_RESET, make_host("peer0", plugged=True))
