@@ -20,6 +20,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except AutoipError as error:
         print(f"autoip: {error}", file=sys.stderr)
         return error.exit_status
+    except BrokenPipeError:
+        # Whoever reads the answer has read enough.  Python would complain once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except KeyboardInterrupt:
         # Interrupted is not the same as "held" or "free".
         return 130 if words[:1] in (["wait"], ["probe"]) else 0

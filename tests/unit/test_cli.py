@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from ipaddress import IPv4Address
 
 import pytest
@@ -155,6 +158,23 @@ def test_refused(line: str, says: str, capsys: pytest.CaptureFixture[str]) -> No
     assert out == ""
     assert err.count("\n") == 1
     assert err.startswith("autoip: ")
+
+
+def test_reader_that_has_read_enough() -> None:
+    """`autoip hooks list | head -1`: no complaint, whatever the pipe holds."""
+    ours, theirs = os.pipe()
+    os.close(ours)
+    command = [sys.executable, "-m", "autoip", "hooks", "list", "--root", "/"]
+    try:
+        ended = subprocess.run(
+            command,
+            stdout=theirs,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        )
+    finally:
+        os.close(theirs)
+    assert (ended.returncode, ended.stderr) == (1, b"")
 
 
 def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
