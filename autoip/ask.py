@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import sys
 import time
 
 from autoip import usage
@@ -253,12 +252,4 @@ COMMANDS: Mapping[str, Callable[[Sequence[str], Mapping[str, str]], int]] = {
 
 def main(command: str, words: Sequence[str], environ: Mapping[str, str]) -> int:
     """Run one of COMMANDS; return its exit status."""
-    try:
-        result = COMMANDS[command](words, environ)
-        sys.stdout.flush()
-        return result
-    except BrokenPipeError:
-        # Whoever read our output has enough.  What is still in the buffer would raise again.
-        with contextlib.suppress(OSError):
-            sys.stdout.close()
-        return 0
+    return COMMANDS[command](words, environ)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 from autoip.errors import AutoipError
 from autoip.usage import Parser
@@ -16,14 +17,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status (see `errors` and ``--help``)."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        return _dispatch(words)
+        result = _dispatch(words)
+        sys.stdout.flush()
+        return result
     except AutoipError as error:
         print(f"autoip: {error}", file=sys.stderr)
         return error.exit_status
     except BrokenPipeError:
-        # Whoever reads the answer has read enough.  Python would complain once more at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        # Whoever read our output has enough.  What is still in the buffer would raise again.
+        with suppress(OSError):
+            sys.stdout.close()
+        return 0
     except KeyboardInterrupt:
         # Interrupted is not the same as "held" or "free".
         return 130 if words[:1] in (["wait"], ["probe"]) else 0
