@@ -18,7 +18,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         result = _dispatch(words)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # closed by whoever started us
+            sys.stdout.flush()
         return result
     except AutoipError as error:
         print(f"autoip: {error}", file=sys.stderr)
