@@ -19,15 +19,15 @@ export PYTHON
 EXTENSION := $(wildcard csrc/*.c csrc/*.h csrc/*.py)
 C_SOURCES := $(filter-out csrc/_%,$(wildcard csrc/*.c))
 C_FLAGS := -std=gnu11 -O2 -D_GNU_SOURCE -pthread -Icsrc -Wall -Wextra -Werror
-SHELL_FILES := $(wildcard .ci/run share/completions/*.bash tests/*.sh tests/*/*.sh) \
-	$(shell grep -lsE '^\#!.*[/ ](ba|da)?sh( |$$)' hooks/* hooks/*/* tests/conformance/adapters/*)
+SHELL_FILES := $(wildcard .ci/run share/completions/*.bash tools/*.sh) \
+	$(shell grep -lsE '^\#!.*[/ ](ba|da)?sh( |$$)' hooks/* hooks/*/* conformance/adapters/*)
 # The sanitizers of older compilers cannot place their shadow memory where the kernel spreads its
 # mappings over 32 bits; a container may forbid to ask for less.
 NO_ASLR := $(shell setarch -R true 2>/dev/null && echo setarch -R)
 PIP := $(PY) -m pip --disable-pip-version-check --no-input -q
 
-CONFORMANCE := $(PY) -m pytest tests/conformance -n $(CASES)
-PROGRAMS ?= $(notdir $(basename $(wildcard tests/conformance/adapters/*.json)))
+CONFORMANCE := $(PY) -m pytest conformance -n $(CASES)
+PROGRAMS ?= $(notdir $(basename $(wildcard conformance/adapters/*.json)))
 
 # Where `make install` puts things.  DESTDIR is for packagers.
 PREFIX ?= /usr/local
@@ -63,25 +63,25 @@ run: setup ## run on IFACE, with ARGS; without IFACE: the demo
 ifneq ($(strip $(IFACE)),)
 	@exec $(AS_ROOT) $(PY) -m autoip $(IFACE) $(ARGS)
 else
-	@bash tests/deps.sh demo
+	@bash tools/deps.sh demo
 	@# Where users may make namespaces, the demo is root in one of its own.
-	@if unshare --user --map-root-user --net true 2>/dev/null; then exec $(PY) -m tests.demo $(ARGS); \
-	else exec $(AS_ROOT) $(PY) -m tests.demo $(ARGS); fi
+	@if unshare --user --map-root-user --net true 2>/dev/null; then exec $(PY) -m demo $(ARGS); \
+	else exec $(AS_ROOT) $(PY) -m demo $(ARGS); fi
 endif
 
 test: $(VENV)/.dev ## all tests: C, then pytest (those that need root are skipped without)
-	@bash tests/deps.sh test
+	@bash tools/deps.sh test
 	$(MAKE) --no-print-directory -C tests/c check
 	$(PY) -m pytest -n $(JOBS) --dist loadgroup $(ARGS)
 ifeq ($(strip $(ARGS))$(UID),0)
-	$(CONFORMANCE) -q --all-rows --dut "tests/conformance/adapters/autoip {netns} {ifname}"
+	$(CONFORMANCE) -q --all-rows --dut "conformance/adapters/autoip {netns} {ifname}"
 endif
 
 check: $(VENV)/.dev ## linters, types, C warnings, sanitizers, valgrind
-	@bash tests/deps.sh check
+	@bash tools/deps.sh check
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(PY) -m mypy --strict autoip tests
+	$(PY) -m mypy --strict
 	shellcheck $(SHELL_FILES)
 	@set -e; for cc in gcc clang; do \
 		if command -v $$cc >/dev/null; then \
@@ -95,18 +95,18 @@ check: $(VENV)/.dev ## linters, types, C warnings, sanitizers, valgrind
 	$(MAKE) --no-print-directory -C tests/c valgrind
 
 bench: $(VENV)/.dev ## the benchmarks, each beside what it is measured against (root)
-	@bash tests/deps.sh test
-	@exec $(AS_ROOT) $(PY) -m tests.bench $(ARGS)
+	@bash tools/deps.sh test
+	@exec $(AS_ROOT) $(PY) -m bench $(ARGS)
 
 # Status 1 says that a program falls short of a MUST, which is no failure of the measurement.
 conformance: $(VENV)/.dev ## measure autoip and other programs anew, for docs/conformance.md (root)
-	@bash tests/deps.sh test
-	@mkdir -p tests/conformance/reports
+	@bash tools/deps.sh test
+	@mkdir -p conformance/reports
 	@for program in $(PROGRAMS); do \
-		$(AS_ROOT) $(CONFORMANCE) --dut "tests/conformance/adapters/$$program {netns} {ifname}" \
-			--report tests/conformance/reports/$$program.json --tb=no || [ $$? = 1 ] || exit 1; \
+		$(AS_ROOT) $(CONFORMANCE) --dut "conformance/adapters/$$program {netns} {ifname}" \
+			--report conformance/reports/$$program.json --tb=no || [ $$? = 1 ] || exit 1; \
 	done
-	$(PY) -m tests.conformance.page
+	$(PY) -m conformance.page
 
 build: $(VENV)/.dev ## source distribution and wheel, into dist/
 	$(PY) -m build --no-isolation --outdir dist .
@@ -162,7 +162,7 @@ clean: ## remove all that make has made
 	@if [ -e tests/c/Makefile ]; then $(MAKE) --no-print-directory -C tests/c clean; fi
 
 $(VENV)/.made: $(REMAKE)
-	@bash tests/deps.sh build
+	@bash tools/deps.sh build
 	@echo "autoip: making $(VENV) with $$($(PYTHON) -V)"
 	@$(PYTHON) -m venv --clear $(VENV)
 	@$(PIP) install --upgrade setuptools cffi

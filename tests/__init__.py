@@ -1,1 +1,1 @@
-"""The tests. A package, so that `python -m tests.demo` and `from tests.lab import ...` work from the top folder."""
+"""The tests. A package, so that the files can import one another as `tests.NAME`."""

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 
 import pytest
 
-from tests.lab import ArpFrame, Daemon, Neighbour, Port, frames
+from lab import ArpFrame, Daemon, Neighbour, Port, frames
 from tests.netns.conftest import MakeDaemon
 from tests.netns.helpers import (
     NETNS,

@@ -7,8 +7,8 @@ import subprocess
 from dataclasses import dataclass
 from typing import Any
 
-from tests.lab import Daemon
-from tests.lab.daemon import REPOSITORY
+from lab import Daemon
+from lab.daemon import REPOSITORY
 
 from .conftest import autoip_command
 from .helpers import PATIENCE

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab import Daemon, Namespace, Port, Switch, leftover_folders, leftovers
+from lab import Daemon, Namespace, Port, Switch, leftover_folders, leftovers
 
 from .helpers import autoip_command
 from .hooked import Hooked, MakeHooked, hooked

@@ -15,8 +15,8 @@ from typing import ClassVar
 
 import pytest
 
-from tests.lab import Dhcpd, LabError, Port, machine
-from tests.lab.client import Client
+from lab import Dhcpd, LabError, Port, machine
+from lab.client import Client
 
 from .conftest import MakeHost
 from .helpers import LINK_LOCAL, PEER, wait_until

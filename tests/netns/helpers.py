@@ -12,8 +12,8 @@ from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any
 
-from tests.lab import ArpFrame, Daemon, LabError, Namespace, Port, frames
-from tests.lab.require import requires_kernel_feature, requires_root
+from lab import ArpFrame, Daemon, LabError, Namespace, Port, frames
+from tests.require import requires_kernel_feature, requires_root
 
 A = IPv4Address("169.254.20.20")
 B = IPv4Address("169.254.33.44")

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
 
-from tests.lab import Namespace, Port, Syslog, machine
-from tests.lab.daemon import REPOSITORY
+from lab import Namespace, Port, Syslog, machine
+from lab.daemon import REPOSITORY
 
 from .helpers import LINK_LOCAL, autoip_command, wait_until
 

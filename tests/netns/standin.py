@@ -16,8 +16,8 @@ import sys
 import time
 from ipaddress import IPv4Address
 
-from tests.lab import frames
-from tests.lab.frames import ArpFrame
+from lab import frames
+from lab.frames import ArpFrame
 
 DEFECTS = {
     "meek": "gives the address up at the first conflict",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from ipaddress import IPv4Address
 
-from tests.lab import Namespace
+from lab import Namespace
 
 
 class Talk:

@@ -19,7 +19,7 @@ import pytest
 from autoip import arpsock
 from autoip.links import Link
 from autoip.netlink import Netlink
-from tests.lab import ArpFrame, Daemon, Frame, LabError, Namespace, Port, frames
+from lab import ArpFrame, Daemon, Frame, LabError, Namespace, Port, frames
 
 from .conftest import MakeDaemon, autoip_command
 from .helpers import (

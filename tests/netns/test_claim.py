@@ -14,7 +14,7 @@ from ipaddress import IPv4Address
 import pytest
 
 from autoip.store import Store
-from tests.lab import (
+from lab import (
     AddressMonitor,
     ArpFrame,
     Daemon,

@@ -37,7 +37,7 @@ DEFECTS = {
 def test_a_defect_is_found(defect: str, tmp_path: Path) -> None:
     wrong, right = DEFECTS[defect]
     report = tmp_path / "report.json"
-    command = [sys.executable, "-m", "pytest", "tests/conformance", "-q", "-n", "4"]
+    command = [sys.executable, "-m", "pytest", "conformance", "-q", "-n", "4"]
     command += ["-p", "no:cacheprovider", "--report", str(report)]
     command += ["--dut", f"{sys.executable} -m tests.netns.standin {{ifname}} {defect}"]
     for row in (*wrong, *right):
@@ -60,7 +60,7 @@ def test_what_is_asked_wrongly_is_refused() -> None:
         (["--dut", "true", "--row", "claim-nothing"], "no such row: claim-nothing"),
         (["--dut", "true", "--about", "nothing.json"], "nothing.json: no such file"),
     ):
-        command = [sys.executable, "-m", "pytest", "tests/conformance", "-q", *words]
+        command = [sys.executable, "-m", "pytest", "conformance", "-q", *words]
         done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
         assert done.returncode == pytest.ExitCode.USAGE_ERROR
         assert said in done.stderr

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from autoip.report import EVENT, EVENTS, PROBE, STATES, STATUS, socket_name
-from tests.lab import Daemon, LabError, Port, frames
+from lab import Daemon, LabError, Port, frames
 
 from .commands import Ran, report, run
 from .conftest import MakeDaemon, MakeHost, autoip_command
@@ -587,7 +587,7 @@ def test_probe_free(address: str, port: Port, alone: Daemon) -> None:
 @pytest.mark.parametrize("way", ["answer", "probe"])
 def test_probe_in_use(way: str, port: Port, alone: Daemon) -> None:
     """Somebody says so, or wants it at the same time."""
-    from tests.lab import answers_probes, probes_too
+    from lab import answers_probes, probes_too
 
     port.neighbour(answers_probes() if way == "answer" else probes_too(None), mac=RIVAL)
     ran = run(alone, "probe eth0 192.0.2.77 --delay 200")

@@ -8,7 +8,7 @@ from ipaddress import IPv4Address
 
 import pytest
 
-from tests.lab import ArpFrame, Daemon, Port, disputes_announcements, echoes, frames, gaps
+from lab import ArpFrame, Daemon, Port, disputes_announcements, echoes, frames, gaps
 
 from .conftest import MakeDaemon, MakeHost
 from .helpers import (

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab import DHCP_SERVERS, Dhcpd, DhcpServer, Port
-from tests.lab.require import requires_program
+from lab import DHCP_SERVERS, Dhcpd, DhcpServer, Port
+from tests.require import requires_program
 
 from .conftest import MakeHost
 from .helpers import NETNS

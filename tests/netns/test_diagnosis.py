@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab import Port, answers_probes
+from lab import Port, answers_probes
 
 from .commands import report, run
 from .conftest import MakeDaemon

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab import Namespace, Port, machine
-from tests.lab.daemon import REPOSITORY
-from tests.lab.require import find_program, requires_program
+from lab import Namespace, Port, machine
+from lab.daemon import REPOSITORY
+from lab.programs import find_program
+from tests.require import requires_program
 
 from .conftest import MakeDaemon, MakeHost
 from .helpers import NETNS, claim, wait_until

@@ -10,8 +10,8 @@ from ipaddress import IPv4Address
 
 import pytest
 
-from tests.lab import Dhclient, Dhcpd, Namespace, Port, machine
-from tests.lab.require import requires_program
+from lab import Dhclient, Dhcpd, Namespace, Port, machine
+from tests.require import requires_program
 
 from .conftest import MakeHost
 from .helpers import NETNS, PEER, wait_until

@@ -7,11 +7,11 @@ import re
 
 import pytest
 
-from tests.lab import AddressMonitor, Dhcpd, Port, machine
-from tests.lab.client import Client
-from tests.lab.dhcpcd import CONFIG as CONFIG_FILE
-from tests.lab.dhcpcd import DhcpcdClient, give_own_hooks
-from tests.lab.require import requires_program
+from lab import AddressMonitor, Dhcpd, Port, machine
+from lab.client import Client
+from lab.dhcpcd import CONFIG as CONFIG_FILE
+from lab.dhcpcd import DhcpcdClient, give_own_hooks
+from tests.require import requires_program
 
 from .conftest import MakeDaemon
 from .fallback import Fallback, MakeClient, calls

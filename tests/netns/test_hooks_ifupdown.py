@@ -6,8 +6,8 @@ import contextlib
 
 import pytest
 
-from tests.lab import Dhcpd, Port, machine
-from tests.lab.require import requires_program
+from lab import Dhcpd, Port, machine
+from tests.require import requires_program
 
 from .conftest import MakeHost
 from .helpers import NETNS, wait_until

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from tests.lab import Port
-from tests.lab.client import Client
-from tests.lab.networkd import NetworkdClient
-from tests.lab.require import requires_program
+from lab import Port
+from lab.client import Client
+from lab.networkd import NetworkdClient
+from tests.require import requires_program
 
 from .fallback import Fallback, MakeClient, calls
 from .helpers import NETNS, wait_until

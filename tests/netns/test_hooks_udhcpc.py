@@ -6,10 +6,10 @@ import re
 
 import pytest
 
-from tests.lab import Port, machine
-from tests.lab.client import Client
-from tests.lab.require import requires_program
-from tests.lab.udhcpc import SCRIPT, Udhcpc
+from lab import Port, machine
+from lab.client import Client
+from lab.udhcpc import SCRIPT, Udhcpc
+from tests.require import requires_program
 
 from .conftest import MakeDaemon
 from .fallback import Fallback, MakeClient, calls

@@ -16,7 +16,7 @@ from ipaddress import IPv4Address
 import pytest
 
 from autoip.store import Store
-from tests.lab import (
+from lab import (
     AddressMonitor,
     Daemon,
     LabError,
@@ -26,7 +26,7 @@ from tests.lab import (
     answers_probes,
     frames,
 )
-from tests.lab.rtnl import Address
+from lab.rtnl import Address
 
 from .conftest import MakeDaemon, MakeHost, autoip_command
 from .helpers import (

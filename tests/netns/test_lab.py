@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab import (
+from lab import (
     AddressMonitor,
     ArpFrame,
     Daemon,
@@ -35,8 +35,8 @@ from tests.lab import (
     leftovers,
     probes_too,
 )
-from tests.lab.daemon import REPOSITORY
-from tests.lab.require import requires_kernel_feature, requires_root
+from lab.daemon import REPOSITORY
+from tests.require import requires_kernel_feature, requires_root
 
 from .conftest import MakeHost
 
@@ -86,7 +86,7 @@ def test_leftovers_names_a_socket_that_keeps_a_namespace(port: Port) -> None:
 def test_killed_process_leaves_no_program_behind() -> None:
     code = """
         import time
-        from tests.lab import Namespace
+        from lab import Namespace
         namespace = Namespace()
         # The shell speaks only once it has asked the kernel for the signal.
         child = namespace.popen(["sh", "-c", "echo $$; exec sleep 1000"], stdout=-1)
@@ -437,7 +437,7 @@ def test_nothing_is_written_to_this_machine(port: Port) -> None:
 
 SUITE = """
     import pytest
-    from tests.lab.require import requires_program
+    from tests.require import requires_program
 
     def test_passes(): pass
 

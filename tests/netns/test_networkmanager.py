@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from autoip.networkmanager import RETURN_TIMEOUT
-from tests.lab import (
+from lab import (
     AddressMonitor,
     Daemon,
     Dhcpd,
@@ -24,7 +24,7 @@ from tests.lab import (
     SystemBus,
     machine,
 )
-from tests.lab.require import requires_program
+from tests.require import requires_program
 
 from .conftest import MakeHost, autoip_command
 from .helpers import NETNS, PEER, claimed, wait_until

@@ -15,9 +15,9 @@ from ipaddress import IPv4Address
 
 import pytest
 
-from tests.lab import Daemon, LabError, Port, journal
-from tests.lab.peers import PEERS, AvahiAutoipd, Peer
-from tests.lab.require import requires_kernel_feature, requires_program, requires_root
+from lab import Daemon, LabError, Port, journal
+from lab.peers import PEERS, AvahiAutoipd, Peer
+from tests.require import requires_kernel_feature, requires_program, requires_root
 
 from .conftest import MakeHost, autoip_command
 

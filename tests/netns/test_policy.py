@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab import Daemon, Namespace, Port
+from lab import Daemon, Namespace, Port
 
 from .conftest import MakeDaemon
 from .helpers import NETNS, PEER, A, bind, claimed, configuration, wait_until

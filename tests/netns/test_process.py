@@ -17,9 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab import Daemon, LabError, Namespace, Port, Syslog, frames
-from tests.lab.background import Reader
-from tests.lab.daemon import REPOSITORY
+from lab import Daemon, LabError, Namespace, Port, Syslog, frames
+from lab.background import Reader
+from lab.daemon import REPOSITORY
 
 from .conftest import MakeDaemon, MakeHost, autoip_command
 from .helpers import (

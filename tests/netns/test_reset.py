@@ -11,7 +11,7 @@ from ipaddress import IPv4Address
 import pytest
 
 from autoip import sockdiag
-from tests.lab import AddressMonitor, Daemon, Frame, Namespace, Port, frames
+from lab import AddressMonitor, Daemon, Frame, Namespace, Port, frames
 
 from .commands import report
 from .conftest import MakeDaemon, autoip_command

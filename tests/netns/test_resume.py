@@ -13,7 +13,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from tests.lab import Daemon, Port, answers_probes, echoes
+from lab import Daemon, Port, answers_probes, echoes
 
 from .commands import report
 from .helpers import NEIGHBOUR, NETNS, PATIENCE, A, bind, claimed_other, probed, wait_until

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from autoip.routes import LOOK_PAUSE
-from tests.lab import Namespace, Port, Switch, frames
+from lab import Namespace, Port, Switch, frames
 
 from .commands import report
 from .conftest import MakeDaemon

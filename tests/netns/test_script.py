@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab import Daemon, Port, frames
+from lab import Daemon, Port, frames
 
 from .conftest import MakeDaemon, MakeHost
 from .helpers import (

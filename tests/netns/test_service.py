@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab import Daemon, Namespace, Port, frames
-from tests.lab.daemon import REPOSITORY
-from tests.lab.require import requires_kernel_feature, requires_program, requires_root
+from lab import Daemon, Namespace, Port, frames
+from lab.daemon import REPOSITORY
+from tests.require import requires_kernel_feature, requires_program, requires_root
 
 from .conftest import MakeHost, autoip_command
 
@@ -52,7 +52,7 @@ def confined(stack: contextlib.ExitStack) -> Confined:
             os.chown(folder, USER, USER)
         daemon.env["RUNTIME_DIRECTORY"] = str(where.runtime)
         daemon.env["STATE_DIRECTORY"] = str(where.state)
-        wrapper = [sys.executable, "-m", "tests.lab.unit", str(UNIT), str(USER)]
+        wrapper = [sys.executable, "-m", "lab.unit", str(UNIT), str(USER)]
         daemon.command = [*wrapper, str(where.runtime), str(where.state), "--", *command]
         return daemon
 

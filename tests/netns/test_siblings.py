@@ -14,8 +14,8 @@ from ipaddress import IPv4Address
 
 import pytest
 
-from tests.lab import Daemon, Namespace, Port, Switch, frames
-from tests.lab.require import requires_kernel_feature
+from lab import Daemon, Namespace, Port, Switch, frames
+from tests.require import requires_kernel_feature
 
 from .commands import report
 from .conftest import MakeDaemon, MakeHost, autoip_command

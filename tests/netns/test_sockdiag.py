@@ -15,7 +15,7 @@ import pytest
 
 from autoip import sockdiag
 from autoip.errors import KernelRefused
-from tests.lab import Namespace
+from lab import Namespace
 
 from .helpers import NETNS, PATIENCE, PEER, A, B
 

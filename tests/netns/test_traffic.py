@@ -8,7 +8,7 @@ from ipaddress import IPv4Address
 
 import pytest
 
-from tests.lab import Namespace, Port, frames
+from lab import Namespace, Port, frames
 
 from .conftest import MakeDaemon
 from .helpers import LINK_LOCAL, NETNS, PEER, A, claim

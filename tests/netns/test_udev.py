@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab import Port
-from tests.lab.daemon import REPOSITORY
-from tests.lab.require import requires_kernel_feature, requires_program, requires_root
+from lab import Port
+from lab.daemon import REPOSITORY
+from tests.require import requires_kernel_feature, requires_program, requires_root
 
 from .conftest import MakeHost
 

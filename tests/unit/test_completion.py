@@ -14,7 +14,7 @@ import pytest
 
 from autoip import cli, usage
 from autoip.clients import CLIENTS
-from tests.lab.require import requires_program
+from tests.require import requires_program
 
 SHARE = Path(__file__).resolve().parents[2] / "share" / "completions"
 INTERFACES = {path.name for path in Path("/sys/class/net").iterdir() if path.is_dir()}

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.conformance import page
-from tests.conformance.device import CAPABILITIES, read_about
-from tests.conformance.report import Facts, dump, merge
-from tests.conformance.rows import ROWS
-from tests.conformance.verdict import ERROR, HOLDS, NOT_APPLICABLE, SHORT
+from conformance import page
+from conformance.device import CAPABILITIES, read_about
+from conformance.report import Facts, dump, merge
+from conformance.rows import ROWS
+from conformance.verdict import ERROR, HOLDS, NOT_APPLICABLE, SHORT
 
 ADAPTERS = page.HERE / "adapters"
 
@@ -30,7 +30,7 @@ def fact(row: str, result: str, seen: str, *, frames: Sequence[str] = ()) -> Fac
 
 
 def test_the_page_is_not_stale() -> None:
-    """If it is: python -m tests.conformance.page."""
+    """If it is: python -m conformance.page."""
     assert page.PAGE.read_text(encoding="utf-8") == page.render(page.load())
 
 

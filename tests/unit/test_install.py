@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import autoip
-from tests.lab.require import requires_program
+from tests.require import requires_program
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = {

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from autoip import cli, errors, report, usage
-from tests.lab.require import requires_program
-from tests.tools.documents import MANUAL, PARTS, renewed
+from tests.require import requires_program
+from tools.documents import MANUAL, PARTS, renewed
 
 HELP = {("-h", ""), ("--help", "")}
 
@@ -110,7 +110,7 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
 
 @pytest.mark.parametrize("path", PARTS, ids=lambda path: path.name)
 def test_what_the_code_tells_is_not_stale(path: Path) -> None:
-    """If it is: python -m tests.tools.documents."""
+    """If it is: python -m tools.documents."""
     assert path.read_text(encoding="utf-8") == renewed(path)
 
 

@@ -18,7 +18,7 @@ import pytest
 from autoip import dbus, networkmanager
 from autoip.dbus import Bus, BusLost
 from autoip.networkmanager import STATES, Follower
-from tests.lab.require import requires_program
+from tests.require import requires_program
 
 from .fake_networkmanager import DEVICE, NAME, PATH, FakeNetworkManager, PrivateBus
 

@@ -59,7 +59,7 @@ def test_source_distribution_holds_the_sources_and_no_results(dist: Path) -> Non
         names = {name.partition("/")[2] for name in archive.getnames()}
     expected = {
         str(path.relative_to(ROOT))
-        for folder in ("autoip", "csrc", "tests")
+        for folder in ("autoip", "bench", "conformance", "csrc", "demo", "lab", "tests", "tools")
         for path in (ROOT / folder).rglob("*")
         if path.suffix in {".py", ".h"} or (path.suffix == ".c" and path.name[0] != "_")
     }

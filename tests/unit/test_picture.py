@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import xml.etree.ElementTree as ET
 
-from tests.lab import gaps
-from tests.tools import picture
+from lab import gaps
+from tools import picture
 
 
 def test_the_picture_is_not_stale() -> None:
-    """If it is: python -m tests.tools.picture."""
+    """If it is: python -m tools.picture."""
     assert picture.PICTURE.read_text(encoding="utf-8") == picture.draw(picture.load())
 
 

@@ -13,8 +13,8 @@ import pytest
 
 from autoip import errors
 from autoip.daemon import Daemon
-from tests.lab import unit
-from tests.lab.require import requires_program
+from lab import unit
+from tests.require import requires_program
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARE = ROOT / "share"

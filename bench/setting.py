@@ -1,0 +1,115 @@
+"""What every benchmark is given, and how it starts the program."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+from lab import Daemon, LabError, Namespace, Port
+from lab.peers import Peer
+
+from .cables import Cable
+from .native import Workshop
+
+AUTOIP = (sys.executable, "-m", "autoip")
+LAST_PROCESSOR = max(os.sched_getaffinity(0))
+STRANGER = "02:00:00:00:00:fe"
+"""Hardware address of the neighbour that disputes and asks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """How to measure.
+
+    Attributes:
+        quick: fewer samples and shorter pauses: a look, not a measurement.
+        workshop: compiled programs.
+        rng: the order of what alternates.
+        realtime: every measured program, on each side, before what else the machine does.
+    """
+
+    quick: bool
+    workshop: Workshop
+    rng: random.Random
+    realtime: bool = False
+
+    def times(self, full: int, quick: int) -> int:
+        return quick if self.quick else full
+
+    def command(self, *words: str, apart: bool = False) -> list[str]:
+        """The words of a measured program's command; `apart`: on a processor of its own, see `step_aside`."""
+        realtime = ["chrt", "--fifo", "10"] if self.realtime else []
+        pinned = ["taskset", "--cpu-list", str(LAST_PROCESSOR)] if apart else []
+        return [*realtime, *pinned, *words]
+
+
+@contextlib.contextmanager
+def step_aside() -> Iterator[None]:
+    """This thread leaves to the programs that run `apart` a processor of their own, if there are two.
+
+    Left to the scheduler, a program's latency has two humps, woken up on the sender's processor or
+    on another one, and chance decides which program gets which.
+    """
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def autoip(setting: Setting, cables: Sequence[Cable], *options: str, apart: bool = False) -> Daemon:
+    """The program on all these cables in one process, not started yet."""
+    names = [cable.name for cable in cables]
+    command = setting.command(*AUTOIP, *names, *options, apart=apart)
+    return Daemon(cables[0].host, names[0], command)
+
+
+def peer(
+    setting: Setting, kind: type[Peer], cables: Sequence[Cable], *, apart: bool = False
+) -> Peer:
+    """Another program on these cables, not started yet.  Raises LabError if it is not installed."""
+    # All that a peer wants of a port is its host and its name; these take several names as well.
+    ends = Ends(cables[0].host, " ".join(cable.name for cable in cables))
+    process = kind(cast("Port", ends))
+    process.command = setting.command(*process.command, apart=apart)
+    return process
+
+
+@dataclass(frozen=True, slots=True)
+class Ends:
+    """The host's ends of some cables."""
+
+    host: Namespace
+    name: str
+
+
+def helper(
+    setting: Setting, cable: Cable, module: str, *arguments: str, apart: bool = False
+) -> Daemon:
+    """A process of the benchmarks' own in a namespace; runs once it has said "ready"."""
+    words = (sys.executable, "-m", f"bench.{module}", *arguments)
+    process = Daemon(cable.host, cable.name, setting.command(*words, apart=apart))
+    process.start()
+    process.wait_line("^ready$", 20)
+    return process
+
+
+@contextlib.contextmanager
+def optional(
+    setting: Setting, kind: type[Peer], cables: Sequence[Cable], *, apart: bool = False
+) -> Iterator[Peer | None]:
+    """As `peer`, started; None if it is not installed: then the table goes without it."""
+    try:
+        process = peer(setting, kind, cables, apart=apart)
+    except LabError:
+        yield None
+        return
+    with process:
+        process.start()
+        yield process

@@ -1,0 +1,72 @@
+"""For the whole suite: under CI a skip is a failure; a failed test shows what was on the wire."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator
+
+import pytest
+from hypothesis import settings
+
+from lab import journal
+
+# A deadline would tell how busy the machine is, and nothing about the code.
+settings.register_profile("autoip", deadline=None)
+settings.load_profile("autoip")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # The reason of each skip belongs in the summary, without anyone having to ask for it.
+    chars = config.option.reportchars
+    if "s" not in chars and "a" not in chars and "A" not in chars:
+        config.option.reportchars = chars + "s"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that wait for minutes begin first: the others run beside them, and not before."""
+
+    def seconds(item: pytest.Item) -> int:
+        mark = item.get_closest_marker("long")
+        return 0 if mark is None else int(mark.args[0])
+
+    items.sort(key=seconds, reverse=True)
+
+
+def _under_ci() -> bool:
+    return os.environ.get("CI", "").lower() not in ("", "0", "false", "no")
+
+
+def _reason(longrepr: object) -> str:
+    return str(longrepr[2]) if isinstance(longrepr, tuple) else str(longrepr)
+
+
+def _forbid_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
+    # An expected failure is reported as skipped as well, and is none.
+    if _under_ci() and report.skipped and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        report.longrepr = f"a skip is a failure under CI: {_reason(report.longrepr)}"
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield
+    _forbid_skip(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    _forbid_skip(report)
+    if report.when == "call" and report.failed:
+        report.sections.append(("timeline", journal.timeline()))
+    return report
+
+
+@pytest.fixture(autouse=True)
+def _new_timeline() -> None:
+    journal.forget()

@@ -1,0 +1,218 @@
+"""autoip at work, in a private network: a host, a cable, and a neighbour that disputes the address.
+
+    python -m demo
+
+Needs root or, without it, a kernel that lets users make namespaces. Ends by itself in under a minute; exit
+status 0 only if everything that it tells really happened. Nothing is left: the network lives in this process
+and goes with it.
+AUTOIP_COMMAND (shell words) may name another program to show.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import shutil
+import signal
+import sys
+import threading
+import time
+from ipaddress import IPv4Address
+from types import FrameType
+from typing import NoReturn
+
+from lab import (
+    Daemon,
+    LabError,
+    Namespace,
+    Port,
+    Switch,
+    answers_probes,
+    frames,
+    journal,
+    leftover_folders,
+    leftovers,
+)
+from lab.daemon import REPOSITORY
+
+LIMIT = 55
+"""Seconds after which it ends, whatever has happened."""
+DEFEND_INTERVAL = 10.0
+"""RFC 3927 section 9: a second conflict within so many seconds makes the host give its address up."""
+FIRST = IPv4Address("169.254.20.20")
+INSIDE = "AUTOIP_DEMO_INSIDE"
+
+
+class Late(Exception):
+    """The minute is nearly over."""
+
+
+def say(text: str) -> None:
+    """One write for a line: two threads speak."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def caption(text: str) -> None:
+    say(f"\n== {text}")
+
+
+def fact(text: str) -> None:
+    say(f"   {text}")
+
+
+class Shown(Daemon):
+    """A daemon whose lines are shown as they come."""
+
+    def said(self, text: str) -> None:
+        say(f"   | {text}")
+
+
+def expect(true: bool, otherwise: str) -> None:
+    if not true:
+        raise LabError(otherwise)
+
+
+def claim(daemon: Daemon, port: Port) -> IPv4Address:
+    """An address taken by another, then one of our own."""
+    caption(f"A neighbour holds {FIRST}, which autoip tries first.")
+    neighbour = port.neighbour(answers_probes(addresses=[FIRST]))
+    daemon.start()
+    held = daemon.wait_address(15)
+    expect(held != FIRST, f"{FIRST} was taken although the neighbour has it")
+    expect(len(neighbour.answered) >= 1, "the neighbour was never asked")
+    expect(len(port.sniffer.probes(held)) == 3, f"{held} was not probed three times")
+    fact(f"On the wire: {FIRST} answered by {neighbour.mac}; three probes for {held}.")
+    port.sniffer.wait_count(lambda f: f.is_announcement and f.spa == held, 2, 5)
+    fact(f"Announced twice. The interface has {held}/16.")
+    neighbour.become()
+    return held
+
+
+def dispute(port: Port, held: IPv4Address) -> tuple[int, float | None]:
+    """One conflict; its stamp in ns, and the microseconds until the defence if there was one within half a second."""
+    since = port.sniffer.mark()
+    sent = port.send_stamped(frames.conflict_request("02:00:00:00:00:fe", held))
+    try:
+        answer = port.sniffer.wait_announcement(held, 0.5, since=since)
+    except LabError:
+        return sent, None
+    return sent, (answer.ns - sent) / 1000
+
+
+def defend(daemon: Daemon, port: Port, held: IPv4Address) -> int:
+    """One conflict: the address is kept."""
+    caption(f"The neighbour says once that {held} is its own.")
+    sent, micros = dispute(port, held)
+    expect(micros is not None, "it was not defended")
+    expect(daemon.addresses() == [held], f"{held} was given up at the first conflict")
+    fact(f"Defended {micros:.0f} microseconds later, and kept.")
+    return sent
+
+
+def give_up(daemon: Daemon, port: Port, held: IPv4Address, disputed: int) -> IPv4Address:
+    """Two conflicts within DEFEND_INTERVAL: another address."""
+    caption(f"Quiet for {DEFEND_INTERVAL:.0f} s, so that the next conflict counts as a first one.")
+    until = disputed + int((DEFEND_INTERVAL + 0.5) * 1e9)
+    time.sleep(max(0.0, (until - time.time_ns()) / 1e9))
+    caption(f"The neighbour says it twice, one second apart: {held} is worth no war.")
+    _, micros = dispute(port, held)
+    expect(micros is not None, "it was not defended again after the pause")
+    fact(f"Defended {micros:.0f} microseconds later.")
+    time.sleep(1)
+    _, again = dispute(port, held)
+    expect(again is None, "it was defended twice within ten seconds")
+    other = daemon.wait_address(15, other_than=held)
+    port.sniffer.wait_announcement(other, 5)
+    fact(f"Given up; {other} probed, claimed and announced instead.")
+    return other
+
+
+def stop(daemon: Daemon, port: Port) -> None:
+    """SIGTERM, and what is left."""
+    caption("SIGTERM.")
+    status = daemon.stop(10)
+    left = [entry.address for entry in port.host.addresses(port.name)]
+    expect(status == 0, f"exit status {status}")
+    expect(not left, f"addresses left: {left}")
+    expect(not list(daemon.runtime.iterdir()), "run-time files left")
+    expect(not port.host.processes(), "processes left")
+    rules = port.host.ip("rule").splitlines()
+    routes = port.host.ip("route show table all").splitlines()
+    expect(not any("169.254" in line for line in [*rules, *routes]), "routes or rules left")
+    fact("Exit status 0; no address, route, rule, process or run-time file is left.")
+
+
+def play() -> None:
+    """The whole demonstration. Raises LabError if something did not happen."""
+    command = shlex.split(os.environ.get("AUTOIP_COMMAND", ""))
+    command = command or [sys.executable, "-m", "autoip"]
+    command += ["eth0", "--ip", str(FIRST), "--delay", "200"]
+    with Switch() as switch, Namespace("demo") as host:
+        port = switch.attach(host, mac="02:00:00:00:00:01")
+        caption("A private network: eth0 on one end of a cable, a neighbour on the other.")
+        fact("$ " + shlex.join(["autoip", *command[-5:]]))
+        with Shown(host, "eth0", command, terminal=True) as daemon:
+            held = claim(daemon, port)
+            disputed = defend(daemon, port, held)
+            give_up(daemon, port, held, disputed)
+            stop(daemon, port)
+
+
+def root_of_a_namespace() -> NoReturn:
+    """Starts this program again as root of a user namespace. Does not return."""
+    unshare = shutil.which("unshare")
+    if unshare is None or os.environ.get(INSIDE):
+        sys.exit("the demonstration needs root, or a kernel that lets users make namespaces")
+    os.environ[INSIDE] = "1"
+    command = [unshare, "--user", "--map-root-user", "--", sys.executable, "-m", "demo"]
+    os.chdir(REPOSITORY)
+    os.execv(unshare, command)
+
+
+def main() -> int:
+    """Exit status 0: all of it happened; 1: not, and why is said."""
+    if os.geteuid() != 0:
+        root_of_a_namespace()
+
+    def too_late(number: int, frame: FrameType | None) -> NoReturn:
+        raise Late
+
+    def last_resort() -> None:
+        # Python runs signal handlers between instructions only; if even that hangs, the kernel cleans up.
+        time.sleep(LIMIT + 4)
+        print("the demonstration hangs", file=sys.stderr, flush=True)
+        os._exit(1)
+
+    threading.Thread(target=last_resort, daemon=True).start()
+    signal.signal(signal.SIGALRM, too_late)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.alarm(LIMIT)
+    why = ""
+    try:
+        play()
+    except LabError as error:
+        why = str(error)
+    except PermissionError as error:
+        why = f"{error} (is it allowed to make namespaces here?)"
+    except Late:
+        why = f"not done after {LIMIT} s"
+    except KeyboardInterrupt:
+        why = "interrupted"
+    signal.alarm(0)
+    left = leftovers() + leftover_folders()
+    if why:
+        print("\n-- on the wire --\n" + journal.timeline(60), file=sys.stderr)
+        print(f"\nFAILED: {why}", file=sys.stderr)
+    if left:
+        print("left behind: " + "; ".join(left), file=sys.stderr)
+    if why or left:
+        return 1
+    caption("All of it happened; the private network is gone.")
+    return 0
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(BrokenPipeError):
+        sys.exit(main())

@@ -1,0 +1,57 @@
+"""A laboratory for programs that speak ARP: namespaces, cables, sniffers, scripted hosts, real programs.
+
+It knows nothing of autoip's inside. Standard library only.
+"""
+
+from . import frames, journal, machine
+from .daemon import Daemon, Usage, leftover_folders, usage
+from .dhclient import Dhclient
+from .dhcp import DHCP_SERVERS, Dhcpd, DhcpServer, Dnsmasq
+from .frames import ArpFrame, Frame, gaps
+from .link import Port, Switch
+from .namespace import LabError, Namespace, leftovers
+from .neighbour import (
+    Neighbour,
+    Rule,
+    answers_probes,
+    disputes_announcements,
+    echoes,
+    probes_too,
+)
+from .networkmanager import NetworkManager, SystemBus
+from .sniffer import AddressMonitor, Sniffer
+from .syslog import Syslog
+
+__all__ = [
+    "DHCP_SERVERS",
+    "AddressMonitor",
+    "ArpFrame",
+    "Daemon",
+    "Dhclient",
+    "DhcpServer",
+    "Dhcpd",
+    "Dnsmasq",
+    "Frame",
+    "LabError",
+    "Namespace",
+    "Neighbour",
+    "NetworkManager",
+    "Port",
+    "Rule",
+    "Sniffer",
+    "Switch",
+    "Syslog",
+    "SystemBus",
+    "Usage",
+    "answers_probes",
+    "disputes_announcements",
+    "echoes",
+    "frames",
+    "gaps",
+    "journal",
+    "leftover_folders",
+    "leftovers",
+    "machine",
+    "probes_too",
+    "usage",
+]

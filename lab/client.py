@@ -1,0 +1,72 @@
+"""A DHCP client under test: a program that calls hooks, and what it called them with."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from .daemon import Daemon
+from .link import Port
+from .namespace import LabError
+from .programs import find_program
+
+
+class Client(Daemon):
+    """A client for `port`, whose host has files of its own (`machine.give_own_files`); not started yet.
+
+    A hook of the laboratory's adds a line to the file `log` for each event: `log_line`.
+    """
+
+    program = ""
+    package = ""
+    """Debian's package."""
+
+    def __init__(self, port: Port) -> None:
+        path = find_program(self.program)
+        if path is None:
+            raise LabError(f"{self.program} is not installed (Debian package {self.package})")
+        self.path = path
+        super().__init__(port.host, port.name, [])
+        self.label = f"{self.program} {port.name}"
+        self.log = self.folder / "events"
+        self.log.touch()
+
+    def log_line(self, event: str) -> str:
+        """A shell command that notes the event, which may have shell variables in it."""
+        return f'[ ! -f {self.log} ] || echo "$(date +%s%N) {event}" >>{self.log}'
+
+    def close(self) -> None:
+        # A hook that is still running is to leave nothing behind.
+        if self.running:
+            try:
+                self.stop(3)
+            except LabError:
+                self.kill()
+        self.log.unlink(missing_ok=True)
+        super().close()
+
+    def events(self) -> list[tuple[int, str]]:
+        """The events for which its hooks were called, each with its time (CLOCK_REALTIME, ns)."""
+        rows = [line.split(maxsplit=1) for line in Path(self.log).read_text().splitlines()]
+        return [(int(row[0]), row[1]) for row in rows if len(row) == 2]
+
+    def lease(self) -> str:
+        """Its file of the lease, without what differs between two hosts; empty if it keeps none."""
+        return ""
+
+    def reasons(self) -> list[str]:
+        """The events without their times."""
+        return [event for _, event in self.events()]
+
+    def wait_reason(self, reason: str, timeout: float = 60, *, since: int = 0) -> int:
+        """Until its hooks were called so after the first `since` events; when that was (ns). Raises LabError."""
+        until = time.monotonic() + timeout
+        while True:
+            for ns, seen in self.events()[since:]:
+                if seen == reason:
+                    return ns
+            if time.monotonic() > until:
+                raise LabError(
+                    f"{self.label}: no {reason} within {timeout} s, but {self.reasons()[since:]}"
+                )
+            time.sleep(0.01)

@@ -1,0 +1,302 @@
+"""A program under test in a namespace: its output with times, its address, its end, what it costs."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from . import journal
+from .namespace import LabError, Namespace
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+TEMPORARY_PREFIX = f"autoip-lab-{os.getpid()}-"
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a process has cost so far, all its threads together."""
+
+    threads: int
+    voluntary: int
+    """Voluntary context switches: how often it went to sleep, so how often it was woken."""
+    involuntary: int
+    cpu_seconds: float
+    """In steps of a clock tick, 10 ms."""
+    rss_kib: int
+
+    def __sub__(self, before: Usage) -> Usage:
+        return Usage(
+            self.threads,
+            self.voluntary - before.voluntary,
+            self.involuntary - before.involuntary,
+            self.cpu_seconds - before.cpu_seconds,
+            self.rss_kib - before.rss_kib,
+        )
+
+
+def usage(pid: int) -> Usage:
+    """Reads /proc. Raises LabError if the process has ended."""
+    root = Path(f"/proc/{pid}")
+    counts = {"voluntary_ctxt_switches": 0, "nonvoluntary_ctxt_switches": 0}
+    threads = 0
+    try:
+        rss = re.search(r"^VmRSS:\s+(\d+) kB", (root / "status").read_text(), re.MULTILINE)
+        fields = (root / "stat").read_text().rpartition(")")[2].split()
+        for task in (root / "task").iterdir():
+            threads += 1
+            for line in (task / "status").read_text().splitlines():
+                key, _, value = line.partition(":")
+                if key in counts:
+                    counts[key] += int(value)
+    except (FileNotFoundError, ProcessLookupError) as error:
+        raise LabError(f"process {pid} has ended") from error
+    return Usage(
+        threads=threads,
+        voluntary=counts["voluntary_ctxt_switches"],
+        involuntary=counts["nonvoluntary_ctxt_switches"],
+        cpu_seconds=(int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"),
+        rss_kib=int(rss.group(1)) if rss else 0,
+    )
+
+
+class Daemon:
+    """A command in a namespace that looks after `interface`. It may be started again after it ended.
+
+    RUNTIME_DIRECTORY and STATE_DIRECTORY are folders of its own (`runtime`, `state`) that live until `close`, so a
+    second start finds what the first one kept. The working directory is the repository's top folder.
+    """
+
+    label = "daemon"
+
+    def __init__(
+        self,
+        namespace: Namespace,
+        interface: str,
+        command: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        terminal: bool = False,
+    ) -> None:
+        self.terminal = terminal
+        """Its output is a terminal: what a person at the keyboard sees."""
+        self.namespace = namespace
+        self.interface = interface
+        self.command = list(command)
+        self.folder = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX))
+        self.runtime = self.folder / "run"
+        self.state = self.folder / "state"
+        self.runtime.mkdir(mode=0o755)
+        self.state.mkdir(mode=0o755)
+        # Others than root must get through: some programs change their user.
+        self.folder.chmod(0o755)
+        self.env = {
+            **{key: value for key, value in os.environ.items() if key != "NOTIFY_SOCKET"},
+            "RUNTIME_DIRECTORY": str(self.runtime),
+            "STATE_DIRECTORY": str(self.state),
+            "PYTHONUNBUFFERED": "1",
+            **(env or {}),
+        }
+        self.started_ns = 0
+        self._process: subprocess.Popen[bytes] | None = None
+        self._lines: list[tuple[int, str]] = []
+        self._news = threading.Condition()
+        self._reader: threading.Thread | None = None
+        journal.register(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def start(self, *arguments: str, die_with_us: bool = True) -> None:
+        """Starts it; the arguments are added to the command's."""
+        if self.running:
+            raise LabError(f"{self.label} runs already")
+        self.started_ns = time.time_ns()
+        ours, theirs = os.openpty() if self.terminal else os.pipe()
+        try:
+            self._process = self.namespace.popen(
+                [*self.command, *arguments],
+                env=self.env,
+                cwd=REPOSITORY,
+                stdin=subprocess.DEVNULL,
+                stdout=theirs,
+                stderr=theirs,
+                die_with_us=die_with_us,
+            )
+        except BaseException:
+            os.close(ours)
+            raise
+        finally:
+            os.close(theirs)
+        self._reader = threading.Thread(target=self._read, args=(ours,), daemon=True)
+        self._reader.start()
+
+    def _read(self, ours: int) -> None:
+        # A terminal whose last writer is gone gives EIO instead of an end of file.
+        with contextlib.suppress(OSError), open(ours, "rb") as stream:
+            for raw in stream:
+                text = raw.decode(errors="replace").rstrip("\r\n")
+                ns = time.time_ns()
+                with self._news:
+                    self._lines.append((ns, text))
+                    self._news.notify_all()
+                self.said(text)
+
+    def said(self, text: str) -> None:
+        """Called for each line of output, in a thread; for those that want to show it."""
+
+    # What it says
+
+    @property
+    def lines(self) -> list[str]:
+        """Its output so far, standard output and standard error together."""
+        with self._news:
+            return [text for _, text in self._lines]
+
+    @property
+    def stamped(self) -> list[tuple[int, str]]:
+        """The same, each line with the time at which it was read (CLOCK_REALTIME, ns)."""
+        with self._news:
+            return list(self._lines)
+
+    @property
+    def output(self) -> str:
+        return "\n".join(self.lines)
+
+    def wait_line(self, pattern: str, timeout: float = 10, *, since: int = 0) -> str:
+        """The first line, from number `since` on, in which the regular expression is found. Raises LabError."""
+        until = time.monotonic() + timeout
+        with self._news:
+            while True:
+                for _, text in self._lines[since:]:
+                    if re.search(pattern, text):
+                        return text
+                left = until - time.monotonic()
+                if left <= 0:
+                    break
+                self._news.wait(left)
+        raise LabError(f"{self.label} did not say {pattern!r} within {timeout} s")
+
+    def entries(self) -> Iterable[tuple[int, str, str]]:
+        """For the timeline."""
+        return [(ns, self.label, f"| {text}") for ns, text in self.stamped]
+
+    # What it holds
+
+    def addresses(self) -> list[IPv4Address]:
+        """The link-local addresses of its interface."""
+        return self.namespace.link_local(self.interface)
+
+    def wait_address(
+        self, timeout: float = 20, *, other_than: IPv4Address | None = None
+    ) -> IPv4Address:
+        """The one link-local address of its interface, once there is exactly one. Raises LabError."""
+        until = time.monotonic() + timeout
+        while True:
+            held = self.addresses()
+            if len(held) == 1 and held[0] != other_than:
+                return held[0]
+            if time.monotonic() > until or not self.running:
+                why = "" if self.running else f", it ended with status {self.status}"
+                raise LabError(
+                    f"{self.label}: {self.interface} has {[str(a) for a in held]} after"
+                    f" {timeout} s{why}"
+                )
+            time.sleep(0.01)
+
+    def wait_no_address(self, timeout: float = 10) -> None:
+        """Until its interface has no link-local address. Raises LabError."""
+        until = time.monotonic() + timeout
+        while held := self.addresses():
+            if time.monotonic() > until:
+                raise LabError(f"{self.interface} still has {held}")
+            time.sleep(0.01)
+
+    # What it is
+
+    @property
+    def process(self) -> subprocess.Popen[bytes]:
+        if self._process is None:
+            raise LabError(f"{self.label} was not started")
+        return self._process
+
+    @property
+    def pid(self) -> int:
+        """The program's own pid."""
+        return self.process.pid
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def status(self) -> int | None:
+        """Exit status as `subprocess` gives it: None while it runs, -9 for SIGKILL."""
+        return None if self._process is None else self._process.poll()
+
+    def usage(self) -> Usage:
+        """What it has cost so far."""
+        return usage(self.pid)
+
+    # Its end
+
+    def signal(self, number: int) -> None:
+        """A signal to the program itself."""
+        os.kill(self.pid, number)
+
+    def wait(self, timeout: float = 10) -> int:
+        """Waits for its end; the exit status. Raises LabError."""
+        try:
+            status = self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            raise LabError(f"{self.label} did not end within {timeout} s") from None
+        if self._reader is not None:
+            self._reader.join(1)  # the last lines; a child that keeps the pipe open must not block
+        return status
+
+    def stop(self, timeout: float = 10) -> int:
+        """SIGTERM, and waits; the exit status."""
+        if self.running:
+            self.signal(signal.SIGTERM)
+        return self.wait(timeout)
+
+    def kill(self) -> None:
+        """SIGKILL: the crash."""
+        if self.running:
+            self.signal(signal.SIGKILL)
+        self.wait()
+
+    def close(self) -> None:
+        """Ends it by force if need be, and removes its folders. May be called twice."""
+        if self.running:
+            self.signal(signal.SIGTERM)
+            try:
+                self.process.wait(3)
+            except subprocess.TimeoutExpired:
+                self.kill()
+        if self._reader is not None:
+            self._reader.join(1)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def leftover_folders() -> list[str]:
+    """Temporary folders that this process made and did not remove. Empty is good."""
+    place = Path(tempfile.gettempdir())
+    return [f"folder {path}" for path in place.glob(f"{TEMPORARY_PREFIX}*")]

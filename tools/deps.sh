@@ -1,0 +1,165 @@
+#!/usr/bin/env bash
+# The one place that knows which Debian packages the build and the tests need.
+#
+#   tools/deps.sh build   a Python with venv and headers, a C compiler
+#   tools/deps.sh demo    what `make run` without IFACE needs besides
+#   tools/deps.sh test    the tools and the other link-local programs that the tests run (root)
+#   tools/deps.sh check   what `make check` needs
+#   tools/deps.sh ci      all of it, and a second C compiler
+#
+# Looks for each tool and takes the package only if the tool is missing.  As root on Debian it
+# installs the packages and says so.  Otherwise it prints the command to run and fails.
+# PYTHON names the interpreter (default python3).
+set -euo pipefail
+
+PATH=$PATH:/usr/sbin:/sbin
+python=${PYTHON:-python3}
+packages=()
+
+fail() {
+    echo "autoip: $*" >&2
+    exit 1
+}
+
+# need PACKAGE COMMAND: wants PACKAGE if there is no such command.
+need() {
+    command -v "$2" >/dev/null || packages+=("$1")
+}
+
+need_python() {
+    # A version manager may have a shim for a Python that is not there: run it.
+    if ! "$python" -c '' 2>/dev/null; then
+        [[ $python =~ ^python3(\.[0-9]+)?$ ]] || fail "$python: no such Python"
+        packages+=("$python" "$python-venv" "$python-dev")
+        return
+    fi
+    "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
+        fail "$python is $("$python" -V 2>&1); Python 3.10 or newer is needed (PYTHON=python3.12)"
+    local missing=()
+    "$python" -c 'import ensurepip, venv' 2>/dev/null || missing+=(venv)
+    "$python" -c 'import os, sys, sysconfig
+header = os.path.join(sysconfig.get_path("include"), "Python.h")
+sys.exit(not os.path.exists(header))' || missing+=(dev)
+    ((${#missing[@]})) || return 0
+    local program
+    program=$("$python" -c 'import os, sys; print(os.path.realpath(sys.executable))')
+    [[ $program =~ ^/usr/bin/python3\.[0-9]+$ ]] ||
+        fail "$program is not Debian's and lacks: ${missing[*]} (venv: ensurepip; dev: Python.h)"
+    packages+=("${missing[@]/#/${program#/usr/bin/}-}")
+}
+
+need_compiler() {
+    need gcc gcc
+    # A compiler without the headers of libc and the kernel.
+    printf '#include <stdio.h>\n#include <linux/if_packet.h>\n' |
+        gcc -E - >/dev/null 2>&1 || packages+=(libc6-dev)
+}
+
+need_peers() {
+    # Without root the tests that use these are skipped.
+    ((EUID == 0)) || return 0
+    need nftables nft
+    need iputils-ping ping
+    need tcpdump tcpdump
+    need avahi-autoipd avahi-autoipd
+    need dhcpcd-base dhcpcd
+    [[ -x /lib/systemd/systemd-networkd ]] || packages+=(systemd)
+}
+
+# The DHCP clients beside which autoip is a fallback, and servers for them.
+need_dhcp() {
+    ((EUID == 0)) || return 0
+    need isc-dhcp-client dhclient
+    need isc-dhcp-server dhcpd
+    need dnsmasq-base dnsmasq
+    need network-manager NetworkManager
+    need dbus dbus-daemon
+    need udhcpc udhcpc
+    need ifupdown ifup
+    need networkd-dispatcher networkd-dispatcher
+}
+
+# What judges the service, the manual and the completions.
+need_documents() {
+    # Without root nothing can be installed, and the tests that use these are skipped.
+    ((EUID == 0)) || return 0
+    need systemd systemd-analyze
+    need udev udevadm
+    need mandoc mandoc
+    need zsh zsh
+    need fish fish
+}
+
+collect() {
+    case $1 in
+    build)
+        need_python
+        need_compiler
+        ;;
+    demo)
+        need iproute2 ip
+        ;;
+    test)
+        need iproute2 ip
+        need_documents
+        need_peers
+        need_dhcp
+        ;;
+    check)
+        need shellcheck shellcheck
+        need valgrind valgrind
+        ;;
+    ci)
+        collect build
+        collect test
+        collect check
+        need clang clang
+        ;;
+    *) fail "unknown group: $1 (build, demo, test, check, ci)" ;;
+    esac
+}
+
+policy=/usr/sbin/policy-rc.d
+mark='# Written by tools/deps.sh of autoip, removed when it ends.'
+log=
+
+cleanup() {
+    if [[ -f $policy ]] && grep -qxF "$mark" "$policy"; then rm -f "$policy"; fi
+    [[ -z $log ]] || rm -f "$log"
+}
+
+# Runs apt-get without questions.  Its words are shown only if it fails.
+apt() {
+    DEBIAN_FRONTEND=noninteractive apt-get -q -o DPkg::Lock::Timeout=300 "$@" \
+        </dev/null >>"$log" 2>&1
+}
+
+install() {
+    log=$(mktemp)
+    trap cleanup EXIT
+    # The packages that bring a service must not start it here.
+    if [[ ! -e $policy ]]; then
+        printf '#!/bin/sh\n%s\nexit 101\n' "$mark" >"$policy"
+        chmod 755 "$policy"
+    fi
+    # One repository that does not answer need not matter: the next command decides.
+    apt update || true
+    if ! apt install -y --no-install-recommends "$@"; then
+        cat "$log" >&2
+        fail "cannot install from Debian: $*"
+    fi
+}
+
+for group; do
+    collect "$group"
+done
+((${#packages[@]})) || exit 0
+mapfile -t packages < <(printf '%s\n' "${packages[@]}" | sort -u)
+command="apt-get install -y --no-install-recommends ${packages[*]}"
+if [[ ! -e /etc/debian_version ]] || ! command -v apt-get >/dev/null; then
+    fail "not a Debian system; install what these Debian packages hold: ${packages[*]}"
+elif ((EUID != 0)); then
+    fail "missing from this machine; run as root: $command"
+fi
+echo "autoip: installing from Debian: ${packages[*]}"
+install "${packages[@]}"
