@@ -16,7 +16,7 @@ import sys
 import syslog
 import time
 from collections.abc import Mapping
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 LOGGER = "autoip"
 
@@ -42,7 +42,13 @@ class JournalFormatter(logging.Formatter):
         return "\n".join(prefix + line for line in super().format(record).splitlines())
 
 
-class PromptHandler(logging.StreamHandler[TextIO]):
+if TYPE_CHECKING:
+    _StreamHandler = logging.StreamHandler[TextIO]
+else:  # cannot be subscripted in Python 3.10
+    _StreamHandler = logging.StreamHandler
+
+
+class PromptHandler(_StreamHandler):
     """Drops lines as long as the stream takes none, and says later how many.
 
     A pipe that poll(2) calls writable takes PIPE_BUF bytes, more than a line has, without blocking.
