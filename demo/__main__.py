@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -40,6 +41,8 @@ LIMIT = 55
 """Seconds after which it ends, whatever has happened."""
 DEFEND_INTERVAL = 10.0
 """RFC 3927 section 9: a second conflict within so many seconds makes the host give its address up."""
+REPORT_LIMIT = 3.0
+"""Seconds for which the daemon's own line about something is awaited before the next caption or fact."""
 FIRST = IPv4Address("169.254.20.20")
 INSIDE = "AUTOIP_DEMO_INSIDE"
 
@@ -68,68 +71,82 @@ class Shown(Daemon):
     def said(self, text: str) -> None:
         say(f"   | {text}")
 
+    def await_line(self, pattern: str, since: int = 0) -> None:
+        """Return once a line from number `since` on has the pattern, or after REPORT_LIMIT: others say it otherwise."""
+        with contextlib.suppress(LabError):
+            self.wait_line(pattern, REPORT_LIMIT, since=since)
+
 
 def expect(true: bool, otherwise: str) -> None:
     if not true:
         raise LabError(otherwise)
 
 
-def claim(daemon: Daemon, port: Port) -> IPv4Address:
+def claim(daemon: Shown, port: Port) -> IPv4Address:
     """An address taken by another, then one of our own."""
     caption(f"A neighbour holds {FIRST}, which autoip tries first.")
     neighbour = port.neighbour(answers_probes(addresses=[FIRST]))
     daemon.start()
     held = daemon.wait_address(15)
+    daemon.await_line(rf"claimed {held}")
     expect(held != FIRST, f"{FIRST} was taken although the neighbour has it")
     expect(len(neighbour.answered) >= 1, "the neighbour was never asked")
     expect(len(port.sniffer.probes(held)) == 3, f"{held} was not probed three times")
     fact(f"On the wire: {FIRST} answered by {neighbour.mac}; three probes for {held}.")
     port.sniffer.wait_count(lambda f: f.is_announcement and f.spa == held, 2, 5)
+    daemon.await_line(r"-> bound: ")
     fact(f"Announced twice. The interface has {held}/16.")
     neighbour.become()
     return held
 
 
-def dispute(port: Port, held: IPv4Address) -> tuple[int, float | None]:
-    """One conflict; its stamp in ns, and the microseconds until the defence if there was one within half a second."""
+def dispute(daemon: Shown, port: Port, held: IPv4Address) -> tuple[int, float | None]:
+    """One conflict; its stamp in ns, and the microseconds until the defence if there was one within half a second.
+
+    Returns when the daemon has reported it.
+    """
     since = port.sniffer.mark()
+    reported = len(daemon.lines)
     sent = port.send_stamped(frames.conflict_request("02:00:00:00:00:fe", held))
     try:
         answer = port.sniffer.wait_announcement(held, 0.5, since=since)
     except LabError:
         return sent, None
+    finally:
+        daemon.await_line(re.escape(str(held)), since=reported)
     return sent, (answer.ns - sent) / 1000
 
 
-def defend(daemon: Daemon, port: Port, held: IPv4Address) -> int:
+def defend(daemon: Shown, port: Port, held: IPv4Address) -> int:
     """One conflict: the address is kept."""
     caption(f"The neighbour says once that {held} is its own.")
-    sent, micros = dispute(port, held)
+    sent, micros = dispute(daemon, port, held)
     expect(micros is not None, "it was not defended")
     expect(daemon.addresses() == [held], f"{held} was given up at the first conflict")
     fact(f"Defended {micros:.0f} microseconds later, and kept.")
     return sent
 
 
-def give_up(daemon: Daemon, port: Port, held: IPv4Address, disputed: int) -> IPv4Address:
+def give_up(daemon: Shown, port: Port, held: IPv4Address, disputed: int) -> IPv4Address:
     """Two conflicts within DEFEND_INTERVAL: another address."""
     caption(f"Quiet for {DEFEND_INTERVAL:.0f} s, so that the next conflict counts as a first one.")
     until = disputed + int((DEFEND_INTERVAL + 0.5) * 1e9)
     time.sleep(max(0.0, (until - time.time_ns()) / 1e9))
     caption(f"The neighbour says it twice, one second apart: {held} is worth no war.")
-    _, micros = dispute(port, held)
+    _, micros = dispute(daemon, port, held)
     expect(micros is not None, "it was not defended again after the pause")
     fact(f"Defended {micros:.0f} microseconds later.")
     time.sleep(1)
-    _, again = dispute(port, held)
+    _, again = dispute(daemon, port, held)
     expect(again is None, "it was defended twice within ten seconds")
     other = daemon.wait_address(15, other_than=held)
     port.sniffer.wait_announcement(other, 5)
+    daemon.await_line(rf"claimed {other}")
     fact(f"Given up; {other} probed, claimed and announced instead.")
     return other
 
 
-def stop(daemon: Daemon, port: Port) -> None:
+def stop(daemon: Shown, port: Port) -> None:
     """SIGTERM, and what is left."""
     caption("SIGTERM.")
     status = daemon.stop(10)
@@ -190,6 +207,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     signal.alarm(LIMIT)
     why = ""
+    began = time.monotonic()
     try:
         play()
     except LabError as error:
@@ -209,7 +227,8 @@ def main() -> int:
         print("left behind: " + "; ".join(left), file=sys.stderr)
     if why or left:
         return 1
-    caption("All of it happened; the private network is gone.")
+    seconds = time.monotonic() - began
+    caption(f"All of it happened in {seconds:.0f} s; the private network is gone.")
     return 0
 
 

@@ -154,10 +154,11 @@ class Daemon:
             for raw in stream:
                 text = raw.decode(errors="replace").rstrip("\r\n")
                 ns = time.time_ns()
+                # Before those who wait for the line go on.
+                self.said(text)
                 with self._news:
                     self._lines.append((ns, text))
                     self._news.notify_all()
-                self.said(text)
 
     def said(self, text: str) -> None:
         """Called for each line of output, in a thread; for those that want to show it."""

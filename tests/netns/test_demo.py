@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from demo import disorder
 from lab.daemon import REPOSITORY
 from tests.require import requires_kernel_feature, requires_root
 
@@ -43,6 +44,8 @@ def test_demo_succeeds_and_ends_by_itself(command: list[str] | None) -> None:
     assert result.stdout.count("Defended") == 2
     assert result.stderr == ""
     assert seconds < 60
+    if command is None:
+        assert disorder(result.stdout) is None, result.stdout
 
 
 @pytest.mark.parametrize(
