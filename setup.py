@@ -1,8 +1,9 @@
-"""The compiled modules and the wheel's tag; all else about the package is in pyproject.toml."""
+"""The compiled modules, the wheel's tag and the license; all else about the package is in pyproject.toml."""
 
 from setuptools import setup
 
 setup(
+    license="Apache-2.0",
     cffi_modules=[
         "csrc/build_arpsock.py:ffibuilder",
         "csrc/build_privileges.py:ffibuilder",
