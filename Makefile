@@ -24,7 +24,8 @@ SHELL_FILES := $(wildcard .ci/run share/completions/*.bash tools/*.sh) \
 # The sanitizers of older compilers cannot place their shadow memory where the kernel spreads its
 # mappings over 32 bits; a container may forbid to ask for less.
 NO_ASLR := $(shell setarch -R true 2>/dev/null && echo setarch -R)
-PIP := $(PY) -m pip --disable-pip-version-check --no-input -q
+# No cache: nothing is left outside of this folder.
+PIP := $(PY) -m pip --disable-pip-version-check --no-input --no-cache-dir -q
 
 CONFORMANCE := $(PY) -m pytest conformance -n $(CASES)
 PROGRAMS ?= $(notdir $(basename $(wildcard conformance/adapters/*.json)))
@@ -45,10 +46,29 @@ EXAMPLEDIR := $(PREFIX)/share/doc/autoip/examples
 UID := $(shell id -u)
 ifneq ($(UID),0)
 AS_ROOT := $(shell command -v sudo)
-ifeq ($(AS_ROOT),)
+ifneq ($(AS_ROOT),)
+# What runs as root must not leave compiled modules of root's in this folder.
+AS_ROOT += env PYTHONDONTWRITEBYTECODE=1
+else
 AS_ROOT := sh -c 'echo >&2 "autoip: this needs root and there is no sudo: run make as root"; exit 1' --
 endif
+else
+# Root in somebody's folder (sudo make ...): what is made in it is made by its owner, and what the tests leave
+# in it is given to the owner, who else could neither clean nor build any more.
+OWNER := $(shell stat -c %U .)
+ifeq ($(filter root UNKNOWN,$(OWNER)),)
+AS_OWNER := runuser -u $(OWNER) -- env HOME=$(shell getent passwd $(OWNER) | cut -d: -f6)
+GIVE_BACK := trap 'find . -user root -exec chown -h $(OWNER): {} +' EXIT;
+export PYTHONDONTWRITEBYTECODE := 1
 endif
+endif
+
+# The groups of Debian packages of tools/deps.sh that a target needs: the first make installs them all at once.
+NEEDS := build
+run: NEEDS += $(if $(strip $(IFACE)),,demo)
+test bench conformance: NEEDS += test
+check: NEEDS += check
+DEPS = @bash tools/deps.sh $(NEEDS)
 
 help: ## list the targets
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -63,22 +83,22 @@ run: setup ## run on IFACE, with ARGS; without IFACE: the demo
 ifneq ($(strip $(IFACE)),)
 	@exec $(AS_ROOT) $(PY) -m autoip $(IFACE) $(ARGS)
 else
-	@bash tools/deps.sh demo
+	$(DEPS)
 	@# Where users may make namespaces, the demo is root in one of its own.
 	@if unshare --user --map-root-user --net true 2>/dev/null; then exec $(PY) -m demo $(ARGS); \
 	else exec $(AS_ROOT) $(PY) -m demo $(ARGS); fi
 endif
 
 test: $(VENV)/.dev ## all tests: C, then pytest (those that need root are skipped without)
-	@bash tools/deps.sh test
-	$(MAKE) --no-print-directory -C tests/c check
-	$(PY) -m pytest -n $(JOBS) --dist loadgroup $(ARGS)
+	$(DEPS)
+	$(GIVE_BACK) $(MAKE) --no-print-directory -C tests/c check
+	$(GIVE_BACK) $(PY) -m pytest -n $(JOBS) --dist loadgroup $(ARGS)
 ifeq ($(strip $(ARGS))$(UID),0)
-	$(CONFORMANCE) -q --all-rows --dut "conformance/adapters/autoip {netns} {ifname}"
+	$(GIVE_BACK) $(CONFORMANCE) -q --all-rows --dut "conformance/adapters/autoip {netns} {ifname}"
 endif
 
 check: $(VENV)/.dev ## linters, types, C warnings, sanitizers, valgrind
-	@bash tools/deps.sh check
+	$(DEPS)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy --strict
@@ -91,16 +111,16 @@ check: $(VENV)/.dev ## linters, types, C warnings, sanitizers, valgrind
 			done; \
 		fi; \
 	done
-	$(NO_ASLR) $(MAKE) --no-print-directory -C tests/c asan tsan
-	$(MAKE) --no-print-directory -C tests/c valgrind
+	$(GIVE_BACK) $(NO_ASLR) $(MAKE) --no-print-directory -C tests/c asan tsan
+	$(GIVE_BACK) $(MAKE) --no-print-directory -C tests/c valgrind
 
 bench: $(VENV)/.dev ## the benchmarks, each beside what it is measured against (root)
-	@bash tools/deps.sh test
+	$(DEPS)
 	@exec $(AS_ROOT) $(PY) -m bench $(ARGS)
 
 # Status 1 says that a program falls short of a MUST, which is no failure of the measurement.
 conformance: $(VENV)/.dev ## measure autoip and other programs anew, for docs/conformance.md (root)
-	@bash tools/deps.sh test
+	$(DEPS)
 	@mkdir -p conformance/reports
 	@for program in $(PROGRAMS); do \
 		$(AS_ROOT) $(CONFORMANCE) --dut "conformance/adapters/$$program {netns} {ifname}" \
@@ -109,7 +129,7 @@ conformance: $(VENV)/.dev ## measure autoip and other programs anew, for docs/co
 	$(PY) -m conformance.page
 
 build: $(VENV)/.dev ## source distribution and wheel, into dist/
-	$(PY) -m build --no-isolation --outdir dist .
+	$(AS_OWNER) $(PY) -m build --no-isolation --outdir dist .
 
 # The program and the packages that it needs in a folder of its own, for one Python, seen by no other
 # program and seeing no other program's packages of that name first: not an environment, so it does
@@ -119,19 +139,30 @@ install: install-program install-data ## into PREFIX (/usr/local), below DESTDIR
 	@echo "autoip: installed. The service: systemd-sysusers; systemctl daemon-reload;"
 	@echo "        systemctl enable --now autoip@eth0"
 
+FOLDERS := $(UNITDIR) $(SYSUSERSDIR) $(MANDIR) $(BASHDIR) $(ZSHDIR) $(FISHDIR) $(EXAMPLEDIR)
+# Which folders were not there before, for uninstall.
+FOLDERS_MADE := $(PROGRAMDIR)/.folders
+ifneq ($(filter install,$(MAKECMDGOALS)),)
+install-program install-data: install-folders
+endif
+
+install-folders:
+	@bash tools/folders.sh make "$(DESTDIR)" "$(FOLDERS_MADE)" \
+		$(foreach dir,$(PROGRAMDIR) $(BINDIR) $(FOLDERS),"$(dir)")
+
 install-program: setup
-	rm -rf build/wheel "$(DESTDIR)$(PROGRAMDIR)"
-	$(PIP) wheel --no-build-isolation --no-deps --wheel-dir build/wheel .
+	rm -rf build/wheel
+	$(AS_OWNER) $(PIP) wheel --no-build-isolation --no-deps --wheel-dir build/wheel .
+	install -d "$(DESTDIR)$(BINDIR)" "$(DESTDIR)$(PROGRAMDIR)"
+	find "$(DESTDIR)$(PROGRAMDIR)" -mindepth 1 -maxdepth 1 ! -name .folders -exec rm -rf {} +
 	$(PIP) install --target "$(DESTDIR)$(PROGRAMDIR)" "$$(echo build/wheel/autoip-*.whl)[networkmanager]"
 	rm -rf "$(DESTDIR)$(PROGRAMDIR)/bin"
-	install -d "$(DESTDIR)$(BINDIR)"
 	sed -e "1s|.*|#!$$($(PY) -c 'import sys; print(sys._base_executable)') -I|" \
 		-e 's|@PROGRAMDIR@|$(PROGRAMDIR)|' share/autoip.in >"$(DESTDIR)$(BINDIR)/autoip"
 	chmod 755 "$(DESTDIR)$(BINDIR)/autoip"
 
 install-data:
-	install -d $(foreach dir,$(UNITDIR) $(SYSUSERSDIR) $(MANDIR) $(BASHDIR) $(ZSHDIR) $(FISHDIR) \
-		$(EXAMPLEDIR),"$(DESTDIR)$(dir)")
+	install -d $(foreach dir,$(FOLDERS),"$(DESTDIR)$(dir)")
 	sed 's|^ExecStart=autoip |ExecStart=$(BINDIR)/autoip |' share/autoip@.service \
 		>"$(DESTDIR)$(UNITDIR)/autoip@.service"
 	chmod 644 "$(DESTDIR)$(UNITDIR)/autoip@.service"
@@ -142,18 +173,26 @@ install-data:
 	install -m 644 share/completions/autoip.fish "$(DESTDIR)$(FISHDIR)/autoip.fish"
 	install -m 644 share/90-autoip.rules "$(DESTDIR)$(EXAMPLEDIR)/90-autoip.rules"
 
-# Folders that are not ours alone stay, also when they are empty. Hooks that would call what is no more
-# there go first; below DESTDIR the program does not run.
+# A service that is enabled or running would break: then nothing is removed. Hooks that would call what is no
+# more there go first; below DESTDIR the program does not run. Of the folders those go that `install` made,
+# if nothing else is in them.
 uninstall: ## with the same PREFIX and DESTDIR
+	@if [ -z "$(DESTDIR)" ] && [ -e "$(UNITDIR)/autoip@.service" ]; then \
+		services=$$(bash tools/services.sh | tr '\n' ' '); \
+		if [ -n "$$services" ]; then \
+			echo >&2 "autoip: enabled or running: $${services% }; first: systemctl disable --now $${services% }"; \
+			exit 1; \
+		fi; \
+	fi
 	@if [ -z "$(DESTDIR)" ] && grep -qsxF "AUTOIP=$(BINDIR)/autoip" /etc/autoip/hook; then \
 		"$(BINDIR)/autoip" hooks remove; \
 	fi
 	rm -f $(foreach file,$(BINDIR)/autoip $(UNITDIR)/autoip@.service $(SYSUSERSDIR)/autoip.conf \
 		$(MANDIR)/autoip.8 $(BASHDIR)/autoip $(ZSHDIR)/_autoip $(FISHDIR)/autoip.fish \
 		$(EXAMPLEDIR)/90-autoip.rules,"$(DESTDIR)$(file)")
-	rm -rf "$(DESTDIR)$(PROGRAMDIR)"
-	@rmdir --ignore-fail-on-non-empty $(foreach dir,$(EXAMPLEDIR) $(patsubst %/,%,$(dir $(EXAMPLEDIR))),\
-		"$(DESTDIR)$(dir)") 2>/dev/null || true
+	@folders=$$(cat "$(DESTDIR)$(FOLDERS_MADE)" 2>/dev/null); \
+	echo 'rm -rf "$(DESTDIR)$(PROGRAMDIR)"'; rm -rf "$(DESTDIR)$(PROGRAMDIR)"; \
+	bash tools/folders.sh remove "$(DESTDIR)" "$$folders"
 
 clean: ## remove all that make has made
 	rm -rf $(VENV) build dist autoip.egg-info autoip/_*.so autoip/_*.c
@@ -162,24 +201,24 @@ clean: ## remove all that make has made
 	@if [ -e tests/c/Makefile ]; then $(MAKE) --no-print-directory -C tests/c clean; fi
 
 $(VENV)/.made: $(REMAKE)
-	@bash tools/deps.sh build
+	$(DEPS)
 	@echo "autoip: making $(VENV) with $$($(PYTHON) -V)"
-	@$(PYTHON) -m venv --clear $(VENV)
-	@$(PIP) install --upgrade setuptools cffi
-	@echo "$(PYTHON)" >$@
+	@$(AS_OWNER) $(PYTHON) -m venv --clear $(VENV)
+	@$(AS_OWNER) $(PIP) install --upgrade setuptools cffi
+	@echo "$(PYTHON)" | $(AS_OWNER) tee $@ >/dev/null
 
 # Built in place, so that the sources are what runs.  The old modules go first: the build would
 # not notice a changed header.
 $(VENV)/.ready: $(VENV)/.made pyproject.toml setup.py $(EXTENSION)
 	@echo "autoip: building the extension"
 	@rm -f autoip/_*.so
-	@$(PIP) install --no-build-isolation -e '.[networkmanager]'
-	@touch $@
+	@$(AS_OWNER) $(PIP) install --no-build-isolation -e '.[networkmanager]'
+	@$(AS_OWNER) touch $@
 
 $(VENV)/.dev: pyproject.toml setup.py | $(VENV)/.ready
 	@echo "autoip: installing what the tests and checks need"
-	@$(PIP) install --no-build-isolation -e '.[bench,dev,test]'
-	@touch $@
+	@$(AS_OWNER) $(PIP) install --no-build-isolation -e '.[bench,dev,test]'
+	@$(AS_OWNER) touch $@
 
-.PHONY: help setup run test check bench conformance build install install-program install-data uninstall clean \
-	remake
+.PHONY: help setup run test check bench conformance build install install-folders install-program \
+	install-data uninstall clean remake

@@ -1,15 +1,18 @@
 #!/usr/bin/env bash
 # The one place that knows which Debian packages the build and the tests need.
 #
-#   tools/deps.sh build   a Python with venv and headers, a C compiler
-#   tools/deps.sh demo    what `make run` without IFACE needs besides
-#   tools/deps.sh test    the tools and the other link-local programs that the tests run (root)
-#   tools/deps.sh check   what `make check` needs
-#   tools/deps.sh ci      all of it, and a second C compiler
+#   tools/deps.sh GROUP...
 #
-# Looks for each tool and takes the package only if the tool is missing.  As root on Debian it
-# installs the packages and says so.  Otherwise it prints the command to run and fails.
-# PYTHON names the interpreter (default python3).
+#   build   a Python with venv and headers, a C compiler
+#   demo    what `make run` without IFACE needs besides
+#   test    the tools and the other link-local programs that the tests run (root)
+#   check   what `make check` needs
+#   roots   what makes bare Debian machines (lab/roots.py)
+#   ci      build, test, check, and a second C compiler
+#
+# Looks for each tool and takes the package only if the tool is missing. On Debian it says which packages it
+# installs and installs all of them at once, with sudo if it does not run as root. Otherwise it prints what is
+# missing and fails. PYTHON names the interpreter (default python3).
 set -euo pipefail
 
 PATH=$PATH:/usr/sbin:/sbin
@@ -109,13 +112,18 @@ collect() {
         need shellcheck shellcheck
         need valgrind valgrind
         ;;
+    roots)
+        need debootstrap debootstrap
+        need git git
+        need python3 python3
+        ;;
     ci)
         collect build
         collect test
         collect check
         need clang clang
         ;;
-    *) fail "unknown group: $1 (build, demo, test, check, ci)" ;;
+    *) fail "unknown group: $1 (build, demo, test, check, roots, ci)" ;;
     esac
 }
 
@@ -150,16 +158,27 @@ install() {
     fi
 }
 
+if [[ ${1:-} == --install ]]; then
+    shift
+    install "$@"
+    exit
+fi
 for group; do
     collect "$group"
 done
 ((${#packages[@]})) || exit 0
 mapfile -t packages < <(printf '%s\n' "${packages[@]}" | sort -u)
-command="apt-get install -y --no-install-recommends ${packages[*]}"
 if [[ ! -e /etc/debian_version ]] || ! command -v apt-get >/dev/null; then
     fail "not a Debian system; install what these Debian packages hold: ${packages[*]}"
-elif ((EUID != 0)); then
-    fail "missing from this machine; run as root: $command"
 fi
-echo "autoip: installing from Debian: ${packages[*]}"
-install "${packages[@]}"
+if ((EUID == 0)); then
+    echo "autoip: installing from Debian: ${packages[*]}"
+    install "${packages[@]}"
+elif command -v sudo >/dev/null; then
+    echo "autoip: installing from Debian, with sudo: ${packages[*]}"
+    sudo bash "${BASH_SOURCE[0]}" --install "${packages[@]}" ||
+        fail "missing from this machine: ${packages[*]}"
+else
+    fail "missing from this machine, and there is no sudo; run as root:" \
+        "apt-get install -y --no-install-recommends ${packages[*]}"
+fi

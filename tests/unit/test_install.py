@@ -81,14 +81,20 @@ def files(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()}
 
 
+def folders(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_dir()}
+
+
 def test_install_and_uninstall(source: Path, tmp_path: Path) -> None:
     destination, prefix = tmp_path / "root", tmp_path / "root" / "opt"
     foreign = prefix / "share" / "man" / "man8" / "other.8"
     foreign.parent.mkdir(parents=True)
     foreign.touch()
+    before = folders(destination)
     for _ in range(2):  # over an older one as well
         make(source, "install", f"DESTDIR={destination}", "PREFIX=/opt")
 
+    assert folders(destination) > before
     found = {name for name in files(prefix) if not name.startswith("lib/autoip/")}
     assert found == {*FILES, "share/man/man8/other.8"}
     for name, mode in FILES.items():
@@ -106,8 +112,21 @@ def test_install_and_uninstall(source: Path, tmp_path: Path) -> None:
 
     make(source, "uninstall", f"DESTDIR={destination}", "PREFIX=/opt")
     assert files(destination) == {"opt/share/man/man8/other.8"}
-    assert not (prefix / "lib" / "autoip").exists()
-    assert not (prefix / "share" / "doc" / "autoip").exists()
+    assert folders(destination) == before
+
+
+def test_uninstall_leaves_folders_that_were_there_or_are_used(source: Path, tmp_path: Path) -> None:
+    there = tmp_path / "lib" / "systemd"
+    there.mkdir(parents=True)
+    # The program is not needed to try this.
+    targets = ["install", "-o", "install-program", f"PREFIX={tmp_path}"]
+    make(source, *targets)
+    used = tmp_path / "share" / "fish" / "vendor_completions.d" / "other.fish"
+    used.touch()
+    make(source, "uninstall", f"PREFIX={tmp_path}")
+    assert files(tmp_path) == {str(used.relative_to(tmp_path))}
+    expected = {"lib", "lib/systemd", "share", "share/fish", "share/fish/vendor_completions.d"}
+    assert folders(tmp_path) == expected
 
 
 def test_the_installed_program_runs_by_itself(source: Path, tmp_path: Path) -> None:
