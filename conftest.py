@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Generator
 
 import pytest
@@ -15,11 +16,15 @@ settings.register_profile("autoip", deadline=None)
 settings.load_profile("autoip")
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    # The reason of each skip belongs in the summary, without anyone having to ask for it.
-    chars = config.option.reportchars
-    if "s" not in chars and "a" not in chars and "A" not in chars:
-        config.option.reportchars = chars + "s"
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say in one line how many tests were skipped, and why; -rs shows which."""
+    skipped: list[pytest.TestReport] = terminalreporter.stats.get("skipped", [])
+    reasons = Counter(_reason(report.longrepr).removeprefix("Skipped: ") for report in skipped)
+    root = sum(count for reason, count in reasons.items() if "root" in reason)
+    counted = [f"{root} need root"] if root else []
+    counted += [f"{n} {reason}" for reason, n in reasons.most_common() if "root" not in reason]
+    if counted:
+        terminalreporter.write_line(f"skipped {len(skipped)} tests: " + ", ".join(counted))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
