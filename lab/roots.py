@@ -35,6 +35,8 @@ MAX_AGE = 2 * 24 * 3600
 """Seconds after which a root is made anew: apt's lists in it would name packages that the mirror has replaced."""
 INSTALL_LIMIT = 1200
 """Seconds for debootstrap or apt-get."""
+END_LIMIT = 20
+"""Seconds for the end of a machine."""
 FORMAT = 1
 """Raised when roots made by an older version of this file must not be used."""
 
@@ -285,9 +287,13 @@ class Bare:
 
     def _end(self) -> None:
         assert self._init is not None
-        # With its first process go all others of the PID namespace, and with the last one the overlay.
-        self._init.kill()
-        self._init.communicate()
+        # Its input ends, so its first process does; the kernel ends all others of the PID namespace before that is
+        # over, and with the last one goes the overlay.
+        try:
+            self._init.communicate(timeout=END_LIMIT)
+        except subprocess.TimeoutExpired:
+            self._init.kill()
+            self._init.communicate()
 
     def command(self, command: str | Sequence[str], user: str = "root") -> list[str]:
         """The command line with which this machine runs `command` there: words, or a line for bash.
@@ -313,34 +319,25 @@ class Bare:
         Raises:
             LabError: it failed (with `check`), or took longer than `timeout` seconds; with its last lines.
         """
-        words = self.command(command, user)
-        try:
-            done = subprocess.run(
-                words,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                errors="replace",
-                timeout=timeout,
-            )
-        except subprocess.TimeoutExpired as late:
-            text = (late.stdout or b"").decode(errors="replace")
-            raise LabError(f"{command}: not done after {timeout:.0f} s\n{_tail(text)}") from None
-        if check and done.returncode != 0:
-            raise LabError(f"{command}: exit status {done.returncode}\n{_tail(done.stdout)}")
-        return done
-
-    def copy(self, folder: Path, to: str, user: str = USER) -> None:
-        """Copy a folder of this machine to the path `to` in there, owned by `user`."""
-        with subprocess.Popen(
-            ["tar", "-C", str(folder), "-cf", "-", "."], stdout=subprocess.PIPE
-        ) as tar:
-            unpack = f"mkdir -p {shlex.quote(to)} && tar --no-same-owner -C {shlex.quote(to)} -xf -"
-            subprocess.run(self.command(unpack), stdin=tar.stdout, check=True)
-        if tar.returncode != 0:
-            raise LabError(f"cannot read {folder}")
-        self.run(["chown", "-R", f"{user}:", to])
+        # A file and not a pipe: a process that stays behind with it open must not hold up the caller.
+        with tempfile.TemporaryFile() as output:
+            try:
+                status = subprocess.run(
+                    self.command(command, user),
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    timeout=timeout,
+                ).returncode
+            except subprocess.TimeoutExpired:
+                status = None
+            output.seek(0)
+            text = output.read().decode(errors="replace")
+        if status is None:
+            raise LabError(f"{command}: not done after {timeout:.0f} s\n{_tail(text)}")
+        if check and status != 0:
+            raise LabError(f"{command}: exit status {status}\n{_tail(text)}")
+        return subprocess.CompletedProcess(command, status, text)
 
     def processes(self) -> list[str]:
         """The command lines of all processes that run in it, but for its first."""
@@ -355,5 +352,5 @@ class Bare:
         return found
 
 
-def _tail(text: str, lines: int = 15) -> str:
+def _tail(text: str, lines: int = 40) -> str:
     return "\n".join(text.splitlines()[-lines:])
