@@ -26,7 +26,8 @@ SCRIPT_STYLES = ("avahi", "zcip")
 
 _DESCRIPTION = """\
 Give network interfaces an IPv4 link-local address (169.254.0.0/16) by the rules of RFC 3927,
-and keep it right until stopped by SIGTERM or SIGINT.  SIGHUP probes the address again."""
+and keep it right until stopped by SIGTERM or SIGINT, or the end of the terminal.  SIGHUP probes
+the address again."""
 
 _EPILOG = """\
 commands ('autoip COMMAND --help' tells more):
