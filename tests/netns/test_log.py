@@ -121,7 +121,8 @@ def test_refused_start(port: Port, stack: ExitStack, why: str, to_syslog: bool) 
         assert line.startswith("<3>autoip: ")
         if to_syslog and status != 2:  # what is wrong with the options is told before they count
             text = line.removeprefix("<3>autoip: ")
-            [told] = [log.wait_line(re.escape(text))] and log.lines
+            log.wait_line(re.escape(text))
+            [told] = log.lines
             assert told.startswith(f"<{3 * 8 + 3}>") and told.endswith(text)
         else:
             assert log.lines == []
