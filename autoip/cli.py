@@ -22,7 +22,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
         return result
     except AutoipError as error:
-        print(f"autoip: {error}", file=sys.stderr)
+        from autoip import log
+
+        log.failed(str(error), os.environ)
         return error.exit_status
     except BrokenPipeError:
         # Whoever read our output has enough.  What is still in the buffer would raise again.

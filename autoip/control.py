@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+from autoip.privileges import as_owner
 from autoip.report import VERSION
 
 LINE_MAX = 4096
@@ -99,16 +100,18 @@ class Server:
             OSError: the file system or the length of the path does not allow it.
         """
         path = self.path.with_name(f".{self.path.name}")
-        with contextlib.suppress(FileNotFoundError):
-            path.unlink()
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            listener.bind(str(path))
-            path.chmod(0o666)
+            with as_owner(path.parent):
+                with contextlib.suppress(FileNotFoundError):
+                    path.unlink()
+                listener.bind(str(path))
+                path.chmod(0o666)
             self._server = await asyncio.get_running_loop().create_unix_server(
                 lambda: _Client(self), sock=listener, backlog=_BACKLOG
             )
-            path.rename(self.path)
+            with as_owner(path.parent):
+                path.rename(self.path)
         except BaseException:
             listener.close()
             raise
@@ -131,7 +134,7 @@ class Server:
                 client.finish()
         if self._server is not None:
             self._server.close()
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError), as_owner(self.path.parent):
                 self.path.unlink()
 
 

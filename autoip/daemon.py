@@ -39,6 +39,7 @@ from autoip.report import socket_name
 from autoip.routes import DefaultRoutes
 from autoip.store import Store, state_directory
 from autoip.teller import Teller
+from autoip.terminal import Hangup
 
 
 def boottime() -> float:
@@ -108,6 +109,7 @@ class Daemon:
         self._follower = Follower(self._permit, log, settings.environ)
         self._macs: frozenset[bytes] = frozenset()
         self._stop = asyncio.Event()
+        self._hangup = Hangup(lambda: self._restart("asked to by SIGHUP"), self._without_terminal)
         self._ready = False
         self._limits_told = 0
         self._status = ""
@@ -131,7 +133,7 @@ class Daemon:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
-        loop.add_signal_handler(signal.SIGHUP, self._restart, "asked to by SIGHUP")
+        self._hangup.watch()
         self._feed_watchdog()
         links, addresses = await self._netlink.snapshot()
         self._try_packet_socket(links)
@@ -380,6 +382,11 @@ class Daemon:
         if (interval := self._notifier.watchdog_interval) is not None:
             self._notifier.watchdog()
             asyncio.get_running_loop().call_later(interval, self._feed_watchdog)
+
+    def _without_terminal(self) -> None:
+        if not self._stop.is_set():
+            self._log.info("ends: the terminal is gone")
+            self._stop.set()
 
     def _restart(self, why: str) -> None:
         for interface in self._interfaces:

@@ -5,6 +5,12 @@ the kernel drops the lock when the process ends, however it ends, so a file that
 block. /run is often shared by network namespaces (containers, `ip netns exec`), each of which may have
 an eth0; the inode of /proc/self/ns/net tells them apart.
 
+When the directory belongs to the service's user, an instance of root's makes and opens the file with
+that user's rights (`privileges`): so the file is that user's whoever made it, and either instance finds
+the other's lock and record.  Root trusts this user with the lock: the user can refuse root the interface,
+by holding the lock, and can remove the file and so the protection, but can have root write nothing
+outside of the directory.
+
 The file holds one record of fixed size: our pid, for the message that a second instance gives, and the
 address that we put on the interface, so that the next instance can take over what a crash left there.
 """
@@ -26,6 +32,7 @@ from types import TracebackType
 from typing import final
 
 from .errors import AlreadyRunning, NoPermission
+from .privileges import as_owner, trusted_users
 
 RECORD_SIZE = 128
 # A record is read while its owner may be writing it: tried again this often, this many seconds apart.
@@ -88,7 +95,8 @@ class Instance:
         handle: int | None = None
         try:
             handle = _open_directory(directory)
-            file = _lock(handle, directory, name, interface)
+            with as_owner(handle):
+                file = _lock(handle, directory, name, interface)
         except BaseException as problem:
             if handle is not None:
                 os.close(handle)
@@ -123,7 +131,7 @@ class Instance:
             return
         # While we have the lock: no other instance can have locked this file, so what is removed
         # is ours. One that waits for it finds, once it has the lock, that the name is gone.
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError), as_owner(self._directory):
             os.unlink(self._name, dir_fd=self._directory)
         os.close(self._file)
         os.close(self._directory)
@@ -165,9 +173,8 @@ def _open_directory(directory: Path) -> int:
     handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     status = os.fstat(handle)
     problem = None
-    if status.st_uid not in (0, os.geteuid()):
-        # The service's directory, when root starts another instance by hand.
-        problem = f"belongs to user {status.st_uid} (another $RUNTIME_DIRECTORY can be given)"
+    if status.st_uid not in trusted_users():
+        problem = f"belongs to user {status.st_uid}"
     elif status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         problem = f"can be written by others (mode {stat.S_IMODE(status.st_mode):o})"
     if problem is not None:
@@ -213,7 +220,7 @@ def _open_file(handle: int, directory: Path, name: str) -> int:
     text = None
     if not stat.S_ISREG(status.st_mode):
         text = "is no regular file"
-    elif status.st_uid not in (0, os.geteuid()):
+    elif status.st_uid not in trusted_users():
         text = f"belongs to user {status.st_uid}"
     elif status.st_nlink > 1:
         # A second name: the record would be written into somebody's other file.

@@ -30,7 +30,7 @@ from autoip.constants import CONFIGURE_RETRY, Timing
 from autoip.errors import KernelRefused, StateProblem
 from autoip.holding import Holding, Place
 from autoip.instance import Instance
-from autoip.ipv4ll import Ipv4ll, State
+from autoip.ipv4ll import HELD, Ipv4ll, State
 from autoip.kept_routes import KeptRoute, KeptRoutes
 from autoip.links import PROTOCOL, Address, Link
 from autoip.netlink import Netlink
@@ -39,7 +39,7 @@ from autoip.policy import Kind, Policy
 from autoip.report import VERSION
 from autoip.store import Store
 from autoip.strangers import Strangers
-from autoip.teller import IN_USE, Teller
+from autoip.teller import Teller
 from autoip.worker import Worker
 
 if TYPE_CHECKING:
@@ -231,13 +231,13 @@ class Interface:
         with self._guarded("timer"):
             self._pump()
 
-    def restart(self, why: str) -> None:
-        """Probe the address again before it is used further."""
+    def restart(self, why: str, *, asked: bool = True) -> None:
+        """Probe the address again before it is used further; `asked`: by somebody's wish."""
         with self._guarded("restart"):
             core = self.core
             if core is not None and self._socket is not None and core.state is not State.STANDBY:
-                core.link_down(why)
-                self._start(why)
+                core.link_down(why, asked=asked)
+                self._start("is probed again")
                 self._pump()
 
     @property
@@ -256,7 +256,7 @@ class Interface:
     @property
     def settled(self) -> bool:
         """Whether the interface has the address that it is to have, ours or a routable one."""
-        return self.policy.settled or (self.core is not None and self.core.state in IN_USE)
+        return self.policy.settled or (self.core is not None and self.core.state in HELD)
 
     def report(self) -> dict[str, Any]:
         """The status object: see `report.STATUS`."""
@@ -313,7 +313,7 @@ class Interface:
         if self._recovery is not None:
             self._recovery.cancel()
         with self._guarded("stop"):
-            self._lose_link("stopped")
+            self._lose_link("stopped", asked=True)
             if self.link is not None:
                 self._release(self.link)
         await self._worker.idle()
@@ -355,7 +355,7 @@ class Interface:
                 self._lose_link("hardware address changed")
             elif before.carrier_changes != link.carrier_changes:
                 # The carrier went and came back before the kernel told.
-                self.restart("carrier was lost for a moment")
+                self.restart("carrier was lost for a moment", asked=False)
         if self._socket is None:
             self._find_link(link)
         self._pump()
@@ -386,14 +386,15 @@ class Interface:
     def _no_link(self, trouble: str) -> None:
         if trouble != self._trouble:
             self._trouble = trouble
-            self.teller.say(logging.INFO, trouble)
+            if self.core is None or self.core.state is State.NO_LINK:  # else it is a transition
+                self.teller.say(logging.INFO, trouble)
         self._lose_link(trouble)
 
-    def _lose_link(self, why: str) -> None:
+    def _lose_link(self, why: str, *, asked: bool = False) -> None:
         self.policy.link(False, self._shared.clock())
         self._close()
         if self.core is not None:
-            self.core.link_down(why)
+            self.core.link_down(why, asked=asked)
         self._pump()
         self._shared.changed()
 

@@ -95,6 +95,9 @@ class Cause(Enum):
     PAUSE_OVER = "pause is over"
 
 
+HELD = frozenset({State.ANNOUNCING, State.BOUND})
+"""The states in which an address is held."""
+
 _CANDIDATE = frozenset(ACD_STATES.values())  # a candidate is probed for or held
 _WAIT = frozenset({State.PAUSED, State.RATE_LIMITED})
 _IDLE = frozenset({State.NO_LINK, State.STANDBY})
@@ -106,7 +109,7 @@ TRANSITIONS: Mapping[Cause, tuple[frozenset[State], frozenset[State]]] = {
     Cause.NOT_WANTED: (_CANDIDATE | _WAIT | {State.NO_LINK}, frozenset({State.STANDBY})),
     Cause.CONFLICT: (_CANDIDATE, _NEXT),
     Cause.REMOVED: (
-        frozenset({State.ANNOUNCING, State.BOUND}),
+        HELD,
         _NEXT | {State.CONFIGURING},
     ),
     Cause.ELSEWHERE: (frozenset({State.CONFIGURING, State.ANNOUNCING, State.BOUND}), _NEXT),
@@ -136,6 +139,7 @@ class Transition:
         address: the candidate or address that `new` is about; None if it is about none.
         step: what comes next, in words; empty if nothing is to be done.
         step_at: when it is due; None if nothing is to be done.
+        lost: an address that was held is lost, and nobody asked for that.
     """
 
     old: State
@@ -144,6 +148,7 @@ class Transition:
     address: IPv4Address | None
     step: str
     step_at: float | None
+    lost: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,13 +293,18 @@ class Ipv4ll:
             self._try_candidate(now)
         self._report(why, Cause.LINK_READY)
 
-    def link_down(self, why: str = "link is lost") -> None:
-        """The link is no longer the one that was probed: section 2.2.  Harmless when repeated."""
-        self._leave(State.NO_LINK, why, Cause.LINK_LOST)
+    def link_down(self, why: str = "link is lost", *, asked: bool = False) -> None:
+        """The link is no longer the one that was probed: section 2.2.  Harmless when repeated.
+
+        Args:
+            why: in words.
+            asked: it is to be probed again, or to end, by somebody's wish.
+        """
+        self._leave(State.NO_LINK, why, Cause.LINK_LOST, asked=asked)
 
     def stand_by(self, why: str = Cause.NOT_WANTED.value) -> None:
         """No address is wanted until `link_up`: section 1.9.  Harmless when repeated."""
-        self._leave(State.STANDBY, why, Cause.NOT_WANTED)
+        self._leave(State.STANDBY, why, Cause.NOT_WANTED, asked=True)
 
     def removed(self, now: float) -> None:
         """Somebody else took our address off the interface: put it there again, at once.
@@ -439,13 +449,13 @@ class Ipv4ll:
         self._drop(conflict=conflict)
         self._try_unless(self.conflicts >= MAX_CONFLICTS, now)
 
-    def _leave(self, idle: State, why: str, cause: Cause) -> None:
+    def _leave(self, idle: State, why: str, cause: Cause, *, asked: bool) -> None:
         if self.state is idle:
             return
         self._next_candidate = self.remembered
         self._drop(conflict=False)
         self._idle = idle
-        self._report(why, cause)
+        self._report(why, cause, asked=asked)
 
     def _drop(self, *, conflict: bool) -> None:
         """Leave the current candidate or pause; take its address off if it is on."""
@@ -480,12 +490,13 @@ class Ipv4ll:
             candidate = draw_candidate(self._addresses)
         return candidate
 
-    def _report(self, why: str, cause: Cause | None = None) -> None:
+    def _report(self, why: str, cause: Cause | None = None, *, asked: bool = False) -> None:
         """Say that the state or the candidate changed; the one maker of a `Transition`.
 
         Args:
             why: in words.
             cause: None for a step of the `Acd`.
+            asked: the loss of an address that was held was somebody's wish.
         """
         old, candidate = self._reported
         new = self.state
@@ -499,7 +510,7 @@ class Ipv4ll:
         if not known:
             raise CoreMisuse(f"{old.name} cannot be left for {new.name} by {cause}")
         step = self.step
-        self._events.append(
-            Transition(old, new, why, self.candidate, step, self.next_timer() if step else None)
-        )
+        at = self.next_timer() if step else None
+        lost = old in HELD and new not in HELD and not asked
+        self._events.append(Transition(old, new, why, self.candidate, step, at, lost))
         self._reported = (new, self.candidate)

@@ -19,10 +19,13 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, TextIO
 
 LOGGER = "autoip"
+NOTICE = 25
+"""A level between INFO and WARNING, as syslog has one."""
 
 _PRIORITIES: Mapping[int, int] = {
     logging.DEBUG: syslog.LOG_DEBUG,
     logging.INFO: syslog.LOG_INFO,
+    NOTICE: syslog.LOG_NOTICE,
     logging.WARNING: syslog.LOG_WARNING,
     logging.ERROR: syslog.LOG_ERR,
     logging.CRITICAL: syslog.LOG_CRIT,
@@ -38,8 +41,7 @@ class JournalFormatter(logging.Formatter):
     """Puts ``<N>`` before each line, which the journal reads as its priority."""
 
     def format(self, record: logging.LogRecord) -> str:
-        prefix = f"<{priority(record.levelno)}>"
-        return "\n".join(prefix + line for line in super().format(record).splitlines())
+        return for_journal(record.levelno, super().format(record))
 
 
 if TYPE_CHECKING:
@@ -117,7 +119,12 @@ class SyslogHandler(logging.Handler):
         super().close()
 
 
-def for_journal(environ: Mapping[str, str], descriptor: int) -> bool:
+def for_journal(level: int, text: str) -> str:
+    """The text as the journal's stream takes it: ``<N>`` before each line, by the logging level."""
+    return "\n".join(f"<{priority(level)}>{line}" for line in text.splitlines())
+
+
+def is_journal(environ: Mapping[str, str], descriptor: int) -> bool:
     """Whether the descriptor is the journal's stream that JOURNAL_STREAM names (systemd.exec)."""
     try:
         status = os.fstat(descriptor)
@@ -143,7 +150,7 @@ def set_up(*, debug: bool, to_syslog: bool, environ: Mapping[str, str]) -> loggi
         logger.removeHandler(handler)
     if sys.stderr is not None:
         stream = PromptHandler(sys.stderr)
-        if for_journal(environ, sys.stderr.fileno()):
+        if is_journal(environ, sys.stderr.fileno()):
             stream.setFormatter(JournalFormatter())
         logger.addHandler(stream)
     if to_syslog:
@@ -151,7 +158,27 @@ def set_up(*, debug: bool, to_syslog: bool, environ: Mapping[str, str]) -> loggi
     return logger
 
 
-def progress_level(*, debug: bool) -> int:
+def progress_level() -> int:
     """The level of step-by-step lines: shown to a person at a terminal, else only for debugging."""
     watched = sys.stderr is not None and sys.stderr.isatty()
-    return logging.INFO if watched or debug else logging.DEBUG
+    return logging.INFO if watched else logging.DEBUG
+
+
+def failed(text: str, environ: Mapping[str, str]) -> None:
+    """Write the one line of a command that failed to stderr: an error for the journal."""
+    if sys.stderr is None:
+        return
+    line = f"autoip: {text}"
+    if "JOURNAL_STREAM" in environ and is_journal(environ, sys.stderr.fileno()):
+        line = for_journal(logging.ERROR, line)
+    sys.stderr.write(line + "\n")
+
+
+def failed_to_syslog(text: str) -> None:
+    """Write the same line to syslog, and nowhere else."""
+    record = logging.makeLogRecord(
+        {"msg": text, "levelno": logging.ERROR, "levelname": "ERROR", "name": LOGGER}
+    )
+    handler = SyslogHandler()
+    handler.emit(record)
+    handler.close()

@@ -26,7 +26,8 @@ SCRIPT_STYLES = ("avahi", "zcip")
 
 _DESCRIPTION = """\
 Give network interfaces an IPv4 link-local address (169.254.0.0/16) by the rules of RFC 3927,
-and keep it right until stopped by SIGTERM or SIGINT.  SIGHUP probes the address again."""
+and keep it right until stopped by SIGTERM or SIGINT, or the end of the terminal.  SIGHUP probes
+the address again."""
 
 _EPILOG = """\
 commands ('autoip COMMAND --help' tells more):
@@ -301,17 +302,17 @@ def serve(arguments: Arguments, environ: Mapping[str, str]) -> None:
     if arguments.hook:
         _close_inherited()
     # Nobody reads what a hook writes, unless the service manager keeps it.
-    unread = arguments.hook and not log.for_journal(environ, sys.stderr.fileno())
+    unread = arguments.hook and not log.is_journal(environ, sys.stderr.fileno())
     logger = log.set_up(
         debug=arguments.debug, to_syslog=arguments.to_syslog or unread, environ=environ
     )
     try:
         _serve(arguments, environ, logger)
-    except AlreadyRunning:
-        raise  # a client fails again and again, and each time its hook starts us
     except AutoipError as error:
-        if unread:
-            logger.error("%s", error)  # noqa: TRY400 (one line, for a mistake is no bug)
+        # A client fails again and again, and each time its hook starts us.
+        often = unread and isinstance(error, AlreadyRunning)
+        if (arguments.to_syslog or unread) and not often:
+            log.failed_to_syslog(str(error))  # to stderr it goes as any command's failure
         raise
 
 
@@ -332,15 +333,18 @@ def _serve(arguments: Arguments, environ: Mapping[str, str], logger: logging.Log
     # These imports take most of the start: a mistake in what was asked for is told before.
     import asyncio
 
-    from autoip import arpsock, daemon, log, privileges
+    from autoip import arpsock, daemon, instance, log, privileges, store
 
-    program = arpsock.load_broadcast()  # with privileges that are given up now
+    # With privileges that are given up now.
+    program = arpsock.load_broadcast()
+    state = [store.state_directory(environ)] if arguments.keep_state else []
+    privileges.share_with_service([instance.runtime_directory(environ), *state])
     privileges.limit(pass_on=arguments.script is not None)
     settings = daemon.Settings(
         interfaces=arguments.interfaces,
         options=lambda name: options_of(name, arguments, configuration),
         keep_state=arguments.keep_state,
-        progress=log.progress_level(debug=arguments.debug),
+        progress=log.progress_level(),
         environ=environ,
         script=arguments.script,
         script_style=arguments.script_style,

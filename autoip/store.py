@@ -17,6 +17,7 @@ from pathlib import Path
 
 from .constants import FIRST_CANDIDATE, LAST_CANDIDATE
 from .errors import StateProblem
+from .privileges import as_owner
 
 AVAHI_DIRECTORY = Path("/var/lib/avahi-autoipd")
 """Where avahi-autoipd keeps its addresses: a file for each MAC, named by it, one line."""
@@ -54,7 +55,8 @@ class Store:
             return None
         path = self._directory / name
         try:
-            data = _read(path)
+            with as_owner(self._directory):
+                data = _read(path)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as problem:
@@ -101,12 +103,13 @@ class Store:
         record = {"version": VERSION, "address": str(address), "interface": interface}
         data = (json.dumps(record) + "\n").encode("ascii")
         try:
-            # A new claim of the same address is the usual case: do not wear out the flash for it.
-            with contextlib.suppress(OSError):
-                if _read(path) == data:
-                    return
             _make_directory(self._directory)
-            _replace(self._directory, name, data)
+            with as_owner(self._directory):
+                # A new claim of the same address is the usual case: do not wear out the flash for it.
+                with contextlib.suppress(OSError):
+                    if _read(path) == data:
+                        return
+                _replace(self._directory, name, data)
         except OSError as problem:
             raise StateProblem(f"cannot write {path}: {problem.strerror}") from problem
 

@@ -10,11 +10,10 @@ from typing import Any
 from autoip import acd, ipv4ll
 from autoip.arp import format_mac
 from autoip.constants import ANNOUNCE_NUM, PROBE_NUM
-from autoip.ipv4ll import State
+from autoip.ipv4ll import HELD
+from autoip.log import NOTICE
 from autoip.report import event
 
-IN_USE = (State.ANNOUNCING, State.BOUND)
-"""The states in which an address is held."""
 NOTES_MAX = 8
 """Lines that `status` shows of what was noticed, the newest ones."""
 
@@ -87,7 +86,7 @@ class Teller:
 
     def _transition(self, happened: ipv4ll.Transition) -> None:
         self.why = happened.why
-        if happened.new not in IN_USE:
+        if happened.new not in HELD:
             self.since = None
         elif self.since is None:
             self.since = time.time()
@@ -99,7 +98,7 @@ class Teller:
         if happened.step_at is not None:
             pause = max(happened.step_at - self._clock(), 0.0)
             line += f"; next: {happened.step} in {pause:.1f} s"
-        self.say(logging.INFO, line)
+        self.say(logging.WARNING if happened.lost else logging.INFO, line)
         self.publish(
             "transition",
             old=happened.old.value,
@@ -115,7 +114,7 @@ class Teller:
         mac = self._count(happened)
         by = " by the reflex" if happened.reflex else ""
         self.say(
-            logging.WARNING,
+            NOTICE,
             f"conflict: {mac} claims {happened.address};"
             f" defended{by} {happened.delay * 1e3:.2f} ms after it came",
         )

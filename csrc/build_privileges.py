@@ -11,6 +11,7 @@ ffibuilder.cdef(
 
     int autoip_privileges_permitted(uint64_t *permitted);
     int autoip_privileges_limit(uint64_t keep, int pass_on);
+    int autoip_privileges_files_as(uint32_t user, uint32_t group);
     """
 )
 

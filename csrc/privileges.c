@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include <linux/capability.h>
+#include <sys/fsuid.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 
@@ -108,4 +109,14 @@ int autoip_privileges_limit(uint64_t keep, int pass_on)
     if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
         return -errno;
     return 0;
+}
+
+int autoip_privileges_files_as(uint32_t user, uint32_t group)
+{
+    /* Neither function reports a failure: each gives what there was before, also for an impossible id. */
+    (void)setfsgid(group);
+    if ((uint32_t)setfsgid((gid_t)-1) != group)
+        return -EPERM;
+    (void)setfsuid(user);
+    return (uint32_t)setfsuid((uid_t)-1) == user ? 0 : -EPERM;
 }

@@ -15,4 +15,11 @@ int autoip_privileges_permitted(uint64_t *permitted);
  */
 int autoip_privileges_limit(uint64_t keep, int pass_on);
 
+/*
+ * Gives the calling thread the rights of this user and group on files, and on nothing else.  Each
+ * has to be the thread's real, effective or saved one, or needs CAP_SETUID or CAP_SETGID; -EPERM
+ * otherwise, and then the rights may be those of the group already.
+ */
+int autoip_privileges_files_as(uint32_t user, uint32_t group);
+
 #endif

@@ -413,7 +413,7 @@ def test_syslog(port: Port, make_program: MakeProgram, stack: ExitStack) -> None
     line = log.wait_line(f"eth0: claimed {A}")
     assert line.startswith(f"<{3 * 8 + 6}>") and f"autoip[{daemon.pid}]: " in line
     port.send(frames.conflict_request(RIVAL, A))
-    assert log.wait_line(f"conflict: {RIVAL}").startswith(f"<{3 * 8 + 4}>")
+    assert log.wait_line(f"conflict: {RIVAL}").startswith(f"<{3 * 8 + 5}>")
     assert not any("probe 1/3 for" in text for text in log.lines)
     # The log daemon goes away and comes back: nothing is lost but what was said meanwhile.
     log.close()
@@ -464,7 +464,7 @@ def test_journal_prefix(port: Port, make_program: MakeProgram, name: str) -> Non
     port.send(frames.conflict_request(RIVAL, A))
     line = daemon.wait_line(f"conflict: {RIVAL}")
     if name == "its own":
-        assert line.startswith("<4>eth0: ")
+        assert line.startswith("<5>eth0: ")
         assert daemon.wait_line("claimed").startswith("<6>eth0: ")
         assert all(re.match("<[0-7]>", text) for text in daemon.lines)
     else:

@@ -138,6 +138,75 @@ def test_several_instances_share_the_directories(make_host: MakeHost, confined: 
     assert two.stop() == 0
 
 
+# Root beside the service
+
+
+def _known_to_all(namespace: Namespace) -> None:
+    """The user of the unit exists, in the namespace's view of the files only."""
+    line = f"autoip:x:{USER}:{USER}::/nonexistent:/usr/sbin/nologin"
+    script = """
+        set -e
+        { cat /etc/passwd; echo "$1"; } >/run/passwd
+        mount --bind /run/passwd /etc/passwd
+    """
+    namespace.run("sh", "-c", script, "sh", line)
+
+
+@pytest.mark.parametrize("order", ["service first", "root first"])
+def test_root_beside_the_service(
+    order: str, port: Port, confined: Confined, stack: contextlib.ExitStack
+) -> None:
+    """Each has an interface; neither takes the other's, but what a crash of the other has left."""
+    host = port.host
+    port.switch.attach(host, "eth1")
+    _known_to_all(host)
+    command = [*autoip_command(), "--delay", "200"]
+
+    root = stack.enter_context(Daemon(host, "eth1", command))
+    if order == "root first":  # and makes the directories
+        root.runtime.rmdir()
+        root.state.rmdir()
+        root.start("eth1", "--ip", "169.254.20.20")
+        root.wait_address(15)
+    service = confined(host, "eth0", command, beside=root)
+    service.start("eth0", "--ip", "169.254.30.30")
+    service.wait_address(15)
+    if order == "service first":
+        root.start("eth1", "--ip", "169.254.20.20")
+    assert root.wait_address(15) == IPv4Address("169.254.20.20")
+    assert service.addresses() == [IPv4Address("169.254.30.30")]
+    runtime = root.runtime
+    assert {path.stat().st_uid for path in (runtime, root.state, *runtime.iterdir())} == {USER}
+
+    by_root = stack.enter_context(Daemon(host, "eth0", command, env=root.env))
+    by_service = confined(host, "eth1", command, beside=root)
+    for second, first in ((by_root, service), (by_service, root)):
+        second.start(second.interface)
+        assert second.wait() == 3
+        text = f"{second.interface}: autoip already runs here, by process {first.pid}"
+        assert second.lines == [f"autoip: {text}"]
+
+    for second, first in ((by_root, service), (by_service, root)):
+        [address] = first.addresses()
+        first.kill()
+        assert second.addresses() == [address]
+        said = len(second.lines)
+        second.start(second.interface)
+        second.wait_line(f"takes over {address} from an instance that died", since=said)
+        second.wait_line(f"claimed {address}", since=said)
+        assert second.addresses() == [address]
+        assert second.stop() == 0
+        assert second.addresses() == []
+    assert list(runtime.iterdir()) == []
+
+    # Nothing of the crash is left but the saved address.
+    said = len(service.lines)
+    service.start("eth1")
+    service.wait_line("claimed 169.254.20.20", since=said)
+    assert service.stop() == 0
+    assert "cannot" not in service.output + root.output + by_root.output + by_service.output
+
+
 FORBIDDEN = {
     "IP socket": "socket.socket(socket.AF_INET)",
     "another user": "os.setuid(0)",
