@@ -13,8 +13,6 @@ from collections.abc import Iterator
 from ipaddress import IPv4Address
 from pathlib import Path
 
-import pytest
-
 from lab import Daemon, Namespace, Port
 
 from .conftest import MakeDaemon

@@ -158,4 +158,4 @@ def test_everything_in_share_is_installed() -> None:
     text = (ROOT / "Makefile").read_text()
     rules = text[text.index("\ninstall-program:") : text.index("\nuninstall:")]
     for name in files(ROOT / "share"):
-        assert f"share/{name}" in rules or name in rules and name.endswith(".service"), name
+        assert f"share/{name}" in rules or (name in rules and name.endswith(".service")), name
