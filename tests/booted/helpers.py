@@ -8,6 +8,8 @@ import time
 from ipaddress import IPv4Address
 from pathlib import Path
 
+import pytest
+
 from lab import LabError
 from lab.booted import CABLES, Booted
 from tests.require import requires_kernel_feature, requires_program, requires_root
@@ -25,6 +27,7 @@ RIVAL = "02:00:00:00:00:aa"
 """The hardware address of a host that wants what we have."""
 
 BOOTED = [
+    pytest.mark.long(100),  # all of one Debian, one after the other
     requires_root,
     requires_kernel_feature("veth"),
     requires_program("systemd-nspawn", "systemd-container"),
