@@ -163,9 +163,10 @@ install-program: setup
 
 install-data:
 	install -d $(foreach dir,$(FOLDERS),"$(DESTDIR)$(dir)")
-	sed 's|^ExecStart=autoip |ExecStart=$(BINDIR)/autoip |' share/autoip@.service \
-		>"$(DESTDIR)$(UNITDIR)/autoip@.service"
-	chmod 644 "$(DESTDIR)$(UNITDIR)/autoip@.service"
+	for unit in autoip@.service autoip-wait@.service; do \
+		sed 's|^ExecStart=autoip |ExecStart=$(BINDIR)/autoip |' "share/$$unit" \
+			>"$(DESTDIR)$(UNITDIR)/$$unit" && chmod 644 "$(DESTDIR)$(UNITDIR)/$$unit" || exit 1; \
+	done
 	install -m 644 share/autoip.sysusers "$(DESTDIR)$(SYSUSERSDIR)/autoip.conf"
 	install -m 644 share/autoip.8 "$(DESTDIR)$(MANDIR)/autoip.8"
 	install -m 644 share/completions/autoip.bash "$(DESTDIR)$(BASHDIR)/autoip"
@@ -187,7 +188,8 @@ uninstall: ## with the same PREFIX and DESTDIR
 	@if [ -z "$(DESTDIR)" ] && grep -qsxF "AUTOIP=$(BINDIR)/autoip" /etc/autoip/hook; then \
 		"$(BINDIR)/autoip" hooks remove; \
 	fi
-	rm -f $(foreach file,$(BINDIR)/autoip $(UNITDIR)/autoip@.service $(SYSUSERSDIR)/autoip.conf \
+	rm -f $(foreach file,$(BINDIR)/autoip $(UNITDIR)/autoip@.service $(UNITDIR)/autoip-wait@.service \
+		$(SYSUSERSDIR)/autoip.conf \
 		$(MANDIR)/autoip.8 $(BASHDIR)/autoip $(ZSHDIR)/_autoip $(FISHDIR)/autoip.fish \
 		$(EXAMPLEDIR)/90-autoip.rules,"$(DESTDIR)$(file)")
 	@folders=$$(cat "$(DESTDIR)$(FOLDERS_MADE)" 2>/dev/null); \

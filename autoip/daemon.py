@@ -17,7 +17,6 @@ from autoip.control import Clients, Handler, Server
 from autoip.errors import AutoipError, KernelRefused, NoPermission, NotArp, UsageError
 from autoip.instance import Instance, runtime_directory
 from autoip.interface import Interface, Shared
-from autoip.ipv4ll import State
 from autoip.links import (
     Address,
     AddressAdded,
@@ -110,7 +109,7 @@ class Daemon:
         self._macs: frozenset[bytes] = frozenset()
         self._stop = asyncio.Event()
         self._hangup = Hangup(lambda: self._restart("asked to by SIGHUP"), self._without_terminal)
-        self._ready = False
+        self._serving = False
         self._limits_told = 0
         self._status = ""
         self._default_routes = DefaultRoutes(netlink, self._tick)
@@ -154,6 +153,9 @@ class Daemon:
         self._follower.start([interface.name for interface in self._interfaces])
         self._on_resync(Resync(tuple(links), tuple(addresses), "start"))
         watcher = loop.create_task(self._watch())
+        # An address may take for ever, without a cable, and whoever starts the service waits until it is ready.
+        self._serving = True
+        self._changed()
         try:
             await self._stop.wait()
         finally:
@@ -412,16 +414,16 @@ class Daemon:
         """Set the timer to what comes next, and tell the service manager."""
         times = [at for i in self._interfaces if (at := i.next_timer()) is not None]
         self._timer.set(min(times, default=None))
-        if not self._ready and any(i.settled for i in self._interfaces):
-            self._ready = True
-            self._notifier.ready()
         for limit in self._netlink.limits[self._limits_told :]:
             self._log.info("%s", limit)
         self._limits_told = len(self._netlink.limits)
-        status = ", ".join(_summary(i) for i in self._interfaces)
+        if not self._serving:
+            return
+        status = ", ".join(i.summary for i in self._interfaces)
         if status and status != self._status:
             self._status = status
             self._notifier.status(status)
+        self._notifier.ready()  # again, if it was not taken
 
 
 def _remaining(
@@ -438,13 +440,6 @@ def _remaining(
 def _label_suffix(settings: Settings) -> str:
     """avahi-autoipd's scripts flush the addresses that have its label before they add theirs."""
     return "avahi" if settings.script is not None and settings.script_style == "avahi" else "autoip"
-
-
-def _summary(interface: Interface) -> str:
-    core = interface.core
-    state = core.state if core is not None else State.NO_LINK
-    address = f" {core.candidate}" if core is not None and core.candidate is not None else ""
-    return f"{interface.name}: {state.value}{address}"
 
 
 def _chosen(names: Sequence[str], links: Sequence[Link]) -> Sequence[str]:

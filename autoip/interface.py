@@ -120,7 +120,6 @@ class Interface:
         self._recovery: asyncio.TimerHandle | None = None
         self._leftover: IPv4Address | None = None  # what an instance that crashed held
         self._trouble = ""  # why there is no link, as last logged
-        self._raised: int | None = None  # index of the link that was brought up
         self._ending: asyncio.Task[None] | None = None
 
     # --- what comes in -----------------------------------------------------------------------
@@ -254,15 +253,26 @@ class Interface:
         return min((at for at in times if at is not None), default=None)
 
     @property
-    def settled(self) -> bool:
-        """Whether the interface has the address that it is to have, ours or a routable one."""
-        return self.policy.settled or (self.core is not None and self.core.state in HELD)
+    def state(self) -> State:
+        """How things stand: one of `report.STATES`."""
+        return self.core.state if self.core is not None else State.NO_LINK
+
+    @property
+    def why(self) -> str:
+        """What brought the state about, in words."""
+        by_policy = self.policy.yields or self.state is State.STANDBY
+        return self._trouble or (self.policy.why if by_policy else self.teller.why)
+
+    @property
+    def summary(self) -> str:
+        """One line for the service manager: the name, the state, the address that it is about, the reason."""
+        candidate = self.core.candidate if self.core is not None else None
+        words = [f"{self.name}: {self.state.value}", _text(candidate), self.why and f"({self.why})"]
+        return " ".join(word for word in words if word)
 
     def report(self) -> dict[str, Any]:
         """The status object: see `report.STATUS`."""
         core, link, teller = self.core, self.link, self.teller
-        state = core.state if core is not None else State.NO_LINK
-        by_policy = self.policy.yields or state is State.STANDBY
         step, at = self._step()
         return {
             "version": VERSION,
@@ -270,8 +280,8 @@ class Interface:
             "index": link.index if link is not None else None,
             "mac": format_mac(link.mac) if link is not None else None,
             "pid": os.getpid(),
-            "state": state.value,
-            "why": self._trouble or (self.policy.why if by_policy else teller.why),
+            "state": self.state.value,
+            "why": self.why,
             "address": _text(core.address if core is not None else None),
             "since": teller.since,
             "candidate": _text(core.candidate if core is not None else None),
@@ -332,7 +342,8 @@ class Interface:
         if link is None:
             self._no_link("waits: there is no such interface yet")
             return
-        if before is None or before.index != link.index:
+        appeared = before is None or before.index != link.index
+        if appeared:
             self._take_over(link)
             if link.master is not None:
                 self.teller.say(
@@ -342,8 +353,12 @@ class Interface:
             self._no_link("waits: it is not an Ethernet-like interface that speaks ARP")
             return
         if not link.up:
-            self._no_link(f"waits: it is down; 'ip link set {self.name} up' brings it up")
-            self._bring_up(link)
+            # If it goes down later, somebody has set it down, and is obeyed.
+            if appeared and self.options.bring_up:
+                self._no_link("waits: it is down, and is set up now")
+                self._worker.request(partial(self._shared.netlink.set_up, link.index))
+            else:
+                self._no_link(f"waits: it is down; 'ip link set {self.name} up' brings it up")
             return
         if not link.ready:
             self._no_link("waits: no carrier")
@@ -377,11 +392,6 @@ class Interface:
                     logging.INFO, f"takes over {address.address} from an instance that died"
                 )
                 self._remove(address.address)
-
-    def _bring_up(self, link: Link) -> None:
-        if self.options.bring_up and self._raised != link.index:
-            self._raised = link.index
-            self._worker.request(partial(self._shared.netlink.set_up, link.index))
 
     def _no_link(self, trouble: str) -> None:
         if trouble != self._trouble:

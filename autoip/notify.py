@@ -32,7 +32,7 @@ class Notifier:
         self._watchdog_interval = _watchdog_interval(environ) if self._address else None
 
     def ready(self) -> None:
-        """READY=1, the first time only: the first address is up."""
+        """READY=1, the first time only: the daemon serves, with or without an address."""
         if not self._ready:
             # Marked only when it was sent: a type=notify service that is never ready is killed.
             self._ready = self._send("READY=1")

@@ -42,7 +42,7 @@ class Options:
         first: first candidate; None: what the interface had last, else one from its MAC.
         defence: what to do about a conflict in use.
         delay: longest pause between two probes, in milliseconds.
-        bring_up: whether to set an interface up that is down.
+        bring_up: whether to set an interface up that is down when it appears.
         policy: whether there is to be an address beside a routable one.
         after: seconds without a routable address before one is claimed (`fallback`).
         linger: seconds for which the address stays beside a new routable one (`fallback`).

@@ -164,13 +164,6 @@ class Policy:
         """The routable address from which link-local destinations are to be reached, if any."""
         return self.routable if self.yields or self.kind is Kind.ROUTE_ONLY else None
 
-    @property
-    def settled(self) -> bool:
-        """Whether the interface has what it is to have, without a link-local address."""
-        if self.kind is Kind.ROUTE_ONLY:
-            return self.routable is not None
-        return isinstance(self.state, Superseded)
-
     def asks(self, now: float) -> bool:
         """Whether `connections` is to be called, with what is true now."""
         return isinstance(self.state, Draining) and now >= self.state.look_at

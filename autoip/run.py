@@ -99,7 +99,11 @@ def parser() -> Parser:
         help=f"longest pause between two probes, {DELAY_MIN} to {DELAY_MAX} ms;"
         f" default {DELAY_DEFAULT}, which is RFC 3927",
     )
-    add("--up", action="store_true", help="bring an interface that is down up")
+    add(
+        "--up",
+        action="store_true",
+        help="set the interface up if it is down, at the start or when it appears",
+    )
     add(
         "--policy",
         metavar="POLICY",

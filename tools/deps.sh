@@ -93,6 +93,13 @@ need_documents() {
     need fish fish
 }
 
+# What makes a bare Debian and boots it, for the service under a real systemd.
+need_booted() {
+    ((EUID == 0)) || return 0
+    need debootstrap debootstrap
+    need systemd-container systemd-nspawn
+}
+
 collect() {
     case $1 in
     build)
@@ -107,6 +114,7 @@ collect() {
         need_documents
         need_peers
         need_dhcp
+        need_booted
         ;;
     check)
         need shellcheck shellcheck

@@ -41,7 +41,7 @@ set -l run "not __fish_seen_subcommand_from $others"
 complete -c autoip -n $run -l ip -x -d 'First candidate'
 complete -c autoip -n $run -l abandon -d 'Give up at the first conflict'
 complete -c autoip -n $run -l delay -x -d 'Longest pause between two probes, 1 to 8000 ms'
-complete -c autoip -n $run -l up -d 'Bring an interface that is down up'
+complete -c autoip -n $run -l up -d 'Set the interface up if it is down'
 complete -c autoip -n $run -l policy -x -a 'alongside fallback route-only' -d 'When there is to be an address'
 complete -c autoip -n $run -l after -x -d 'Seconds without a routable address before one is claimed'
 complete -c autoip -n $run -l linger -x -d 'Seconds that it stays beside a new routable one'

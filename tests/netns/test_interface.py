@@ -259,6 +259,17 @@ def test_up_brings_up_what_comes_later_but_does_not_insist(
     assert "UP" not in link(port.host, "eth0")["flags"]
 
 
+def test_up_does_not_fight_over_one_that_was_up(port: Port, make_autoip: MakeDaemon) -> None:
+    """if-wait: with `--up`, who sets an interface down that was up at the start is obeyed as well."""
+    daemon = make_autoip(port, *FAST, "--up")
+    claim(port, daemon)
+    said = len(daemon.lines)
+    port.down()
+    daemon.wait_line("waits: it is down; .*ip link set eth0 up", since=said)
+    time.sleep(0.5)
+    assert "UP" not in link(port.host, "eth0")["flags"]
+
+
 def test_waits_for_carrier(port: Port, make_autoip: MakeDaemon) -> None:
     """if-wait: up, without carrier."""
     port.carrier(False)

@@ -13,8 +13,6 @@ from collections.abc import Iterator
 from ipaddress import IPv4Address
 from pathlib import Path
 
-import pytest
-
 from lab import Daemon, Namespace, Port
 
 from .conftest import MakeDaemon
@@ -272,23 +270,3 @@ def test_hook_and_what_it_may_not_start(
     twice.env["RUNTIME_DIRECTORY"] = daemon.env["RUNTIME_DIRECTORY"]
     twice.start()
     assert twice.wait() == 3
-
-
-@pytest.mark.parametrize("policy", ["alongside", "fallback"])
-def test_ready_for_the_service_manager(
-    port: Port, make_autoip: MakeDaemon, policy: str, tmp_path: Path
-) -> None:
-    """The service is ready with a routable address too, where that is all it waits for."""
-    lease(port)
-    name = tmp_path / "notify"
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
-        manager.bind(str(name))
-        manager.settimeout(30)
-        daemon = make_autoip(port, *FAST, "--policy", policy)
-        daemon.env["NOTIFY_SOCKET"] = str(name)
-        daemon.start()
-        seen: list[str] = []
-        while "READY=1" not in seen:
-            seen.append(manager.recv(4096).decode())
-    held = port.host.link_local(port.name)
-    assert held == ([A] if policy == "alongside" else [])

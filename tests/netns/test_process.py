@@ -632,38 +632,50 @@ class _Manager(Reader):
 def test_service_manager(
     port: Port, make_program: MakeProgram, stack: ExitStack, kind: str
 ) -> None:
-    """READY=1 once, when the first address is up; STATUS= with each state; STOPPING=1 at the end."""
+    """READY=1 once, before the first address; STATUS= with each state and its reason; STOPPING=1 at the end."""
     daemon = make_program(port.host, "eth0", "--delay", "1000", "--ip", str(A))
     path = str(daemon.folder / "notify")
     manager = stack.enter_context(_Manager(port.host, path if kind == "path" else "\0autoip-lab"))
     daemon.env["NOTIFY_SOCKET"] = path if kind == "path" else "@autoip-lab"
     daemon.start()
-    port.sniffer.wait_count(lambda f: f.is_probe, 3, PATIENCE)
-    assert "READY=1" not in manager.said
     wait_until(lambda: "READY=1" in manager.said, "READY=1")
+    bound = f"STATUS=eth0: bound {A} (2 announcements sent)"
+    wait_until(lambda: bound in manager.said, "STATUS= bound")
     assert port.host.link_local("eth0") == [A]
-    wait_until(lambda: f"STATUS=eth0: bound {A}" in manager.said, "STATUS= bound")
     since = port.sniffer.mark()
     daemon.signal(signal.SIGHUP)
     claimed(port, since=since)
     assert daemon.stop() == 0
     wait_until(lambda: "STOPPING=1" in manager.said, "STOPPING=1")
     assert manager.said.count("READY=1") == 1
-    assert f"STATUS=eth0: probing {A}" in manager.said
+    ready, probing = (
+        manager.said.index(text)
+        for text in ("READY=1", f"STATUS=eth0: probing {A} (link is ready)")
+    )
+    assert ready < probing < manager.said.index(bound)
+    assert sum(text.startswith(f"STATUS=eth0: probing {A} (") for text in manager.said) == 2
     assert all(re.match("READY=1$|STOPPING=1$|STATUS=.+$", text) for text in manager.said)
 
 
-def test_ready_with_the_first_of_two(
-    port: Port, make_program: MakeProgram, stack: ExitStack
-) -> None:
-    """READY=1 does not wait for an interface that is not there."""
+def test_ready_without_an_address(port: Port, make_program: MakeProgram, stack: ExitStack) -> None:
+    """READY=1 comes where there is no cable and no such interface; STATUS= says so, and the control sockets answer."""
+    port.carrier(False)
     daemon = make_program(port.host, "eth9", "eth0", "--delay", "50")
     daemon.env["NOTIFY_SOCKET"] = str(daemon.folder / "notify")
     manager = stack.enter_context(_Manager(port.host, daemon.env["NOTIFY_SOCKET"]))
-    claim(port, daemon)
+    daemon.start()
     wait_until(lambda: "READY=1" in manager.said, "READY=1")
-    status = [text for text in manager.said if text.startswith("STATUS=")][-1]
-    assert "eth9: no-link" in status and "eth0: " in status
+    assert len(list(daemon.runtime.glob("*.sock"))) == 2
+    missing = "STATUS=eth9: no-link (waits: there is no such interface yet), "
+    assert manager.said[: manager.said.index("READY=1")] == [
+        missing + "eth0: no-link (waits: no carrier)"
+    ]
+    port.carrier(True)
+    address = claimed(port)
+    bound = f"{missing}eth0: bound {address} (2 announcements sent)"
+    wait_until(lambda: bound in manager.said, "STATUS= bound")
+    assert manager.said.count("READY=1") == 1
+    assert daemon.stop() == 0
 
 
 @pytest.mark.parametrize("name", ["/nonexistent/notify", "@nobody", "relative", "@", "/dev/null"])

@@ -19,6 +19,7 @@ from tests.require import requires_program
 ROOT = Path(__file__).resolve().parents[2]
 FILES = {
     "bin/autoip": 0o755,
+    "lib/systemd/system/autoip-wait@.service": 0o644,
     "lib/systemd/system/autoip@.service": 0o644,
     "lib/sysusers.d/autoip.conf": 0o644,
     "share/bash-completion/completions/autoip": 0o644,
@@ -103,8 +104,9 @@ def test_install_and_uninstall(source: Path, tmp_path: Path) -> None:
     own = {path.name for path in (prefix / "lib" / "autoip").iterdir()}
     assert {"autoip", "cffi", "jeepney", "pyroute2"} <= own
     assert "bin" not in own
-    unit = (prefix / "lib" / "systemd" / "system" / "autoip@.service").read_text()
-    assert "\nExecStart=/opt/bin/autoip run %i " in unit
+    units = prefix / "lib" / "systemd" / "system"
+    assert "\nExecStart=/opt/bin/autoip run %i " in (units / "autoip@.service").read_text()
+    assert "\nExecStart=/opt/bin/autoip wait %i\n" in (units / "autoip-wait@.service").read_text()
     for name in files(destination):
         path = destination / name
         if path.suffix not in {".so", ".pyc"} and path.stat().st_size < 1 << 20:
@@ -175,4 +177,4 @@ def test_everything_in_share_is_installed() -> None:
     text = (ROOT / "Makefile").read_text()
     rules = text[text.index("\ninstall-program:") : text.index("\nuninstall:")]
     for name in files(ROOT / "share"):
-        assert f"share/{name}" in rules, name
+        assert f"share/{name}" in rules or (name in rules and name.endswith(".service")), name

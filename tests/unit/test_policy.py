@@ -94,7 +94,6 @@ def test_fallback_without_wait() -> None:
 def test_routable_address_before_the_wait_is_over() -> None:
     policy = fallback()
     policy.addressed(LEASE, 101.0, held=False)
-    assert policy.settled
     assert str(LEASE) in policy.why
     policy.handle_timer(1e9)
     assert not wanted(policy)
@@ -105,7 +104,6 @@ def test_claim_under_way_is_not_finished_beside_a_routable_address() -> None:
     policy = held()
     policy.addressed(LEASE, 111.0, held=False)
     assert not wanted(policy)
-    assert policy.settled
 
 
 def test_linger_then_release() -> None:
@@ -121,7 +119,6 @@ def test_linger_then_release() -> None:
     assert policy.asks(320.0)
     policy.connections(False, 320.0)
     assert not wanted(policy)
-    assert policy.settled
     assert source_of(policy) is None
 
 
@@ -172,7 +169,6 @@ def test_route_only() -> None:
     assert source(policy) is None
     policy.addressed(LEASE, 200.0, held=False)
     assert source(policy) == LEASE
-    assert policy.settled
     assert not wanted(policy) and policy.next_timer() is None
     policy.link(False, 250.0)
     policy.addressed(None, 300.0, held=False)

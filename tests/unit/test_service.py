@@ -1,4 +1,4 @@
-"""The service's unit by itself: systemd's own judgement of it, and the watchdog's rhythm."""
+"""The units by themselves: systemd's own judgement of it, and the watchdog's rhythm."""
 
 from __future__ import annotations
 
@@ -19,28 +19,33 @@ from tests.require import requires_program
 ROOT = Path(__file__).resolve().parents[2]
 SHARE = ROOT / "share"
 UNIT = SHARE / "autoip@.service"
-SCORE = 2.0
+WAIT = SHARE / "autoip-wait@.service"
+SCORES = {UNIT: 2.0, WAIT: 1.5}
 """systemd's exposure level, 0 to 10, that must not be exceeded."""
+
+each_unit = pytest.mark.parametrize("unit_file", SCORES, ids=lambda path: path.stem)
 
 requires_systemd = requires_program("systemd-analyze", "systemd")
 
 
 @requires_systemd
-def test_exposure() -> None:
-    command = ["systemd-analyze", "--no-pager", "security", "--offline=true", str(UNIT)]
+@each_unit
+def test_exposure(unit_file: Path) -> None:
+    command = ["systemd-analyze", "--no-pager", "security", "--offline=true", str(unit_file)]
     result = subprocess.run(command, capture_output=True, text=True)
     found = re.search(r"Overall exposure level for \S+: ([0-9.]+)", result.stdout)
     assert found, result.stdout + result.stderr
-    assert float(found[1]) <= SCORE
+    assert float(found[1]) <= SCORES[unit_file]
 
 
 @requires_systemd
-def test_systemd_has_no_complaint(tmp_path: Path) -> None:
-    # As installed, but for the program, which is not.
-    text = UNIT.read_text().replace("ExecStart=autoip ", "ExecStart=/bin/sh ")
-    copy = tmp_path / UNIT.name
-    copy.write_text(text)
-    command = ["systemd-analyze", "verify", "--man=no", str(copy)]
+@each_unit
+def test_systemd_has_no_complaint(unit_file: Path, tmp_path: Path) -> None:
+    # As installed, both of them, but for the program, which is not.
+    for file in SCORES:
+        text = file.read_text().replace("ExecStart=autoip ", "ExecStart=/bin/sh ")
+        (tmp_path / file.name).write_text(text)
+    command = ["systemd-analyze", "verify", "--man=no", str(tmp_path / unit_file.name)]
     result = subprocess.run(command, capture_output=True, text=True)
     ours = [line for line in result.stderr.splitlines() if "autoip" in line]
     assert (ours, result.returncode) == ([], 0)
@@ -54,10 +59,18 @@ def test_what_would_fail_again_is_not_started_again() -> None:
 
 
 def test_the_user_of_the_unit_is_made() -> None:
-    settings = unit.read(UNIT)
-    assert settings["User"] == settings["Group"] == ["autoip"]
+    for file in SCORES:
+        settings = unit.read(file)
+        assert settings["User"] == settings["Group"] == ["autoip"]
     lines = (SHARE / "autoip.sysusers").read_text().splitlines()
     assert [line.split()[:2] for line in lines if line[0] != "#"] == [["u", "autoip"]]
+
+
+def test_who_waits_has_no_privilege() -> None:
+    settings = unit.read(WAIT)
+    assert settings["CapabilityBoundingSet"] == [""]
+    assert settings["RestrictAddressFamilies"] == ["AF_UNIX"]
+    assert "AmbientCapabilities" not in settings
 
 
 @requires_systemd

@@ -1,0 +1,86 @@
+"""What the tests of the service under a real systemd share."""
+
+from __future__ import annotations
+
+import re
+import socket
+import time
+from ipaddress import IPv4Address
+from pathlib import Path
+
+import pytest
+
+from lab import LabError
+from lab.booted import CABLES, Booted
+from tests.require import requires_kernel_feature, requires_program, requires_root
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+PACKAGES = [
+    # A machine with systemd, and with it what `systemctl`, udev and the README's first lines need.
+    *("systemd", "systemd-sysv", "udev", "dbus", "iproute2", "sudo"),
+    # What `make` would install.
+    *("make", "gcc", "libc6-dev", "python3", "python3-dev", "python3-venv"),
+]
+PATIENCE = 30.0
+"""Seconds to wait for what must come: long, since the machine may be busy, and never waited out."""
+RIVAL = "02:00:00:00:00:aa"
+"""The hardware address of a host that wants what we have."""
+
+BOOTED = [
+    pytest.mark.long(100),  # all of one Debian, one after the other
+    requires_root,
+    requires_kernel_feature("veth"),
+    requires_program("systemd-nspawn", "systemd-container"),
+    requires_program("debootstrap", "debootstrap"),
+]
+"""The marks of every test here."""
+
+
+def install_block() -> str:
+    """The README's commands for installation."""
+    text = (REPOSITORY / "README.md").read_text().split("\n## Install\n")[1]
+    found = re.search(r"(?:^    .*\n)+", text, re.MULTILINE)
+    assert found is not None
+    return re.sub("^    ", "", found[0], flags=re.MULTILINE)
+
+
+def show(guest: Booted, unit: str, name: str) -> str:
+    """A property of a unit."""
+    return guest.run("systemctl", "show", "--value", f"--property={name}", unit).strip()
+
+
+def wait_show(guest: Booted, unit: str, name: str, pattern: str) -> str:
+    """Until the regular expression is all of a unit's property; its value. Raises LabError."""
+    until = time.monotonic() + PATIENCE
+    while not re.fullmatch(pattern, value := show(guest, unit, name)):
+        if time.monotonic() > until:
+            raise LabError(f"{unit}: {name} is {value!r} and not {pattern!r} after {PATIENCE} s")
+        time.sleep(0.05)
+    return value
+
+
+def wait_bound(guest: Booted, name: str = "eth0") -> IPv4Address:
+    """Until the status of the service says that an address is held, which it is. Raises LabError."""
+    text = wait_show(guest, f"autoip@{name}", "StatusText", rf"{name}: bound (\S+) \(.+\)")
+    address = IPv4Address(text.split()[2])
+    assert addresses(guest, name) == [address]
+    return address
+
+
+def addresses(guest: Booted, name: str = "eth0") -> list[IPv4Address]:
+    """The interface's link-local addresses."""
+    text = guest.run("ip", "-4", "-o", "addr", "show", "dev", name)
+    return [IPv4Address(found) for found in re.findall(r"inet (169\.254\.[0-9.]+)/16", text)]
+
+
+def drop_in(guest: Booted, unit: str, text: str) -> None:
+    """What `systemctl edit UNIT` would write."""
+    guest.write(f"/etc/systemd/system/{unit}.service.d/test.conf", text)
+    guest.run("systemctl", "daemon-reload")
+
+
+def send(guest: Booted, frame: bytes) -> None:
+    """A frame from the other end of eth0's cable."""
+    with guest.lan.call(socket.socket, socket.AF_PACKET, socket.SOCK_RAW, 0) as sock:
+        sock.bind((CABLES[0], 0))
+        sock.send(frame)

@@ -1,0 +1,252 @@
+"""The service under systemd 252 and 257, on Debian 12 and 13, from boot to power-off."""
+
+from __future__ import annotations
+
+import re
+import signal
+
+import pytest
+
+from lab import Sniffer, frames
+from lab.booted import Booted
+
+from .helpers import (
+    BOOTED,
+    PATIENCE,
+    REPOSITORY,
+    RIVAL,
+    addresses,
+    drop_in,
+    send,
+    show,
+    wait_bound,
+    wait_show,
+)
+
+pytestmark = BOOTED
+
+NO_CARRIER = "eth0: no-link (waits: no carrier)"
+
+
+def main_pid(guest: Booted, unit: str = "autoip@eth0") -> str:
+    return show(guest, unit, "MainPID")
+
+
+def start(guest: Booted, name: str = "eth0") -> None:
+    guest.run("systemctl", "start", f"autoip@{name}")
+
+
+def crash(guest: Booted, number: signal.Signals) -> None:
+    """Sends the service's main process a signal. The kill is the shell's own: a minimal Debian has no other."""
+    guest.run("sh", "-c", f"kill -{int(number)} {main_pid(guest)}")
+
+
+def test_what_the_readme_installs(machine: Booted) -> None:
+    """The README's block, in the fixture, has set the interface up and given it an address."""
+    assert show(machine, "autoip@eth0", "ActiveState") == "active"
+    assert machine.run("systemctl", "is-enabled", "autoip@eth0").strip() == "enabled"
+    address = wait_bound(machine)
+    assert f" {address} " in machine.run("autoip", "status")
+    for unit, limit in (("autoip@eth0", 2.0), ("autoip-wait@eth0", 1.5)):
+        text = machine.run("systemd-analyze", "security", "--no-pager", f"{unit}.service")
+        found = re.search(r"Overall exposure level for \S+: ([0-9.]+)", text)
+        assert found and float(found[1]) <= limit, text
+        assert machine.run("systemd-analyze", "verify", "--man=no", f"{unit}.service") == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("eht0", "waits: there is no such interface yet"),
+        ("eth0", "waits: it is down; 'ip link set eth0 up' brings it up"),
+        ("eth1", "waits: no carrier"),
+    ],
+    ids=["misspelt", "down", "unplugged"],
+)
+def test_enable_now_returns_without_an_address(guest: Booted, name: str, why: str) -> None:
+    guest.cable(False, "peer1")
+    if name == "eth0":
+        drop_in(guest, "autoip@eth0", "[Service]\nEnvironment=AUTOIP_UP=\n")
+    guest.run("systemctl", "enable", "--now", f"autoip@{name}")
+    try:
+        # systemctl has returned: so there is nothing left to be waited for.
+        assert "No jobs" in guest.run("systemctl", "list-jobs")
+        assert show(guest, f"autoip@{name}", "ActiveState") == "active"
+        wait_show(guest, f"autoip@{name}", "StatusText", re.escape(f"{name}: no-link ({why})"))
+        assert why in guest.run("systemctl", "status", "--no-pager", f"autoip@{name}")
+    finally:
+        guest.run("systemctl", "disable", f"autoip@{name}")
+
+
+def test_who_sets_it_down_is_obeyed(guest: Booted) -> None:
+    start(guest)
+    wait_bound(guest)
+    guest.run("ip", "link", "set", "eth0", "down")
+    down = re.escape("eth0: no-link (waits: it is down; 'ip link set eth0 up' brings it up)")
+    wait_show(guest, "autoip@eth0", "StatusText", down)
+    guest.run("autoip", "refresh", "eth0")
+    assert "UP" not in guest.run("ip", "-br", "link", "show", "eth0").split("<")[1]
+
+
+def test_cold_boot_without_a_cable_and_the_same_address_after_it(guest: Booted) -> None:
+    guest.run("systemctl", "enable", "--now", "autoip@eth0")
+    # Not the address that its MAC gives: so it can only come back from what was saved.
+    first = wait_bound(guest)
+    for _ in range(2):
+        send(guest, frames.conflict_request(RIVAL, first))
+    wait_show(guest, "autoip@eth0", "StatusText", rf"eth0: bound (?!{first} ).*")
+    address = wait_bound(guest)
+    guest.reboot(cable=False)
+    # All units of a bare Debian can be started here: none is degraded for the laboratory's sake.
+    assert guest.run("systemctl", "is-system-running", "--wait").strip() == "running"
+    assert "No jobs" in guest.run("systemctl", "list-jobs")
+    assert show(guest, "autoip@eth0", "StatusText") == NO_CARRIER
+    assert addresses(guest) == []
+    guest.cable(True)
+    assert wait_bound(guest) == address
+    guest.cable(False)
+    wait_show(guest, "autoip@eth0", "StatusText", re.escape(NO_CARRIER))
+    assert addresses(guest) == []
+
+
+def test_conflicts(guest: Booted, wire: Sniffer) -> None:
+    """The first one is defended, the second one yielded to; both leave the service as it is."""
+    start(guest)
+    address, pid = wait_bound(guest), main_pid(guest)
+    since = wire.mark()
+    send(guest, frames.conflict_request(RIVAL, address))
+    wire.wait_announcement(address, PATIENCE, since=since)
+    assert addresses(guest) == [address]
+    send(guest, frames.conflict_request(RIVAL, address))
+    other = wire.wait_for(
+        lambda f: f.is_announcement and f.spa != address, PATIENCE, since=since
+    ).spa
+    assert wait_bound(guest) == other
+    assert len(wire.announcements(address, since)) == 1
+    assert (main_pid(guest), show(guest, "autoip@eth0", "ActiveState")) == (pid, "active")
+    assert show(guest, "autoip@eth0", "NRestarts") == "0"
+
+
+def test_reload_probes_again(guest: Booted, wire: Sniffer) -> None:
+    start(guest)
+    address, pid = wait_bound(guest), main_pid(guest)
+    since = wire.mark()
+    guest.run("systemctl", "reload", "autoip@eth0")
+    wire.wait_announcement(address, PATIENCE, since=since)
+    assert len(wire.probes(address, since)) == 3
+    assert (wait_bound(guest), main_pid(guest)) == (address, pid)
+
+
+@pytest.mark.parametrize("how", ["killed", "stopped"])
+def test_crash_and_hang(guest: Booted, wire: Sniffer, how: str) -> None:
+    """It is started again, after kill -9 or by the watchdog, and claims the same address by three probes."""
+    drop_in(guest, "autoip@eth0", "[Service]\nWatchdogSec=1\n")
+    start(guest)
+    address, pid = wait_bound(guest), main_pid(guest)
+    since = wire.mark()
+    crash(guest, signal.SIGKILL if how == "killed" else signal.SIGSTOP)
+    wire.wait_announcement(address, PATIENCE, since=since)
+    assert len(wire.probes(address, since)) == 3
+    assert wait_bound(guest) == address
+    assert main_pid(guest) != pid
+    assert show(guest, "autoip@eth0", "NRestarts") == "1"
+    log = guest.run("journalctl", "-b", "--no-pager", "-o", "cat", "-u", "autoip@eth0")
+    failures = re.findall("Failed with result '(.*)'", log)
+    assert failures[-1] == ("signal" if how == "killed" else "watchdog")
+    assert f"takes over {address} from an instance that died" in log
+
+
+def test_interface_that_is_plugged_in_and_replugged(guest: Booted) -> None:
+    """The example of a udev rule, by name, as a virtual interface is on no USB port."""
+    rule = (REPOSITORY / "share" / "90-autoip.rules").read_text()
+    by_name = re.sub(r"^#(KERNEL)", r"\1", rule, flags=re.MULTILINE)
+    assert by_name != rule
+    guest.write("/etc/udev/rules.d/90-autoip.rules", by_name)
+    guest.run("udevadm", "control", "--reload")
+    plug = "link add usb0 address 02:00:00:00:00:07 type veth peer name far0"
+    guest.run("ip", *plug.split())
+    guest.run("ip", "link", "set", "far0", "up")
+    wait_show(guest, "autoip@usb0", "ActiveState", "active")
+    address, pid = wait_bound(guest, "usb0"), main_pid(guest, "autoip@usb0")
+    guest.run("ip", "link", "del", "usb0")
+    gone = re.escape("usb0: no-link (waits: there is no such interface yet)")
+    wait_show(guest, "autoip@usb0", "StatusText", gone)
+    guest.run("ip", *plug.split())
+    guest.run("ip", "link", "set", "far0", "up")
+    assert wait_bound(guest, "usb0") == address
+    assert main_pid(guest, "autoip@usb0") == pid
+    guest.run("systemctl", "stop", "autoip@usb0")
+    assert addresses(guest, "usb0") == []
+    guest.run("ip", "link", "del", "usb0")
+
+
+NEEDS = """
+[Unit]
+Requires=autoip-wait@eth0.service
+After=autoip-wait@eth0.service
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=/bin/sh -c 'ip -4 -br addr show eth0 >/run/needs'
+"""
+
+
+def test_unit_that_needs_the_address(guest: Booted) -> None:
+    """It pulls in the service, starts when the address is there, and ends when the service is stopped."""
+    guest.cable(False)
+    guest.write("/etc/systemd/system/needs.service", NEEDS)
+    guest.run("rm", "-f", "/run/needs")
+    guest.run("systemctl", "daemon-reload")
+    guest.run("systemctl", "start", "--no-block", "needs")
+    wait_show(guest, "autoip-wait@eth0", "ActiveState", "activating")
+    wait_show(guest, "autoip@eth0", "StatusText", re.escape(NO_CARRIER))
+    assert show(guest, "needs", "ActiveState") == "inactive"
+    guest.cable(True)
+    wait_show(guest, "needs", "ActiveState", "active")
+    assert guest.run("cat", "/run/needs").split()[2] == f"{wait_bound(guest)}/16"
+    assert show(guest, "autoip-wait@eth0", "ActiveState") == "active"
+    # A crash is none of its business: both start anew, when the address is there again.
+    started = show(guest, "needs", "ActiveEnterTimestampMonotonic")
+    crash(guest, signal.SIGKILL)
+    wait_show(guest, "needs", "ActiveEnterTimestampMonotonic", f"(?!{started}$)[1-9][0-9]*")
+    assert guest.run("cat", "/run/needs").split()[2] == f"{wait_bound(guest)}/16"
+    guest.run("systemctl", "stop", "autoip@eth0")
+    for unit in ("autoip@eth0", "autoip-wait@eth0", "needs"):
+        wait_show(guest, unit, "ActiveState", "inactive")
+
+
+def test_network_online_waits_if_it_is_asked_to(guest: Booted) -> None:
+    """`systemctl enable autoip-wait@eth0`, and a time after which it gives up."""
+    guest.cable(False)
+    guest.run("systemctl", "enable", "autoip-wait@eth0")
+    drop_in(guest, "autoip-wait@eth0", "[Service]\nTimeoutStartSec=1\n")
+    guest.run("systemctl", "start", "network-online.target")
+    assert show(guest, "autoip-wait@eth0", "Result") == "timeout"
+    assert show(guest, "network-online.target", "ActiveState") == "active"
+    guest.run("systemctl", "stop", "network-online.target")
+    drop_in(guest, "autoip-wait@eth0", "")
+    guest.cable(True)
+    guest.run("systemctl", "start", "network-online.target")
+    assert len(addresses(guest)) == 1
+
+
+def test_power_off(guest: Booted, wire: Sniffer) -> None:
+    """The address is taken off, after what comes After=network.target has ended and before the power is."""
+    guest.write(
+        "/etc/systemd/system/needs-network.service",
+        "[Unit]\nAfter=network.target\n[Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart=true\n"
+        "ExecStop=sh -c 'sleep 1; ip -4 -br addr show eth0 >/var/lib/needs-network'\n",
+    )
+    guest.run("systemctl", "daemon-reload")
+    start(guest)
+    address = wait_bound(guest)
+    guest.run("systemctl", "start", "needs-network")
+    guest.power_off()
+    guest.boot()
+    command = ["journalctl", "-b", "-1", "--no-pager", "-o", "cat", "-u", "autoip@eth0"]
+    log = guest.run(*command)
+    last = log[log.rindex("Stopping ") :]
+    assert "bound -> no-link: stopped" in last
+    assert "autoip@eth0.service: Deactivated successfully." in last
+    assert "imed out" not in last and "Failed" not in last
+    assert guest.run("cat", "/var/lib/needs-network").split()[2] == f"{address}/16"
