@@ -30,7 +30,7 @@ from autoip.constants import CONFIGURE_RETRY, Timing
 from autoip.errors import KernelRefused, StateProblem
 from autoip.holding import Holding, Place
 from autoip.instance import Instance
-from autoip.ipv4ll import HELD, Ipv4ll, State
+from autoip.ipv4ll import Ipv4ll, State
 from autoip.kept_routes import KeptRoute, KeptRoutes
 from autoip.links import PROTOCOL, Address, Link
 from autoip.netlink import Netlink
