@@ -4,6 +4,6 @@ from __future__ import annotations
 
 import sys
 
-from autoip.cli import main
+from autoip.commands.main import main
 
 sys.exit(main())

@@ -25,7 +25,7 @@ SO_TIMESTAMPNS = 35
 
 def helper(interface: str, mac: bytes, address: IPv4Address) -> tuple[int, Callable[[], int]]:
     """The helper's thread, filter and queue."""
-    from autoip.arpsock import Phase, Reactor
+    from autoip.kernel.arp_socket import Phase, Reactor
 
     reactor = Reactor()
     sock = reactor.open(socket.if_nametoindex(interface), mac)

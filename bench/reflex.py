@@ -14,8 +14,8 @@ import sys
 import time
 from ipaddress import IPv4Address
 
-from autoip.arp import announcement
-from autoip.arpsock import Phase, Reactor
+from autoip.core.arp import announcement
+from autoip.kernel.arp_socket import Phase, Reactor
 
 
 def main() -> None:

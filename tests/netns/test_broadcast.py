@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from autoip import arpsock
-from autoip.links import Link
-from autoip.netlink import Netlink
+from autoip.kernel import arp_socket
+from autoip.kernel.model import Link
+from autoip.kernel.network import Netlink
 from lab import ArpFrame, Daemon, Frame, LabError, Namespace, Port, frames
 
 from .conftest import MakeDaemon, autoip_command
@@ -446,7 +446,7 @@ def test_many_interfaces(stack: contextlib.ExitStack) -> None:
     for number in range(count):
         host.ip(f"link add d{number} type veth peer name e{number}")
         host.ip(f"link set d{number} up")
-    program = arpsock.load_broadcast()
+    program = arp_socket.load_broadcast()
     assert isinstance(program, int), program
     stack.callback(os.close, program)
     before = host.run("tc", "qdisc")
@@ -496,7 +496,7 @@ def _added(port: Port, program: int, before: Callable[[Netlink], object]) -> str
 
 def test_an_answer_of_the_kernel_is_lost(port: Port, stack: contextlib.ExitStack) -> None:
     """That is no refusal."""
-    program = arpsock.load_broadcast()
+    program = arp_socket.load_broadcast()
     assert isinstance(program, int), program
     stack.callback(os.close, program)
 

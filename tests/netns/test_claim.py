@@ -13,7 +13,7 @@ from ipaddress import IPv4Address
 
 import pytest
 
-from autoip.store import Store
+from autoip.daemon.address_store import Store
 from lab import (
     AddressMonitor,
     ArpFrame,

@@ -25,7 +25,7 @@ from pathlib import Path
 
 import pytest
 
-from autoip.arpsock import FRAME_LENGTH, ArpSocket, Phase, Reactor, Received
+from autoip.kernel.arp_socket import FRAME_LENGTH, ArpSocket, Phase, Reactor, Received
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 
@@ -285,7 +285,7 @@ HOLDER = f"""
 import os, select, sys
 from ipaddress import IPv4Address
 from socket import if_nametoindex
-from autoip.arpsock import Phase, Reactor
+from autoip.kernel.arp_socket import Phase, Reactor
 reactor = Reactor()
 sock = reactor.open(if_nametoindex("own"), {OUR_MAC!r})
 sock.watch(Phase.DEFEND, IPv4Address("{OURS}"))

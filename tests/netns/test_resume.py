@@ -22,7 +22,9 @@ pytestmark = NETNS
 
 PROGRAM = """
 import os, sys, time
-from autoip import arpsock, cli, daemon
+from autoip.commands import main
+from autoip.daemon import daemon
+from autoip.kernel import arp_socket
 
 pipe = os.open(sys.argv.pop(1), os.O_RDWR | os.O_NONBLOCK)
 
