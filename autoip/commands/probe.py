@@ -22,7 +22,7 @@ from autoip.core.acd import Acd, Conflict, Listen, ProbeSucceeded
 from autoip.core.arp import ArpPacket, format_mac, parse
 from autoip.core.constants import DELAY_DEFAULT, Timing
 from autoip.errors import CannotTell, NoPermission, NotArp, UsageError
-from autoip.kernel.arp_socket import ArpSocket, Phase, Reactor
+from autoip.kernel.arp_socket import ArpListener, ArpSocket, Phase
 from autoip.options import delay
 
 _SIOCGIFFLAGS = 0x8913
@@ -106,7 +106,7 @@ def _holder(
 ) -> ArpPacket | None:
     """The packet by which another host objects; None if nobody does."""
     try:
-        with Reactor() as reactor, reactor.open(index, mac) as sock:
+        with ArpListener() as reactor, reactor.open(index, mac) as sock:
             sock.watch(Phase.PROBE, address)
             return _negotiate(reactor, sock, Acd(address, mac, timing, Random(), _now()))
     except PermissionError:
@@ -115,7 +115,7 @@ def _holder(
         raise CannotTell(f"{name}: {error.strerror}") from error
 
 
-def _negotiate(reactor: Reactor, sock: ArpSocket, detector: Acd) -> ArpPacket | None:
+def _negotiate(reactor: ArpListener, sock: ArpSocket, detector: Acd) -> ArpPacket | None:
     while detector.listen is Listen.PROBE:
         if (at := detector.next_timer()) is not None:
             select.select([reactor], [], [], max(at - _now(), 0.0))

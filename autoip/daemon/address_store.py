@@ -32,7 +32,7 @@ def state_directory(environ: Mapping[str, str]) -> Path:
     return Path(first or "/var/lib/autoip")
 
 
-class Store:
+class AddressStore:
     """Addresses by MAC in one directory."""
 
     def __init__(self, directory: Path | None, avahi: Path = AVAHI_DIRECTORY) -> None:

@@ -16,15 +16,15 @@ from autoip.control.protocol import socket_name
 from autoip.control.server import Clients, Handler, Server
 from autoip.core.ipv4ll import State
 from autoip.core.policy import Kind
-from autoip.daemon.address_store import Store, state_directory
-from autoip.daemon.foreign_default_route import DefaultRoutes
+from autoip.daemon.address_store import AddressStore, state_directory
+from autoip.daemon.foreign_default_route import ForeignDefaultRoute
 from autoip.daemon.interface import Interface, Shared
-from autoip.daemon.lock_file import Instance, runtime_directory
+from autoip.daemon.lock_file import LockFile, runtime_directory
 from autoip.daemon.networkmanager.gate import Follower
-from autoip.daemon.reporter import Teller
+from autoip.daemon.reporter import Reporter
 from autoip.daemon.sd_notify import Notifier
 from autoip.errors import AutoipError, KernelRefused, NoPermission, NotArp, UsageError
-from autoip.kernel.arp_socket import OWN_MAX, ClockWatch, Reactor, Timer
+from autoip.kernel.arp_socket import OWN_MAX, ArpListener, ClockWatch, Timer
 from autoip.kernel.model import (
     Address,
     AddressAdded,
@@ -37,7 +37,7 @@ from autoip.kernel.model import (
     RouteRemoved,
     ethernet_like,
 )
-from autoip.kernel.network import Netlink
+from autoip.kernel.network import Network
 from autoip.options import Options
 
 
@@ -77,10 +77,10 @@ async def run(settings: Settings, log: logging.Logger) -> None:
     Raises:
         AutoipError: no interface can be served; nothing is left behind.
     """
-    netlink = Netlink(_label_suffix(settings), settings.program)
+    netlink = Network(_label_suffix(settings), settings.program)
     await netlink.open()
     try:
-        with Reactor() as reactor:
+        with ArpListener() as reactor:
             daemon = Daemon(settings, log, netlink, reactor)
             await daemon.run()
     finally:
@@ -91,7 +91,7 @@ class Daemon:
     """Distributes what happens to the interfaces that it is about."""
 
     def __init__(
-        self, settings: Settings, log: logging.Logger, netlink: Netlink, reactor: Reactor
+        self, settings: Settings, log: logging.Logger, netlink: Network, reactor: ArpListener
     ) -> None:
         self._settings = settings
         self._log = log
@@ -111,13 +111,13 @@ class Daemon:
         self._ready = False
         self._limits_told = 0
         self._status = ""
-        self._default_routes = DefaultRoutes(netlink, self._tick)
+        self._default_routes = ForeignDefaultRoute(netlink, self._tick)
         directory = state_directory(settings.environ) if settings.keep_state else None
         self._shared = Shared(
             reactor=reactor,
             netlink=netlink,
             limits=self._follower.limits,
-            store=Store(directory),
+            store=AddressStore(directory),
             clock=boottime,
             addresses=self._addresses_of,
             elsewhere=self._elsewhere,
@@ -197,10 +197,10 @@ class Daemon:
                     f" (hardware type {link.hardware_type})"
                 )
         options = self._settings.options(name)
-        instance = Instance.acquire(directory, name)
+        instance = LockFile.acquire(directory, name)
         if instance.warning:
             self._log.warning("%s: %s", name, instance.warning)
-        teller = Teller(
+        teller = Reporter(
             name,
             self._log,
             self._settings.progress,

@@ -8,14 +8,14 @@ from typing import final
 
 from autoip.errors import KernelRefused
 from autoip.kernel.model import Event, Resync, RouteAdded, RouteRemoved
-from autoip.kernel.network import Netlink
+from autoip.kernel.network import Network
 
 LOOK_PAUSE = 0.2
 """Seconds from the end of a look at all routes to the next: a table can be long, and change often."""
 
 
 @final
-class DefaultRoutes:
+class ForeignDefaultRoute:
     """Follows the default routes of others, of all interfaces and tables.
 
     The kernel does not tell of routes that go with an address or a link, so after such an event, as
@@ -25,7 +25,7 @@ class DefaultRoutes:
     exists: bool
     """Whether there is one; True until the first look."""
 
-    def __init__(self, netlink: Netlink, changed: Callable[[], None]) -> None:
+    def __init__(self, netlink: Network, changed: Callable[[], None]) -> None:
         """Does nothing until `start`. `changed`: called when `exists` has changed."""
         self.exists = True
         self._netlink = netlink

@@ -30,18 +30,18 @@ from autoip.core.constants import CONFIGURE_RETRY, Timing
 from autoip.core.ipv4ll import Ipv4ll, State
 from autoip.core.policy import Kind, Policy
 from autoip.daemon import diagnosis
-from autoip.daemon.address_store import Store
-from autoip.daemon.lock_file import Instance
-from autoip.daemon.owned_address import Holding, Place
-from autoip.daemon.owned_routes import KeptRoute, KeptRoutes
-from autoip.daemon.reporter import IN_USE, Teller
-from autoip.daemon.rivals import Strangers
-from autoip.daemon.serial_tasks import Worker
+from autoip.daemon.address_store import AddressStore
+from autoip.daemon.lock_file import LockFile
+from autoip.daemon.owned_address import OwnedAddress, Place
+from autoip.daemon.owned_routes import OwnedRoute, OwnedRoutes
+from autoip.daemon.reporter import IN_USE, Reporter
+from autoip.daemon.rivals import Rivals
+from autoip.daemon.serial_tasks import SerialTasks
 from autoip.errors import KernelRefused, StateProblem
 from autoip.kernel import tcp_connections
-from autoip.kernel.arp_socket import ArpSocket, Phase, Reactor, Received
+from autoip.kernel.arp_socket import ArpListener, ArpSocket, Phase, Received
 from autoip.kernel.model import PROTOCOL, Address, Link
-from autoip.kernel.network import Netlink
+from autoip.kernel.network import Network
 from autoip.options import Options
 
 if TYPE_CHECKING:
@@ -82,10 +82,10 @@ class Shared:
         changed: called whenever the state or the next timer of an interface may have changed.
     """
 
-    reactor: Reactor
-    netlink: Netlink
+    reactor: ArpListener
+    netlink: Network
     limits: Sequence[str]
-    store: Store
+    store: AddressStore
     clock: Callable[[], float]
     addresses: Callable[[int], Iterable[Address]]
     elsewhere: Callable[[IPv4Address, Interface], bool]
@@ -98,7 +98,7 @@ class Interface:
     """Keeps one interface's link-local address right until `stop`."""
 
     def __init__(
-        self, teller: Teller, options: Options, instance: Instance, shared: Shared
+        self, teller: Reporter, options: Options, instance: LockFile, shared: Shared
     ) -> None:
         self.name = teller.name
         self.script: ScriptRunner | None = None  # told of the address, if there is one
@@ -107,7 +107,7 @@ class Interface:
         self.link: Link | None = None
         self.core: Ipv4ll | None = None
         self.policy = Policy(options.policy, options.after, options.linger)
-        self.holding = Holding(teller, instance, shared.netlink)
+        self.holding = OwnedAddress(teller, instance, shared.netlink)
         self._shared = shared
         self._socket: ArpSocket | None = None
         self._watching: tuple[Phase, IPv4Address | None] | None = None
@@ -115,9 +115,9 @@ class Interface:
         self._starting = False  # the core is to be told that it may begin
         self._looking = False  # for connections that use the address
         self._takers = diagnosis.Takers()
-        self._strangers = Strangers(teller)
-        self._worker = Worker(_WORK_TIMEOUT, self._request_failed, self.tick)
-        self._routes = KeptRoutes(shared.netlink, self._worker)
+        self._strangers = Rivals(teller)
+        self._worker = SerialTasks(_WORK_TIMEOUT, self._request_failed, self.tick)
+        self._routes = OwnedRoutes(shared.netlink, self._worker)
         self._saving: asyncio.Task[None] | None = None
         self._recovery: asyncio.TimerHandle | None = None
         self._leftover: IPv4Address | None = None  # what an instance that crashed held
@@ -541,8 +541,8 @@ class Interface:
         if self._keep(self._routes.default, source):
             self.teller.say(logging.INFO, f"no default route: all is on the link, from {source}")
 
-    def _keep(self, route: KeptRoute, source: IPv4Address | None) -> bool:
-        """While the link can carry anything; see `KeptRoutes.keep`."""
+    def _keep(self, route: OwnedRoute, source: IPv4Address | None) -> bool:
+        """While the link can carry anything; see `OwnedRoutes.keep`."""
         return self._routes.keep(route, source if self._socket is not None else None)
 
     def _send(self, core: Ipv4ll, socket: ArpSocket, frame: bytes) -> None:

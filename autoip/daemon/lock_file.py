@@ -53,7 +53,7 @@ class Held:
 
 
 @final
-class Instance:
+class LockFile:
     """The right to negotiate on one interface. Made by `acquire`, given up by `release`."""
 
     previous: Held | None
@@ -75,7 +75,7 @@ class Instance:
         self._file = file
 
     @classmethod
-    def acquire(cls, directory: Path, interface: str) -> Instance:
+    def acquire(cls, directory: Path, interface: str) -> LockFile:
         """Become the instance for `interface` in this process's network namespace.
 
         Raises AlreadyRunning if there is one, NoPermission if the directory or the file cannot be
@@ -129,7 +129,7 @@ class Instance:
         os.close(self._directory)
         self._file = self._directory = None
 
-    def __enter__(self) -> Instance:
+    def __enter__(self) -> LockFile:
         return self
 
     def __exit__(

@@ -14,12 +14,12 @@ from enum import Enum
 from ipaddress import IPv4Address
 from typing import final
 
-from autoip.daemon.lock_file import Held, Instance
-from autoip.daemon.reporter import Teller
+from autoip.daemon.lock_file import Held, LockFile
+from autoip.daemon.reporter import Reporter
 from autoip.errors import KernelRefused
 from autoip.kernel import tcp_connections
 from autoip.kernel.model import Address, Link
-from autoip.kernel.network import Netlink
+from autoip.kernel.network import Network
 
 _RESET_TIMEOUT = 1.0
 """Seconds that the reset of connections may take: the other host wants the address."""
@@ -40,7 +40,7 @@ class Place(Enum):
 
 
 @final
-class Holding:
+class OwnedAddress:
     """What one interface has by our doing.
 
     Args:
@@ -49,7 +49,7 @@ class Holding:
         netlink: requests to the kernel.
     """
 
-    def __init__(self, teller: Teller, instance: Instance, netlink: Netlink) -> None:
+    def __init__(self, teller: Reporter, instance: LockFile, netlink: Network) -> None:
         self.owned: Held | None = None
         """What is, or may be, on an interface by our doing."""
         self.by_unicast: str | None = None

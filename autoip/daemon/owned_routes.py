@@ -12,9 +12,9 @@ from functools import partial
 from ipaddress import IPv4Address
 from typing import final
 
-from autoip.daemon.serial_tasks import Worker
+from autoip.daemon.serial_tasks import SerialTasks
 from autoip.kernel.model import Link
-from autoip.kernel.network import Netlink
+from autoip.kernel.network import Network
 
 REPAIR_PAUSE = 1.0
 """Seconds after which a route that somebody removed is put back."""
@@ -22,7 +22,7 @@ REPAIR_PAUSE = 1.0
 
 @final
 @dataclass(slots=True)
-class KeptRoute:
+class OwnedRoute:
     """One of them.
 
     Attributes:
@@ -37,7 +37,7 @@ class KeptRoute:
 
 
 @final
-class KeptRoutes:
+class OwnedRoutes:
     """Those of one interface.
 
     Args:
@@ -45,9 +45,9 @@ class KeptRoutes:
         worker: ...in the order of all requests of the interface.
     """
 
-    def __init__(self, netlink: Netlink, worker: Worker) -> None:
-        self.onlink = KeptRoute(netlink.set_onlink, netlink.remove_onlink)
-        self.default = KeptRoute(netlink.set_default, netlink.remove_default)
+    def __init__(self, netlink: Network, worker: SerialTasks) -> None:
+        self.onlink = OwnedRoute(netlink.set_onlink, netlink.remove_onlink)
+        self.default = OwnedRoute(netlink.set_default, netlink.remove_default)
         self._worker = worker
         self._link: Link | None = None
         self._repair: asyncio.TimerHandle | None = None
@@ -61,7 +61,7 @@ class KeptRoutes:
         for route in (self.onlink, self.default):
             self._worker.request(partial(route.take, link.index))
 
-    def keep(self, route: KeptRoute, source: IPv4Address | None) -> bool:
+    def keep(self, route: OwnedRoute, source: IPv4Address | None) -> bool:
         """Have the route, with this source, or not (None).  Whether it is made, or made anew."""
         wanted = None if source is None or self._link is None else (self._link.index, source)
         if wanted == route.there:

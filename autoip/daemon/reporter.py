@@ -19,7 +19,7 @@ NOTES_MAX = 8
 """Lines that `status` shows of what was noticed, the newest ones."""
 
 
-class Teller:
+class Reporter:
     """Tells of one interface, and counts.
 
     Args:

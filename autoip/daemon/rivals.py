@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import final
 
 from autoip.daemon import diagnosis, processes
-from autoip.daemon.reporter import Teller
+from autoip.daemon.reporter import Reporter
 from autoip.kernel.model import Address
 
 LABELS_MAX = 8
@@ -15,14 +15,14 @@ LABELS_MAX = 8
 
 
 @final
-class Strangers:
+class Rivals:
     """Those of one interface.
 
     Args:
         teller: told of each.
     """
 
-    def __init__(self, teller: Teller) -> None:
+    def __init__(self, teller: Reporter) -> None:
         self._teller = teller
         self._told: set[str | None] = set()
         self._task: asyncio.Task[None] | None = None

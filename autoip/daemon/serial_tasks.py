@@ -9,7 +9,7 @@ from typing import final
 
 
 @final
-class Worker:
+class SerialTasks:
     """Works off what it is given, in order, in a task that ends when there is nothing left.
 
     Args:

@@ -1,7 +1,7 @@
 """Packet sockets for ARP, and timers, in the C helper.
 
 The only importer of `autoip.kernel._arpsock`.  Each socket has a thread that waits without the
-interpreter's lock; a `Reactor` collects what they report.  The kernel's filter lets through nothing
+interpreter's lock; a `ArpListener` collects what they report.  The kernel's filter lets through nothing
 but conflicts for the watched address; the first of them, once the address is defended, the
 thread answers by itself with the frame given to `ArpSocket.arm()`.
 
@@ -26,7 +26,7 @@ from autoip.kernel._arpsock import ffi, lib
 
 FRAME_LENGTH: int = lib.AUTOIP_FRAME_LEN
 OWN_MAX: int = lib.AUTOIP_OWN_MAX
-"""Hardware addresses that `Reactor.own` takes, at most."""
+"""Hardware addresses that `ArpListener.own` takes, at most."""
 
 _NS = 1_000_000_000
 _EVENT = struct.Struct("@QQII42s6x")
@@ -42,7 +42,7 @@ class Phase(enum.IntEnum):
 
     SILENT: nothing.  PROBE (RFC 3927, 2.2.1): an ARP packet that uses the address, or probes
     for it by broadcast.  DEFEND (2.5): an ARP packet that uses it, and does not come from another
-    interface of this host (`Reactor.own`).  Never one with our own hardware address as its sender.
+    interface of this host (`ArpListener.own`).  Never one with our own hardware address as its sender.
     ANSWER: as DEFEND, and another host that asks for the address is answered by broadcast (2.5), which
     is no conflict and not told.
     """
@@ -71,7 +71,7 @@ class Received(NamedTuple):
     defended_at: float | None
 
 
-class Reactor:
+class ArpListener:
     """The sockets and the queue of their events.  Usable in a with statement.
 
     Raises:
@@ -162,7 +162,7 @@ class Reactor:
             ffi.release(self._reactor)
             self._reactor = None
 
-    def __enter__(self) -> Reactor:
+    def __enter__(self) -> ArpListener:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -178,14 +178,14 @@ class Reactor:
 
 
 class ArpSocket:
-    """A packet socket on one interface; made by `Reactor.open()`.
+    """A packet socket on one interface; made by `ArpListener.open()`.
 
     Attributes:
         token: distinguishes it from every other socket of the reactor, closed ones included.
         generation: the number of watch() calls.
     """
 
-    def __init__(self, reactor: Reactor, pointer: ffi.CData) -> None:
+    def __init__(self, reactor: ArpListener, pointer: ffi.CData) -> None:
         self._reactor = reactor
         self._pointer: ffi.CData | None = pointer
         self._sent = ffi.new("uint64_t *")

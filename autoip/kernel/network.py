@@ -76,7 +76,7 @@ REOPEN_PAUSE_MAX = 5.0
 
 
 @final
-class Netlink:
+class Network:
     """The kernel's network configuration, in the network namespace of the process.
 
     All methods belong to one asyncio event loop. Requests are done one after the other.

@@ -15,7 +15,7 @@ from ipaddress import IPv4Address
 
 import pytest
 
-from autoip.daemon.address_store import Store
+from autoip.daemon.address_store import AddressStore
 from lab import (
     AddressMonitor,
     Daemon,
@@ -187,12 +187,12 @@ def test_kernel_that_does_not_answer(port: Port, stack: ExitStack) -> None:
         "from autoip.daemon import interface; from autoip.kernel import network;"
         "interface._REQUEST_TIMEOUT = 0.5;"
         "ipv4ll.CONFIGURE_RETRY = 1;"
-        "add, calls = network.Netlink.add_address, []\n"
+        "add, calls = network.Network.add_address, []\n"
         "async def once(self, *words, **options):\n"
         "    calls.append(words)\n"
         "    if len(calls) == 1: await asyncio.sleep(3600)\n"
         "    return await add(self, *words, **options)\n"
-        "network.Netlink.add_address = once\n"
+        "network.Network.add_address = once\n"
         "sys.exit(main.main(sys.argv[1:]))"
     )
     command = [autoip_command()[0], "-c", program, "eth0", *FAST]
@@ -841,7 +841,7 @@ def test_two_interfaces_on_one_link(
     daemon = make_autoip(first, "eth1", "--delay", "200")
     for port in (first, second):
         wait_ready(port)
-        Store(daemon.state).save(frames.mac_bytes(port.mac), A, port.name)
+        AddressStore(daemon.state).save(frames.mac_bytes(port.mac), A, port.name)
     held = _both(daemon, (first, second))
     assert held[0] != held[1] and A in held
     for port in (first, second):

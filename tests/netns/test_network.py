@@ -36,7 +36,7 @@ from autoip.kernel.model import (
     Resync,
     ethernet_like,
 )
-from autoip.kernel.network import Netlink
+from autoip.kernel.network import Network
 from autoip.kernel.rtnetlink import Request, Requests
 
 T = TypeVar("T")
@@ -99,11 +99,11 @@ class Namespace:
             raise problems[0]
         return outcome[0]
 
-    def run(self, body: Callable[[Netlink], Awaitable[T]]) -> T:
+    def run(self, body: Callable[[Network], Awaitable[T]]) -> T:
         """Run `body` with an open Netlink; no task and no descriptor may be left."""
 
         async def main() -> T:
-            kernel = Netlink()
+            kernel = Network()
             await kernel.open()
             try:
                 return await asyncio.wait_for(body(kernel), 3 * PATIENCE)
@@ -162,19 +162,19 @@ def veth(ns: Namespace, name: str | bytes = "v0", peer: str = "p0") -> None:
     ns.ip("link", "set", peer, "up")
 
 
-async def link_of(kernel: Netlink, name: str) -> Link:
+async def link_of(kernel: Network, name: str) -> Link:
     links, _ = await kernel.snapshot()
     return next(link for link in links if link.name == name)
 
 
-async def ready_link(kernel: Netlink, name: str) -> Link:
+async def ready_link(kernel: Network, name: str) -> Link:
     """The link once its carrier is there."""
     while not (link := await link_of(kernel, name)).ready:
         await asyncio.sleep(0.02)
     return link
 
 
-async def until(kernel: Netlink, wanted: Callable[[Event], bool]) -> list[Event]:
+async def until(kernel: Network, wanted: Callable[[Event], bool]) -> list[Event]:
     """The events up to and with the first wanted one."""
     events: list[Event] = []
     while not events or not wanted(events[-1]):
@@ -182,7 +182,7 @@ async def until(kernel: Netlink, wanted: Callable[[Event], bool]) -> list[Event]
     return events
 
 
-async def settle(kernel: Netlink, ns: Namespace) -> list[Event]:
+async def settle(kernel: Network, ns: Namespace) -> list[Event]:
     """All events so far: a marker address is added, and waited for."""
     marker = f"192.0.2.{1 + next(_counter) % 250}"
     ns.ip("addr", "add", f"{marker}/32", "dev", "lo")
@@ -207,7 +207,7 @@ def test_if_alias_attributes(ns: Namespace) -> None:
     veth(ns)
     ns.ip("addr", "add", "10.1.1.1/24", "dev", "v0")
 
-    async def body(kernel: Netlink) -> None:
+    async def body(kernel: Network) -> None:
         link = await ready_link(kernel, "v0")
         added = await kernel.add_address(link, OURS)
         assert added == Address(link.index, OURS, 16, 253, "v0:autoip", 169)
@@ -254,7 +254,7 @@ def test_if_alias_attributes(ns: Namespace) -> None:
 def test_names_and_labels(ns: Namespace, name: bytes, label: str) -> None:
     veth(ns, name)
 
-    async def body(kernel: Netlink) -> None:
+    async def body(kernel: Network) -> None:
         link = await ready_link(kernel, os.fsdecode(name))
         added = await kernel.add_address(link, OURS)
         assert added.label == label
@@ -272,7 +272,7 @@ def test_if_stop_leaves_everything_as_it_was(ns: Namespace) -> None:
     ns.ip("rule", "add", "from", str(OURS), "lookup", "77", "priority", "5000")
     ns.ip("route", "add", "169.254.0.0/16", "dev", "v0", "table", "77", "metric", "3")
 
-    async def body(kernel: Netlink) -> None:
+    async def body(kernel: Network) -> None:
         link = await ready_link(kernel, "v0")
         before = ns.picture()
         await kernel.add_address(link, OURS)
@@ -286,7 +286,7 @@ def test_if_stop_leaves_everything_as_it_was(ns: Namespace) -> None:
 def test_already_there(ns: Namespace) -> None:
     veth(ns)
 
-    async def body(kernel: Netlink) -> None:
+    async def body(kernel: Network) -> None:
         link = await ready_link(kernel, "v0")
         await kernel.add_address(link, OURS)
         before = ns.picture()
@@ -302,7 +302,7 @@ def test_scope_of_a_foreign_address_of_the_prefix(ns: Namespace) -> None:
     veth(ns)
     ns.ip("addr", "add", "169.254.9.9/16", "dev", "v0", "scope", "global")
 
-    async def body(kernel: Netlink) -> None:
+    async def body(kernel: Network) -> None:
         link = await ready_link(kernel, "v0")
         before = ns.picture()
         assert (await kernel.add_address(link, OURS)).scope == 0
@@ -317,7 +317,7 @@ def test_link_that_is_gone_or_down(ns: Namespace) -> None:
     veth(ns)
     ns.ip("link", "add", "d0", "type", "veth", "peer", "name", "d1")
 
-    async def body(kernel: Netlink) -> None:
+    async def body(kernel: Network) -> None:
         gone, down = await link_of(kernel, "v0"), await link_of(kernel, "d0")
         ns.ip("link", "del", "v0")
         before = ns.picture()
@@ -333,7 +333,7 @@ def test_link_that_is_gone_or_down(ns: Namespace) -> None:
 def test_set_up(ns: Namespace) -> None:
     ns.ip("link", "add", "v0", "type", "veth", "peer", "name", "p0")
 
-    async def body(kernel: Netlink) -> None:
+    async def body(kernel: Network) -> None:
         link = await link_of(kernel, "v0")
         assert not link.up
         await kernel.set_up(link.index)
@@ -406,7 +406,7 @@ def test_if_many_each_peer_reaches_its_interface(
         ping = peer.sh("ping", "-n", "-c", "1", "-W", "2", str(address))
         return ping.returncode == 0, echo(ns, peer, address)
 
-    async def body(kernel: Netlink) -> None:
+    async def body(kernel: Network) -> None:
         links = [await ready_link(kernel, f"v{number}") for number in range(2)]
         before = ns.picture()
         for link, address in zip(links, (OURS, SECOND), strict=True):
@@ -432,7 +432,7 @@ def test_two_hundred_interfaces(ns: Namespace) -> None:
     )
     subprocess.run(["ip", "-n", ns.name, "-batch", "-"], input=batch, text=True, check=True)
 
-    async def body(kernel: Netlink) -> None:
+    async def body(kernel: Network) -> None:
         while True:
             links, _ = await kernel.snapshot()
             ours = [link for link in links if link.name.startswith("v")]
@@ -491,7 +491,7 @@ def test_addresses_of_others_survive_the_removal(ns: Namespace, promote: int) ->
     ns.sysctl("all/promote_secondaries", 0)
     ns.sysctl("v0/promote_secondaries", promote)
 
-    async def body(kernel: Netlink) -> None:
+    async def body(kernel: Network) -> None:
         link = await ready_link(kernel, "v0")
         await kernel.add_address(link, OURS)
         foreign(ns)
@@ -516,12 +516,12 @@ def test_addresses_of_others_are_put_back(ns: Namespace, monkeypatch: pytest.Mon
     ns.sysctl("all/promote_secondaries", 0)
     ns.sysctl("v0/promote_secondaries", 0)
 
-    async def refuse(self: Netlink, index: int, value: int) -> None:
+    async def refuse(self: Network, index: int, value: int) -> None:
         raise KernelRefused(errno.EOPNOTSUPP, "set promote_secondaries")
 
-    monkeypatch.setattr(Netlink, "_set_promotes", refuse)
+    monkeypatch.setattr(Network, "_set_promotes", refuse)
 
-    async def body(kernel: Netlink) -> None:
+    async def body(kernel: Network) -> None:
         link = await ready_link(kernel, "v0")
         await kernel.add_address(link, OURS)
         foreign(ns)
@@ -538,7 +538,7 @@ def test_only_that_very_address_is_removed(ns: Namespace) -> None:
     for text in (f"{OURS}/24", "169.254.9.9/16", "10.1.1.1/8"):
         ns.ip("addr", "add", text, "dev", "v0", "scope", "link")
 
-    async def body(kernel: Netlink) -> None:
+    async def body(kernel: Network) -> None:
         link = await ready_link(kernel, "v0")
         before = ns.picture()
         assert not await kernel.remove_address(link.index, OURS)
@@ -554,7 +554,7 @@ def test_remove_what_others_removed_already(ns: Namespace) -> None:
     veth(ns)
     veth(ns, "w0", "q0")
 
-    async def body(kernel: Netlink) -> None:
+    async def body(kernel: Network) -> None:
         link, other = await ready_link(kernel, "v0"), await ready_link(kernel, "w0")
         before = ns.picture()
         await kernel.add_address(link, OURS)
@@ -577,7 +577,7 @@ def test_sweep(ns: Namespace) -> None:
     ns.ip(*f"rule add from {SECOND} lookup 77 priority 1690".split())
     ns.ip(*f"rule add from {SECOND} lookup 169254999 protocol 169 priority 44".split())
 
-    async def body(kernel: Netlink) -> None:
+    async def body(kernel: Network) -> None:
         link, other = await ready_link(kernel, "v0"), await ready_link(kernel, "w0")
         before = ns.picture()
         # Left by crashes: a rule and its route, a rule alone, a route alone.
@@ -609,7 +609,7 @@ def test_sweep(ns: Namespace) -> None:
 def test_events_of_a_link(ns: Namespace, namespaces: Callable[[], Namespace]) -> None:
     elsewhere = namespaces()
 
-    async def body(kernel: Netlink) -> None:
+    async def body(kernel: Network) -> None:
         await kernel.snapshot()
         ns.ip("link", "add", "v0", "type", "veth", "peer", "name", "p0")
         new = (await until(kernel, is_link(lambda link: link.name == "v0")))[-1]
@@ -662,7 +662,7 @@ def is_link(wanted: Callable[[Link], bool]) -> Callable[[Event], bool]:
 def test_events_of_an_address(ns: Namespace) -> None:
     veth(ns)
 
-    async def body(kernel: Netlink) -> None:
+    async def body(kernel: Network) -> None:
         link = await ready_link(kernel, "v0")
         await settle(kernel, ns)
         added = await kernel.add_address(link, OURS)
@@ -685,7 +685,7 @@ def test_nothing_else_wakes_the_process(ns: Namespace) -> None:
     """Neighbours, routes, rules and IPv6 are not even delivered."""
     veth(ns)
 
-    async def body(kernel: Netlink) -> None:
+    async def body(kernel: Network) -> None:
         await ready_link(kernel, "v0")
         await settle(kernel, ns)
         for words in (
@@ -705,7 +705,7 @@ def test_leaving_a_bridge_is_no_removal(ns: Namespace) -> None:
     veth(ns)
     ns.ip("link", "add", "br0", "type", "bridge")
 
-    async def body(kernel: Netlink) -> None:
+    async def body(kernel: Network) -> None:
         await ready_link(kernel, "v0")
         await settle(kernel, ns)
         ns.ip("link", "set", "v0", "master", "br0")
@@ -729,7 +729,7 @@ def test_dormant_is_not_ready(ns: Namespace) -> None:
     """if-wait: 802.1X, or Wi-Fi before association."""
     veth(ns)
 
-    async def body(kernel: Netlink) -> None:
+    async def body(kernel: Network) -> None:
         await ready_link(kernel, "v0")
         ns.ip("link", "set", "v0", "mode", "dormant")
         ns.ip("link", "set", "v0", "down")
@@ -748,7 +748,7 @@ def test_no_event_when_nothing_changes(ns: Namespace) -> None:
     """The kernel describes a link anew for changes that do not concern us."""
     veth(ns)
 
-    async def body(kernel: Netlink) -> None:
+    async def body(kernel: Network) -> None:
         await ready_link(kernel, "v0")
         await settle(kernel, ns)
         for words in ("alias x", "txqueuelen 77", "mtu 1400", "group 5"):
@@ -759,7 +759,7 @@ def test_no_event_when_nothing_changes(ns: Namespace) -> None:
 
 
 def test_next_event_can_be_cancelled(ns: Namespace) -> None:
-    async def body(kernel: Netlink) -> None:
+    async def body(kernel: Network) -> None:
         await settle(kernel, ns)
         wanted = [f"10.0.0.{n}" for n in range(1, 101)]
 
@@ -807,7 +807,7 @@ def test_overrun_becomes_a_resync(ns: Namespace, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(network, "RESYNC_INTERVAL", 0.1)
     veth(ns)
 
-    async def body(kernel: Netlink) -> None:
+    async def body(kernel: Network) -> None:
         link = await ready_link(kernel, "v0")
         for _ in range(3):
             flood(ns)
@@ -831,7 +831,7 @@ def test_overrun_becomes_a_resync(ns: Namespace, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_large_buffer_holds_a_burst(ns: Namespace) -> None:
-    async def body(kernel: Netlink) -> None:
+    async def body(kernel: Network) -> None:
         await settle(kernel, ns)
         flood(ns)
         events = await settle(kernel, ns)
@@ -849,7 +849,7 @@ def test_the_buffer_is_enlarged_beyond_the_limit(
         wanted = int(file.read()) + 4096
     monkeypatch.setattr(rtnetlink, "RECEIVE_BUFFER", wanted)
 
-    async def body(kernel: Netlink) -> None:
+    async def body(kernel: Network) -> None:
         size = kernel._events.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
         assert size == 2 * wanted
 
@@ -859,7 +859,7 @@ def test_the_buffer_is_enlarged_beyond_the_limit(
 def test_the_queue_is_bounded(ns: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rtnetlink, "EVENT_QUEUE", 50)
 
-    async def body(kernel: Netlink) -> None:
+    async def body(kernel: Network) -> None:
         await settle(kernel, ns)
         flood(ns)
         # The loop runs, but nobody asks for events.
@@ -877,7 +877,7 @@ def test_the_queue_is_bounded(ns: Namespace, monkeypatch: pytest.MonkeyPatch) ->
 def test_a_broken_socket_becomes_a_resync(ns: Namespace, how: str) -> None:
     veth(ns)
 
-    async def body(kernel: Netlink) -> None:
+    async def body(kernel: Network) -> None:
         await ready_link(kernel, "v0")
         await settle(kernel, ns)
         if how == "error":
@@ -912,7 +912,7 @@ def test_reopening_is_tried_with_pauses(ns: Namespace, monkeypatch: pytest.Monke
         pauses.append(seconds)
         await sleep(0)
 
-    async def body(kernel: Netlink) -> None:
+    async def body(kernel: Network) -> None:
         monkeypatch.setattr(rtnetlink, "open_socket", fail)
         kernel._events.protocol.error_received(OSError(errno.EIO, "broken"))
         monkeypatch.setattr(asyncio, "sleep", note)
@@ -935,7 +935,7 @@ def test_resyncs_are_limited(ns: Namespace, monkeypatch: pytest.MonkeyPatch) -> 
         pauses.append(seconds)
         await sleep(0)
 
-    async def body(kernel: Netlink) -> None:
+    async def body(kernel: Network) -> None:
         for _ in range(2):
             kernel._events.protocol.error_received(OSError(errno.ENOBUFS, "overrun"))
             assert isinstance(await kernel.next_event(), Resync)
@@ -950,7 +950,7 @@ def test_resyncs_are_limited(ns: Namespace, monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_resync_that_is_cancelled_comes_again(
     ns: Namespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def body(kernel: Netlink) -> None:
+    async def body(kernel: Network) -> None:
         kernel._events.protocol.error_received(OSError(errno.ENOBUFS, "overrun"))
         for passes in range(12):
             task = asyncio.ensure_future(kernel.next_event())
@@ -970,7 +970,7 @@ def test_a_resync_that_is_cancelled_comes_again(
 def test_the_request_socket_is_renewed(ns: Namespace) -> None:
     veth(ns)
 
-    async def body(kernel: Netlink) -> None:
+    async def body(kernel: Network) -> None:
         link = await ready_link(kernel, "v0")
         kernel._requests._socket.protocol.error_received(OSError(errno.ENOBUFS, "overrun"))
         # A question is asked again; a change is refused once, since it may have been made.
@@ -985,7 +985,7 @@ def test_the_request_socket_is_renewed(ns: Namespace) -> None:
 
 @pytest.mark.parametrize("number", [errno.ENOBUFS, errno.EIO])
 def test_an_answer_that_is_lost_does_not_wait_for_ever(ns: Namespace, number: int) -> None:
-    async def body(kernel: Netlink) -> None:
+    async def body(kernel: Network) -> None:
         # The kernel's answer is withheld, then the socket reports an overrun.
         kernel._requests._socket.protocol.enqueue = lambda data, addr: None
         task = asyncio.ensure_future(kernel.set_up(1))
@@ -1004,7 +1004,7 @@ def test_an_answer_that_is_lost_does_not_wait_for_ever(ns: Namespace, number: in
 def test_only_the_kernel_is_believed(ns: Namespace) -> None:
     veth(ns)
 
-    async def body(kernel: Netlink) -> None:
+    async def body(kernel: Network) -> None:
         link = await ready_link(kernel, "v0")
         await settle(kernel, ns)
         message = struct.pack("=IHHII", 32, 17, 0, 0, 0) + struct.pack(
@@ -1022,7 +1022,7 @@ def test_messages_that_describe_no_link_are_ignored(ns: Namespace) -> None:
     """A Wi-Fi driver's: index and name, no more. Our link has not lost its MAC."""
     veth(ns)
 
-    async def body(kernel: Netlink) -> None:
+    async def body(kernel: Network) -> None:
         link = await ready_link(kernel, "v0")
         await settle(kernel, ns)
         body = struct.pack("=BxHiII", 0, 1, link.index, link.flags, 0) + struct.pack(
@@ -1044,7 +1044,7 @@ def test_requests_side_by_side_and_cancelled(
     subprocess.run(["ip", "-n", ns.name, "-batch", "-"], input=batch, text=True, check=True)
     tries = rtnetlink.READ_TRIES
 
-    async def body(kernel: Netlink) -> None:
+    async def body(kernel: Network) -> None:
         link = await ready_link(kernel, "v0")
         # One after the other: none finds the kernel busy with another one.
         monkeypatch.setattr(rtnetlink, "READ_TRIES", 1)
@@ -1079,17 +1079,17 @@ def test_removals_side_by_side(ns: Namespace, monkeypatch: pytest.MonkeyPatch) -
     ns.sysctl("all/promote_secondaries", 0)
     ns.sysctl("v0/promote_secondaries", 0)
     first, second, third = (IPv4Address(f"169.254.20.{n}") for n in range(3))
-    remove = Netlink._remove
+    remove = Network._remove
 
-    async def late(self: Netlink, index: int, address: IPv4Address, what: str) -> bool:
+    async def late(self: Network, index: int, address: IPv4Address, what: str) -> bool:
         # What was seen of the addresses is out of date by now, if the first removal goes on.
         for _ in range(100 if address == second else 0):
             await asyncio.sleep(0)
         return await remove(self, index, address, what)
 
-    monkeypatch.setattr(Netlink, "_remove", late)
+    monkeypatch.setattr(Network, "_remove", late)
 
-    async def body(kernel: Netlink) -> None:
+    async def body(kernel: Network) -> None:
         link = await ready_link(kernel, "v0")
         for passes in range(40):
             for address in (first, second, third):
@@ -1115,7 +1115,7 @@ def test_close(ns: Namespace) -> None:
     async def main() -> None:
         before = descriptors()
         for _ in range(5):
-            kernel = Netlink()
+            kernel = Network()
             await kernel.open()
             waiting = asyncio.ensure_future(kernel.next_event())
             await asyncio.sleep(0.01)
@@ -1174,7 +1174,7 @@ def test_kernel_without_rules(ns: Namespace, monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(Requests, "send", refuse)
 
-    async def body(kernel: Netlink) -> None:
+    async def body(kernel: Network) -> None:
         link = await ready_link(kernel, "v0")
         before = ns.picture()
         for _ in range(2):
@@ -1191,9 +1191,9 @@ def test_kernel_without_rules(ns: Namespace, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_kernel_that_keeps_less(ns: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
     veth(ns)
-    dump = Netlink._addresses
+    dump = Network._addresses
 
-    async def older(self: Netlink, index: int) -> list[Any]:
+    async def older(self: Network, index: int) -> list[Any]:
         found = await dump(self, index)
         for message in found:
             message["attrs"] = [
@@ -1201,9 +1201,9 @@ def test_kernel_that_keeps_less(ns: Namespace, monkeypatch: pytest.MonkeyPatch) 
             ]
         return found
 
-    monkeypatch.setattr(Netlink, "_addresses", older)
+    monkeypatch.setattr(Network, "_addresses", older)
 
-    async def body(kernel: Netlink) -> None:
+    async def body(kernel: Network) -> None:
         link = await ready_link(kernel, "v0")
         assert (await kernel.add_address(link, OURS)).proto is None
         assert len(kernel.limits) == 2

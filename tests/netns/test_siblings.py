@@ -136,7 +136,7 @@ def test_the_program_knows_as_well(ports: tuple[Port, Port], stack: contextlib.E
     """claim-echo: a frame that the helper let through, before it had heard of a new MAC, is judged again."""
     program = (
         "import sys; from autoip.commands import main; from autoip.kernel import arp_socket;"
-        "arp_socket.Reactor.own = lambda self, macs: None;"
+        "arp_socket.ArpListener.own = lambda self, macs: None;"
         "sys.exit(main.main(sys.argv[1:]))"
     )
     port, other = ports

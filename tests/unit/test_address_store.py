@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from autoip.core.constants import FIRST_CANDIDATE, LAST_CANDIDATE
 from autoip.daemon import address_store
-from autoip.daemon.address_store import Store, state_directory
+from autoip.daemon.address_store import AddressStore, state_directory
 from autoip.errors import StateProblem
 
 MAC = bytes.fromhex("0200000000ab")
@@ -42,19 +42,19 @@ def test_state_directory() -> None:
 
 def test_sel_memory_round_trip(tmp_path: Path) -> None:
     directory = tmp_path / "a" / "b"
-    assert Store(directory).load(MAC) is None
+    assert AddressStore(directory).load(MAC) is None
     assert not directory.exists()
     old = os.umask(0o077)
     try:
-        Store(directory).save(MAC, ADDRESS, "eth0")
+        AddressStore(directory).save(MAC, ADDRESS, "eth0")
     finally:
         os.umask(old)
     assert stat.S_IMODE(directory.stat().st_mode) == 0o755
     assert os.listdir(directory) == [NAME]
-    assert Store(directory).load(MAC) == ADDRESS
-    assert Store(directory).load(bytes(6)) is None
-    Store(directory).save(MAC, OTHER, "eth1")
-    assert Store(directory).load(MAC) == OTHER
+    assert AddressStore(directory).load(MAC) == ADDRESS
+    assert AddressStore(directory).load(bytes(6)) is None
+    AddressStore(directory).save(MAC, OTHER, "eth1")
+    assert AddressStore(directory).load(MAC) == OTHER
     assert json.loads((directory / NAME).read_text()) == {
         "version": 1,
         "address": str(OTHER),
@@ -64,16 +64,16 @@ def test_sel_memory_round_trip(tmp_path: Path) -> None:
 
 def test_no_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    none = Store(None)
+    none = AddressStore(None)
     none.save(MAC, ADDRESS, "eth0")
     assert none.load(MAC) is None
     assert os.listdir(tmp_path) == []
 
 
 def test_nothing_is_written_when_nothing_changes(tmp_path: Path) -> None:
-    Store(tmp_path).save(MAC, ADDRESS, "eth0")
+    AddressStore(tmp_path).save(MAC, ADDRESS, "eth0")
     before = (tmp_path / NAME).stat()
-    Store(tmp_path).save(MAC, ADDRESS, "eth0")
+    AddressStore(tmp_path).save(MAC, ADDRESS, "eth0")
     assert (tmp_path / NAME).stat().st_ino == before.st_ino
     assert (tmp_path / NAME).stat().st_mtime_ns == before.st_mtime_ns
 
@@ -82,9 +82,9 @@ def test_nothing_is_written_when_nothing_changes(tmp_path: Path) -> None:
 def test_mac_of_another_length(tmp_path: Path, mac: bytes) -> None:
     for directory in (tmp_path, None):
         with pytest.raises(ValueError, match="6 bytes"):
-            Store(directory).load(mac)
+            AddressStore(directory).load(mac)
         with pytest.raises(ValueError, match="6 bytes"):
-            Store(directory).save(mac, ADDRESS, "eth0")
+            AddressStore(directory).save(mac, ADDRESS, "eth0")
 
 
 @pytest.mark.parametrize(
@@ -110,18 +110,18 @@ def test_mac_of_another_length(tmp_path: Path, mac: bytes) -> None:
 def test_only_candidates_are_returned(tmp_path: Path, text: str, valid: bool) -> None:
     (tmp_path / NAME).write_bytes(record(address=text))
     if valid:
-        assert Store(tmp_path).load(MAC) == IPv4Address(text)
-        Store(tmp_path / "other").save(MAC, IPv4Address(text), "eth0")
+        assert AddressStore(tmp_path).load(MAC) == IPv4Address(text)
+        AddressStore(tmp_path / "other").save(MAC, IPv4Address(text), "eth0")
     else:
         with pytest.raises(StateProblem, match=NAME):
-            Store(tmp_path).load(MAC)
+            AddressStore(tmp_path).load(MAC)
 
 
 @pytest.mark.parametrize("text", ["169.254.0.255", "169.254.255.0", "10.0.0.1"])
 def test_only_candidates_are_saved(tmp_path: Path, text: str) -> None:
     for directory in (tmp_path, None):
         with pytest.raises(ValueError, match="candidate"):
-            Store(directory).save(MAC, IPv4Address(text), "eth0")
+            AddressStore(directory).save(MAC, IPv4Address(text), "eth0")
     assert os.listdir(tmp_path) == []
 
 
@@ -157,10 +157,10 @@ def test_only_candidates_are_saved(tmp_path: Path, text: str) -> None:
 def test_damaged_files(tmp_path: Path, data: bytes) -> None:
     (tmp_path / NAME).write_bytes(data)
     with pytest.raises(StateProblem, match=NAME):
-        Store(tmp_path).load(MAC)
+        AddressStore(tmp_path).load(MAC)
     # And they are no obstacle to the next address.
-    Store(tmp_path).save(MAC, ADDRESS, "eth0")
-    assert Store(tmp_path).load(MAC) == ADDRESS
+    AddressStore(tmp_path).save(MAC, ADDRESS, "eth0")
+    assert AddressStore(tmp_path).load(MAC) == ADDRESS
 
 
 @settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -169,7 +169,7 @@ def test_any_content(tmp_path: Path, data: bytes) -> None:
     """Whatever the file holds: a candidate, or StateProblem."""
     (tmp_path / NAME).write_bytes(data)
     try:
-        address = Store(tmp_path).load(MAC)
+        address = AddressStore(tmp_path).load(MAC)
     except StateProblem:
         return
     assert address is not None
@@ -194,7 +194,7 @@ def test_any_record(tmp_path: Path, version: Any, address: Any, extra: dict[str,
         json.dumps({**extra, "version": version, "address": address}).encode()
     )
     try:
-        found = Store(tmp_path).load(MAC)
+        found = AddressStore(tmp_path).load(MAC)
     except StateProblem:
         return
     assert found is not None
@@ -206,20 +206,20 @@ def test_any_record(tmp_path: Path, version: Any, address: Any, extra: dict[str,
 @given(cut=st.integers(0, 100), flip=st.integers(0, 99), value=st.integers(0, 255))
 def test_any_damage_to_what_we_wrote(tmp_path: Path, cut: int, flip: int, value: int) -> None:
     directory = tmp_path / "d"
-    Store(directory).save(MAC, ADDRESS, "eth0")
+    AddressStore(directory).save(MAC, ADDRESS, "eth0")
     data = bytearray((directory / NAME).read_bytes())
     if flip < len(data):
         data[flip] = value
     (directory / NAME).write_bytes(data[:cut])
     try:
-        address = Store(directory).load(MAC)
+        address = AddressStore(directory).load(MAC)
     except StateProblem:
         pass
     else:
         assert address is not None
         assert FIRST_CANDIDATE <= address <= LAST_CANDIDATE
-    Store(directory).save(MAC, OTHER, "eth0")
-    assert Store(directory).load(MAC) == OTHER
+    AddressStore(directory).save(MAC, OTHER, "eth0")
+    assert AddressStore(directory).load(MAC) == OTHER
 
 
 def test_not_more_than_4_kib_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,7 +228,7 @@ def test_not_more_than_4_kib_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
         file.truncate(2**40)
     assert len(address_store._read(tmp_path / NAME)) == 4097
     with pytest.raises(StateProblem, match="4096"):
-        Store(tmp_path).load(MAC)
+        AddressStore(tmp_path).load(MAC)
 
 
 def test_what_is_no_file(tmp_path: Path) -> None:
@@ -244,16 +244,16 @@ def test_what_is_no_file(tmp_path: Path) -> None:
     for make in makers:
         make()
         with pytest.raises(StateProblem, match=r"directory|regular|symbolic"):
-            Store(tmp_path).load(MAC)
+            AddressStore(tmp_path).load(MAC)
         if path.is_dir():
             with pytest.raises(StateProblem, match=NAME):
-                Store(tmp_path).save(MAC, OTHER, "eth0")
+                AddressStore(tmp_path).save(MAC, OTHER, "eth0")
             path.rmdir()
         else:
             # The link, not what it points at, is replaced.
-            Store(tmp_path).save(MAC, OTHER, "eth0")
+            AddressStore(tmp_path).save(MAC, OTHER, "eth0")
             assert not path.is_symlink()
-            assert Store(tmp_path).load(MAC) == OTHER
+            assert AddressStore(tmp_path).load(MAC) == OTHER
             path.unlink()
         assert aim.read_bytes() == record()
         assert os.listdir(tmp_path) == ["aim"]
@@ -262,9 +262,9 @@ def test_what_is_no_file(tmp_path: Path) -> None:
 def test_a_file_in_place_of_the_directory(tmp_path: Path) -> None:
     place = tmp_path / "file"
     place.write_text("x")
-    assert Store(place).load(MAC) is None
+    assert AddressStore(place).load(MAC) is None
     with pytest.raises(StateProblem):
-        Store(place).save(MAC, ADDRESS, "eth0")
+        AddressStore(place).save(MAC, ADDRESS, "eth0")
     assert place.read_text() == "x"
 
 
@@ -273,7 +273,7 @@ def test_a_file_in_place_of_the_directory(tmp_path: Path) -> None:
 def test_the_old_content_survives_a_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, kind: BaseException
 ) -> None:
-    Store(tmp_path).save(MAC, ADDRESS, "eth0")
+    AddressStore(tmp_path).save(MAC, ADDRESS, "eth0")
 
     def fail(*arguments: Any, **keywords: Any) -> Any:
         raise kind
@@ -289,10 +289,10 @@ def test_the_old_content_survives_a_failure(
     else:
         monkeypatch.setattr(os, call, fail)
     with pytest.raises((StateProblem, KeyboardInterrupt)):
-        Store(tmp_path).save(MAC, OTHER, "eth0")
+        AddressStore(tmp_path).save(MAC, OTHER, "eth0")
     monkeypatch.undo()
     assert os.listdir(tmp_path) == [NAME]
-    assert Store(tmp_path).load(MAC) == ADDRESS
+    assert AddressStore(tmp_path).load(MAC) == ADDRESS
 
 
 class _HalfFile:
@@ -320,10 +320,10 @@ def test_short_writes_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     read = address_store._read
     monkeypatch.setattr(address_store, "_read", lambda path: b"")
     monkeypatch.setattr(address_store, "open", Slow, raising=False)
-    Store(tmp_path).save(MAC, ADDRESS, "eth0")
+    AddressStore(tmp_path).save(MAC, ADDRESS, "eth0")
     monkeypatch.undo()
     assert address_store._read is read
-    assert Store(tmp_path).load(MAC) == ADDRESS
+    assert AddressStore(tmp_path).load(MAC) == ADDRESS
 
 
 def test_written_through_before_it_is_renamed(
@@ -344,7 +344,7 @@ def test_written_through_before_it_is_renamed(
 
     monkeypatch.setattr(os, "fsync", note_fsync)
     monkeypatch.setattr(os, "rename", note_rename)
-    Store(tmp_path).save(MAC, ADDRESS, "eth0")
+    AddressStore(tmp_path).save(MAC, ADDRESS, "eth0")
     assert calls == ["fsync file True", "rename", "fsync directory True"]
 
 
@@ -354,8 +354,8 @@ def test_killed_while_saving(tmp_path: Path) -> None:
 import sys
 from ipaddress import IPv4Address
 from pathlib import Path
-from autoip.daemon.address_store import Store
-store = Store(Path(sys.argv[1]))
+from autoip.daemon.address_store import AddressStore
+store = AddressStore(Path(sys.argv[1]))
 print("ready", flush=True)
 while True:
     for n in range(256):
@@ -368,13 +368,13 @@ while True:
         while not (tmp_path / NAME).exists():
             pass
         for _ in range(50):
-            assert Store(tmp_path).load(MAC) is not None
+            assert AddressStore(tmp_path).load(MAC) is not None
         process.kill()
         process.wait()
         process.stdout.close()
-        assert Store(tmp_path).load(MAC) is not None
-        Store(tmp_path).save(MAC, OTHER, "eth0")
-        assert Store(tmp_path).load(MAC) == OTHER
+        assert AddressStore(tmp_path).load(MAC) is not None
+        AddressStore(tmp_path).save(MAC, OTHER, "eth0")
+        assert AddressStore(tmp_path).load(MAC) == OTHER
 
 
 def in_mount(options: str, body: str) -> None:
@@ -384,7 +384,7 @@ def in_mount(options: str, body: str) -> None:
         "from ipaddress import IPv4Address\n"
         "from pathlib import Path\n"
         "from autoip.errors import StateProblem\n"
-        "from autoip.daemon.address_store import Store\n"
+        "from autoip.daemon.address_store import AddressStore\n"
         f"MAC = {MAC!r}\n"
         "ONE, TWO = IPv4Address('169.254.20.20'), IPv4Address('169.254.30.30')\n"
         "where = Path('/mnt/state')\n"
@@ -405,7 +405,7 @@ def test_full_disk() -> None:
     in_mount(
         "size=64k",
         """
-store = Store(where)
+store = AddressStore(where)
 store.save(MAC, ONE, "eth0")
 before = (where / "0200000000ab.json").read_bytes()
 try:
@@ -430,7 +430,7 @@ def test_no_inodes_left() -> None:
     in_mount(
         "nr_inodes=3",
         """
-store = Store(where)
+store = AddressStore(where)
 store.save(MAC, ONE, "eth0")
 assert "No space left" in problem(lambda: store.save(MAC, TWO, "eth0"))
 assert store.load(MAC) == ONE
@@ -443,14 +443,14 @@ def test_read_only_file_system() -> None:
     in_mount(
         "size=64k",
         """
-store = Store(where)
+store = AddressStore(where)
 store.save(MAC, ONE, "eth0")
 subprocess.run(["mount", "-o", "remount,ro", "/mnt"], check=True)
 assert "Read-only" in problem(lambda: store.save(MAC, TWO, "eth0"))
 assert store.load(MAC) == ONE
 store.save(MAC, ONE, "eth0")
-assert "Read-only" in problem(lambda: Store(Path("/mnt/new")).save(MAC, TWO, "eth0"))
-assert Store(Path("/mnt/new")).load(MAC) is None
+assert "Read-only" in problem(lambda: AddressStore(Path("/mnt/new")).save(MAC, TWO, "eth0"))
+assert AddressStore(Path("/mnt/new")).load(MAC) is None
 """,
     )
 
@@ -460,7 +460,7 @@ def test_unwritable_and_unreadable() -> None:
     in_mount(
         "size=64k",
         """
-store = Store(where)
+store = AddressStore(where)
 store.save(MAC, ONE, "eth0")
 os.setgroups([])
 os.setresgid(65534, 65534, 65534)
@@ -473,7 +473,7 @@ assert store.load(MAC) == ONE
     in_mount(
         "size=64k",
         """
-store = Store(where)
+store = AddressStore(where)
 store.save(MAC, ONE, "eth0")
 os.chmod(where, 0o700)
 os.setresuid(65534, 65534, 65534)
@@ -491,10 +491,10 @@ AVAHI_NAME = "02:00:00:00:00:ab"
 @pytest.mark.parametrize("text", [b"169.254.20.20\n", b"169.254.20.20", b" 169.254.20.20 \r\n"])
 def test_sel_memory_avahi(text: bytes, tmp_path: Path) -> None:
     (tmp_path / AVAHI_NAME).write_bytes(text)
-    assert Store(tmp_path / "ours", tmp_path).load_avahi(MAC) == ADDRESS
-    assert Store(tmp_path / "ours", tmp_path).load_avahi(bytes(6)) is None
-    assert Store(tmp_path / "ours", tmp_path / "none").load_avahi(MAC) is None
-    assert Store(None, tmp_path).load_avahi(MAC) is None
+    assert AddressStore(tmp_path / "ours", tmp_path).load_avahi(MAC) == ADDRESS
+    assert AddressStore(tmp_path / "ours", tmp_path).load_avahi(bytes(6)) is None
+    assert AddressStore(tmp_path / "ours", tmp_path / "none").load_avahi(MAC) is None
+    assert AddressStore(None, tmp_path).load_avahi(MAC) is None
 
 
 @pytest.mark.parametrize(
@@ -516,14 +516,16 @@ def test_sel_memory_avahi(text: bytes, tmp_path: Path) -> None:
 def test_avahis_file_is_not_trusted(text: bytes, tmp_path: Path) -> None:
     (tmp_path / AVAHI_NAME).write_bytes(text)
     if len(text) > address_store.MAX_SIZE:
-        assert Store(tmp_path / "ours", tmp_path).load_avahi(MAC) == ADDRESS  # read no further
+        assert (
+            AddressStore(tmp_path / "ours", tmp_path).load_avahi(MAC) == ADDRESS
+        )  # read no further
         return
     with pytest.raises(StateProblem):
-        Store(tmp_path / "ours", tmp_path).load_avahi(MAC)
+        AddressStore(tmp_path / "ours", tmp_path).load_avahi(MAC)
 
 
 def test_avahis_file_may_be_anything(tmp_path: Path) -> None:
-    keeper = Store(tmp_path / "ours", tmp_path)
+    keeper = AddressStore(tmp_path / "ours", tmp_path)
     path = tmp_path / AVAHI_NAME
     path.mkdir()
     with pytest.raises(StateProblem):

@@ -18,7 +18,7 @@ import pytest
 
 from autoip.kernel import arp_socket
 from autoip.kernel._arpsock import lib
-from autoip.kernel.arp_socket import ArpSocket, ClockWatch, Phase, Reactor, Received, Timer
+from autoip.kernel.arp_socket import ArpListener, ArpSocket, ClockWatch, Phase, Received, Timer
 
 MAC = bytes.fromhex("020000000001")
 FRAME = bytes(arp_socket.FRAME_LENGTH)
@@ -61,7 +61,7 @@ def test_import_is_light() -> None:
 
 
 def test_reactor_alone() -> None:
-    with Reactor() as reactor:
+    with ArpListener() as reactor:
         assert reactor.fileno() >= 0
         assert not readable(reactor)
         assert reactor.drain() == []
@@ -79,9 +79,9 @@ def test_nothing_is_left_open() -> None:
     """Not even by who forgets close()."""
     gc.collect()
     before = descriptors()
-    Reactor().close()
+    ArpListener().close()
     assert descriptors() == before
-    forgotten: list[object] = [Reactor(), Timer(), ClockWatch()]
+    forgotten: list[object] = [ArpListener(), Timer(), ClockWatch()]
     assert len(descriptors()) == len(before) + 3
     forgotten.clear()
     gc.collect()
@@ -104,7 +104,7 @@ def test_nothing_is_left_open() -> None:
     ],
 )
 def test_open_checks(index: Any, mac: Any, error: type[Exception]) -> None:
-    with Reactor() as reactor, pytest.raises(error):
+    with ArpListener() as reactor, pytest.raises(error):
         reactor.open(index, mac)
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from autoip.daemon import lock_file
-from autoip.daemon.lock_file import Held, Instance, runtime_directory
+from autoip.daemon.lock_file import Held, LockFile, runtime_directory
 from autoip.errors import AlreadyRunning, NoPermission
 
 ADDRESS = IPv4Address("169.254.20.20")
@@ -34,11 +34,11 @@ import os, sys, time
 from ipaddress import IPv4Address
 from pathlib import Path
 from autoip.errors import AlreadyRunning, NoPermission
-from autoip.daemon.lock_file import Held, Instance
+from autoip.daemon.lock_file import Held, LockFile
 where = Path(sys.argv[1])
 def attempt(interface="eth0"):
     try:
-        return Instance.acquire(where, interface)
+        return LockFile.acquire(where, interface)
     except (AlreadyRunning, NoPermission) as problem:
         return f"{type(problem).__name__}: {problem}"
 """
@@ -85,7 +85,7 @@ def test_if_one_within_a_process(tmp_path: Path) -> None:
     before = sorted(os.listdir("/proc/self/fd"))
     old = os.umask(0o077)
     try:
-        first = Instance.acquire(directory, "eth0")
+        first = LockFile.acquire(directory, "eth0")
     finally:
         os.umask(old)
     assert first.warning is None
@@ -93,29 +93,29 @@ def test_if_one_within_a_process(tmp_path: Path) -> None:
     assert stat.S_IMODE(directory.stat().st_mode) == 0o755
     assert stat.S_IMODE(file_of(directory).stat().st_mode) == 0o600
     with pytest.raises(AlreadyRunning) as refused:
-        Instance.acquire(directory, "eth0")
+        LockFile.acquire(directory, "eth0")
     assert (refused.value.interface, refused.value.pid) == ("eth0", os.getpid())
-    with Instance.acquire(directory, "eth1") as other:
+    with LockFile.acquire(directory, "eth1") as other:
         assert other.warning is None
     first.release()
     first.release()
     assert os.listdir(directory) == []
     assert sorted(os.listdir("/proc/self/fd")) == before
-    Instance.acquire(directory, "eth0").release()
+    LockFile.acquire(directory, "eth0").release()
 
 
 @pytest.mark.parametrize("name", ["é", ".x", "a b"[::2], "\udcff\udcfe", "v23456789012345", "'$;"])
 def test_odd_names(tmp_path: Path, name: str) -> None:
-    with Instance.acquire(tmp_path, name):
+    with LockFile.acquire(tmp_path, name):
         assert os.listdir(tmp_path) == [file_of(tmp_path, name).name]
         with pytest.raises(AlreadyRunning):
-            Instance.acquire(tmp_path, name)
+            LockFile.acquire(tmp_path, name)
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "../x", "a\0b", "v234567890123456", "éééééééé"])
 def test_no_interface_names(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match="name"):
-        Instance.acquire(tmp_path, name)
+        LockFile.acquire(tmp_path, name)
     assert os.listdir(tmp_path) == []
 
 
@@ -124,7 +124,7 @@ def test_if_one_from_another_process(tmp_path: Path) -> None:
         pid = int(line(first))
         assert pid == first.pid
         with pytest.raises(AlreadyRunning) as refused:
-            Instance.acquire(tmp_path, "eth0")
+            LockFile.acquire(tmp_path, "eth0")
         assert refused.value.pid == pid
         assert f"process {pid}" in str(refused.value)
 
@@ -142,21 +142,21 @@ def test_a_crash_does_not_block(tmp_path: Path) -> None:
             assert int(line(second)) == second.pid
             second.send_signal(signal.SIGKILL)
             second.wait()
-        with Instance.acquire(tmp_path, "eth0") as third:
+        with LockFile.acquire(tmp_path, "eth0") as third:
             assert third.warning is None
             assert third.previous == Held(7, ADDRESS)
             third.drop()
             with pytest.raises(AlreadyRunning) as refused:
-                Instance.acquire(tmp_path, "eth0")
+                LockFile.acquire(tmp_path, "eth0")
             assert refused.value.pid == os.getpid()
         assert os.listdir(tmp_path) == []
-        with Instance.acquire(tmp_path, "eth0") as fourth:
+        with LockFile.acquire(tmp_path, "eth0") as fourth:
             assert fourth.previous is None
 
 
 def test_hold_and_drop_are_what_the_next_one_learns(tmp_path: Path) -> None:
     path = file_of(tmp_path)
-    with Instance.acquire(tmp_path, "eth0") as first:
+    with LockFile.acquire(tmp_path, "eth0") as first:
         inode = path.stat().st_ino
         for held in (Held(2**31 - 1, IPv4Address("169.254.254.255")), Held(1, OTHER)):
             first.hold(held.index, held.address)
@@ -184,7 +184,7 @@ def test_damaged_records(tmp_path: Path, content: bytes) -> None:
     path = file_of(tmp_path)
     path.write_bytes(content)
     path.chmod(0o600)
-    with Instance.acquire(tmp_path, "eth0") as held:
+    with LockFile.acquire(tmp_path, "eth0") as held:
         assert held.previous is None
         assert held.warning is None
         assert lock_file._parse(path.read_bytes()[:128]) == (os.getpid(), None)
@@ -204,7 +204,7 @@ while True:
         assert line(first) == "ready"
         for _ in range(2000):
             with pytest.raises(AlreadyRunning) as refused:
-                Instance.acquire(tmp_path, "eth0")
+                LockFile.acquire(tmp_path, "eth0")
             assert refused.value.pid == first.pid
 
 
@@ -215,7 +215,7 @@ def test_the_record_of_a_crashed_one_is_not_taken_for_the_owner(
     with subprocess.Popen(["true"]) as dead:
         pass
     path = file_of(tmp_path)
-    with Instance.acquire(tmp_path, "eth0"):
+    with LockFile.acquire(tmp_path, "eth0"):
         ours = path.read_bytes()
         path.write_bytes(lock_file._format(dead.pid, None))
         pauses: list[float] = []
@@ -227,7 +227,7 @@ def test_the_record_of_a_crashed_one_is_not_taken_for_the_owner(
 
         monkeypatch.setattr("autoip.daemon.lock_file.time.sleep", later)
         with pytest.raises(AlreadyRunning) as refused:
-            Instance.acquire(tmp_path, "eth0")
+            LockFile.acquire(tmp_path, "eth0")
         assert refused.value.pid == os.getpid()
         assert len(pauses) == 3
 
@@ -280,7 +280,7 @@ print("won", won, flush=True)
 
 def test_removed_between_open_and_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The owner releases just when we have opened its file: we must not lock a file without name."""
-    first = Instance.acquire(tmp_path, "eth0")
+    first = LockFile.acquire(tmp_path, "eth0")
     open_file = lock_file._open_file
     opened: list[int] = []
 
@@ -292,18 +292,18 @@ def test_removed_between_open_and_lock(tmp_path: Path, monkeypatch: pytest.Monke
         return file
 
     monkeypatch.setattr(lock_file, "_open_file", slow)
-    with Instance.acquire(tmp_path, "eth0"):
+    with LockFile.acquire(tmp_path, "eth0"):
         assert len(opened) == 2
         assert file_of(tmp_path).exists()
         monkeypatch.undo()
         with pytest.raises(AlreadyRunning):
-            Instance.acquire(tmp_path, "eth0")
+            LockFile.acquire(tmp_path, "eth0")
 
 
 def test_replaced_between_open_and_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As before, and a third instance is there already."""
-    first = Instance.acquire(tmp_path, "eth0")
-    third: list[Instance] = []
+    first = LockFile.acquire(tmp_path, "eth0")
+    third: list[LockFile] = []
     open_file = lock_file._open_file
 
     def slow(*arguments: Any) -> int:
@@ -311,12 +311,12 @@ def test_replaced_between_open_and_lock(tmp_path: Path, monkeypatch: pytest.Monk
         if not third:
             first.release()
             monkeypatch.undo()
-            third.append(Instance.acquire(tmp_path, "eth0"))
+            third.append(LockFile.acquire(tmp_path, "eth0"))
         return file
 
     monkeypatch.setattr(lock_file, "_open_file", slow)
     with pytest.raises(AlreadyRunning) as refused:
-        Instance.acquire(tmp_path, "eth0")
+        LockFile.acquire(tmp_path, "eth0")
     assert refused.value.pid == os.getpid()
     third[0].release()
 
@@ -339,13 +339,13 @@ def test_planted_files_are_refused(tmp_path: Path) -> None:
         if text == "by others":
             path.chmod(0o620)
         with pytest.raises(NoPermission, match=text):
-            Instance.acquire(directory, "eth0")
+            LockFile.acquire(directory, "eth0")
         assert aim.read_text() == "precious"
         assert not (tmp_path / "nowhere").exists()
         path.unlink()
     path.mkdir()
     with pytest.raises(NoPermission):
-        Instance.acquire(directory, "eth0")
+        LockFile.acquire(directory, "eth0")
 
 
 @pytest.mark.parametrize("mode", [0o777, 0o1777, 0o775, 0o757])
@@ -355,7 +355,7 @@ def test_directories_that_others_can_write_are_refused(tmp_path: Path, mode: int
     directory.chmod(mode)
     before = sorted(os.listdir("/proc/self/fd"))
     with pytest.raises(NoPermission, match="written by others"):
-        Instance.acquire(directory, "eth0")
+        LockFile.acquire(directory, "eth0")
     assert os.listdir(directory) == []
     assert sorted(os.listdir("/proc/self/fd")) == before
 
@@ -364,7 +364,7 @@ def test_no_directory(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(NoPermission):
-            Instance.acquire(path, "eth0")
+            LockFile.acquire(path, "eth0")
 
 
 @needs_root
@@ -374,11 +374,11 @@ def test_a_file_or_directory_of_another_user_is_refused(tmp_path: Path) -> None:
     path.chmod(0o600)
     os.chown(path, 65534, 65534)
     with pytest.raises(NoPermission, match="user 65534"):
-        Instance.acquire(tmp_path, "eth0")
+        LockFile.acquire(tmp_path, "eth0")
     path.unlink()
     os.chown(tmp_path, 65534, 65534)
     with pytest.raises(NoPermission, match="user 65534"):
-        Instance.acquire(tmp_path, "eth0")
+        LockFile.acquire(tmp_path, "eth0")
     assert os.listdir(tmp_path) == []
 
 
@@ -442,7 +442,7 @@ print(attempt("eth1"))
         assert first.poll() is None
         first.send_signal(signal.SIGKILL)
         first.wait()
-    Instance.acquire(public, "eth0").release()
+    LockFile.acquire(public, "eth0").release()
 
 
 @needs_root
@@ -456,7 +456,7 @@ os.setresuid(65534, 65534, 65534)
 print(type(attempt()).__name__, flush=True)
 """
     with process(public, code) as first:
-        assert line(first) == "Instance"
+        assert line(first) == "LockFile"
 
 
 @needs_root
@@ -473,7 +473,7 @@ def test_two_network_namespaces(public: Path) -> None:
             assert len(list(public.iterdir())) == 2
             with process(public, "print(attempt(), flush=True)", *two) as third:
                 assert line(third).startswith("AlreadyRunning")
-            with Instance.acquire(public, "eth0"):
+            with LockFile.acquire(public, "eth0"):
                 assert len(list(public.iterdir())) == 3
     finally:
         for name in names:
@@ -544,8 +544,8 @@ assert os.listdir(where) == []
 
 
 def test_released_from_another_thread(tmp_path: Path) -> None:
-    held = Instance.acquire(tmp_path, "eth0")
+    held = LockFile.acquire(tmp_path, "eth0")
     thread = threading.Thread(target=held.release)
     thread.start()
     thread.join()
-    Instance.acquire(tmp_path, "eth0").release()
+    LockFile.acquire(tmp_path, "eth0").release()
