@@ -197,7 +197,7 @@ uninstall: ## with the same PREFIX and DESTDIR
 	bash tools/folders.sh remove "$(DESTDIR)" "$$folders"
 
 clean: ## remove all that make has made
-	rm -rf $(VENV) build dist autoip.egg-info autoip/_*.so autoip/_*.c
+	rm -rf $(VENV) build dist autoip.egg-info autoip/kernel/_*.so autoip/kernel/_*.c
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 	@if [ -e tests/c/Makefile ]; then $(MAKE) --no-print-directory -C tests/c clean; fi
@@ -213,7 +213,7 @@ $(VENV)/.made: $(REMAKE)
 # not notice a changed header.
 $(VENV)/.ready: $(VENV)/.made pyproject.toml setup.py $(EXTENSION)
 	@echo "autoip: building the extension"
-	@rm -f autoip/_*.so
+	@rm -f autoip/kernel/_*.so
 	@$(AS_OWNER) $(PIP) install --no-build-isolation -e '.[networkmanager]'
 	@$(AS_OWNER) touch $@
 

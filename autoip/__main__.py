@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from autoip.cli import main
+from autoip.commands.main import main
 
 _NOT_BUILT = ("autoip._arpsock", "autoip._privileges", "_cffi_backend", "cffi", "pyroute2")
 """The compiled modules, and the packages that they and the program need."""

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from ipaddress import AddressValueError, IPv4Address
 from typing import Any, NamedTuple
 
-from autoip.acd import Defence
-from autoip.constants import (
+from autoip.core.acd import Defence
+from autoip.core.constants import (
     DELAY_DEFAULT,
     DELAY_MAX,
     DELAY_MIN,
@@ -23,9 +23,9 @@ from autoip.constants import (
     LAST_CANDIDATE,
     METADATA_ADDRESS,
 )
+from autoip.core.ipv4ll import is_candidate
+from autoip.core.policy import Kind
 from autoip.errors import UsageError
-from autoip.ipv4ll import is_candidate
-from autoip.policy import Kind
 
 AFTER_DEFAULT = 10.0
 """Seconds without a routable address before one is claimed, where the daemon comes with the interface."""

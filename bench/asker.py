@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 
-from autoip.client import ask, runtime_directory
+from autoip.control.client import ask, runtime_directory
 
 
 def main() -> None:

@@ -25,9 +25,9 @@ SO_TIMESTAMPNS = 35
 
 def helper(interface: str, mac: bytes, address: IPv4Address) -> tuple[int, Callable[[], int]]:
     """The helper's thread, filter and queue."""
-    from autoip.arpsock import Phase, Reactor
+    from autoip.kernel.arp_socket import ArpListener, Phase
 
-    reactor = Reactor()
+    reactor = ArpListener()
     sock = reactor.open(socket.if_nametoindex(interface), mac)
     sock.watch(Phase.DEFEND, address)
     return reactor.fileno(), lambda: len(reactor.drain())

@@ -11,9 +11,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from autoip import cli
-from autoip.acd import Acd
-from autoip.arp import ArpPacket
+from autoip.commands import main as command_line
+from autoip.core.acd import Acd
+from autoip.core.arp import ArpPacket
 
 from .stamps import boottime_offset_ns
 
@@ -31,7 +31,7 @@ def main() -> int:
         return packet
 
     Acd.to_send = to_send  # type: ignore[method-assign]
-    return cli.main(sys.argv[2:])
+    return command_line.main(sys.argv[2:])
 
 
 if __name__ == "__main__":

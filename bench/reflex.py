@@ -14,15 +14,15 @@ import sys
 import time
 from ipaddress import IPv4Address
 
-from autoip.arp import announcement
-from autoip.arpsock import Phase, Reactor
+from autoip.core.arp import announcement
+from autoip.kernel.arp_socket import ArpListener, Phase
 
 
 def main() -> None:
     interface, mac, address = sys.argv[1], bytes.fromhex(sys.argv[2]), IPv4Address(sys.argv[3])
     busy = "--busy" in sys.argv[4:]
     frame = announcement(mac, address).emit()
-    with Reactor() as reactor:
+    with ArpListener() as reactor:
         sock = reactor.open(socket.if_nametoindex(interface), mac)
         sock.watch(Phase.DEFEND, address)
         sock.arm(frame)

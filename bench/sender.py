@@ -19,10 +19,10 @@ BROADCAST = b"\xff" * 6
 
 def helper(interface: str, mac: bytes, address: IPv4Address) -> Callable[[], object]:
     """The helper: the frame is built once, as the daemon does for what it arms."""
-    from autoip.arp import announcement
-    from autoip.arpsock import Reactor
+    from autoip.core.arp import announcement
+    from autoip.kernel.arp_socket import ArpListener
 
-    sock = Reactor().open(socket.if_nametoindex(interface), mac)
+    sock = ArpListener().open(socket.if_nametoindex(interface), mac)
     frame = announcement(mac, address).emit()
     return lambda: sock.send(frame)
 

@@ -25,7 +25,7 @@ MEANS = {
     "scapy": (4_000, 50, 30_000, 4_000),
 }
 TITLES = {
-    "helper": "autoip.arpsock",
+    "helper": "autoip.kernel.arp_socket",
     "socket": "Python's socket module",
     "scapy": "scapy",
 }

@@ -1,4 +1,4 @@
-"""Builds `autoip._arpsock` with cffi.  Run by setup.py, from the top of the source tree."""
+"""Builds `autoip.kernel._arpsock` with cffi.  Run by setup.py, from the top of the source tree."""
 
 from cffi import FFI
 
@@ -61,7 +61,7 @@ ffibuilder.cdef(
 )
 
 ffibuilder.set_source(
-    "autoip._arpsock",
+    "autoip.kernel._arpsock",
     '#include "arpsock.h"',
     sources=[
         "csrc/broadcast.c",

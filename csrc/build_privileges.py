@@ -1,4 +1,4 @@
-"""Builds `autoip._privileges` with cffi.  Run by setup.py, from the top of the source tree."""
+"""Builds `autoip.kernel._privileges` with cffi.  Run by setup.py, from the top of the source tree."""
 
 from cffi import FFI
 
@@ -16,7 +16,7 @@ ffibuilder.cdef(
 )
 
 ffibuilder.set_source(
-    "autoip._privileges",
+    "autoip.kernel._privileges",
     '#include <linux/capability.h>\n#include "privileges.h"',
     sources=["csrc/privileges.c"],
     depends=["csrc/privileges.h"],

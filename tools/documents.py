@@ -12,9 +12,10 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from autoip import acd, ipv4ll, report
-from autoip.ipv4ll import State
-from autoip.report import Field
+from autoip.control import protocol
+from autoip.control.protocol import Field
+from autoip.core import acd, ipv4ll
+from autoip.core.ipv4ll import State
 
 ROOT = Path(__file__).resolve().parents[1]
 MANUAL = ROOT / "share" / "autoip.8"
@@ -68,11 +69,11 @@ def diagram() -> str:
 
 PARTS: Mapping[Path, Mapping[str, Callable[[], str]]] = {
     MANUAL: {
-        "STATUS": lambda: fields(report.STATUS),
-        "STATES": lambda: words(report.STATES),
-        "EVENT": lambda: fields(report.EVENT),
-        "PROBE": lambda: fields(report.PROBE),
-        "EVENTS": lambda: words(report.EVENTS),
+        "STATUS": lambda: fields(protocol.STATUS),
+        "STATES": lambda: words(protocol.STATES),
+        "EVENT": lambda: fields(protocol.EVENT),
+        "PROBE": lambda: fields(protocol.PROBE),
+        "EVENTS": lambda: words(protocol.EVENTS),
     },
     DESIGN: {"STATES": diagram},
 }

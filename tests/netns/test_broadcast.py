@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from autoip import arpsock
-from autoip.links import Link
-from autoip.netlink import Netlink
+from autoip.kernel import arp_socket
+from autoip.kernel.model import Link
+from autoip.kernel.network import Network
 from lab import ArpFrame, Daemon, Frame, LabError, Namespace, Port, frames
 
 from .conftest import MakeDaemon, autoip_command
@@ -446,13 +446,13 @@ def test_many_interfaces(stack: contextlib.ExitStack) -> None:
     for number in range(count):
         host.ip(f"link add d{number} type veth peer name e{number}")
         host.ip(f"link set d{number} up")
-    program = arpsock.load_broadcast()
+    program = arp_socket.load_broadcast()
     assert isinstance(program, int), program
     stack.callback(os.close, program)
     before = host.run("tc", "qdisc")
 
-    async def on_each(step: Callable[[Netlink, Link, IPv4Address], Awaitable[object]]) -> None:
-        kernel = Netlink(program=program)
+    async def on_each(step: Callable[[Network, Link, IPv4Address], Awaitable[object]]) -> None:
+        kernel = Network(program=program)
         await kernel.open()
         try:
             links = [link for link in (await kernel.snapshot())[0] if link.name.startswith("d")]
@@ -463,12 +463,12 @@ def test_many_interfaces(stack: contextlib.ExitStack) -> None:
         finally:
             kernel.close()
 
-    async def off(kernel: Netlink, link: Link, address: IPv4Address) -> None:
+    async def off(kernel: Network, link: Link, address: IPv4Address) -> None:
         await kernel.remove_address(link.index, address)
         await kernel.release(link.index)
 
     for _ in range(2):  # the second time as after a crash
-        host.call(asyncio.run, on_each(Netlink.add_address))
+        host.call(asyncio.run, on_each(Network.add_address))
         for number in range(count):
             shown = host.run("tc", "filter", "show", "dev", f"d{number}", "egress")
             assert len(re.findall("autoip direct-action", shown)) == 1
@@ -477,11 +477,11 @@ def test_many_interfaces(stack: contextlib.ExitStack) -> None:
     assert host.run("tc", "qdisc") == before
 
 
-def _added(port: Port, program: int, before: Callable[[Netlink], object]) -> str | None:
+def _added(port: Port, program: int, before: Callable[[Network], object]) -> str | None:
     """Adds the address without a daemon; why ARP is not by broadcast."""
 
     async def body() -> str | None:
-        kernel = Netlink(program=program)
+        kernel = Network(program=program)
         await kernel.open()
         try:
             [link] = [link for link in (await kernel.snapshot())[0] if link.name == "eth0"]
@@ -496,11 +496,11 @@ def _added(port: Port, program: int, before: Callable[[Netlink], object]) -> str
 
 def test_an_answer_of_the_kernel_is_lost(port: Port, stack: contextlib.ExitStack) -> None:
     """That is no refusal."""
-    program = arpsock.load_broadcast()
+    program = arp_socket.load_broadcast()
     assert isinstance(program, int), program
     stack.callback(os.close, program)
 
-    def lose(kernel: Netlink) -> None:
+    def lose(kernel: Network) -> None:
         kernel._requests._socket.protocol.error_received(OSError(errno.ENOBUFS, "overrun"))
 
     assert _added(port, program, lose) is None

@@ -13,7 +13,7 @@ from ipaddress import IPv4Address
 
 import pytest
 
-from autoip.store import Store
+from autoip.daemon.address_store import AddressStore
 from lab import (
     AddressMonitor,
     ArpFrame,
@@ -393,7 +393,7 @@ def test_no_state_writes_nothing(port: Port, make_autoip: MakeDaemon) -> None:
 
 
 def _save(port: Port, daemon: Daemon) -> bytes:
-    Store(daemon.state).save(frames.mac_bytes(port.mac), A, port.name)
+    AddressStore(daemon.state).save(frames.mac_bytes(port.mac), A, port.name)
     [file] = daemon.state.iterdir()
     return file.read_bytes()
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from autoip.report import EVENT, EVENTS, PROBE, STATES, STATUS, socket_name
+from autoip.control.protocol import EVENT, EVENTS, PROBE, STATES, STATUS, socket_name
 from lab import Daemon, LabError, Port, frames
 
 from .commands import Ran, report, run

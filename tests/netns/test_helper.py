@@ -25,7 +25,7 @@ from pathlib import Path
 
 import pytest
 
-from autoip.arpsock import FRAME_LENGTH, ArpSocket, Phase, Reactor, Received
+from autoip.kernel.arp_socket import FRAME_LENGTH, ArpListener, ArpSocket, Phase, Received
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 
@@ -147,7 +147,7 @@ class Wire:
         self._sockets.append(sock)
         return sock
 
-    def open(self, reactor: Reactor, name: str = "own") -> ArpSocket:
+    def open(self, reactor: ArpListener, name: str = "own") -> ArpSocket:
         index = self.index(name)
         with self.inside():
             return reactor.open(index, OUR_MAC)
@@ -201,12 +201,12 @@ def wire() -> Iterator[Wire]:
 
 
 @pytest.fixture
-def reactor() -> Iterator[Reactor]:
-    with Reactor() as reactor:
+def reactor() -> Iterator[ArpListener]:
+    with ArpListener() as reactor:
         yield reactor
 
 
-def collect(reactor: Reactor, count: int) -> list[Received]:
+def collect(reactor: ArpListener, count: int) -> list[Received]:
     """Waits for so many events."""
     events: list[Received] = []
     while len(events) < count:
@@ -216,13 +216,13 @@ def collect(reactor: Reactor, count: int) -> list[Received]:
     return events
 
 
-def nothing_but(wire: Wire, reactor: Reactor, frame: bytes) -> None:
+def nothing_but(wire: Wire, reactor: ArpListener, frame: bytes) -> None:
     """Sends a conflict; it is the only one: whatever was sent before was none."""
     wire.peer.send(frame)
     assert [event.frame for event in collect(reactor, 1)] == [frame[:FRAME_LENGTH]]
 
 
-def settle(wire: Wire, reactor: Reactor, sock: ArpSocket) -> None:
+def settle(wire: Wire, reactor: ArpListener, sock: ArpSocket) -> None:
     """Watches another address; nothing from before is told any more."""
     sock.watch(Phase.DEFEND, OTHER)
     wire.peer.send(arp(THEIR_MAC, OTHER, OURS))
@@ -285,7 +285,7 @@ HOLDER = f"""
 import os, select, sys
 from ipaddress import IPv4Address
 from socket import if_nametoindex
-from autoip.arpsock import Phase, Reactor
+from autoip.kernel.arp_socket import Phase, Reactor
 reactor = Reactor()
 sock = reactor.open(if_nametoindex("own"), {OUR_MAC!r})
 sock.watch(Phase.DEFEND, IPv4Address("{OURS}"))
@@ -335,7 +335,7 @@ def test_defends_while_python_is_busy(wire: Wire) -> None:
     assert wire.nothing_heard()
 
 
-def test_first_conflict_defended_second_not(wire: Wire, reactor: Reactor) -> None:
+def test_first_conflict_defended_second_not(wire: Wire, reactor: ArpListener) -> None:
     sock = wire.open(reactor)
     sock.watch(Phase.DEFEND, OURS)
     sock.arm(ANNOUNCEMENT)
@@ -360,7 +360,7 @@ def test_first_conflict_defended_second_not(wire: Wire, reactor: Reactor) -> Non
     assert wire.heard()[0] == ANNOUNCEMENT
 
 
-def test_time_of_arrival_is_the_kernels(wire: Wire, reactor: Reactor) -> None:
+def test_time_of_arrival_is_the_kernels(wire: Wire, reactor: ArpListener) -> None:
     """Not the time when the thread, or Python, got round to it."""
     sock = wire.open(reactor)
     sock.watch(Phase.DEFEND, OURS)
@@ -374,7 +374,7 @@ def test_time_of_arrival_is_the_kernels(wire: Wire, reactor: Reactor) -> None:
     pytest.fail("the time stamps are later than the frames")
 
 
-def test_phases(wire: Wire, reactor: Reactor) -> None:
+def test_phases(wire: Wire, reactor: ArpListener) -> None:
     """What is a conflict while the address is probed for, and once it is held."""
     sock = wire.open(reactor)
     probe = arp(THEIR_MAC, NOBODY, OURS)
@@ -405,7 +405,7 @@ def test_phases(wire: Wire, reactor: Reactor) -> None:
 
 
 @pytest.mark.parametrize("tpid", [0x8100, 0x88A8])
-def test_vlan_tagged_frames_are_no_conflict(wire: Wire, reactor: Reactor, tpid: int) -> None:
+def test_vlan_tagged_frames_are_no_conflict(wire: Wire, reactor: ArpListener, tpid: int) -> None:
     """They belong to another link.  (Tag 0 only carries a priority: the link is ours.)"""
     sock = wire.open(reactor)
     sock.watch(Phase.DEFEND, OURS)
@@ -415,7 +415,7 @@ def test_vlan_tagged_frames_are_no_conflict(wire: Wire, reactor: Reactor, tpid: 
     nothing_but(wire, reactor, arp(PEER_MAC, OURS, OTHER))
 
 
-def test_frames_to_others_are_no_conflict(wire: Wire, reactor: Reactor) -> None:
+def test_frames_to_others_are_no_conflict(wire: Wire, reactor: ArpListener) -> None:
     """What a promiscuous interface overhears was not sent to us."""
     wire.ip("link set own promisc on")
     sock = wire.open(reactor)
@@ -425,7 +425,7 @@ def test_frames_to_others_are_no_conflict(wire: Wire, reactor: Reactor) -> None:
     nothing_but(wire, reactor, arp(THEIR_MAC, OURS, OTHER, to=OUR_MAC))
 
 
-def test_what_we_send_is_no_conflict(wire: Wire, reactor: Reactor) -> None:
+def test_what_we_send_is_no_conflict(wire: Wire, reactor: ArpListener) -> None:
     """Not even with another MAC: only what comes in counts."""
     sock = wire.open(reactor)
     sock.watch(Phase.DEFEND, OURS)
@@ -434,7 +434,7 @@ def test_what_we_send_is_no_conflict(wire: Wire, reactor: Reactor) -> None:
     nothing_but(wire, reactor, arp(PEER_MAC, OURS, OTHER))
 
 
-def test_send_returns_no_earlier_than_the_wire(wire: Wire, reactor: Reactor) -> None:
+def test_send_returns_no_earlier_than_the_wire(wire: Wire, reactor: ArpListener) -> None:
     sock = wire.open(reactor)
 
     def ahead() -> float:
@@ -458,7 +458,7 @@ def test_send_returns_no_earlier_than_the_wire(wire: Wire, reactor: Reactor) -> 
         assert ahead() >= -tolerance
 
 
-def test_swap_under_traffic(wire: Wire, reactor: Reactor) -> None:
+def test_swap_under_traffic(wire: Wire, reactor: ArpListener) -> None:
     """No event of a generation is about an address that this one did not watch."""
     sock = wire.open(reactor)
     watched: dict[int, IPv4Address] = {}
@@ -475,7 +475,7 @@ def test_swap_under_traffic(wire: Wire, reactor: Reactor) -> None:
                 seen.add(watched[event.generation])
 
 
-def test_close_under_traffic(wire: Wire, reactor: Reactor) -> None:
+def test_close_under_traffic(wire: Wire, reactor: ArpListener) -> None:
     with traffic(wire.peer, [CONFLICT]):
         tokens = set()
         for number in range(30):
@@ -492,7 +492,7 @@ def test_close_under_traffic(wire: Wire, reactor: Reactor) -> None:
     assert reactor.drain() == []
 
 
-def test_flood_is_bounded_and_counted(wire: Wire, reactor: Reactor) -> None:
+def test_flood_is_bounded_and_counted(wire: Wire, reactor: ArpListener) -> None:
     sock = wire.open(reactor)
     sock.watch(Phase.DEFEND, OURS)
     for _ in range(5000):
@@ -535,7 +535,7 @@ def test_interface_removed(wire: Wire) -> None:
         assert process.returncode == 0
 
 
-def test_send_on_an_interface_that_is_down_or_gone(wire: Wire, reactor: Reactor) -> None:
+def test_send_on_an_interface_that_is_down_or_gone(wire: Wire, reactor: ArpListener) -> None:
     """Told as not sent; the first frame after it is up again goes out."""
     sock = wire.open(reactor)
     for _ in range(20):
@@ -554,7 +554,7 @@ def test_send_on_an_interface_that_is_down_or_gone(wire: Wire, reactor: Reactor)
     assert reactor.drain() == []
 
 
-def test_opened_while_down(wire: Wire, reactor: Reactor) -> None:
+def test_opened_while_down(wire: Wire, reactor: ArpListener) -> None:
     wire.ip("link set own down")
     sock = wire.open(reactor)
     sock.watch(Phase.DEFEND, OURS)
@@ -564,13 +564,13 @@ def test_opened_while_down(wire: Wire, reactor: Reactor) -> None:
     assert collect(reactor, 1)[0].defended_at is not None
 
 
-def test_open_errors(wire: Wire, reactor: Reactor) -> None:
+def test_open_errors(wire: Wire, reactor: ArpListener) -> None:
     with pytest.raises(OSError, match="No such device") as error, wire.inside():
         reactor.open(0x7FFFFFFF, OUR_MAC)
     assert error.value.errno == errno.ENODEV
 
 
-def test_two_hundred_interfaces(wire: Wire, reactor: Reactor) -> None:
+def test_two_hundred_interfaces(wire: Wire, reactor: ArpListener) -> None:
     """Each hears its own link and address, and answers there."""
     count = 200
     wire.ip("".join(f"link add own{n} type veth peer name far{n}\n" for n in range(count)))

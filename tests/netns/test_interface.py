@@ -15,7 +15,7 @@ from ipaddress import IPv4Address
 
 import pytest
 
-from autoip.store import Store
+from autoip.daemon.address_store import AddressStore
 from lab import (
     AddressMonitor,
     Daemon,
@@ -183,16 +183,17 @@ def test_address_of_this_host_is_no_candidate(port: Port, make_autoip: MakeDaemo
 def test_kernel_that_does_not_answer(port: Port, stack: ExitStack) -> None:
     """A request without an answer, when the address is to be added: after a pause it is tried again."""
     program = (
-        "import asyncio, sys; from autoip import cli, constants, interface, netlink, ipv4ll;"
+        "import asyncio, sys; from autoip.commands import main; from autoip.core import ipv4ll;"
+        "from autoip.daemon import interface; from autoip.kernel import network;"
         "interface._REQUEST_TIMEOUT = 0.5;"
         "ipv4ll.CONFIGURE_RETRY = 1;"
-        "add, calls = netlink.Netlink.add_address, []\n"
+        "add, calls = network.Network.add_address, []\n"
         "async def once(self, *words, **options):\n"
         "    calls.append(words)\n"
         "    if len(calls) == 1: await asyncio.sleep(3600)\n"
         "    return await add(self, *words, **options)\n"
-        "netlink.Netlink.add_address = once\n"
-        "sys.exit(cli.main(sys.argv[1:]))"
+        "network.Network.add_address = once\n"
+        "sys.exit(main.main(sys.argv[1:]))"
     )
     command = [autoip_command()[0], "-c", program, "eth0", *FAST]
     daemon = stack.enter_context(Daemon(port.host, "eth0", command))
@@ -851,7 +852,7 @@ def test_two_interfaces_on_one_link(
     daemon = make_autoip(first, "eth1", "--delay", "200")
     for port in (first, second):
         wait_ready(port)
-        Store(daemon.state).save(frames.mac_bytes(port.mac), A, port.name)
+        AddressStore(daemon.state).save(frames.mac_bytes(port.mac), A, port.name)
     held = _both(daemon, (first, second))
     assert held[0] != held[1] and A in held
     for port in (first, second):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from autoip.networkmanager import RETURN_TIMEOUT
+from autoip.daemon.networkmanager.gate import RETURN_TIMEOUT
 from lab import (
     AddressMonitor,
     Daemon,

@@ -10,7 +10,7 @@ from ipaddress import IPv4Address
 
 import pytest
 
-from autoip import sockdiag
+from autoip.kernel import tcp_connections
 from lab import AddressMonitor, Daemon, Frame, Namespace, Port, frames
 
 from .commands import report
@@ -135,12 +135,13 @@ def test_kernel_that_cannot(port: Port, neighbour: Namespace, stack: contextlib.
     """def-reset: without CONFIG_INET_DIAG_DESTROY one warning, a line in the status, and the address goes."""
     # A request that no kernel has, and its answer taken for the one of such a kernel.
     program = (
-        "import errno, sys; from autoip import cli, holding, sockdiag;"
-        "sockdiag.SOCK_DESTROY = 22;"
-        "holding._NO_RESET[errno.EINVAL] = holding._NO_RESET[errno.EOPNOTSUPP];"
-        "sys.exit(cli.main(sys.argv[1:]))"
+        "import errno, sys; from autoip.commands import main; from autoip.daemon import owned_address;"
+        "from autoip.kernel import tcp_connections;"
+        "tcp_connections.SOCK_DESTROY = 22;"
+        "owned_address._NO_RESET[errno.EINVAL] = owned_address._NO_RESET[errno.EOPNOTSUPP];"
+        "sys.exit(main.main(sys.argv[1:]))"
     )
-    assert sockdiag.SOCK_DESTROY == 21
+    assert tcp_connections.SOCK_DESTROY == 21
     command = [autoip_command()[0], "-c", program, "eth0", *FAST]
     daemon = stack.enter_context(Daemon(port.host, "eth0", command))
     bind(port, daemon)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from autoip.routes import LOOK_PAUSE
+from autoip.daemon.foreign_default_route import LOOK_PAUSE
 from lab import Namespace, Port, Switch, frames
 
 from .commands import report

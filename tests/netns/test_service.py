@@ -264,8 +264,8 @@ def test_watchdog_is_fed_by_the_loop_and_by_nothing_else(
         "    time.sleep(2)\n"
         "    print('goes on', flush=True)\n"
         "signal.signal(signal.SIGUSR1, hang)\n"
-        "from autoip import cli\n"
-        "sys.exit(cli.main())\n"
+        "from autoip.commands.main import main\n"
+        "sys.exit(main())\n"
     )
     command = [sys.executable, "-c", program, port.name, "--delay", "200"]
     env = {

@@ -135,9 +135,9 @@ def test_new_hardware_address_of_the_other(
 def test_the_program_knows_as_well(ports: tuple[Port, Port], stack: contextlib.ExitStack) -> None:
     """claim-echo: a frame that the helper let through, before it had heard of a new MAC, is judged again."""
     program = (
-        "import sys; from autoip import arpsock, cli;"
-        "arpsock.Reactor.own = lambda self, macs: None;"
-        "sys.exit(cli.main(sys.argv[1:]))"
+        "import sys; from autoip.commands import main; from autoip.kernel import arp_socket;"
+        "arp_socket.ArpListener.own = lambda self, macs: None;"
+        "sys.exit(main.main(sys.argv[1:]))"
     )
     port, other = ports
     # At the first conflict it gives up, so the helper does not answer by itself either.

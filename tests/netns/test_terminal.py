@@ -11,7 +11,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from autoip.terminal import HANGUP_TIME
+from autoip.daemon.terminal import HANGUP_TIME
 from lab import Daemon, Port, frames
 
 from .conftest import autoip_command

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoip.arp import FRAME, ArpPacket, Operation, announcement, format_mac, parse, probe
+from autoip.core.arp import FRAME, ArpPacket, Operation, announcement, format_mac, parse, probe
 
 MAC = bytes.fromhex("02000000000a")
 A = IPv4Address("169.254.7.9")

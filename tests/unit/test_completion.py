@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from autoip import cli, usage
-from autoip.clients import CLIENTS
+from autoip.commands import arguments, main
+from autoip.dhcp.clients import CLIENTS
 from tests.require import requires_program
 
 SHARE = Path(__file__).resolve().parents[2] / "share" / "completions"
@@ -25,7 +25,7 @@ Offered = Callable[[str], set[str]]
 
 
 def options(command: str) -> set[str]:
-    actions = cli.parser(command)._actions
+    actions = main.parser(command)._actions
     return {word for action in actions for word in action.option_strings}
 
 
@@ -147,17 +147,17 @@ def offered(request: pytest.FixtureRequest) -> Offered:
 
 
 def test_commands_and_interfaces(offered: Offered) -> None:
-    assert offered("autoip ") == {*usage.COMMANDS, *INTERFACES}
+    assert offered("autoip ") == {*arguments.COMMANDS, *INTERFACES}
 
 
 def test_options(offered: Offered) -> None:
-    for command in usage.COMMANDS:
+    for command in arguments.COMMANDS:
         line = "autoip lo -" if command == "run" else f"autoip {command} -"
         assert offered(line) == options(command), command
 
 
 def test_interfaces_of_a_command(offered: Offered) -> None:
-    for command in usage.COMMANDS:
+    for command in arguments.COMMANDS:
         expected = ACTIONS if command == "hooks" else INTERFACES
         assert offered(f"autoip {command} ") == expected, command
     assert offered("autoip hooks install ") == INTERFACES

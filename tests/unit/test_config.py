@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from autoip import config, run
-from autoip.acd import Defence
+from autoip import config
+from autoip.commands import run
+from autoip.core.acd import Defence
+from autoip.core.policy import Kind
 from autoip.errors import NoPermission, UsageError
 from autoip.options import Options
-from autoip.policy import Kind
 
 
 @pytest.fixture

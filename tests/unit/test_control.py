@@ -1,4 +1,4 @@
-"""autoip.control and autoip.client: the socket's two sides, with clients that mean no good."""
+"""autoip.control.server and autoip.client: the socket's two sides, with clients that mean no good."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from typing import Any
 
 import pytest
 
-from autoip import ask, cli, client, control
-from autoip.control import LINE_MAX, USER_MAX, WATCH_MAX, WRITE_MAX, Clients, Handler, Server
+from autoip.commands import main, query
+from autoip.control import client, server
+from autoip.control.protocol import EVENT, EVENTS, STATUS, event, socket_name
+from autoip.control.server import LINE_MAX, USER_MAX, WATCH_MAX, WRITE_MAX, Clients, Handler, Server
 from autoip.errors import AutoipError, NoPermission, NotRunning
-from autoip.report import EVENT, EVENTS, STATUS, event, socket_name
 
 NAME = "eth0"
 NAMESPACE = os.stat("/proc/self/ns/net").st_ino
@@ -189,13 +190,13 @@ def test_orders(daemon: Daemon) -> None:
 def test_others_may_read_and_not_change(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
     directory = str(daemon.path.parent)
     stranger = os.geteuid() + 1
-    monkeypatch.setattr(control, "_user", lambda _: stranger)
+    monkeypatch.setattr(server, "_user", lambda _: stranger)
     served(daemon)
     for request in ("refresh", "stop"):
         with pytest.raises(NoPermission, match="only root"):
             client.ask(directory, NAME, request)
     assert daemon.did == ["status"]
-    monkeypatch.setattr(control, "_user", lambda _: 0)
+    monkeypatch.setattr(server, "_user", lambda _: 0)
     client.ask(directory, NAME, "refresh")
     assert daemon.did == ["status", "refresh"]
 
@@ -203,7 +204,7 @@ def test_others_may_read_and_not_change(daemon: Daemon, monkeypatch: pytest.Monk
 def test_the_kernel_tells_who_asks() -> None:
     here, there = socket.socketpair()
     with here, there:
-        assert control._user(here) == os.geteuid()
+        assert server._user(here) == os.geteuid()
 
 
 def test_who_asked_for_the_end_may_go(daemon: Daemon) -> None:
@@ -288,10 +289,10 @@ def test_other_users_keep_their_connections(
     daemon: Daemon, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bounds are for each user: a flood pushes out nobody else."""
-    monkeypatch.setattr(control, "_user", lambda _: 1001)
+    monkeypatch.setattr(server, "_user", lambda _: 1001)
     quiet = connect(daemon, stack)
     wait_for(lambda: daemon.count() == 1)
-    monkeypatch.setattr(control, "_user", lambda _: 1002)
+    monkeypatch.setattr(server, "_user", lambda _: 1002)
     for _ in range(2 * USER_MAX):
         connect(daemon, stack)
     wait_for(lambda: daemon.count() == 1 + USER_MAX)
@@ -321,7 +322,7 @@ def test_watchers_are_not_pushed_out(daemon: Daemon, stack: ExitStack) -> None:
 def test_a_request_that_never_ends(
     daemon: Daemon, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(control, "REQUEST_TIME", 0.2)
+    monkeypatch.setattr(server, "REQUEST_TIME", 0.2)
     silent, half, watching = (connect(daemon, stack) for _ in range(3))
     half.sendall(b'{"request":')
     watching.sendall(b'{"request":"watch"}\n')
@@ -415,7 +416,7 @@ def run(
     daemon: Daemon, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, line: str
 ) -> tuple[int, str, str]:
     monkeypatch.setenv("RUNTIME_DIRECTORY", str(daemon.path.parent))
-    status = cli.main(line.split())
+    status = main.main(line.split())
     return status, *capsys.readouterr()
 
 
@@ -486,9 +487,9 @@ def test_status_of_nobody(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path / "none"))
-    assert cli.main(["status"]) == 3
+    assert main.main(["status"]) == 3
     assert capsys.readouterr() == ("", "autoip: no autoip runs in this network namespace\n")
-    assert cli.main(["status", "--json"]) == 3
+    assert main.main(["status", "--json"]) == 3
     assert json.loads(capsys.readouterr().out) == {"version": 1, "interfaces": []}
 
 
@@ -547,7 +548,7 @@ def test_readable_lines_of_all_events() -> None:
     for name, values in fields.items():
         made = event(name, "eth0", 0.0, **values)
         assert set(made) <= set(EVENT)
-        line = ask._line(made)
+        line = query._line(made)
         assert "{" not in line
         told.append(line.partition(" eth0: ")[2])
     assert told == [
@@ -575,14 +576,14 @@ def test_asking_commands_start_light(command: str, tmp_path: Path) -> None:
     _, before = imported(tmp_path, "-c", "pass")
     status, names = imported(tmp_path, "-m", "autoip", *words)
     assert status == (0 if command == "watch" else 3)
-    assert "autoip.ask" in names
+    assert "autoip.commands.query" in names
     heavy = {"pyroute2", "asyncio", "dataclasses", "ipaddress", "pathlib", "logging", "shutil"}
     heavy |= {
-        "autoip._arpsock",
-        "autoip.rtnl",
-        "autoip.netlink",
-        "autoip.daemon",
-        "autoip.constants",
+        "autoip.kernel._arpsock",
+        "autoip.kernel.rtnetlink",
+        "autoip.kernel.network",
+        "autoip.daemon.daemon",
+        "autoip.core.constants",
         "typing",
     }
     if command == "watch":  # argparse uses it for help

@@ -8,10 +8,10 @@ from ipaddress import IPv4Address
 
 import pytest
 
-from autoip import processes
-from autoip.arp import NO_ADDRESS, ArpPacket, Operation
-from autoip.diagnosis import HOSTS_MAX, Process, Takers, foreign, is_foreign, managers
-from autoip.links import PROTOCOL, Address
+from autoip.core.arp import NO_ADDRESS, ArpPacket, Operation
+from autoip.daemon import processes
+from autoip.daemon.diagnosis import HOSTS_MAX, Process, Takers, foreign, is_foreign, managers
+from autoip.kernel.model import PROTOCOL, Address
 from tests.unit.virtual_link import mac_of
 
 CANDIDATES = [IPv4Address("169.254.1.0") + number for number in range(10)]

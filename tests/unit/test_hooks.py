@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from autoip import cli, clients, config, hooks, rooted
-from autoip.clients import CLIENTS, MARK, SHARED
+from autoip import config
+from autoip.commands import hooks, main
+from autoip.core.policy import Kind
+from autoip.dhcp import clients, image
+from autoip.dhcp.clients import CLIENTS, MARK, SHARED
 from autoip.errors import AutoipError, UsageError
-from autoip.policy import Kind
 
 HOOKS = Path(__file__).resolve().parents[2] / "hooks"
 PROGRAM = "/opt/autoip's place/autoip"
@@ -269,7 +271,7 @@ def test_what_is_not_ours_stops_everything(
     before = list(root.rglob("*"))
     words = ["hooks", "install", "--root", str(root), "--program", PROGRAM]
     words += ["--client", "dhclient", "--client", "ifupdown"]
-    assert cli.main(words) == 1
+    assert main.main(words) == 1
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith(f"autoip: {path}: is ")
@@ -307,16 +309,16 @@ def test_when_the_disk_is_full_nothing_is_left(
     root: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = tree(root)
-    write = rooted.Change.write
+    write = image.Change.write
     written: list[str] = []
 
-    def full(change: rooted.Change, path: str, content: bytes, mode: int) -> None:
+    def full(change: image.Change, path: str, content: bytes, mode: int) -> None:
         write(change, path, content, mode)
         written.append(path)
         if len(written) == 2:
             raise AutoipError("No space left on device")
 
-    monkeypatch.setattr(rooted.Change, "write", full)
+    monkeypatch.setattr(image.Change, "write", full)
     with pytest.raises(AutoipError, match="No space"):
         run("install")
     assert len(written) == 2
@@ -356,7 +358,7 @@ def test_list(root: Path, run: Run) -> None:
     ],
 )
 def test_refused(line: str, says: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["hooks", *line.split()]) == UsageError.exit_status
+    assert main.main(["hooks", *line.split()]) == UsageError.exit_status
     out, err = capsys.readouterr()
     assert says in err
     assert (out, err.count("\n")) == ("", 1)

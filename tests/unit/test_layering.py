@@ -1,63 +1,46 @@
-"""The layers of the package: a file imports only from lower levels.
+"""The floor plan of the package: which folder may import from which, and no file in a circle.
 
-The negotiation core uses nothing that does input or output, and each outside thing (the two
-compiled modules, pyroute2) has one importer.  A new file has to be given its level here.
+The core uses nothing that does input or output, and each outside thing (the compiled modules, pyroute2, jeepney)
+has one importer. A new folder, and a new file beside the folders, has to be given its place here.
 """
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[2] / "autoip"
 
-# From the lowest level up.  Files of one level do not import one another.
-LEVELS: list[set[str]] = [
-    {"__init__"},
-    {"constants", "errors", "report"},
-    {"arp", "links"},
-    {"acd", "diagnosis"},
-    {"ipv4ll", "policy"},
-    {"options"},
-    {"dbus", "rtnl"},
-    {"broadcast", "log", "onlink", "privileges", "source_rule"},
-    {
-        "arpsock",
-        "client",
-        "clients",
-        "config",
+BELOW: Mapping[str, set[str]] = {
+    "errors": set(),
+    "log": set(),
+    "core": {"errors"},
+    "options": {"core", "errors"},
+    "config": {"options", "core", "errors"},
+    "kernel": {"core", "errors"},
+    "control": {"core", "errors"},
+    "dhcp": {"core", "errors"},
+    "daemon": {"kernel", "control", "options", "log", "core", "errors"},
+    "commands": {
+        "daemon",
+        "dhcp",
+        "kernel",
         "control",
-        "instance",
-        "netlink",
-        "networkmanager",
-        "notify",
-        "processes",
-        "rooted",
-        "script",
-        "sockdiag",
-        "store",
-        "teller",
-        "terminal",
-        "worker",
+        "config",
+        "options",
+        "log",
+        "core",
+        "errors",
     },
-    {"holding", "kept_routes", "routes", "strangers"},
-    {"interface"},
-    {"daemon"},
-    {"usage"},
-    {"ask", "hooks", "probe", "run"},
-    {"cli"},
-    {"__main__"},
-]
-LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
+    "__main__": {"commands"},
+    "__init__": set(),
+}
+"""What each folder, and each file beside the folders, may import of the package besides itself."""
 
-# The core: up to here, no input and no output.
-CORE = LEVEL["ipv4ll"]
-
-# All that the core may use of other packages: none of it reads a clock, a file or a socket.
-# `random` is there for the type of the generator that the core is given.
 PURE = {
     "__future__",
     "abc",
@@ -77,133 +60,193 @@ PURE = {
     "struct",
     "typing",
 }
-# Input and output that need no import, and ways around the imports.
+"""All that the core may use of other packages: none of it reads a clock, a file or a socket.
+
+`random` is there for the type of the generator that the core is given.
+"""
 IMPURE_BUILTINS = {"__import__", "breakpoint", "eval", "exec", "input", "open", "print"}
+"""Input and output that need no import, and ways around the imports."""
 
 SOLE_IMPORTER = {
-    "autoip._arpsock": "arpsock",
-    "autoip._privileges": "privileges",
-    "jeepney": "dbus",
-    "pyroute2": "rtnl",
+    "autoip.kernel._arpsock": "kernel.arp_socket",
+    "autoip.kernel._privileges": "kernel.capabilities",
+    "jeepney": "daemon.networkmanager.dbus",
+    "pyroute2": "kernel.rtnetlink",
 }
 
 
-def imported(tree: ast.Module) -> Iterator[str]:
-    """Full dotted names of all that a file of the package imports, wherever in the file."""
+def imported(tree: ast.Module, name: str) -> Iterator[str]:
+    """Full dotted names of all that file `name` of the package imports, wherever in the file."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            # The package is flat: a relative import starts at the package itself.
-            base = [] if node.level == 0 else ["autoip"]
+            base = ["autoip", *name.split(".")][: -node.level] if node.level else []
             base += [node.module] if node.module else []
-            # `from autoip import acd` imports the file, `from autoip.acd import Acd` a name in it.
-            names = [alias.name for alias in node.names] if base == ["autoip"] else []
-            yield from (".".join([*base, name]) for name in names or [""])
+            # `from autoip.core import acd` imports the file, `from autoip.core.acd import Acd` a name in it.
+            yield from (".".join([*base, alias.name]) for alias in node.names)
 
 
-def own_module(name: str) -> str | None:
+def files(package: Path) -> dict[str, Path]:
+    """The files of the package by their dotted names below it; a folder's own file has the folder's name."""
+    found: dict[str, Path] = {}
+    for path in sorted(package.rglob("*.py")):
+        parts = path.relative_to(package).with_suffix("").parts
+        found[".".join(parts[:-1] if len(parts) > 1 and parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def file_of(full: str, names: set[str]) -> str | None:
     """The file of this package that a dotted name stands for; None for other packages."""
-    parts = name.strip(".").split(".")
+    parts = full.split(".")
     if parts[0] != "autoip":
         return None
-    known = len(parts) > 1 and (parts[1] in LEVEL or parts[1].startswith("_"))
-    is_dunder = len(parts) > 1 and parts[1] == "__version__"
-    return parts[1] if known and not is_dunder else "__init__"
+    for length in range(len(parts), 1, -1):
+        if (name := ".".join(parts[1:length])) in names:
+            return name
+    return "__init__"
 
 
 def violations(package: Path) -> list[str]:
     """What breaks the rules in the package in that folder, one line each."""
     found: list[str] = []
-    for path in sorted(package.rglob("*.py")):
-        name = ".".join(path.relative_to(package).with_suffix("").parts)
-        if name not in LEVEL:
-            found.append(f"{name}: has no level")
+    paths = files(package)
+    graph: dict[str, set[str]] = {}
+    for name, path in paths.items():
+        if (room := name.partition(".")[0]) not in BELOW:
+            found.append(f"{name}: has no place in the floor plan")
             continue
         tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
-        for full in imported(tree):
-            found += (f"{name}: {fault}" for fault in faults(name, full.strip(".")))
-        if LEVEL[name] <= CORE:
+        graph[name] = set()
+        for full in imported(tree, name):
+            found += (f"{name}: {fault}" for fault in faults(name, full, set(paths)))
+            module = file_of(full, set(paths))
+            if module not in (None, "__init__", name):
+                graph[name].add(str(module))
+        if room == "core":
             calls = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
             found += (f"{name}: uses {call}()" for call in sorted(calls & IMPURE_BUILTINS))
-    return found
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        found.append("a circle: " + " -> ".join(error.args[1]))
+    return sorted(set(found))
 
 
-def faults(name: str, full: str) -> Iterator[str]:
+def faults(name: str, full: str, names: set[str]) -> Iterator[str]:
     """What is wrong with file `name` importing `full`."""
     for owned, owner in SOLE_IMPORTER.items():
         if (full == owned or full.startswith(owned + ".")) and name != owner:
-            yield f"imports {full}, which is for {owner} alone"
-    module = own_module(full)
+            yield f"imports {owned}, which is for {owner} alone"
+    room = name.partition(".")[0]
+    module = file_of(full, names)
     if module is None:
-        if LEVEL[name] <= CORE and full.split(".", maxsplit=1)[0] not in PURE:
-            yield f"imports {full}, and the core does no input or output"
-    elif module in LEVEL and LEVEL[module] >= LEVEL[name]:
-        yield f"imports {module}, which is not on a lower level"
+        if room == "core" and full.partition(".")[0] not in PURE:
+            yield f"imports {full.partition('.')[0]}, and the core does no input or output"
+    elif (other := module.partition(".")[0]) not in (room, "__init__") and other not in BELOW[room]:
+        yield f"imports {module}, which is not below it"
 
 
-def test_the_package_keeps_its_layers() -> None:
+def test_the_package_keeps_its_floor_plan() -> None:
     assert violations(PACKAGE) == []
 
 
-def test_every_level_is_of_a_file() -> None:
-    assert sorted(LEVEL) == sorted(path.stem for path in PACKAGE.glob("*.py"))
+def test_every_place_is_of_a_folder_or_file() -> None:
+    there = {name.partition(".")[0] for name in files(PACKAGE)}
+    assert there == set(BELOW)
+
+
+def plant(package: Path, name: str, source: str) -> None:
+    """Makes a package of that one file, and of empty ones that it may import."""
+    for other in (
+        "core.acd",
+        "core.ipv4ll",
+        "kernel.network",
+        "daemon.lock_file",
+        "errors",
+        "__init__",
+    ):
+        path = package.joinpath(*other.split(".")).with_suffix(".py")
+        path.parent.mkdir(exist_ok=True, parents=True)
+        path.touch()
+    path = package.joinpath(*name.split(".")).with_suffix(".py")
+    path.parent.mkdir(exist_ok=True, parents=True)
+    path.write_text(source)
 
 
 @pytest.mark.parametrize(
     ("name", "source", "fault"),
     [
-        ("acd", "from autoip.ipv4ll import Ipv4ll", "imports ipv4ll, which"),
-        ("acd", "from autoip import ipv4ll", "imports ipv4ll, which"),
-        ("acd", "import autoip.ipv4ll", "imports ipv4ll, which"),
-        ("acd", "from .ipv4ll import Ipv4ll", "imports ipv4ll, which"),
-        ("acd", "from . import ipv4ll", "imports ipv4ll, which"),
-        ("acd", "def f() -> None:\n    from autoip import ipv4ll", "imports ipv4ll, which"),
-        ("constants", "from autoip import errors", "imports errors, which"),
-        ("store", "from autoip.netlink import Link", "imports netlink, which"),
-        ("netlink", "from autoip import store", "imports store, which"),
-        ("rtnl", "from autoip.netlink import Netlink", "imports netlink, which"),
-        ("links", "import socket", "imports socket, and"),
-        ("arp", "import socket", "imports socket, and"),
-        ("acd", "import time", "imports time, and"),
-        ("ipv4ll", "from asyncio import sleep", "imports asyncio, and"),
-        ("errors", "import os.path", "imports os.path, and"),
-        ("acd", "import logging, enum", "imports logging, and"),
-        ("acd", "open('/etc/hosts')", "uses open()"),
-        ("acd", "print(1)", "uses print()"),
-        ("ipv4ll", "__import__('os')", "uses __import__()"),
-        ("daemon", "from autoip import _arpsock", "imports autoip._arpsock, which"),
-        ("netlink", "from autoip._arpsock import lib", "imports autoip._arpsock, which"),
-        ("cli", "import autoip._privileges", "imports autoip._privileges, which"),
-        ("daemon", "import pyroute2", "imports pyroute2, which"),
-        ("netlink", "import pyroute2", "imports pyroute2, which"),
-        ("store", "from pyroute2.netlink import nlmsg", "imports pyroute2.netlink, which"),
-        ("novel", "", "has no level"),
+        ("core.acd", "from autoip.kernel.network import Network", "imports kernel.network, which"),
+        ("core.acd", "from autoip.kernel import network", "imports kernel.network, which"),
+        ("core.acd", "import autoip.kernel.network", "imports kernel.network, which"),
+        ("core.acd", "from ..kernel.network import Network", "imports kernel.network, which"),
+        ("core.acd", "from ..kernel import network", "imports kernel.network, which"),
+        (
+            "core.acd",
+            "def f():\n    from autoip.kernel import network",
+            "imports kernel.network, which",
+        ),
+        ("errors", "from autoip.core import acd", "imports core.acd, which"),
+        (
+            "kernel.network",
+            "from autoip.daemon import lock_file",
+            "imports daemon.lock_file, which",
+        ),
+        ("control.server", "from autoip.kernel import network", "imports kernel.network, which"),
+        ("dhcp.install", "from autoip.kernel import network", "imports kernel.network, which"),
+        ("core.arp", "import socket", "imports socket, and"),
+        ("core.acd", "import time", "imports time, and"),
+        ("core.ipv4ll", "from asyncio import sleep", "imports asyncio, and"),
+        ("core.acd", "import logging, enum", "imports logging, and"),
+        ("core.acd", "open('/etc/hosts')", "uses open()"),
+        ("core.acd", "print(1)", "uses print()"),
+        ("core.ipv4ll", "__import__('os')", "uses __import__()"),
+        (
+            "daemon.host",
+            "from autoip.kernel import _arpsock",
+            "imports autoip.kernel._arpsock, which",
+        ),
+        (
+            "kernel.network",
+            "from autoip.kernel._arpsock import lib",
+            "imports autoip.kernel._arpsock, which",
+        ),
+        (
+            "commands.main",
+            "import autoip.kernel._privileges",
+            "imports autoip.kernel._privileges, which",
+        ),
+        ("daemon.host", "import pyroute2", "imports pyroute2, which"),
+        ("kernel.network", "from pyroute2.netlink import nlmsg", "imports pyroute2, which"),
+        ("novel", "", "has no place in the floor plan"),
+        ("deep.acd", "", "has no place in the floor plan"),
     ],
 )
 def test_a_planted_violation_is_found(tmp_path: Path, name: str, source: str, fault: str) -> None:
-    (tmp_path / f"{name}.py").write_text(source)
+    plant(tmp_path, name, source)
     (found,) = violations(tmp_path)
     assert found.startswith(f"{name}: {fault}")
 
 
-def test_a_package_inside_the_package_has_no_level(tmp_path: Path) -> None:
-    (tmp_path / "deep").mkdir()
-    (tmp_path / "deep" / "acd.py").touch()
-    assert violations(tmp_path) == ["deep.acd: has no level"]
+def test_a_circle_is_found(tmp_path: Path) -> None:
+    plant(tmp_path, "core.acd", "from autoip.core import ipv4ll")
+    (tmp_path / "core" / "ipv4ll.py").write_text("from autoip.core.acd import Acd")
+    (found,) = violations(tmp_path)
+    assert found.startswith("a circle: ")
 
 
 @pytest.mark.parametrize(
     ("name", "source"),
     [
-        ("acd", "from autoip.arp import ArpPacket\nfrom autoip import constants"),
-        ("ipv4ll", "from random import Random\nfrom collections.abc import Callable"),
-        ("arpsock", "from autoip._arpsock import ffi, lib\nimport socket"),
-        ("rtnl", "from pyroute2 import AsyncIPRoute"),
-        ("netlink", "from autoip import rtnl, source_rule"),
-        ("cli", "from autoip import __version__, daemon\nimport autoip"),
+        ("core.acd", "from autoip.errors import AutoipError\nfrom autoip.core import ipv4ll"),
+        ("core.ipv4ll", "from random import Random\nfrom collections.abc import Callable"),
+        ("kernel.arp_socket", "from autoip.kernel._arpsock import ffi, lib\nimport socket"),
+        ("kernel.rtnetlink", "from pyroute2.netlink import nlmsg"),
+        ("daemon.interface", "from autoip.kernel import network\nfrom autoip.core.acd import Acd"),
+        ("commands.main", "from autoip import __version__\nimport autoip"),
     ],
 )
 def test_what_is_allowed_passes(tmp_path: Path, name: str, source: str) -> None:
-    (tmp_path / f"{name}.py").write_text(source)
+    plant(tmp_path, name, source)
     assert violations(tmp_path) == []

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from autoip import cli, errors, report, usage
+from autoip import errors
+from autoip.commands import arguments, main
+from autoip.control import protocol
 from tests.require import requires_program
 from tools.documents import MANUAL, PARTS, renewed
 
@@ -22,14 +24,14 @@ def of_parser(command: str) -> Options:
     """(option, placeholder of its value or nothing) as `--help` shows them."""
     return {
         (word, action.metavar if isinstance(action.metavar, str) else "")
-        for action in cli.parser(command)._actions
+        for action in main.parser(command)._actions
         for word in action.option_strings
     }
 
 
 def operands(command: str) -> list[tuple[str, bool]]:
     """(placeholder, whether it may be left out)."""
-    actions = [action for action in cli.parser(command)._actions if not action.option_strings]
+    actions = [action for action in main.parser(command)._actions if not action.option_strings]
     return [(str(action.metavar), action.nargs == "*") for action in actions]
 
 
@@ -82,28 +84,28 @@ def test_lint() -> None:
 def test_every_option_of_help_is_in_the_manual_and_no_other() -> None:
     manual = of_manual()
     assert manual.pop("Every command") == HELP
-    assert manual == {command: of_parser(command) - HELP for command in usage.COMMANDS}
+    assert manual == {command: of_parser(command) - HELP for command in arguments.COMMANDS}
 
 
 def test_the_synopsis_says_the_same() -> None:
     expected = {
-        command: (of_parser(command) - HELP, operands(command)) for command in usage.COMMANDS
+        command: (of_parser(command) - HELP, operands(command)) for command in arguments.COMMANDS
     }
     assert of_synopsis() == expected
 
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        cli.main(["--help"])
+        main.main(["--help"])
     text = capsys.readouterr().out
-    for command, line in usage.COMMANDS.items():
+    for command, line in arguments.COMMANDS.items():
         assert re.search(rf"^  {command} +{re.escape(line)}$", text, re.MULTILINE)
 
 
-@pytest.mark.parametrize("command", usage.COMMANDS)
+@pytest.mark.parametrize("command", arguments.COMMANDS)
 def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        cli.main([command, "--help"])
+        main.main([command, "--help"])
     assert ended.value.code == 0
     assert capsys.readouterr().out.startswith("usage: autoip ")
 
@@ -119,16 +121,16 @@ def test_the_readme_has_the_same_commands_and_options() -> None:
     rows = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
     told = set(re.findall(r"`(-[a-z-]+)", " ".join(rows)))
     assert told == {name for name, _ in of_parser("run")} - {"-h"}
-    assert set(re.findall(r"`autoip ([a-z]+)", " ".join(rows))) == set(usage.COMMANDS) - {"run"}
+    assert set(re.findall(r"`autoip ([a-z]+)", " ".join(rows))) == set(arguments.COMMANDS) - {"run"}
 
 
 def test_every_field_is_in_the_manual_with_type_and_unit() -> None:
     text = MANUAL.read_text()
-    for table in (report.STATUS, report.EVENT, report.PROBE):
+    for table in (protocol.STATUS, protocol.EVENT, protocol.PROBE):
         for name, field in table.items():
             unit = f", {field.unit}" if field.unit else ""
             assert f".It Cm {name} Pq {field.type}{unit}\n" in text
-    for name in [*report.STATES, *report.EVENTS]:
+    for name in [*protocol.STATES, *protocol.EVENTS]:
         assert f".It Cm {name}\n" in text
 
 

@@ -11,12 +11,12 @@ from random import Random
 
 import pytest
 
-from autoip import acd, arp, constants, ipv4ll
-from autoip.acd import Defence
-from autoip.arp import BROADCAST, NO_ADDRESS, NO_HARDWARE, ArpPacket, Operation
-from autoip.constants import Timing
+from autoip.core import acd, arp, constants, ipv4ll
+from autoip.core.acd import Defence
+from autoip.core.arp import BROADCAST, NO_ADDRESS, NO_HARDWARE, ArpPacket, Operation
+from autoip.core.constants import Timing
+from autoip.core.ipv4ll import State, draw_candidate, is_candidate
 from autoip.errors import CoreMisuse
-from autoip.ipv4ll import State, draw_candidate, is_candidate
 from tests.unit.virtual_link import Host, VirtualLink, mac_of
 
 A = IPv4Address("169.254.20.20")

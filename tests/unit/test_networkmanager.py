@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from autoip import dbus, networkmanager
-from autoip.dbus import Bus, BusLost
-from autoip.networkmanager import STATES, Follower
+from autoip.daemon.networkmanager import dbus, gate
+from autoip.daemon.networkmanager.dbus import Bus, BusLost
+from autoip.daemon.networkmanager.gate import STATES, Follower
 from tests.require import requires_program
 
 from .fake_networkmanager import DEVICE, NAME, PATH, FakeNetworkManager, PrivateBus
@@ -42,9 +42,9 @@ def bus(tmp_path: Path) -> Iterator[PrivateBus]:
 def _times(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is decided by time, but in the tests that shorten one of these."""
     for name in ("ANSWER_TIMEOUT", "RETURN_TIMEOUT", "SETTLE"):
-        monkeypatch.setattr(networkmanager, name, LONG)
-    monkeypatch.setattr(networkmanager, "RETRY_FIRST", 0.05)
-    monkeypatch.setattr(networkmanager, "RETRY_MAX", 0.2)
+        monkeypatch.setattr(gate, name, LONG)
+    monkeypatch.setattr(gate, "RETRY_FIRST", 0.05)
+    monkeypatch.setattr(gate, "RETRY_MAX", 0.2)
 
 
 class World:
@@ -158,8 +158,8 @@ def test_no_network_manager(bus: PrivateBus) -> None:
 
 
 def test_not_connected_to_without_a_reason(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(networkmanager, "SYSTEM_BUS", str(tmp_path / "bus"))
-    monkeypatch.setattr(networkmanager, "INSTALLED", (str(tmp_path / "etc"),))
+    monkeypatch.setattr(gate, "SYSTEM_BUS", str(tmp_path / "bus"))
+    monkeypatch.setattr(gate, "INSTALLED", (str(tmp_path / "etc"),))
 
     async def scenario() -> None:
         async with World("") as world:
@@ -175,7 +175,7 @@ def test_not_connected_to_without_a_reason(monkeypatch: pytest.MonkeyPatch, tmp_
 
 
 def test_nothing_is_imported_without_a_reason() -> None:
-    code = "import sys, autoip.daemon; sys.exit('jeepney' in sys.modules)"
+    code = "import sys, autoip.daemon.daemon; sys.exit('jeepney' in sys.modules)"
     assert os.spawnv(os.P_WAIT, sys.executable, [sys.executable, "-c", code]) == 0
 
 
@@ -183,7 +183,7 @@ def test_without_its_library(
     bus: PrivateBus, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setitem(sys.modules, "jeepney", None)
-    monkeypatch.setattr(networkmanager, "RUNTIME", str(tmp_path / "run"))
+    monkeypatch.setattr(gate, "RUNTIME", str(tmp_path / "run"))
 
     async def scenario() -> None:
         async with World(bus.address) as world:
@@ -202,7 +202,7 @@ def test_without_its_library(
 
 
 def test_it_does_not_answer(bus: PrivateBus, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(networkmanager, "ANSWER_TIMEOUT", 1.0)
+    monkeypatch.setattr(gate, "ANSWER_TIMEOUT", 1.0)
 
     async def scenario() -> None:
         async with network_manager(bus, eth0=30) as nm:
@@ -229,7 +229,7 @@ def test_an_interface_that_it_does_not_know(
             await world.until(True, "activated")
             await nm.remove(ETH0)
             await world.until(False, "does not know it yet")
-        monkeypatch.setattr(networkmanager, "ANSWER_TIMEOUT", 0.5)
+        monkeypatch.setattr(gate, "ANSWER_TIMEOUT", 0.5)
         async with network_manager(bus), World(bus.address) as world:
             await world.until(False, "does not know it yet")
             await world.until(True, "does not know it")
@@ -250,7 +250,7 @@ def test_a_new_device_is_unmanaged_at_first(
             # It was managed, and is not any more: that is no beginning.
             await nm.change(ETH0, 10)
             await world.until(True, "unmanaged")
-        monkeypatch.setattr(networkmanager, "SETTLE", 0.5)
+        monkeypatch.setattr(gate, "SETTLE", 0.5)
         async with network_manager(bus) as nm, World(bus.address) as world:
             await world.until(False, "does not know it yet")
             await nm.add(ETH0, "eth0", 10)
@@ -289,7 +289,7 @@ def test_it_leaves_and_comes_back(bus: PrivateBus, monkeypatch: pytest.MonkeyPat
                 await world.until(False, "disconnected")
                 await nm.change(ETH0, 70)
                 await world.until(True, "ip-config")
-                monkeypatch.setattr(networkmanager, "RETURN_TIMEOUT", 0.5)
+                monkeypatch.setattr(gate, "RETURN_TIMEOUT", 0.5)
             await world.until(False, "may be back at once")
             await world.until(True, "does not run")
 
@@ -310,7 +310,7 @@ def test_the_bus_starts_again(bus: PrivateBus, monkeypatch: pytest.MonkeyPatch) 
             assert world.now() == (False, "NetworkManager has left, and may be back at once")
             async with network_manager(bus, eth0=80):
                 await world.until(True, "ip-check")
-                monkeypatch.setattr(networkmanager, "RETURN_TIMEOUT", 0.5)
+                monkeypatch.setattr(gate, "RETURN_TIMEOUT", 0.5)
                 bus.stop()
                 await world.until(False, "may be back at once")
                 await world.until(True, "does not run")
@@ -321,7 +321,7 @@ def test_the_bus_starts_again(bus: PrivateBus, monkeypatch: pytest.MonkeyPatch) 
 def test_a_bus_that_comes_back_is_asked_for_less_and_less_often(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(networkmanager, "RETRY_MAX", 30.0)
+    monkeypatch.setattr(gate, "RETRY_MAX", 30.0)
     attempts = []
 
     async def refused(address: str) -> Bus:

@@ -79,16 +79,17 @@ def test_wheel_holds_the_package_for_every_python(dist: Path) -> None:
         info = f"{NAME}.dist-info"
         metadata = email.parser.Parser().parsestr(wheel.read(f"{info}/METADATA").decode())
         scripts = wheel.read(f"{info}/entry_points.txt").decode()
-    sources = {f"autoip/{path.name}" for path in (ROOT / "autoip").glob("*.py*")}
-    compiled = {"autoip/_arpsock.abi3.so", "autoip/_privileges.abi3.so"}
-    hooks = {f"autoip/hookfiles/{path.name}" for path in (ROOT / "hooks").iterdir()}
+    sources = {str(path.relative_to(ROOT)) for path in (ROOT / "autoip").rglob("*.py*")}
+    sources = {name for name in sources if not name.endswith(".pyc")}
+    compiled = {"autoip/kernel/_arpsock.abi3.so", "autoip/kernel/_privileges.abi3.so"}
+    hooks = {f"autoip/dhcp/hookfiles/{path.name}" for path in (ROOT / "hooks").iterdir()}
     assert sources | compiled | hooks | {"autoip/py.typed"} == {
         name for name in names if name.startswith("autoip/")
     }
     assert {name.partition("/")[0] for name in names} == {"autoip", info}
     assert {f"{info}/licenses/LICENSE", f"{info}/LICENSE"} & names  # newer and older setuptools
     assert "Apache-2.0" in (metadata["License"], metadata["License-Expression"])
-    assert "autoip = autoip.cli:main" in scripts
+    assert "autoip = autoip.commands.main:main" in scripts
     assert metadata["Version"] == autoip.__version__
     assert metadata["Requires-Python"] == ">=3.10"
 
@@ -100,6 +101,6 @@ def test_the_change_log_knows_the_version() -> None:
 
 def test_the_version_stands_in_one_place() -> None:
     files = [ROOT / "setup.py", ROOT / "pyproject.toml", ROOT / "Dockerfile", ROOT / "Makefile"]
-    files += sorted((ROOT / "autoip").glob("*.py"))
+    files += sorted((ROOT / "autoip").rglob("*.py"))
     quoted = f'"{autoip.__version__}"'
     assert [path.name for path in files if quoted in path.read_text()] == ["__init__.py"]

@@ -6,8 +6,8 @@ from ipaddress import IPv4Address
 
 import pytest
 
-from autoip.links import Address
-from autoip.policy import CONNECTIONS_INTERVAL, Kind, Policy
+from autoip.core.policy import CONNECTIONS_INTERVAL, Kind, Policy
+from autoip.kernel.model import Address
 
 LEASE = IPv4Address("192.0.2.5")
 AFTER, LINGER = 10.0, 120.0

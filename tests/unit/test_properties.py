@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoip.arp import NO_ADDRESS, NO_HARDWARE, ArpPacket, Operation
-from autoip.constants import DEFEND_INTERVAL, PROBE_NUM, Timing
-from autoip.ipv4ll import State, is_candidate
+from autoip.core.arp import NO_ADDRESS, NO_HARDWARE, ArpPacket, Operation
+from autoip.core.constants import DEFEND_INTERVAL, PROBE_NUM, Timing
+from autoip.core.ipv4ll import State, is_candidate
 from tests.unit.virtual_link import Host, VirtualLink, mac_of
 
 A = IPv4Address("169.254.20.20")

@@ -1,4 +1,4 @@
-"""autoip.script: order, bounds and end of the calls, without an interface."""
+"""autoip.daemon.daemon.script: order, bounds and end of the calls, without an interface."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from autoip.daemon.script import QUEUE_MAX, STYLES, ScriptRunner
 from autoip.errors import AutoipError
-from autoip.script import QUEUE_MAX, STYLES, ScriptRunner
 
 A = IPv4Address("169.254.7.7")
 ADDRESSES = [IPv4Address("169.254.8.0") + n for n in range(100)]

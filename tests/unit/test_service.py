@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from autoip import errors
-from autoip.daemon import Daemon
+from autoip.daemon.daemon import Daemon
 from lab import unit
 from tests.require import requires_program
 

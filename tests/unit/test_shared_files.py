@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from autoip import privileges
+from autoip.kernel import capabilities
 
 USER = 62345
 """Stands for the user `autoip`, who need not exist here."""
@@ -25,10 +25,10 @@ PROLOGUE = f"""
 import os, pwd, sys
 from ipaddress import IPv4Address
 from pathlib import Path
-from autoip import privileges
+from autoip.kernel import capabilities
 from autoip.errors import AlreadyRunning, NoPermission, StateProblem
-from autoip.instance import Instance
-from autoip.store import Store
+from autoip.daemon.lock_file import LockFile
+from autoip.daemon.address_store import AddressStore
 where, state, secret = map(Path, sys.argv[1:])
 MAC = bytes(6)
 def named(name):
@@ -36,29 +36,29 @@ def named(name):
     return pwd.struct_passwd(("autoip", "x", {USER}, {USER}, "", "/", "/bin/false"))
 def attempt(interface="eth0"):
     try:
-        return Instance.acquire(where, interface)
+        return LockFile.acquire(where, interface)
     except (AlreadyRunning, NoPermission) as problem:
         return f"{{type(problem).__name__}}: {{problem}}"
 """
 IDENTITY = {
     "root": """
 pwd.getpwnam = named
-privileges.share_with_service([where, state])
-privileges.limit()
+capabilities.share_with_service([where, state])
+capabilities.limit()
 """,
     "service": f"""
 os.setgroups([])
 os.setresgid({USER}, {USER}, {USER})
 os.setresuid({USER}, {USER}, {USER})
 """,
-    "root without that user": "privileges.limit()\n",
+    "root without that user": "capabilities.limit()\n",
     "root who may not change ids": """
 pwd.getpwnam = named
 def forbidden(*_):
     raise PermissionError
 os.setresgid = forbidden
-privileges.share_with_service([where, state])
-privileges.limit()
+capabilities.share_with_service([where, state])
+capabilities.limit()
 """,
 }
 HOLD = """
@@ -139,7 +139,7 @@ def test_one_at_a_time(folder: Path, first: str, second: str, order: str) -> Non
 
 def test_all_files_are_the_service_users(folder: Path) -> None:
     """What root makes, the directories too; nobody else may open a lock file."""
-    code = "held = attempt(); Store(state).save(MAC, IPv4Address('169.254.7.7'), 'eth0')"
+    code = "held = attempt(); AddressStore(state).save(MAC, IPv4Address('169.254.7.7'), 'eth0')"
     output(folder, "root", code)
     for directory, mode in (("run", 0o600), ("state", 0o644)):
         assert (folder / directory).stat().st_uid == USER
@@ -154,11 +154,11 @@ def test_all_files_are_the_service_users(folder: Path) -> None:
 def test_saved_address(folder: Path, first: str, second: str) -> None:
     """The other one finds it, also with the service's umask, and replaces it."""
     made_by_manager(folder)
-    save = "os.umask(0o077); Store(state).save(MAC, IPv4Address('169.254.7.{}'), 'eth0')"
+    save = "os.umask(0o077); AddressStore(state).save(MAC, IPv4Address('169.254.7.{}'), 'eth0')"
     output(folder, first, save.format(7))
-    assert output(folder, second, "print(Store(state).load(MAC))") == "169.254.7.7"
+    assert output(folder, second, "print(AddressStore(state).load(MAC))") == "169.254.7.7"
     output(folder, second, save.format(8))
-    assert output(folder, first, "print(Store(state).load(MAC))") == "169.254.7.8"
+    assert output(folder, first, "print(AddressStore(state).load(MAC))") == "169.254.7.8"
 
 
 def test_root_can_be_led_nowhere(folder: Path) -> None:
@@ -173,10 +173,10 @@ def tried(action):
     return "done"
 actions = (lambda: open(secret), lambda: os.chmod(secret, 0o666), lambda: os.unlink(secret),
            lambda: os.rename(secret, where / "x"), lambda: os.mkdir(secret.parent / "x"))
-with privileges.as_owner(where):
+with capabilities.as_owner(where):
     print(*map(tried, actions))
 print(*map(tried, actions[:2]))
-with privileges.as_owner(secret.parent):
+with capabilities.as_owner(secret.parent):
     print(tried(actions[0]))
 """
     # Once it is over, root has its own files again; in a directory of its own it always has.
@@ -193,7 +193,7 @@ def test_planted_files_are_refused(folder: Path) -> None:
         path.symlink_to(folder / "secret")
         os.chown(path, USER, USER, follow_symlinks=False)
     assert "symbolic link" in output(folder, "root", "print(attempt())")
-    output(folder, "root", "Store(state).save(MAC, IPv4Address('169.254.7.7'), 'eth0')")
+    output(folder, "root", "AddressStore(state).save(MAC, IPv4Address('169.254.7.7'), 'eth0')")
     assert not saved.is_symlink()
     assert (folder / "secret").read_text() == "precious"
 
@@ -216,5 +216,5 @@ def test_a_directory_that_exists_is_left_as_it_is(folder: Path) -> None:
 
 
 def test_another_user_shares_nothing(folder: Path) -> None:
-    assert output(folder, "service", "print(*sorted(privileges.trusted_users()))") == f"0 {USER}"
-    assert privileges.trusted_users() == {0}
+    assert output(folder, "service", "print(*sorted(capabilities.trusted_users()))") == f"0 {USER}"
+    assert capabilities.trusted_users() == {0}

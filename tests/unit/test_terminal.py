@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 import pytest
 
-from autoip import terminal
-from autoip.terminal import HANGUP_TIME, Hangup
+from autoip.daemon import terminal
+from autoip.daemon.terminal import HANGUP_TIME, Hangup
 
 
 class Fake:

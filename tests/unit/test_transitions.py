@@ -7,11 +7,11 @@ from random import Random
 
 import pytest
 
-from autoip.acd import Defence
-from autoip.arp import announcement
-from autoip.constants import MAX_CONFLICTS, RATE_LIMIT_INTERVAL, Timing
+from autoip.core.acd import Defence
+from autoip.core.arp import announcement
+from autoip.core.constants import MAX_CONFLICTS, RATE_LIMIT_INTERVAL, Timing
+from autoip.core.ipv4ll import ACD_STEPS, TRANSITIONS, Cause, Configure, Ipv4ll, State, Transition
 from autoip.errors import CoreMisuse
-from autoip.ipv4ll import ACD_STEPS, TRANSITIONS, Cause, Configure, Ipv4ll, State, Transition
 
 MAC = b"\x02\0\0\0\0\x01"
 OTHER = b"\x02\0\0\0\0\x02"

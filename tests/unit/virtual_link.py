@@ -17,10 +17,10 @@ from ipaddress import IPv4Address
 from random import Random
 from typing import TypeVar
 
-from autoip.acd import Defence, Listen
-from autoip.arp import ArpPacket, Operation, parse
-from autoip.constants import Timing
-from autoip.ipv4ll import Configure, Event, Ipv4ll, State, Unconfigure
+from autoip.core.acd import Defence, Listen
+from autoip.core.arp import ArpPacket, Operation, parse
+from autoip.core.constants import Timing
+from autoip.core.ipv4ll import Configure, Event, Ipv4ll, State, Unconfigure
 
 T = TypeVar("T")
 

@@ -1,0 +1,142 @@
+"""The command `probe`: RFC 5227 for any IPv4 address, without a daemon.
+
+Says whether an address is free before somebody configures it.  Nothing is configured here.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import select
+import socket
+import struct
+import time
+from collections.abc import Sequence
+from ipaddress import AddressValueError, IPv4Address
+from random import Random
+
+from autoip.commands.arguments import COMMANDS, Parser, interface_name
+from autoip.control.protocol import VERSION
+from autoip.core.acd import Acd, Conflict, Listen, ProbeSucceeded
+from autoip.core.arp import ArpPacket, format_mac, parse
+from autoip.core.constants import DELAY_DEFAULT, Timing
+from autoip.errors import CannotTell, NoPermission, NotArp, UsageError
+from autoip.kernel.arp_socket import ArpListener, ArpSocket, Phase
+from autoip.options import delay
+
+_SIOCGIFFLAGS = 0x8913
+_SIOCGIFHWADDR = 0x8927
+_SIOCGIFINDEX = 0x8933
+_IFF_RUNNING = 0x40
+_IFF_NOARP_OR_LOOPBACK = 0x80 | 0x8
+_ARPHRD_ETHER = 1
+
+IN_USE = 1
+"""Exit status: another host has the address."""
+
+
+def parser() -> Parser:
+    """The options of `probe`."""
+    made = Parser(
+        prog="autoip probe",
+        description=COMMANDS["probe"],
+        epilog="exit status: 0 free, 1 in use, 2 to 5 as for 'autoip', 6 could not be found out",
+        allow_abbrev=False,
+    )
+    made.add_argument("interface", metavar="IFACE")
+    made.add_argument("address", metavar="ADDRESS")
+    made.add_argument("--delay", metavar="MS", default=str(DELAY_DEFAULT), help="as for 'autoip'")
+    made.add_argument("--json", action="store_true", help="one JSON object, for scripts")
+    return made
+
+
+def main(words: Sequence[str]) -> int:
+    """Probe an address; 0: free, 1: in use, and the holder's MAC is told."""
+    found = parser().parse_args(words)
+    address = _address(found.address)
+    timing = Timing.from_delay(delay(found.delay))
+    name = interface_name(found.interface)
+    index, mac = _look_up(name)
+    holder = _holder(name, index, mac, address, timing)
+    other = None if holder is None else format_mac(holder.sha)
+    if found.json:
+        result = {"interface": name, "address": str(address), "in_use": other is not None}
+        print(json.dumps({"version": VERSION, **result, "mac": other}))
+    elif other is None:
+        print(f"{address} is free on {name}")
+    else:
+        print(f"{address} is in use on {name} by {other}")
+    return 0 if other is None else IN_USE
+
+
+def _address(text: str) -> IPv4Address:
+    try:
+        address = IPv4Address(text)
+    except AddressValueError:
+        raise UsageError(f"{text}: not an IPv4 address") from None
+    if address.is_unspecified or address.is_loopback or address >= IPv4Address("224.0.0.0"):
+        raise UsageError(f"{text}: not an address that one host can have")
+    return address
+
+
+def _look_up(name: str) -> tuple[int, bytes]:
+    """Index and hardware address of an interface that can send ARP now."""
+    request = struct.pack("16s24x", name.encode("utf-8", "surrogateescape"))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        try:
+            answers = [
+                fcntl.ioctl(any_socket, number, request)
+                for number in (_SIOCGIFINDEX, _SIOCGIFFLAGS, _SIOCGIFHWADDR)
+            ]
+        except OSError as error:
+            raise UsageError(f"{name}: no such interface") from error
+    (index,) = struct.unpack_from("=i", answers[0], 16)
+    (flags,) = struct.unpack_from("=H", answers[1], 16)
+    hardware_type, mac = struct.unpack_from("=H6s", answers[2], 16)
+    if hardware_type != _ARPHRD_ETHER or flags & _IFF_NOARP_OR_LOOPBACK:
+        raise NotArp(f"{name}: not an interface that speaks ARP over Ethernet")
+    if not flags & _IFF_RUNNING:
+        raise CannotTell(f"{name}: down or without carrier, so nobody can be asked")
+    return index, mac
+
+
+def _holder(
+    name: str, index: int, mac: bytes, address: IPv4Address, timing: Timing
+) -> ArpPacket | None:
+    """The packet by which another host objects; None if nobody does."""
+    try:
+        with ArpListener() as reactor, reactor.open(index, mac) as sock:
+            sock.watch(Phase.PROBE, address)
+            return _negotiate(reactor, sock, Acd(address, mac, timing, Random(), _now()))
+    except PermissionError:
+        raise NoPermission("no permission: CAP_NET_RAW missing; run as root") from None
+    except OSError as error:
+        raise CannotTell(f"{name}: {error.strerror}") from error
+
+
+def _negotiate(reactor: ArpListener, sock: ArpSocket, detector: Acd) -> ArpPacket | None:
+    while detector.listen is Listen.PROBE:
+        if (at := detector.next_timer()) is not None:
+            select.select([reactor], [], [], max(at - _now(), 0.0))
+        for received in reactor.drain():
+            if (packet := parse(received.frame)) is not None:
+                detector.receive(packet, received.at)
+        detector.handle_timer(_now())
+        if (due := detector.to_send(_now())) is not None:
+            try:
+                detector.sent(sock.send(due.emit()))
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+                detector.refused(_now())
+        while (event := detector.next_event()) is not None:
+            if isinstance(event, Conflict):
+                return event.packet
+            if isinstance(event, ProbeSucceeded):
+                return None
+    return None
+
+
+def _now() -> float:
+    return time.clock_gettime(time.CLOCK_BOOTTIME)

@@ -1,0 +1,1 @@
+"""The socket between the daemon and the commands: protocol, server, client."""

@@ -1,0 +1,280 @@
+"""The daemon's side of the control socket: who may ask what, and who is too slow.
+
+One Unix stream socket for each interface.  A client sends one JSON line,
+``{"version": 1, "request": NAME}``, and gets one JSON line, after ``watch`` one for each event.
+``status`` and ``watch`` are for everyone, ``refresh`` and ``stop`` for root and the daemon's
+own user, whom the kernel tells (SO_PEERCRED).
+
+A client must cost neither the negotiation nor other clients anything: a request has at most
+LINE_MAX bytes and REQUEST_TIME seconds; each user has USER_MAX connections, WATCH_MAX of them
+watching, and a new one takes the place of its oldest that is not watching; a watcher that does not
+read is cut off when WRITE_MAX bytes wait for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+import struct
+import time
+from collections import defaultdict
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from autoip.control.protocol import VERSION
+
+LINE_MAX = 4096
+REQUEST_TIME = 10.0
+USER_MAX = 32
+WATCH_MAX = 24
+WRITE_MAX = 65536
+_BACKLOG = 16
+_CREDENTIALS = struct.Struct("=iII")  # struct ucred
+
+
+@dataclass(frozen=True, slots=True)
+class Handler:
+    """What an interface does on request.
+
+    Attributes:
+        status: its status object.
+        refresh: probes the address again.
+        stop: takes all off; awaited before the answer.
+    """
+
+    status: Callable[[], dict[str, Any]]
+    refresh: Callable[[], None]
+    stop: Callable[[], Awaitable[None]]
+
+
+@dataclass(slots=True)
+class Clients:
+    """All connections of the process, by user; shared by the servers of all interfaces."""
+
+    by_user: defaultdict[int, list[_Client]] = field(default_factory=lambda: defaultdict(list))
+
+    def admit(self, client: _Client) -> None:
+        """Make room for a client of its user."""
+        mine = self.by_user[client.user]
+        if len(mine) >= USER_MAX:
+            next(other for other in mine if not other.watching).drop()
+        self.by_user[client.user].append(client)
+
+    def may_watch(self, client: _Client) -> bool:
+        """Whether the client's user has not too many watchers already."""
+        return sum(other.watching for other in self.by_user[client.user]) < WATCH_MAX
+
+    def forget(self, client: _Client) -> None:
+        """The client is gone."""
+        with contextlib.suppress(ValueError):
+            self.by_user[client.user].remove(client)
+        if not self.by_user[client.user]:
+            del self.by_user[client.user]
+
+
+def _as_we_are(_directory: Path) -> AbstractContextManager[None]:
+    return contextlib.nullcontext()
+
+
+class Server:
+    """The control socket of one interface."""
+
+    def __init__(
+        self,
+        path: Path,
+        handler: Handler,
+        clients: Clients,
+        as_owner: Callable[[Path], AbstractContextManager[None]] = _as_we_are,
+    ) -> None:
+        """Serve at `path`; `as_owner` gives the rights of the owner of the folder for a while."""
+        self.path = path
+        self.handler = handler
+        self.clients = clients
+        self._as_owner = as_owner
+        self.watchers: set[_Client] = set()
+        self.tasks: set[asyncio.Task[None]] = set()
+        self.closed = False
+        self._server: asyncio.Server | None = None
+
+    async def open(self) -> None:
+        """Listen.  The caller holds the interface's lock, so an older socket is a dead one.
+
+        The socket gets its name when everyone may connect to it: a client never meets one that is
+        not ready.
+
+        Raises:
+            OSError: the file system or the length of the path does not allow it.
+        """
+        path = self.path.with_name(f".{self.path.name}")
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            with self._as_owner(path.parent):
+                with contextlib.suppress(FileNotFoundError):
+                    path.unlink()
+                listener.bind(str(path))
+                path.chmod(0o666)
+            self._server = await asyncio.get_running_loop().create_unix_server(
+                lambda: _Client(self), sock=listener, backlog=_BACKLOG
+            )
+            with self._as_owner(path.parent):
+                path.rename(self.path)
+        except BaseException:
+            listener.close()
+            raise
+
+    def publish(self, event: dict[str, Any]) -> None:
+        """Tell all watchers."""
+        if self.watchers:
+            line = encode(event)
+            for client in list(self.watchers):
+                client.write(line)
+
+    async def close(self) -> None:
+        """Stop listening and let go of all clients once they have what was written.
+
+        Who asked for the end is still to get its answer, and is let go of then.
+        """
+        self.closed = True
+        for client in [c for cs in self.clients.by_user.values() for c in cs if c.server is self]:
+            if not client.stopping:
+                client.finish()
+        if self._server is not None:
+            self._server.close()
+            with contextlib.suppress(OSError), self._as_owner(self.path.parent):
+                self.path.unlink()
+
+
+class _Client(asyncio.Protocol):
+    """One connection."""
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        self.user = -1
+        self.served = False
+        self.watching = False
+        self.stopping = False
+        self._transport: asyncio.Transport | None = None
+        self._line = b""
+        self._timeout: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        if self.server.closed:  # accepted at the last moment
+            self._transport.abort()
+            return
+        self.user = _user(transport.get_extra_info("socket"))
+        self.server.clients.admit(self)
+        self._timeout = asyncio.get_running_loop().call_later(REQUEST_TIME, self.drop)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        del exc
+        if self._timeout is not None:
+            self._timeout.cancel()
+        self.server.watchers.discard(self)
+        self.server.clients.forget(self)
+        self._transport = None
+
+    def data_received(self, data: bytes) -> None:
+        if self.served:
+            return  # one request a connection; what follows is not for us
+        self._line += data
+        line, newline, _ = self._line.partition(b"\n")
+        if newline and len(line) <= LINE_MAX:
+            self._serve(line)
+        elif len(self._line) > LINE_MAX:
+            self._refuse(f"a request has at most {LINE_MAX} bytes")
+
+    def write(self, line: bytes) -> None:
+        """Send a line; cut off a client that does not read."""
+        if self._transport is None or self._transport.is_closing():
+            return
+        self._transport.write(line)
+        if self._transport.get_write_buffer_size() > WRITE_MAX:
+            self.drop()
+
+    def drop(self) -> None:
+        """Cut the client off."""
+        self.server.watchers.discard(self)
+        self.server.clients.forget(self)
+        if self._transport is not None:
+            self._transport.abort()
+
+    def finish(self) -> None:
+        """Close once what was written has been read, or REQUEST_TIME is over."""
+        self.watching = False
+        if self._transport is not None:
+            self._transport.close()
+
+    def _serve(self, line: bytes) -> None:
+        self.served = True
+        handler = self.server.handler
+        match _request(line):
+            case "status":
+                self._answer(status=handler.status())
+                self.finish()
+            case "watch" if self.server.clients.may_watch(self):
+                if self._timeout is not None:
+                    self._timeout.cancel()
+                self.watching = True
+                self._answer(at=time.time(), status=handler.status())
+                self.server.watchers.add(self)
+            case "watch":
+                self._refuse("this user has too many watchers")
+            case "refresh" if self._may_change():
+                handler.refresh()
+                self._answer()
+                self.finish()
+            case "stop" if self._may_change():
+                self.stopping = True
+                if self._timeout is not None:
+                    self._timeout.cancel()  # a script may have to be waited for
+                task = asyncio.get_running_loop().create_task(self._stop())
+                self.server.tasks.add(task)
+                task.add_done_callback(self.server.tasks.discard)
+            case "refresh" | "stop":
+                self._refuse("only root and the daemon's own user may do that", permission=True)
+            case _:
+                self._refuse("not a request: status, watch, refresh or stop")
+
+    async def _stop(self) -> None:
+        # The client may have gone before the end: what it asked for is done all the same.
+        await self.server.handler.stop()
+        self._answer()
+        self.finish()
+
+    def _may_change(self) -> bool:
+        return self.user in (0, os.geteuid())
+
+    def _refuse(self, error: str, *, permission: bool = False) -> None:
+        self.served = True
+        self._answer(ok=False, error=error, permission=permission)
+        self.finish()
+
+    def _answer(self, *, ok: bool = True, **fields: Any) -> None:
+        self.write(encode({"version": VERSION, "ok": ok, **fields}))
+
+
+def encode(message: dict[str, Any]) -> bytes:
+    """One JSON line."""
+    return json.dumps(message, separators=(",", ":")).encode() + b"\n"
+
+
+def _request(line: bytes) -> object:
+    """The name of the request; None if the line is not one."""
+    try:
+        message = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return message.get("request") if isinstance(message, dict) else None
+
+
+def _user(connection: socket.socket) -> int:
+    """The user id of the process at the other end."""
+    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    return int(_CREDENTIALS.unpack(raw)[1])

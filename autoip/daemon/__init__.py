@@ -1,0 +1,1 @@
+"""One process, its interfaces, and what they own."""

@@ -1,0 +1,201 @@
+"""The last address of each interface, kept over restarts (RFC 3927 section 2.1: sel-memory).
+
+One small JSON file for each MAC, so that two daemons never write to the same file for different
+interfaces, and so that one damaged file costs one address. What is read is not trusted: a file can
+be damaged by a power cut, edited by hand or put there by a backup of another machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import stat
+from collections.abc import Mapping
+from ipaddress import IPv4Address
+from pathlib import Path
+
+from autoip.core.constants import FIRST_CANDIDATE, LAST_CANDIDATE
+from autoip.errors import StateProblem
+from autoip.kernel.capabilities import as_owner
+
+AVAHI_DIRECTORY = Path("/var/lib/avahi-autoipd")
+"""Where avahi-autoipd keeps its addresses: a file for each MAC, named by it, one line."""
+
+VERSION = 1
+# A file that we wrote has about 80 bytes. Anything over this is not ours, and is not read further.
+MAX_SIZE = 4096
+
+
+def state_directory(environ: Mapping[str, str]) -> Path:
+    """The first directory of $STATE_DIRECTORY (systemd gives a colon list), or /var/lib/autoip."""
+    first = environ.get("STATE_DIRECTORY", "").split(":", 1)[0]
+    return Path(first or "/var/lib/autoip")
+
+
+class AddressStore:
+    """Addresses by MAC in one directory."""
+
+    def __init__(self, directory: Path | None, avahi: Path = AVAHI_DIRECTORY) -> None:
+        """Use `directory`, which is created at the first save; None neither reads nor writes.
+
+        `avahi` is what avahi-autoipd keeps; it is only read.
+        """
+        self._directory = directory
+        self._avahi = avahi
+
+    def load(self, mac: bytes) -> IPv4Address | None:
+        """Return the address last saved for `mac` (6 bytes), or None if there is none.
+
+        Only an address of the candidate range is returned. Raises StateProblem if there is a file
+        but no such address can be read from it.
+        """
+        name = _file_name(mac)
+        if self._directory is None:
+            return None
+        path = self._directory / name
+        try:
+            with as_owner(self._directory):
+                data = _read(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as problem:
+            raise StateProblem(f"cannot read {path}: {problem.strerror}") from problem
+        return _address(data, path)
+
+    def load_avahi(self, mac: bytes) -> IPv4Address | None:
+        """Return the address that avahi-autoipd saved for `mac` (6 bytes), or None if there is none.
+
+        For the first start here of a machine that had avahi-autoipd before. Raises StateProblem if
+        there is a file that cannot be read, as it may well be since it is another user's, or that
+        holds no address of the candidate range.
+        """
+        if self._directory is None:
+            return None
+        path = self._avahi / mac.hex(":")
+        try:
+            data = _read(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as problem:
+            raise StateProblem(f"cannot read {path}: {problem.strerror}") from problem
+        try:
+            address = IPv4Address(data.decode("ascii").strip())
+        except ValueError as problem:
+            raise StateProblem(f"{path} is not avahi-autoipd's: no IPv4 address") from problem
+        if not FIRST_CANDIDATE <= address <= LAST_CANDIDATE:
+            raise StateProblem(f"{path}: {address} is not a link-local candidate")
+        return address
+
+    def save(self, mac: bytes, address: IPv4Address, interface: str) -> None:
+        """Remember `address` for `mac` (6 bytes). `interface` is for people who read the file.
+
+        After a crash or a power cut at any moment the file holds the former content or the new one,
+        never a part. Raises StateProblem if it cannot be written (the former content is kept), and
+        ValueError if `address` is not a candidate.
+        """
+        name = _file_name(mac)
+        if not FIRST_CANDIDATE <= address <= LAST_CANDIDATE:
+            raise ValueError(f"{address} is not a link-local candidate")
+        if self._directory is None:
+            return
+        path = self._directory / name
+        record = {"version": VERSION, "address": str(address), "interface": interface}
+        data = (json.dumps(record) + "\n").encode("ascii")
+        try:
+            _make_directory(self._directory)
+            with as_owner(self._directory):
+                # A new claim of the same address is the usual case: do not wear out the flash for it.
+                with contextlib.suppress(OSError):
+                    if _read(path) == data:
+                        return
+                _replace(self._directory, name, data)
+        except OSError as problem:
+            raise StateProblem(f"cannot write {path}: {problem.strerror}") from problem
+
+
+def _file_name(mac: bytes) -> str:
+    if len(mac) != 6:
+        raise ValueError(f"a MAC has 6 bytes, not {len(mac)}")
+    return mac.hex() + ".json"
+
+
+def _read(path: Path) -> bytes:
+    """The content of `path`, at most one byte more than MAX_SIZE of it."""
+    # O_NOFOLLOW: a link could point at anything. O_NONBLOCK: opening a FIFO would wait for ever.
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    with open(descriptor, "rb", buffering=0) as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(0, "not a regular file")
+        parts = []
+        left = MAX_SIZE + 1
+        while left and (part := file.read(left)):
+            parts.append(part)
+            left -= len(part)
+    return b"".join(parts)
+
+
+def _address(data: bytes, path: Path) -> IPv4Address:
+    """The address in the file's content; StateProblem if it holds none."""
+    if len(data) > MAX_SIZE:
+        raise StateProblem(f"{path} is damaged: more than {MAX_SIZE} bytes")
+    try:
+        record = json.loads(data)
+    except (ValueError, RecursionError) as problem:
+        raise StateProblem(f"{path} is damaged: not JSON") from problem
+    if not isinstance(record, dict):
+        raise StateProblem(f"{path} is damaged: not a JSON object")
+    version = record.get("version")
+    # True == 1 in Python.
+    if version != VERSION or isinstance(version, bool):
+        raise StateProblem(f"{path} has another version than {VERSION}")
+    text = record.get("address")
+    # IPv4Address(2851995905) would be a valid address as well; only text is what we write.
+    if not isinstance(text, str):
+        raise StateProblem(f"{path} is damaged: no address")
+    try:
+        address = IPv4Address(text)
+    except ValueError as problem:
+        raise StateProblem(f"{path} is damaged: no IPv4 address") from problem
+    if not FIRST_CANDIDATE <= address <= LAST_CANDIDATE:
+        raise StateProblem(f"{path}: {address} is not a link-local candidate")
+    return address
+
+
+def _make_directory(directory: Path) -> None:
+    if directory.is_dir():
+        return
+    directory.mkdir(parents=True, exist_ok=True)
+    # A umask of 077 must not hide the state from people; it is no secret.
+    directory.chmod(0o755)
+
+
+def _replace(directory: Path, name: str, data: bytes) -> None:
+    """Give the file `name` a new content, atomically."""
+    path = directory / name
+    # The process id keeps two daemons with one MAC (a VLAN and its parent) apart.
+    temporary = directory / f".{name}.{os.getpid()}"
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(temporary)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+    descriptor = os.open(temporary, flags, 0o644)
+    try:
+        with open(descriptor, "wb", buffering=0) as file:
+            while data:
+                data = data[file.write(data) or 0 :]
+            # Without this a power cut after the rename can leave a file of the right name and
+            # length zero.
+            os.fsync(descriptor)
+        os.rename(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+    # The rename itself reaches the disk with the directory. A file system that cannot sync a
+    # directory has still the former or the new name.
+    with contextlib.suppress(OSError):
+        handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -1,0 +1,283 @@
+"""One instance for an interface and network namespace, and what a crashed one left behind.
+
+A lock file DIRECTORY/NAMESPACE-INTERFACE.lock, locked with flock(2) for as long as the process lives:
+the kernel drops the lock when the process ends, however it ends, so a file that a crash left does not
+block. /run is often shared by network namespaces (containers, `ip netns exec`), each of which may have
+an eth0; the inode of /proc/self/ns/net tells them apart.
+
+When the directory belongs to the service's user, an instance of root's makes and opens the file with
+that user's rights (`privileges`): so the file is that user's whoever made it, and either instance finds
+the other's lock and record.  Root trusts this user with the lock: the user can refuse root the interface,
+by holding the lock, and can remove the file and so the protection, but can have root write nothing
+outside of the directory.
+
+The file holds one record of fixed size: our pid, for the message that a second instance gives, and the
+address that we put on the interface, so that the next instance can take over what a crash left there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import stat
+import time
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from pathlib import Path
+from types import TracebackType
+from typing import final
+
+from autoip.errors import AlreadyRunning, NoPermission
+from autoip.kernel.capabilities import as_owner, trusted_users
+
+RECORD_SIZE = 128
+# A record is read while its owner may be writing it: tried again this often, this many seconds apart.
+READ_TRIES = 20
+READ_PAUSE = 0.01
+# Each round of `acquire` lost means that another instance released the lock just then.
+ACQUIRE_TRIES = 1000
+
+# There is no file to be had, for a reason that is nobody's attack and no lack of permission.
+_NO_FILE = (errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE)
+
+
+def runtime_directory(environ: Mapping[str, str]) -> Path:
+    """The first directory of $RUNTIME_DIRECTORY (systemd gives a colon list), or /run/autoip."""
+    first = environ.get("RUNTIME_DIRECTORY", "").split(":", 1)[0]
+    return Path(first or "/run/autoip")
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """An address that an instance has put on the interface of this index."""
+
+    index: int
+    address: IPv4Address
+
+
+@final
+class LockFile:
+    """The right to negotiate on one interface. Made by `acquire`, given up by `release`."""
+
+    previous: Held | None
+    """What the instance before us had on the interface when it ended without `release`.
+
+    It is a hint and no proof: the number of a deleted network namespace is used again.
+    """
+    warning: str | None
+    """Why there is no lock file, or no record in it; None if all is well."""
+
+    def __init__(self, interface: str, directory: int | None, name: str, file: int | None) -> None:
+        """For `acquire` only."""
+        self.interface = interface
+        self.previous = None
+        self.warning = None
+        self._held: Held | None = None
+        self._directory = directory
+        self._name = name
+        self._file = file
+
+    @classmethod
+    def acquire(cls, directory: Path, interface: str) -> LockFile:
+        """Become the instance for `interface` in this process's network namespace.
+
+        Raises AlreadyRunning if there is one, NoPermission if the directory or the file cannot be
+        trusted or used, ValueError if `interface` cannot be an interface's name. A file system that
+        is full or read-only is no error: `warning` says that nothing keeps a second instance away.
+        """
+        if not 0 < len(os.fsencode(interface)) < 16 or "/" in interface or "\0" in interface:
+            raise ValueError(f"{interface!r} is no interface name")
+        name = f"{os.stat('/proc/self/ns/net').st_ino}-{interface}.lock"
+        handle: int | None = None
+        try:
+            handle = _open_directory(directory)
+            with as_owner(handle):
+                file = _lock(handle, directory, name, interface)
+        except BaseException as problem:
+            if handle is not None:
+                os.close(handle)
+            if isinstance(problem, OSError) and problem.errno in _NO_FILE:
+                instance = cls(interface, None, name, None)
+                instance._warn(f"no lock file {directory / name}", problem)
+                return instance
+            if isinstance(problem, OSError):
+                text = f"{directory / name}: {problem.strerror}"
+                raise NoPermission(text) from problem
+            raise
+        instance = cls(interface, handle, name, file)
+        _, instance.previous = _parse(_read(file))
+        # Until we hold an address of our own, the next instance must still learn of that one.
+        instance._held = instance.previous
+        instance._write()
+        return instance
+
+    def hold(self, index: int, address: IPv4Address) -> None:
+        """Record that `address` is on the interface `index`. To be called before it is added."""
+        self._held = Held(index, address)
+        self._write()
+
+    def drop(self) -> None:
+        """Record that nothing of ours is on the interface. To be called after the removal."""
+        self._held = None
+        self._write()
+
+    def release(self) -> None:
+        """Give the interface free, and remove the file. May be called more than once."""
+        if self._file is None or self._directory is None:
+            return
+        # While we have the lock: no other instance can have locked this file, so what is removed
+        # is ours. One that waits for it finds, once it has the lock, that the name is gone.
+        with contextlib.suppress(OSError), as_owner(self._directory):
+            os.unlink(self._name, dir_fd=self._directory)
+        os.close(self._file)
+        os.close(self._directory)
+        self._file = self._directory = None
+
+    def __enter__(self) -> LockFile:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.release()
+
+    def _write(self) -> None:
+        """Write the record in place: the inode is the lock, so the file cannot be replaced."""
+        if self._file is None:
+            return
+        try:
+            if os.pwrite(self._file, _format(os.getpid(), self._held), 0) != RECORD_SIZE:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as problem:
+            self._warn(f"no record in lock file {self._name}", problem)
+
+    def _warn(self, text: str, problem: OSError) -> None:
+        self.warning = f"{text}: {problem.strerror}"
+
+
+def _open_directory(directory: Path) -> int:
+    """Make and open the directory. NoPermission if somebody else could put files into it."""
+    try:
+        directory.mkdir(parents=True)
+        # mkdir is subject to the umask; others may know which interfaces are served.
+        directory.chmod(0o755)
+    except FileExistsError:
+        pass
+    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    status = os.fstat(handle)
+    problem = None
+    if status.st_uid not in trusted_users():
+        problem = f"belongs to user {status.st_uid}"
+    elif status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        problem = f"can be written by others (mode {stat.S_IMODE(status.st_mode):o})"
+    if problem is not None:
+        os.close(handle)
+        raise NoPermission(f"{directory} {problem}: not used for a lock file")
+    return handle
+
+
+def _lock(handle: int, directory: Path, name: str, interface: str) -> int:
+    """Open and lock the file `name`. Return the descriptor that has the lock."""
+    for _ in range(ACQUIRE_TRIES):
+        file = _open_file(handle, directory, name)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            found = os.stat(name, dir_fd=handle, follow_symlinks=False)
+            if os.path.samestat(found, os.fstat(file)):
+                return file
+        except BlockingIOError:
+            pid = _owner(file)
+            os.close(file)
+            raise AlreadyRunning(interface, pid) from None
+        except FileNotFoundError:
+            pass
+        except BaseException:
+            os.close(file)
+            raise
+        # Between our open and our flock its owner removed the file: a lock on it keeps nobody away.
+        os.close(file)
+    raise AlreadyRunning(interface, None)
+
+
+def _open_file(handle: int, directory: Path, name: str) -> int:
+    # O_NOFOLLOW: never create or lock what a link points at. (Opened for both, a FIFO does not wait.)
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        # 0600: who can open a file can lock it, and so could keep us away.
+        file = os.open(name, flags, 0o600, dir_fd=handle)
+    except OSError as problem:
+        if problem.errno == errno.ELOOP:
+            raise NoPermission(f"{directory / name} is a symbolic link: not used") from problem
+        raise
+    status = os.fstat(file)
+    text = None
+    if not stat.S_ISREG(status.st_mode):
+        text = "is no regular file"
+    elif status.st_uid not in trusted_users():
+        text = f"belongs to user {status.st_uid}"
+    elif status.st_nlink > 1:
+        # A second name: the record would be written into somebody's other file.
+        text = "has another name"
+    elif status.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+        text = "can be opened, and so locked, by others"
+    if text is not None:
+        os.close(file)
+        raise NoPermission(f"{directory / name} {text}: not used as a lock file")
+    return file
+
+
+def _owner(file: int) -> int | None:
+    """The pid of the instance that has the lock, None if it does not say."""
+    pid = None
+    for _ in range(READ_TRIES):
+        pid, _held = _parse(_read(file))
+        if pid is not None and _alive(pid):
+            return pid
+        # The lock was taken just now, and the record is still that of a crashed instance or none.
+        time.sleep(READ_PAUSE)
+    # Alive but not to be seen from here: it runs in another pid namespace.
+    return pid
+
+
+def _alive(pid: int) -> bool:
+    return os.path.exists(f"/proc/{pid}")
+
+
+def _read(file: int) -> bytes:
+    try:
+        return os.pread(file, RECORD_SIZE, 0)
+    except OSError:
+        return b""
+
+
+def _format(pid: int, held: Held | None) -> bytes:
+    """The record: text, then a check sum, since a reader can see half of an old and of a new one."""
+    text = f"autoip 1 pid={pid}"
+    if held is not None:
+        text += f" index={held.index} address={held.address}"
+    body = text.encode("ascii").ljust(RECORD_SIZE - 10)
+    return body + b" %08x\n" % zlib.crc32(body)
+
+
+def _parse(record: bytes) -> tuple[int | None, Held | None]:
+    """Pid and address of a record; None for what it does not hold, or if it is damaged."""
+    body = record[: RECORD_SIZE - 10]
+    if len(record) != RECORD_SIZE or record[RECORD_SIZE - 10 :] != b" %08x\n" % zlib.crc32(body):
+        return None, None
+    words = body.decode("ascii", "replace").split()
+    if words[:2] != ["autoip", "1"]:
+        return None, None
+    values = dict(word.partition("=")[::2] for word in words[2:])
+    pid: int | None = None
+    held: Held | None = None
+    with contextlib.suppress(ValueError, KeyError):
+        pid = int(values["pid"])
+        held = Held(int(values["index"]), IPv4Address(values["address"]))
+    return pid, held

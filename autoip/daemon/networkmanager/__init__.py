@@ -1,0 +1,1 @@
+"""NetworkManager, followed on D-Bus: an optional extra."""

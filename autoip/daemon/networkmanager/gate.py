@@ -1,0 +1,351 @@
+"""NetworkManager: whether it lets an interface have an address of ours, followed on D-Bus.
+
+NetworkManager takes a device that it has not activated, and finds with an address, for one that somebody
+else has configured ("connected (externally)"), and then never connects the profile that is meant for it.  It
+finds such addresses when it starts, too.  So an address is held only while the device is being given
+its addresses or has them (states 70 to 100), or where NetworkManager leaves the interface alone.
+
+What it does is heard from signals alone: nothing is asked again and again.  With no bus, or no
+NetworkManager installed, nothing is even connected to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable, Iterable, Mapping
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from autoip.daemon.networkmanager.dbus import Bus, Message
+
+NAME = "org.freedesktop.NetworkManager"
+PATH = "/org/freedesktop/NetworkManager"
+DEVICE = "org.freedesktop.NetworkManager.Device"
+PROPERTIES = "org.freedesktop.DBus.Properties"
+
+SYSTEM_BUS = "/run/dbus/system_bus_socket"
+"""Where the system bus listens unless $DBUS_SYSTEM_BUS_ADDRESS says otherwise."""
+RUNTIME = "/run/NetworkManager"
+"""NetworkManager makes it when it starts, and leaves it."""
+INSTALLED = (RUNTIME, "/etc/NetworkManager", "/usr/lib/NetworkManager")
+"""Where none of these is, there is no NetworkManager."""
+
+UNMANAGED, IP_CONFIG, ACTIVATED = 10, 70, 100
+STATES: Mapping[int, str] = {
+    0: "unknown",
+    10: "unmanaged",
+    20: "unavailable",
+    30: "disconnected",
+    40: "prepare",
+    50: "config",
+    60: "need-auth",
+    70: "ip-config",
+    80: "ip-check",
+    90: "secondaries",
+    100: "activated",
+    110: "deactivating",
+    120: "failed",
+}
+"""NMDeviceState, of NetworkManager's D-Bus interface."""
+
+ANSWER_TIMEOUT = 10.0
+"""Seconds for NetworkManager's first word on an interface."""
+RETURN_TIMEOUT = 10.0
+"""Seconds for NetworkManager, or the bus, to come back.  A crash leaves it no memory of what it had
+activated: when it starts again there must be no address of ours.  Service managers start it again at once."""
+SETTLE = 2.0
+"""Seconds for NetworkManager to make up its mind on a device that is new: it begins as unmanaged."""
+RETRY_FIRST, RETRY_MAX = 0.5, 30.0
+"""Seconds between two attempts to connect to a bus that was there before: doubled each time."""
+
+Permit = Callable[[str, bool, str], None]
+"""Is told of an interface, whether an address may be held there, and why.  Must not raise."""
+
+
+class Follower:
+    """Follows NetworkManager for some interfaces.  No method raises.
+
+    Args:
+        permit: is told at once in `start`, and of every change.
+        log: the program's logger.
+        environ: the process's environment.
+    """
+
+    def __init__(
+        self,
+        permit: Permit,
+        log: logging.Logger,
+        environ: Mapping[str, str],
+    ) -> None:
+        self.limits: list[str] = []
+        """What cannot be done here, for the status."""
+        self._permit = permit
+        self._log = log
+        self._address = environ.get("DBUS_SYSTEM_BUS_ADDRESS", "")
+        self._verdicts: dict[str, tuple[bool, str] | None] = {}
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._task: asyncio.Task[None] | None = None
+        self._bus: Bus | None = None
+        self._answers: dict[int, Callable[[Message], None]] = {}
+        self._owner = ""  # NetworkManager's unique name
+        self._returning = False  # it was there, and is away since
+        self._devices: dict[str, str] = {}  # D-Bus path of a device: name of its interface
+
+    # --- its life ----------------------------------------------------------------------------
+
+    def start(self, interfaces: Iterable[str]) -> None:
+        """Begin.  Says for each interface, by name, whether an address may be held now."""
+        self._verdicts = dict.fromkeys(interfaces)
+        if not self._address and not os.path.exists(SYSTEM_BUS):
+            self._open_all("there is no D-Bus system bus")
+        elif not self._address and not any(map(os.path.exists, INSTALLED)):
+            self._open_all("NetworkManager is not installed")
+        elif find_spec("jeepney") is None:
+            self._cannot_follow()
+        else:
+            self._close_all("waits for NetworkManager's word")
+            self._open_all("NetworkManager does not answer", after=ANSWER_TIMEOUT)
+            self._task = asyncio.get_running_loop().create_task(self._run())
+
+    async def stop(self) -> None:
+        """End.  Nothing is permitted or forbidden any more."""
+        self._owner = ""
+        while self._task is not None and not self._task.done():
+            # More than once: before Python 3.12 wait_for() may forget it.
+            self._task.cancel()
+            await asyncio.wait([self._task], timeout=0.1)
+        for name in self._verdicts:
+            self._drop_timer(name)
+
+    def _cannot_follow(self) -> None:
+        self._open_all("NetworkManager is not followed")
+        if not os.path.exists(RUNTIME):
+            return  # installed, and has not run since the boot
+        text = (
+            "NetworkManager is not followed: the Python package jeepney is missing; where it manages"
+            " the interface, it may take the address off, and never connect the profile meant for it"
+        )
+        self.limits.append(text)
+        self._log.warning("%s", text)
+
+    async def _run(self) -> None:
+        try:
+            from autoip.daemon.networkmanager import dbus
+        except ImportError:  # a part of it is missing
+            self._cannot_follow()
+            return
+        pause = RETRY_FIRST
+        while True:
+            try:
+                socket = dbus.socket_of(self._address) if self._address else SYSTEM_BUS
+                self._bus = await dbus.Bus.connect(socket)
+                pause = RETRY_FIRST
+                await self._follow(self._bus)
+            except dbus.BusLost as error:
+                level = logging.DEBUG if self._bus is None else logging.WARNING
+                self._log.log(level, "D-Bus system bus: %s", error)
+            except Exception:  # noqa: BLE001 (a bug of ours must not end it)
+                self._log.exception("internal error in what follows NetworkManager")
+            finally:
+                self._disconnect()
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, RETRY_MAX)
+
+    def _disconnect(self) -> None:
+        if self._bus is not None:
+            bus, self._bus = self._bus, None
+            if self._owner:  # else nothing has changed
+                self._is_away()
+            bus.close()
+
+    # --- what comes from the bus -------------------------------------------------------------
+
+    async def _follow(self, bus: Bus) -> None:
+        """Read until the bus is lost."""
+        for interface, member in (
+            (NAME, "DeviceAdded"),
+            (NAME, "DeviceRemoved"),
+            (DEVICE, "StateChanged"),
+        ):
+            bus.subscribe(sender=NAME, interface=interface, member=member)
+        # That a device has another name is told in no other way.
+        bus.subscribe(sender=NAME, interface=PROPERTIES, member="PropertiesChanged", arg0=DEVICE)
+        # Last: what happens between the question and its answer comes as a signal.
+        self._answers[bus.watch_name(NAME)] = self._on_owner
+        while True:
+            message = await bus.next_message()
+            if message.kind != "signal":
+                if (answer := self._answers.pop(message.answers, None)) is not None:
+                    answer(message)
+            elif message.from_bus:
+                self._on_name_owner_changed(message)
+            elif message.sender == self._owner:
+                self._on_signal(message)
+
+    def _on_owner(self, message: Message) -> None:
+        match message.arguments(str):
+            case [owner]:
+                self._appeared(owner)
+            case _:
+                self._is_away()
+
+    def _on_name_owner_changed(self, message: Message) -> None:
+        match message.member, message.arguments(str, str, str):
+            case "NameOwnerChanged", [name, _, owner] if name == NAME:
+                if owner:
+                    self._appeared(owner)
+                else:
+                    self._is_away()
+
+    def _appeared(self, owner: str) -> None:
+        """NetworkManager is there, or another one is."""
+        self._forget()
+        self._owner, self._returning = owner, False
+        for name in self._verdicts:
+            self._close(name, "waits for NetworkManager's word")
+            self._open(name, "NetworkManager does not answer", after=ANSWER_TIMEOUT)
+            self._look_up(name)
+
+    def _is_away(self) -> None:
+        """NetworkManager is not on the bus, or no longer."""
+        if self._owner:
+            self._returning = True
+            self._close_all("NetworkManager has left, and may be back at once")
+            self._open_all("NetworkManager does not run", after=RETURN_TIMEOUT)
+        elif not (self._returning and self._timers):
+            self._open_all("NetworkManager does not run")
+        self._forget()
+
+    def _look_up(self, name: str) -> None:
+        def found(message: Message) -> None:
+            match message.arguments(str):
+                case [path]:
+                    self._devices[path] = name
+                    self._ask_state(path, settle=0.0)
+                case _:
+                    self._is_unknown(name)
+
+        self._call(found, PATH, NAME, "GetDeviceByIpIface", "s", name)
+
+    def _ask_state(self, path: str, *, settle: float) -> None:
+        def told(message: Message) -> None:
+            match message.arguments(tuple):
+                case [(_, int(state))]:
+                    self._judge(path, state, settle=settle)
+
+        self._call(told, path, PROPERTIES, "Get", "ss", DEVICE, "State")
+
+    def _on_signal(self, message: Message) -> None:
+        match message.interface, message.member:
+            case "org.freedesktop.NetworkManager.Device", "StateChanged":
+                match message.arguments(int, int, int):
+                    case [new, _, _]:
+                        self._judge(message.path, new)
+            case "org.freedesktop.NetworkManager", "DeviceAdded":
+                match message.arguments(str):
+                    case [path]:
+                        self._ask_name(path)
+            case "org.freedesktop.NetworkManager", "DeviceRemoved":
+                match message.arguments(str):
+                    case [path]:
+                        self._lose(path)
+            case "org.freedesktop.DBus.Properties", "PropertiesChanged":
+                match message.arguments(str, dict, list):
+                    case [_, {"Interface": (_, str(name))}, _]:
+                        self._is_named(message.path, name)
+
+    def _ask_name(self, path: str) -> None:
+        def told(message: Message) -> None:
+            match message.arguments(tuple):
+                case [(_, str(name))]:
+                    self._is_named(path, name)
+
+        self._call(told, path, PROPERTIES, "Get", "ss", DEVICE, "Interface")
+
+    def _is_named(self, path: str, name: str) -> None:
+        """A device that is new has this name, or one that is known has another now."""
+        if self._devices.get(path) == name:
+            return
+        self._lose(path)
+        if name in self._verdicts:
+            self._devices[path] = name
+            self._ask_state(path, settle=SETTLE)
+
+    def _lose(self, path: str) -> None:
+        if (name := self._devices.pop(path, None)) is not None:
+            self._is_unknown(name)
+
+    # --- what follows from it ----------------------------------------------------------------
+
+    def _is_unknown(self, name: str) -> None:
+        """An interface that is there is known to NetworkManager within moments, managed or not."""
+        if name not in self._devices.values():
+            self._close(name, "NetworkManager does not know it yet")
+            self._open(name, "NetworkManager does not know it", after=ANSWER_TIMEOUT)
+
+    def _judge(self, path: str, state: int, *, settle: float = 0.0) -> None:
+        if (name := self._devices.get(path)) is None:
+            return
+        why = f"NetworkManager has it in state {STATES.get(state, state)}"
+        if state == UNMANAGED and settle:
+            self._close(name, why)
+            self._open(name, why, after=settle)
+        elif state == UNMANAGED or IP_CONFIG <= state <= ACTIVATED:
+            self._open(name, why)
+        else:
+            self._close(name, why)
+
+    def _open_all(self, why: str, *, after: float = 0.0) -> None:
+        for name in self._verdicts:
+            self._open(name, why, after=after)
+
+    def _close_all(self, why: str) -> None:
+        for name in self._verdicts:
+            self._close(name, why)
+
+    def _open(self, name: str, why: str, *, after: float = 0.0) -> None:
+        """Permit it, unless something else is known within `after` seconds."""
+        if after:
+            self._drop_timer(name)
+            loop = asyncio.get_running_loop()
+            self._timers[name] = loop.call_later(after, self._say, name, True, why)
+        else:
+            self._say(name, allowed=True, why=why)
+
+    def _close(self, name: str, why: str) -> None:
+        self._say(name, allowed=False, why=why)
+
+    def _say(self, name: str, allowed: bool, why: str) -> None:
+        self._drop_timer(name)
+        if self._verdicts[name] != (allowed, why):
+            self._verdicts[name] = allowed, why
+            self._permit(name, allowed, why)
+
+    def _drop_timer(self, name: str) -> None:
+        if (timer := self._timers.pop(name, None)) is not None:
+            timer.cancel()
+
+    # --- calls -------------------------------------------------------------------------------
+
+    def _call(
+        self,
+        answer: Callable[[Message], None],
+        path: str,
+        interface: str,
+        member: str,
+        signature: str,
+        *arguments: Any,
+    ) -> None:
+        """Call a method of NetworkManager's; its answer goes to `answer`."""
+        if self._bus is not None:
+            serial = self._bus.call(self._owner, path, interface, member, signature, *arguments)
+            self._answers[serial] = answer
+
+    def _forget(self) -> None:
+        """Nothing is known of NetworkManager."""
+        self._owner = ""
+        self._devices.clear()
+        self._answers.clear()

@@ -1,0 +1,134 @@
+"""What happens to one interface, told: as log lines, as events for `watch`, and kept for `status`."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+from autoip.control.protocol import event
+from autoip.core import acd, ipv4ll
+from autoip.core.arp import format_mac
+from autoip.core.constants import ANNOUNCE_NUM, PROBE_NUM
+from autoip.core.ipv4ll import HELD
+from autoip.log import NOTICE
+
+NOTES_MAX = 8
+"""Lines that `status` shows of what was noticed, the newest ones."""
+
+
+class Reporter:
+    """Tells of one interface, and counts.
+
+    Args:
+        name: the interface's.
+        log: the program's logger.
+        progress: log level of step-by-step lines.
+        clock: CLOCK_BOOTTIME in seconds, for "in 1.5 s".
+        publish: takes each event.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        log: logging.Logger,
+        progress: int,
+        clock: Callable[[], float],
+        publish: Callable[[dict[str, Any]], None],
+    ) -> None:
+        self.name = name
+        self.why = ""
+        self.since: float | None = None
+        self.conflicts = 0
+        self.defences = 0
+        self.last_conflict: dict[str, Any] | None = None
+        self.notes: list[str] = []
+        self._log = log
+        self._progress = progress
+        self._clock = clock
+        self._publish = publish
+
+    def say(self, level: int, text: str, error: Exception | None = None) -> None:
+        """A log line about the interface; with the traceback of an error that is a bug of ours."""
+        self._log.log(level, "%s: %s", self.name, text, exc_info=error)
+
+    def note(self, text: str) -> None:
+        """Something that an administrator should see to: a warning, and a line of `status`."""
+        if text not in self.notes:
+            self.notes = [*self.notes, text][-NOTES_MAX:]
+            self.say(logging.WARNING, text)
+
+    def publish(self, name: str, **fields: Any) -> None:
+        """An event for those who watch."""
+        self._publish(event(name, self.name, time.time(), **fields))
+
+    def tell(self, happened: ipv4ll.Event) -> None:
+        """Whatever the core says, to whom it concerns."""
+        match happened:
+            case ipv4ll.Transition():
+                self._transition(happened)
+            case ipv4ll.Claimed():
+                self.say(logging.INFO, f"claimed {happened.address}")
+            case acd.ProbeSent():
+                text = f"probe {happened.number}/{PROBE_NUM} for {happened.address}"
+                self.say(self._progress, text)
+            case acd.AnnouncementSent():
+                text = f"announcement {happened.number}/{ANNOUNCE_NUM} of {happened.address}"
+                self.say(self._progress, text)
+            case acd.Defended():
+                self._defended(happened)
+            case acd.Conflict():
+                # The transition that follows is its log line.
+                mac = self._count(happened)
+                address = str(happened.address)
+                self.publish("conflict", mac=mac, address=address, in_use=happened.in_use)
+
+    def _transition(self, happened: ipv4ll.Transition) -> None:
+        self.why = happened.why
+        if happened.new not in HELD:
+            self.since = None
+        elif self.since is None:
+            self.since = time.time()
+        address = None if happened.address is None else str(happened.address)
+        line = f"{happened.old.value} -> {happened.new.value}: {happened.why}"
+        if address is not None:
+            line += f"; {address}"
+        pause = None
+        if happened.step_at is not None:
+            pause = max(happened.step_at - self._clock(), 0.0)
+            line += f"; next: {happened.step} in {pause:.1f} s"
+        self.say(logging.WARNING if happened.lost else logging.INFO, line)
+        self.publish(
+            "transition",
+            old=happened.old.value,
+            new=happened.new.value,
+            why=happened.why,
+            address=address,
+            step=happened.step or None,
+            step_in=pause,
+        )
+
+    def _defended(self, happened: acd.Defended) -> None:
+        self.defences += 1
+        mac = self._count(happened)
+        by = " by the reflex" if happened.reflex else ""
+        self.say(
+            NOTICE,
+            f"conflict: {mac} claims {happened.address};"
+            f" defended{by} {happened.delay * 1e3:.2f} ms after it came",
+        )
+        self.publish(
+            "defence",
+            mac=mac,
+            address=str(happened.address),
+            delay=happened.delay,
+            reflex=happened.reflex,
+        )
+
+    def _count(self, happened: acd.Conflict | acd.Defended) -> str:
+        """Keep the conflict; return the other host's MAC."""
+        self.conflicts += 1
+        mac = format_mac(happened.packet.sha)
+        self.last_conflict = {"mac": mac, "address": str(happened.address), "at": time.time()}
+        return mac

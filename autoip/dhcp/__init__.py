@@ -1,0 +1,1 @@
+"""The installer of the DHCP clients' hooks; their files are in hooks/."""

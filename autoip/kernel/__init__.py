@@ -1,0 +1,1 @@
+"""What Linux can do and what it reports: netlink, ARP sockets, filters, timers, capabilities."""

@@ -1,0 +1,115 @@
+"""Gives up every capability but the two that are needed, and shares files with the service.
+
+The service's user owns /run/autoip and /var/lib/autoip.  Root without CAP_DAC_OVERRIDE may not write
+there; with it root could be led elsewhere, by a name that this user has replaced.  So a daemon
+of root's makes, opens and removes files in a directory of this user with this user's rights on files
+and with no others (`as_owner`), and only for as long as that takes.  This user's saved ids, which
+`share_with_service` sets while that is permitted, are what allows it later.  They also are the
+record of who this user is, and let this user send signals to the daemon.
+
+The only importer of `autoip.kernel._privileges`.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from autoip.errors import MissingCapability
+from autoip.kernel._privileges import ffi, lib
+
+SERVICE_USER = "autoip"
+"""The user of the unit, made by share/autoip.sysusers."""
+
+_NEEDED = {
+    "CAP_NET_RAW": lib.CAP_NET_RAW,  # the packet sockets
+    "CAP_NET_ADMIN": lib.CAP_NET_ADMIN,  # addresses, routes, links
+}
+
+
+def limit(*, pass_on: bool = False) -> None:
+    """Keeps CAP_NET_RAW and CAP_NET_ADMIN, permitted and effective, and nothing else.
+
+    Inheritable and ambient sets are emptied, the bounding set is cut down (where CAP_SETPCAP
+    is permitted), and no program started later can gain privileges.  The kernel keeps
+    capabilities for each thread: call this before the first thread is started.
+
+    Args:
+        pass_on: whether programs started later have the two as well, also if we are not root.
+
+    Raises:
+        MissingCapability: one of the two is not permitted; nothing was changed.
+        OSError: the kernel refused.
+    """
+    permitted = ffi.new("uint64_t *")
+    _check(lib.autoip_privileges_permitted(permitted))
+    missing = tuple(name for name, bit in _NEEDED.items() if not permitted[0] >> bit & 1)
+    if missing:
+        raise MissingCapability(missing)
+    _check(lib.autoip_privileges_limit(sum(1 << bit for bit in _NEEDED.values()), pass_on))
+
+
+def share_with_service(directories: Iterable[Path]) -> None:
+    """As root, and before `limit`: be able to use what belongs to the service's user.
+
+    Without effect for another user, where there is no user `autoip`, and without CAP_SETUID and
+    CAP_SETGID: then a directory of the service's user is refused later.
+
+    Args:
+        directories: those of them that do not exist are made, for the service's user.  One that
+            exists is left as it is, whomever it belongs to.
+    """
+    if os.geteuid() != 0:
+        return
+    try:
+        user = pwd.getpwnam(SERVICE_USER)
+        os.setresgid(-1, -1, user.pw_gid)
+        os.setresuid(-1, -1, user.pw_uid)
+    except (KeyError, OSError):
+        return
+    for directory in directories:
+        with suppress(OSError):  # it exists; or who uses it tells what is wrong
+            directory.mkdir(parents=True)
+            # Given away last: from then on the name may be another file's.
+            directory.chmod(0o755)
+            os.chown(directory, user.pw_uid, user.pw_gid, follow_symlinks=False)
+
+
+def trusted_users() -> frozenset[int]:
+    """Who may own the files that this process uses: root, its own user, the service's user."""
+    _, effective, saved = os.getresuid()
+    return frozenset({0, effective, saved})
+
+
+@contextmanager
+def as_owner(directory: Path | int) -> Iterator[None]:
+    """Have the rights of the service's user on files, if `directory` belongs to this user.
+
+    For the calling thread, which must not await anything meanwhile.  Without effect for a process
+    that has no other user's ids.
+
+    Args:
+        directory: path, or descriptor.
+    """
+    _, user, saved_user = os.getresuid()
+    _, group, saved_group = os.getresgid()
+    theirs = False
+    if saved_user != user:
+        with suppress(OSError):
+            theirs = os.stat(directory).st_uid == saved_user
+    if not theirs:
+        yield
+        return
+    _check(lib.autoip_privileges_files_as(saved_user, saved_group))
+    try:
+        yield
+    finally:
+        _check(lib.autoip_privileges_files_as(user, group))
+
+
+def _check(result: int) -> None:
+    if result < 0:
+        raise OSError(-result, os.strerror(-result))

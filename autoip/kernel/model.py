@@ -1,0 +1,188 @@
+"""Links, addresses and what happens to them, as values. No input and no output."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+
+from autoip.core.constants import LINK_LOCAL_NETWORK
+
+PROTOCOL = 169
+"""IFA_PROTO, FRA_PROTOCOL and rtm_protocol of all that is ours. Not in iproute2's lists."""
+
+# include/uapi/linux/if.h
+IFF_UP, IFF_LOOPBACK, IFF_RUNNING, IFF_NOARP = 0x1, 0x8, 0x40, 0x80
+IFF_LOWER_UP, IFF_DORMANT = 0x10000, 0x20000
+# include/uapi/linux/if_arp.h
+ARPHRD_ETHER = 1
+# include/uapi/linux/rtnetlink.h
+RT_SCOPE_HOST = 254
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A network interface as the kernel describes it."""
+
+    index: int
+    name: str
+    """As os.fsdecode makes it: any bytes but '/', ':' and white space are possible."""
+    mac: bytes
+    """Link-layer address; 6 bytes for Ethernet, other lengths (also 0) for others."""
+    hardware_type: int
+    """ARPHRD_*, the ar$hrd of RFC 826: 1 is Ethernet."""
+    flags: int
+    """IFF_*."""
+    kind: str | None
+    """Driver kind of a virtual interface ("veth", "bridge", "vlan"); None for hardware."""
+    master: int | None
+    """Index of the bridge, bond, team or VRF that this is a port of."""
+    port_of_bridge: bool
+    operstate: str
+    """RFC 2863 state in lower case: "up", "down", "dormant", "lowerlayerdown", "unknown"..."""
+    altnames: tuple[str, ...] = ()
+    """Alternative names (Linux 5.5)."""
+    carrier_changes: int = 0
+    """How often the carrier came or went: tells of a flap too short to be seen otherwise."""
+
+    @property
+    def up(self) -> bool:
+        """Set up by the administrator."""
+        return bool(self.flags & IFF_UP)
+
+    @property
+    def ready(self) -> bool:
+        """Frames can be sent and received: up, with carrier, and not waiting for 802.1X or Wi-Fi."""
+        wanted = IFF_UP | IFF_RUNNING | IFF_LOWER_UP
+        return self.flags & (wanted | IFF_DORMANT) == wanted
+
+    @property
+    def speaks_arp(self) -> bool:
+        """Ethernet or like it, so that RFC 826 and RFC 5227 apply."""
+        return (
+            self.hardware_type == ARPHRD_ETHER
+            and len(self.mac) == 6
+            and not self.flags & (IFF_LOOPBACK | IFF_NOARP)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """An IPv4 address of an interface."""
+
+    index: int
+    address: IPv4Address
+    prefixlen: int
+    scope: int
+    """RT_SCOPE_*: 0 global, 253 link."""
+    label: str | None
+    proto: int | None
+    """IFA_PROTO: who set it; None if nobody said so, or before Linux 5.18."""
+
+    @property
+    def routable(self) -> bool:
+        """Whether it makes a link-local address unnecessary (RFC 3927 section 1.9)."""
+        return self.scope < RT_SCOPE_HOST and not (
+            self.address in LINK_LOCAL_NETWORK
+            or self.address.is_loopback
+            or self.address.is_unspecified
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """An IPv4 route, as far as we care."""
+
+    index: int | None
+    """Of the interface; None if it is none, or several."""
+    prefixlen: int
+    table: int
+    proto: int
+    """RTPROT_*: who set it."""
+
+    @property
+    def ours(self) -> bool:
+        return self.proto == PROTOCOL
+
+
+@dataclass(frozen=True, slots=True)
+class LinkChanged:
+    """A link appeared, or something in `Link` changed."""
+
+    link: Link
+
+
+@dataclass(frozen=True, slots=True)
+class LinkRemoved:
+    """A link is gone: deleted, unplugged, or moved to another network namespace."""
+
+    index: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class AddressAdded:
+    """An address was added, or its lifetime or label changed."""
+
+    address: Address
+
+
+@dataclass(frozen=True, slots=True)
+class AddressRemoved:
+    """An address is gone."""
+
+    address: Address
+
+
+@dataclass(frozen=True, slots=True)
+class RouteAdded:
+    """Somebody else's default route was added, or changed."""
+
+    route: Route
+
+
+@dataclass(frozen=True, slots=True)
+class RouteRemoved:
+    """A default route, or a route of ours, was removed."""
+
+    route: Route
+
+
+@dataclass(frozen=True, slots=True)
+class Resync:
+    """Messages were lost: these are all links and addresses there are.
+
+    Events that follow can be older than this; the newest ones come last, as always.
+    """
+
+    links: tuple[Link, ...]
+    addresses: tuple[Address, ...]
+    reason: str
+
+
+Event = (
+    LinkChanged | LinkRemoved | AddressAdded | AddressRemoved | RouteAdded | RouteRemoved | Resync
+)
+
+
+def ethernet_like(links: Sequence[Link]) -> list[Link]:
+    """The links among which to choose when the user names none.
+
+    Those that speak ARP, without ports of a bridge, bond or team, and without what containers use.
+    """
+    return [
+        link
+        for link in links
+        if link.speaks_arp
+        and link.master is None
+        and not link.port_of_bridge
+        and link.kind != "veth"
+        and not _is_docker(link.name)
+    ]
+
+
+def _is_docker(name: str) -> bool:
+    """docker0, docker_gwbridge, and br- with the first 12 hexadecimal digits of a network's id."""
+    if name.startswith("br-"):
+        return len(name) == 15 and all(digit in "0123456789abcdef" for digit in name[3:])
+    return name.startswith("docker")
