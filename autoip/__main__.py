@@ -6,7 +6,13 @@ import sys
 
 from autoip.commands.main import main
 
-_NOT_BUILT = ("autoip._arpsock", "autoip._privileges", "_cffi_backend", "cffi", "pyroute2")
+_NOT_BUILT = (
+    "autoip.kernel._arpsock",
+    "autoip.kernel._privileges",
+    "_cffi_backend",
+    "cffi",
+    "pyroute2",
+)
 """The compiled modules, and the packages that they and the program need."""
 
 try:

@@ -18,6 +18,8 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, TextIO
 
+from autoip import journal
+
 LOGGER = "autoip"
 NOTICE = 25
 """A level between INFO and WARNING, as syslog has one."""
@@ -41,7 +43,7 @@ class JournalFormatter(logging.Formatter):
     """Puts ``<N>`` before each line, which the journal reads as its priority."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return for_journal(record.levelno, super().format(record))
+        return journal.prefixed(priority(record.levelno), super().format(record))
 
 
 if TYPE_CHECKING:
@@ -119,20 +121,6 @@ class SyslogHandler(logging.Handler):
         super().close()
 
 
-def for_journal(level: int, text: str) -> str:
-    """The text as the journal's stream takes it: ``<N>`` before each line, by the logging level."""
-    return "\n".join(f"<{priority(level)}>{line}" for line in text.splitlines())
-
-
-def is_journal(environ: Mapping[str, str], descriptor: int) -> bool:
-    """Whether the descriptor is the journal's stream that JOURNAL_STREAM names (systemd.exec)."""
-    try:
-        status = os.fstat(descriptor)
-    except OSError:
-        return False
-    return environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
-
-
 def set_up(*, debug: bool, to_syslog: bool, environ: Mapping[str, str]) -> logging.Logger:
     """Make the program's logger.
 
@@ -150,7 +138,7 @@ def set_up(*, debug: bool, to_syslog: bool, environ: Mapping[str, str]) -> loggi
         logger.removeHandler(handler)
     if sys.stderr is not None:
         stream = PromptHandler(sys.stderr)
-        if is_journal(environ, sys.stderr.fileno()):
+        if journal.is_stream(environ, sys.stderr.fileno()):
             stream.setFormatter(JournalFormatter())
         logger.addHandler(stream)
     if to_syslog:
@@ -162,16 +150,6 @@ def progress_level() -> int:
     """The level of step-by-step lines: shown to a person at a terminal, else only for debugging."""
     watched = sys.stderr is not None and sys.stderr.isatty()
     return logging.INFO if watched else logging.DEBUG
-
-
-def failed(text: str, environ: Mapping[str, str]) -> None:
-    """Write the one line of a command that failed to stderr: an error for the journal."""
-    if sys.stderr is None:
-        return
-    line = f"autoip: {text}"
-    if "JOURNAL_STREAM" in environ and is_journal(environ, sys.stderr.fileno()):
-        line = for_journal(logging.ERROR, line)
-    sys.stderr.write(line + "\n")
 
 
 def failed_to_syslog(text: str) -> None:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 
+from autoip import journal
 from autoip.commands.arguments import Parser
 from autoip.errors import AutoipError
 
@@ -22,9 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
         return result
     except AutoipError as error:
-        from autoip import log
-
-        log.failed(str(error), os.environ)
+        journal.failed(str(error), os.environ)
         return error.exit_status
     except BrokenPipeError:
         # Whoever read our output has enough.  What is still in the buffer would raise again.

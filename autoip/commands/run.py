@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from autoip import __version__, config
+from autoip import __version__, config, journal
 from autoip.commands.arguments import COMMANDS, Parser, interface_name
 from autoip.config import Config
 from autoip.core.constants import DELAY_DEFAULT, DELAY_MAX, DELAY_MIN
@@ -306,7 +306,7 @@ def serve(arguments: Arguments, environ: Mapping[str, str]) -> None:
     if arguments.hook:
         _close_inherited()
     # Nobody reads what a hook writes, unless the service manager keeps it.
-    unread = arguments.hook and not log.is_journal(environ, sys.stderr.fileno())
+    unread = arguments.hook and not journal.is_stream(environ, sys.stderr.fileno())
     logger = log.set_up(
         debug=arguments.debug, to_syslog=arguments.to_syslog or unread, environ=environ
     )

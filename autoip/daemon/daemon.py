@@ -14,7 +14,6 @@ from pathlib import Path
 
 from autoip.control.protocol import socket_name
 from autoip.control.server import Clients, Handler, Server
-from autoip.core.ipv4ll import State
 from autoip.core.policy import Kind
 from autoip.daemon.address_store import AddressStore, state_directory
 from autoip.daemon.foreign_default_route import ForeignDefaultRoute

@@ -34,7 +34,7 @@ from autoip.daemon.address_store import AddressStore
 from autoip.daemon.lock_file import LockFile
 from autoip.daemon.owned_address import OwnedAddress, Place
 from autoip.daemon.owned_routes import OwnedRoute, OwnedRoutes
-from autoip.daemon.reporter import IN_USE, Reporter
+from autoip.daemon.reporter import Reporter
 from autoip.daemon.rivals import Rivals
 from autoip.daemon.serial_tasks import SerialTasks
 from autoip.errors import KernelRefused, StateProblem

@@ -11,8 +11,9 @@ import pytest
 from lab import Sniffer, journal, leftovers
 from lab.booted import CABLES, Booted
 from lab.roots import SUITES, Bare, make_root
+from tools import readme
 
-from .helpers import PACKAGES, REPOSITORY, install_block
+from .helpers import PACKAGES, REPOSITORY
 
 _CLONE = r"""
 set -eu
@@ -54,7 +55,8 @@ def machine(request: pytest.FixtureRequest) -> Iterator[Booted]:
         # So that the journal of a boot is there after the next one.
         machine.write("/var/log/journal/.keep", "")
         machine.boot()
-        machine.run("bash", "-ec", "cd ~/autoip\n" + install_block(), timeout=300)
+        block = "\n".join(["cd ~/autoip", *readme.commands("install")])
+        machine.run("bash", "-ec", block, timeout=300)
         yield machine
 
 

@@ -36,14 +36,6 @@ BOOTED = [
 """The marks of every test here."""
 
 
-def install_block() -> str:
-    """The README's commands for installation."""
-    text = (REPOSITORY / "README.md").read_text().split("\n## Install\n")[1]
-    found = re.search(r"(?:^    .*\n)+", text, re.MULTILINE)
-    assert found is not None
-    return re.sub("^    ", "", found[0], flags=re.MULTILINE)
-
-
 def show(guest: Booted, unit: str, name: str) -> str:
     """A property of a unit."""
     return guest.run("systemctl", "show", "--value", f"--property={name}", unit).strip()

@@ -17,7 +17,8 @@ PACKAGE = Path(__file__).resolve().parents[2] / "autoip"
 
 BELOW: Mapping[str, set[str]] = {
     "errors": set(),
-    "log": set(),
+    "journal": set(),
+    "log": {"journal"},
     "core": {"errors"},
     "options": {"core", "errors"},
     "config": {"options", "core", "errors"},
@@ -32,6 +33,7 @@ BELOW: Mapping[str, set[str]] = {
         "control",
         "config",
         "options",
+        "journal",
         "log",
         "core",
         "errors",
