@@ -1,4 +1,4 @@
-"""The README's commands that take the program away, where systemd runs. The last tests of a machine: it has no autoip then."""
+"""The README takes the program away, where systemd runs. The last tests of a machine: it has no autoip then."""
 
 from __future__ import annotations
 
