@@ -1,8 +1,8 @@
 """Rivals: other programs that manage link-local addresses of an interface.
 
 An address that such a program has put on the interface betrays it. Each program's scripts and routes
-then disturb the other's, so the administrator is warned, with the program's name if its address's label
-or /proc tells it.
+then disturb the other's, so the administrator is warned, with the program's name if the address's label
+or /proc shows it.
 """
 
 from __future__ import annotations

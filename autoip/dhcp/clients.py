@@ -41,7 +41,7 @@ class DhcpClient:
     files: tuple[File, ...]
     _: KW_ONLY
     confs: Mapping[str, Callable[[Sequence[str]], str]] = field(default_factory=dict)
-    """If it is told names: configuration files by path, and their text for these interfaces, MARK in it.
+    """If it needs names of interfaces: configuration files by path, and their text for these interfaces, MARK in it.
 
     The unit is enabled for these interfaces.
     """

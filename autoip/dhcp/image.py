@@ -58,7 +58,7 @@ class Image:
             os.stat(os.path.join(root, ""))
         self.root = root.rstrip("/")
 
-    def shown(self, path: str) -> str:
+    def full(self, path: str) -> str:
         """Return the path as this system has it, for messages."""
         return self.root + path
 
@@ -69,7 +69,7 @@ class Image:
     def at(self, path: str) -> Found | None:
         """Return what is there; None if there is nothing."""
         real = self._real(path)
-        with _errors(self.shown(path)):
+        with _errors(self.full(path)):
             try:
                 status = os.lstat(real)
             except (FileNotFoundError, NotADirectoryError):
@@ -120,7 +120,7 @@ class Image:
                 with self._parent(path) as (directory, name):
                     os.mkdir(name, dir_fd=directory)
                     undo.callback(self.rmdir, path)
-                    # Whatever the umask is, everybody may look there.
+                    # Whatever the umask is, everybody may enter it.
                     os.chmod(name, 0o755, dir_fd=directory)  # noqa: S103 (a directory of /etc)
             for path, entry in entries.items():
                 # No DHCP client runs a file whose name has a dot.
@@ -145,7 +145,7 @@ class Image:
         """Open the directory that a path is in, and yield it with the path's last name."""
         flags = os.O_PATH | os.O_DIRECTORY
         *names, last = self._real(path)[len(self.root) + 1 :].split("/")
-        with _errors(self.shown(path)), contextlib.ExitStack() as opened:
+        with _errors(self.full(path)), contextlib.ExitStack() as opened:
             handle = os.open(self.root or "/", flags)
             opened.callback(os.close, handle)
             for name in names:
@@ -168,7 +168,7 @@ class Image:
                 if (left or follow) and os.path.islink(here):
                     links += 1
                     if links > _LINKS_MAX:
-                        raise AutoipError(f"{self.shown(path)}: {os.strerror(errno.ELOOP)}")
+                        raise AutoipError(f"{self.full(path)}: {os.strerror(errno.ELOOP)}")
                     target = os.readlink(here)
                     del found[0 if target.startswith("/") else -1 :]
                     left += target.split("/")[::-1]

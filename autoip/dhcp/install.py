@@ -45,12 +45,12 @@ def install(
     Args:
         image: where.
         names: of CLIENTS; none: those that are installed.
-        interfaces: for DHCP clients that are told names.
+        interfaces: names for the DHCP clients that need them.
         program: the path by which hooks start autoip.
         conf: whether to write the DHCP clients' configuration.
 
     Raises:
-        UsageError: no DHCP client is told the interfaces' names.
+        UsageError: no DHCP client needs the names.
         NotOurs: a file of somebody else is in the way; nothing was changed.
         AutoipError: there is no DHCP client, or the kernel refused something.
     """
@@ -59,8 +59,8 @@ def install(
         known = ", ".join(CLIENTS)
         raise AutoipError(f"no DHCP client is installed; --client names one of {known}")
     if interfaces and not any(client.confs for client in chosen.values()):
-        takers = ", ".join(name for name, client in CLIENTS.items() if client.confs)
-        what = f"none of {', '.join(chosen)} is told names (but {takers})"
+        needing = ", ".join(name for name, client in CLIENTS.items() if client.confs)
+        what = f"none of {', '.join(chosen)} is told names (but {needing})"
         raise UsageError(f"{' '.join(interfaces)}: {what}")
     files = [File("hook", SHARED), *(file for client in chosen.values() for file in client.files)]
     keeps = {file.path: file.keeps for file in files if file.keeps and _must_keep(image, file)}
@@ -77,18 +77,18 @@ def install(
     links = {path: unit for path in paths if unit is not None and image.at(path) is None}
     _put(image, stale, links, keeps)
     for path in wanted:
-        yield f"{'wrote' if path in stale else 'unchanged'} {image.shown(path)}"
+        yield f"{'wrote' if path in stale else 'unchanged'} {image.full(path)}"
         if path in keeps:
-            yield f"kept {image.shown(keeps[path])}: what was there before, which ours calls"
-    yield from (f"enabled {image.shown(path)}" for path in links)
+            yield f"kept {image.full(keeps[path])}: what was there before, which ours calls"
+    yield from (f"enabled {image.full(path)}" for path in links)
     for name in interfaces if unit is None else ():
         yield f"note: autoip@{name}.service was not enabled: {image.root or '/'} has no unit"
     if not image.exists(program):
-        yield f"note: {image.shown(program)} is not there yet"
+        yield f"note: {image.full(program)} is not there yet"
     for name, client in chosen.items():
-        if client.needs is not None and not _says(image, *client.needs):
+        if client.needs is not None and not _has_line(image, *client.needs):
             path, word = client.needs
-            yield f"note: {name}: {image.shown(path)} has to say {word}"
+            yield f"note: {name}: {image.full(path)} has to say {word}"
         for path in client.confs if conf and not interfaces else ():
             yield f"note: {name}: no interface was named, so {path} was not written"
 
@@ -116,7 +116,7 @@ def remove(image: Image, names: Sequence[str], namespace: int | None) -> Iterato
         for path in sorted(links):
             if (found := image.at(path)) is not None and found.target in _UNITS:
                 image.unlink(path)
-                yield f"removed {image.shown(path)}"
+                yield f"removed {image.full(path)}"
     last = not any(_is_ours(image, path) for client in CLIENTS.values() for path in client.paths)
     if last:
         if namespace is not None and _is_ours(image, SHARED):
@@ -168,7 +168,7 @@ def _ours(image: Image, path: str) -> Found | None:
     if found is not None and not _is_ours(image, path):
         what = "there" if found.content is not None else "no regular file"
         raise NotOurs(
-            f"{image.shown(path)}: is {'a symbolic link' if found.target else what} and not autoip's:"
+            f"{image.full(path)}: is {'a symbolic link' if found.target else what} and not autoip's:"
             " nothing was changed; move it away, or name other clients with --client"
         )
     return found
@@ -178,9 +178,9 @@ def _must_keep(image: Image, file: File) -> bool:
     """Return whether what our file will call is still in its place.
 
     Raises:
-        NotOurs: it cannot be told which of two files ours must call, or there is none.
+        NotOurs: it is not clear which of two files ours must call, or there is none.
     """
-    path, name = image.shown(file.path), image.shown(file.keeps)
+    path, name = image.full(file.path), image.full(file.keeps)
     there, kept = image.at(file.path), image.at(file.keeps)
     if there is None or not there.is_file:
         if kept is None:
@@ -206,7 +206,7 @@ def _is_there(image: Image, path: str, content: bytes, mode: int) -> bool:
     return found is not None and found.equals(content, mode)
 
 
-def _says(image: Image, path: str, word: str) -> bool:
+def _has_line(image: Image, path: str, word: str) -> bool:
     """Return whether a line of the file begins with the word."""
     found = image.at(path)
     lines = ((found and found.content) or b"").splitlines()
@@ -250,9 +250,9 @@ def _is_link(path: str) -> bool:
 def _remove(image: Image, path: str) -> Iterator[str]:
     if _is_ours(image, path):
         image.unlink(path)
-        yield f"removed {image.shown(path)}"
+        yield f"removed {image.full(path)}"
     elif image.at(path) is not None:
-        yield f"left {image.shown(path)}: not autoip's"
+        yield f"left {image.full(path)}: not autoip's"
 
 
 def _put_back(image: Image, file: File) -> Iterator[str]:
@@ -263,11 +263,11 @@ def _put_back(image: Image, file: File) -> Iterator[str]:
         yield from _remove(image, path) if ours else ()
     elif ours or there is None:
         image.replace(path, by=name)
-        yield f"restored {image.shown(path)}"
+        yield f"restored {image.full(path)}"
     elif os.path.samestat(there.status, kept.status):
         image.unlink(name)
     else:
-        yield f"left {image.shown(name)}: {image.shown(path)} is newer, and not autoip's"
+        yield f"left {image.full(name)}: {image.full(path)} is newer, and not autoip's"
 
 
 def _end_daemons(namespace: int) -> None:
