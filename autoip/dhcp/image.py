@@ -21,6 +21,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:  # `typing` takes milliseconds to import
     from collections.abc import Iterable, Iterator, Mapping
 
+    Entry = tuple[bytes, int] | str
+    """What is put at a path: a file's content and permissions, or a symbolic link's target."""
+
 _LINKS_MAX = 40
 """As the kernel has it: more are a loop."""
 
@@ -107,11 +110,11 @@ class Image:
             found |= dict.fromkeys(parent for parent in parents if not self.exists(parent))
         return list(found)
 
-    def put(self, entries: Mapping[str, tuple[bytes, int] | str], keep: Mapping[str, str]) -> None:
+    def put(self, entries: Mapping[str, Entry], keep: Mapping[str, str]) -> None:
         """Put files and links in their places; if one cannot be written, none is.
 
         Args:
-            entries: by path: a file's content and permissions, or a symbolic link's target.
+            entries: by path.
             keep: by path: a second name for what is there now.
         """
         waiting: dict[str, str] = {}

@@ -19,7 +19,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:  # `typing` takes milliseconds to import
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from autoip.dhcp.image import Found, Image
+    from autoip.dhcp.image import Entry, Found, Image
 
 _SOURCES = os.path.join(os.path.dirname(__file__), "hookfiles")
 _FOLDER = os.path.dirname(SHARED)
@@ -75,7 +75,7 @@ def install(
     unit = next((path for path in _UNITS if image.exists(path)), None)
     paths = [f"{_WANTS}/autoip@{name}.service" for name in interfaces]
     links = {path: unit for path in paths if unit is not None and image.at(path) is None}
-    _put(image, stale, links, keeps)
+    _put(image, {**stale, **links}, keeps)
     for path in wanted:
         yield f"{'wrote' if path in stale else 'unchanged'} {image.full(path)}"
         if path in keeps:
@@ -213,19 +213,13 @@ def _has_line(image: Image, path: str, word: str) -> bool:
     return any(line.split()[:1] == [word.encode()] for line in lines)
 
 
-def _put(
-    image: Image,
-    files: Mapping[str, tuple[bytes, int]],
-    links: Mapping[str, str],
-    keeps: Mapping[str, str],
-) -> None:
+def _put(image: Image, entries: Mapping[str, Entry], keeps: Mapping[str, str]) -> None:
     """Put all in its place, together with the notes of what was made besides files."""
-    entries: dict[str, tuple[bytes, int] | str] = {**files, **links}
     before = _notes(image)
-    notes = before.union(links, image.missing(entries)) - {_FOLDER}
-    if notes != before:
-        entries[_NOTES] = _written(notes)
-    image.put(entries, {path: kept for path, kept in keeps.items() if image.at(kept) is None})
+    notes = before.union(filter(_is_link, entries), image.missing(entries)) - {_FOLDER}
+    noted = {_NOTES: _written(notes)} if notes != before else {}
+    keep = {path: kept for path, kept in keeps.items() if image.at(kept) is None}
+    image.put({**entries, **noted}, keep)
 
 
 def _notes(image: Image) -> set[str]:
