@@ -32,13 +32,19 @@ def parser() -> Parser:
     add("interfaces", metavar="IFACE", nargs="*", help="install: for clients that are told names")
     add(
         "--client",
+        dest="clients",
         metavar="NAME",
         action="append",
         default=[],
         help="this client, also if it is not installed; default: all that are",
     )
     add("--root", metavar="DIR", default="/", help="an image that is being built; default: /")
-    add("--no-conf", action="store_true", help="install: leave the client's configuration alone")
+    add(
+        "--no-conf",
+        dest="conf",
+        action="store_false",
+        help="install: leave the client's configuration alone",
+    )
     add("--program", metavar="PATH", help="install: the program; default: the one that runs")
     return made
 
@@ -50,15 +56,15 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
         UsageError: with what was wrong and what is allowed.
     """
     found = parser().parse_intermixed_args(list(words))
-    for name in found.client:
+    for name in found.clients:
         if name not in CLIENTS:
             raise UsageError(f"--client {name}: allowed are {', '.join(CLIENTS)}")
-    if found.action != "install" and (found.interfaces or found.no_conf or found.program):
+    if found.action != "install" and (found.interfaces or not found.conf or found.program):
         raise UsageError(f"hooks {found.action} takes no IFACE, --no-conf and --program")
     if found.program is not None and not os.path.isabs(found.program):
         raise UsageError(f"--program {found.program}: not an absolute path")
     found.interfaces = list(dict.fromkeys(map(interface_name, found.interfaces)))
-    found.client = list(dict.fromkeys(found.client))
+    found.clients = list(dict.fromkeys(found.clients))
     return found
 
 
@@ -80,16 +86,16 @@ def _lines(image: Image, arguments: argparse.Namespace) -> Iterable[str]:
     match arguments.action:
         case "install":
             program = arguments.program or _program()
-            names, conf = arguments.interfaces, not arguments.no_conf
-            return install.install(image, arguments.client, names, program, conf=conf)
+            names, interfaces = arguments.clients, arguments.interfaces
+            return install.install(image, names, interfaces, program, conf=arguments.conf)
         case "remove":
             namespace = None
             if not image.root:
                 with contextlib.suppress(OSError):  # no /proc, so no hook has started anything here
                     namespace = paths.network_namespace()
-            return install.remove(image, arguments.client, namespace)
+            return install.remove(image, arguments.clients, namespace)
         case _:
-            return _table(image, arguments.client or CLIENTS)
+            return _table(image, arguments.clients or CLIENTS)
 
 
 def _table(image: Image, names: Iterable[str]) -> Iterable[str]:
