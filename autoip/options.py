@@ -22,8 +22,8 @@ from autoip.core.constants import (
     FIRST_CANDIDATE,
     LAST_CANDIDATE,
     METADATA_ADDRESS,
+    is_candidate,
 )
-from autoip.core.ipv4ll import is_candidate
 from autoip.core.policy import Kind
 from autoip.errors import UsageError
 

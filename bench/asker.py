@@ -10,7 +10,8 @@ import signal
 import sys
 import time
 
-from autoip.control.client import ask, runtime_directory
+from autoip.control.client import ask
+from autoip.paths import runtime_directory
 
 
 def main() -> None:

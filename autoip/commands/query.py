@@ -11,9 +11,10 @@ import time
 
 from autoip.commands import arguments
 from autoip.commands.arguments import Parser, interface_name
-from autoip.control.client import Connection, ask, checked, runtime_directory, served
+from autoip.control.client import Connection, ask, checked, served
 from autoip.control.protocol import VERSION, event
 from autoip.errors import AutoipError, NotRunning, UsageError
+from autoip.paths import runtime_directory
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # `typing` takes milliseconds to import

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from autoip import __version__, config, journal
+from autoip import __version__, config, journal, paths
 from autoip.commands.arguments import COMMANDS, Parser, interface_name
 from autoip.config import Config
 from autoip.core.constants import DELAY_DEFAULT, DELAY_MAX, DELAY_MIN
@@ -338,13 +338,14 @@ def _serve(arguments: Arguments, environ: Mapping[str, str], logger: logging.Log
     import asyncio
 
     from autoip import log
-    from autoip.daemon import address_store, daemon, lock_file
+    from autoip.daemon import daemon
     from autoip.kernel import arp_socket, capabilities
 
     # With privileges that are given up now.
     program = arp_socket.load_broadcast()
-    state = [address_store.state_directory(environ)] if arguments.keep_state else []
-    capabilities.share_with_service([lock_file.runtime_directory(environ), *state])
+    state = [paths.state_directory(environ)] if arguments.keep_state else []
+    directories = [paths.runtime_directory(environ), *state]
+    capabilities.share_with_service(map(Path, directories))
     capabilities.limit(pass_on=arguments.script is not None)
     settings = daemon.Settings(
         interfaces=arguments.interfaces,

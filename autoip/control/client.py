@@ -9,10 +9,10 @@ import struct
 
 from autoip.control.protocol import VERSION, socket_name
 from autoip.errors import AutoipError, NoPermission, NotRunning
+from autoip.paths import network_namespace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # a command is to start fast
-    from collections.abc import Mapping
     from typing import Any
 
 _TRIES = 3  # a daemon under a flood of connections may drop one of ours
@@ -21,14 +21,9 @@ _STOP_TIME = 60  # the daemon may have to wait for a script
 _LINE_MAX = 1 << 20
 
 
-def runtime_directory(environ: Mapping[str, str]) -> str:
-    """Where the daemons' sockets are: $RUNTIME_DIRECTORY, as it is for the daemon."""
-    return environ.get("RUNTIME_DIRECTORY", "").split(":", 1)[0] or "/run/autoip"
-
-
 def served(directory: str) -> list[str]:
     """The interfaces of this network namespace whose daemons have a socket."""
-    prefix, suffix = socket_name(_namespace(), "\0").split("\0")
+    prefix, suffix = socket_name(network_namespace(), "\0").split("\0")
     try:
         names = [entry.name for entry in os.scandir(directory)]
     except OSError:
@@ -38,10 +33,6 @@ def served(directory: str) -> list[str]:
         for name in names
         if name.startswith(prefix) and name.endswith(suffix)
     )
-
-
-def _namespace() -> int:
-    return os.stat("/proc/self/ns/net").st_ino
 
 
 class Connection:
@@ -62,7 +53,7 @@ class Connection:
         self.interface = interface
         self._waiting = b""
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        path = os.path.join(directory, socket_name(_namespace(), interface))
+        path = os.path.join(directory, socket_name(network_namespace(), interface))
         # The kernel's time-outs: with Python's own, connect() fails at once while many others wait.
         limit = struct.pack("@ll", _STOP_TIME if request == "stop" else _ANSWER_TIME, 0)
         try:

@@ -1,13 +1,15 @@
-"""The constants of RFC 3927 section 9 and RFC 5227 section 1.1, their names verbatim.
+"""The constants of the RFCs, their names verbatim, and after them our own.
 
-Every time is in seconds.  `Timing` is the one place where `delay` turns into the times of
-the probe phase; everything else uses the constants as they stand.
+Every time is in seconds. `Timing` is the one place where `delay` turns into the times of the probe
+phase; everything else uses the constants as they stand.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
+
+# --- RFC 3927 section 9, RFC 5227 section 1.1 ------------------------------------------------------
 
 PROBE_WAIT = 1.0
 """Longest random pause before the first probe (scaled by `Timing`)."""
@@ -35,13 +37,16 @@ FIRST_CANDIDATE = IPv4Address("169.254.1.0")
 """RFC 3927 section 2.1 reserves the first 256 addresses of the network..."""
 LAST_CANDIDATE = IPv4Address("169.254.254.255")
 """...and the last 256."""
+
+# --- ours ------------------------------------------------------------------------------------------
+
 METADATA_ADDRESS = IPv4Address("169.254.169.254")
 """Where clouds serve instance metadata; a host that took it would break its neighbours."""
 
 SEND_RETRY = 0.1
-"""Pause before a packet that the kernel refused is offered again.  Ours, not the RFC's."""
+"""Pause before a packet that the kernel refused is offered again."""
 CONFIGURE_RETRY = 10.0
-"""Pause before the next attempt when the kernel refused to add the address.  Ours."""
+"""Pause before the next attempt when the kernel refused to add the address."""
 
 DELAY_DEFAULT = 2000
 DELAY_MIN = 1
@@ -49,16 +54,21 @@ DELAY_MAX = 8000
 """The option `delay`, in milliseconds."""
 
 LATENESS_MAX = 0.1
-"""Room left below each upper bound for a timer that wakes late.  Ours; see `Timing.slack`."""
+"""Room left below each upper bound for a timer that wakes late; see `Timing.slack`."""
+
+
+def is_candidate(address: IPv4Address) -> bool:
+    """Return whether the address may be claimed: RFC 3927 section 2.1, and not METADATA_ADDRESS."""
+    return FIRST_CANDIDATE <= address <= LAST_CANDIDATE and address != METADATA_ADDRESS
 
 
 @dataclass(frozen=True, slots=True)
 class Timing:
     """The times of the probe phase, in seconds.
 
-    RFC 3927 leaves the pauses to chance between two bounds.  A draw ends `slack` short of its upper
+    RFC 3927 leaves the pauses to chance between two bounds. A draw ends `slack` short of its upper
     bound, so that the frame is on the wire before the bound even when the timer wakes
-    late: a probe gap over PROBE_MAX fails the Bonjour Conformance Test.  The lower bound needs
+    late: a probe gap over PROBE_MAX fails the Bonjour Conformance Test. The lower bound needs
     no room, because a gap is counted from the moment the frame before was sent.
     """
 

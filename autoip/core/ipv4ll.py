@@ -30,21 +30,16 @@ from autoip.core.constants import (
     FIRST_CANDIDATE,
     LAST_CANDIDATE,
     MAX_CONFLICTS,
-    METADATA_ADDRESS,
     PROBE_NUM,
     RATE_LIMIT_INTERVAL,
     Timing,
+    is_candidate,
 )
 from autoip.errors import CoreMisuse
 
 _CANDIDATES = int(LAST_CANDIDATE) - int(FIRST_CANDIDATE) + 1
 _DRAWS = 1000
 """Draws before an address that is merely to be avoided is accepted: the loop must end."""
-
-
-def is_candidate(address: IPv4Address) -> bool:
-    """Whether the address may be claimed: RFC 3927 section 2.1, and not the metadata address."""
-    return FIRST_CANDIDATE <= address <= LAST_CANDIDATE and address != METADATA_ADDRESS
 
 
 def draw_candidate(addresses: Random) -> IPv4Address:

@@ -11,11 +11,10 @@ import contextlib
 import json
 import os
 import stat
-from collections.abc import Mapping
 from ipaddress import IPv4Address
 from pathlib import Path
 
-from autoip.core.constants import FIRST_CANDIDATE, LAST_CANDIDATE
+from autoip.core.constants import is_candidate
 from autoip.errors import StateProblem
 from autoip.kernel.capabilities import as_owner
 
@@ -25,12 +24,6 @@ AVAHI_DIRECTORY = Path("/var/lib/avahi-autoipd")
 VERSION = 1
 # A file that we wrote has about 80 bytes. Anything over this is not ours, and is not read further.
 MAX_SIZE = 4096
-
-
-def state_directory(environ: Mapping[str, str]) -> Path:
-    """The first directory of $STATE_DIRECTORY (systemd gives a colon list), or /var/lib/autoip."""
-    first = environ.get("STATE_DIRECTORY", "").split(":", 1)[0]
-    return Path(first or "/var/lib/autoip")
 
 
 class AddressStore:
@@ -54,14 +47,9 @@ class AddressStore:
         if self._directory is None:
             return None
         path = self._directory / name
-        try:
-            with as_owner(self._directory):
-                data = _read(path)
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except OSError as problem:
-            raise StateProblem(f"cannot read {path}: {problem.strerror}") from problem
-        return _address(data, path)
+        with as_owner(self._directory):
+            data = _saved(path)
+        return None if data is None else _address(data, path)
 
     def load_avahi(self, mac: bytes) -> IPv4Address | None:
         """Return the address that avahi-autoipd saved for `mac` (6 bytes), or None if there is none.
@@ -73,19 +61,9 @@ class AddressStore:
         if self._directory is None:
             return None
         path = self._avahi / mac.hex(":")
-        try:
-            data = _read(path)
-        except (FileNotFoundError, NotADirectoryError):
+        if (data := _saved(path)) is None:
             return None
-        except OSError as problem:
-            raise StateProblem(f"cannot read {path}: {problem.strerror}") from problem
-        try:
-            address = IPv4Address(data.decode("ascii").strip())
-        except ValueError as problem:
-            raise StateProblem(f"{path} is not avahi-autoipd's: no IPv4 address") from problem
-        if not FIRST_CANDIDATE <= address <= LAST_CANDIDATE:
-            raise StateProblem(f"{path}: {address} is not a link-local candidate")
-        return address
+        return _candidate(data.decode("ascii", "replace").strip(), path, "is not avahi-autoipd's")
 
     def save(self, mac: bytes, address: IPv4Address, interface: str) -> None:
         """Remember `address` for `mac` (6 bytes). `interface` is for people who read the file.
@@ -95,7 +73,7 @@ class AddressStore:
         ValueError if `address` is not a candidate.
         """
         name = _file_name(mac)
-        if not FIRST_CANDIDATE <= address <= LAST_CANDIDATE:
+        if not is_candidate(address):
             raise ValueError(f"{address} is not a link-local candidate")
         if self._directory is None:
             return
@@ -118,6 +96,16 @@ def _file_name(mac: bytes) -> str:
     if len(mac) != 6:
         raise ValueError(f"a MAC has 6 bytes, not {len(mac)}")
     return mac.hex() + ".json"
+
+
+def _saved(path: Path) -> bytes | None:
+    """The content of a file that may be absent; StateProblem if it cannot be read."""
+    try:
+        return _read(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as problem:
+        raise StateProblem(f"cannot read {path}: {problem.strerror}") from problem
 
 
 def _read(path: Path) -> bytes:
@@ -153,11 +141,16 @@ def _address(data: bytes, path: Path) -> IPv4Address:
     # IPv4Address(2851995905) would be a valid address as well; only text is what we write.
     if not isinstance(text, str):
         raise StateProblem(f"{path} is damaged: no address")
+    return _candidate(text, path, "is damaged")
+
+
+def _candidate(text: str, path: Path, fault: str) -> IPv4Address:
+    """The candidate that the text names; StateProblem, with the fault of the file, if it names none."""
     try:
         address = IPv4Address(text)
     except ValueError as problem:
-        raise StateProblem(f"{path} is damaged: no IPv4 address") from problem
-    if not FIRST_CANDIDATE <= address <= LAST_CANDIDATE:
+        raise StateProblem(f"{path} {fault}: no IPv4 address") from problem
+    if not is_candidate(address):
         raise StateProblem(f"{path}: {address} is not a link-local candidate")
     return address
 

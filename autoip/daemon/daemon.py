@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import signal
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,10 +14,10 @@ from pathlib import Path
 from autoip.control.protocol import socket_name
 from autoip.control.server import Clients, Handler, Server
 from autoip.core.policy import Kind
-from autoip.daemon.address_store import AddressStore, state_directory
+from autoip.daemon.address_store import AddressStore
 from autoip.daemon.foreign_default_route import ForeignDefaultRoute
 from autoip.daemon.interface import Interface, Shared
-from autoip.daemon.lock_file import LockFile, runtime_directory
+from autoip.daemon.lock_file import LockFile
 from autoip.daemon.networkmanager.gate import Follower
 from autoip.daemon.reporter import Reporter
 from autoip.daemon.sd_notify import Notifier
@@ -40,6 +39,7 @@ from autoip.kernel.model import (
 )
 from autoip.kernel.network import Network
 from autoip.options import Options
+from autoip.paths import network_namespace, runtime_directory, state_directory
 
 
 def boottime() -> float:
@@ -114,7 +114,7 @@ class Daemon:
         self._limits_told = 0
         self._status = ""
         self._default_routes = ForeignDefaultRoute(netlink, self._tick)
-        directory = state_directory(settings.environ) if settings.keep_state else None
+        directory = Path(state_directory(settings.environ)) if settings.keep_state else None
         self._shared = Shared(
             reactor=reactor,
             netlink=netlink,
@@ -184,7 +184,7 @@ class Daemon:
 
     def _open(self, names: Sequence[str], links: Sequence[Link]) -> list[Interface]:
         """Claim each interface for this process; one that cannot be had costs only itself."""
-        directory = runtime_directory(self._settings.environ)
+        directory = Path(runtime_directory(self._settings.environ))
         opened: list[Interface] = []
         failures: list[AutoipError] = []
         for name in names:
@@ -254,8 +254,8 @@ class Daemon:
             refresh=lambda: interface.restart("asked to"),
             stop=stop,
         )
-        namespace = os.stat("/proc/self/ns/net").st_ino
-        path = runtime_directory(self._settings.environ) / socket_name(namespace, interface.name)
+        directory = Path(runtime_directory(self._settings.environ))
+        path = directory / socket_name(network_namespace(), interface.name)
         server = Server(path, handler, self._clients, as_owner)
         try:
             await server.open()

@@ -29,7 +29,7 @@ from autoip.core.arp import format_mac
 from autoip.core.constants import CONFIGURE_RETRY, Timing
 from autoip.core.ipv4ll import Ipv4ll, State
 from autoip.core.policy import Kind, Policy
-from autoip.daemon import diagnosis
+from autoip.core.proxy_arp import ProxyArpDetector
 from autoip.daemon.address_store import AddressStore
 from autoip.daemon.lock_file import LockFile
 from autoip.daemon.owned_address import OwnedAddress, Place
@@ -114,7 +114,7 @@ class Interface:
         self._armed = False
         self._starting = False  # the core is to be told that it may begin
         self._looking = False  # for connections that use the address
-        self._takers = diagnosis.Takers()
+        self._takers = ProxyArpDetector()
         self._strangers = Rivals(teller)
         self._worker = SerialTasks(_WORK_TIMEOUT, self._request_failed, self.tick)
         self._routes = OwnedRoutes(shared.netlink, self._worker)
@@ -212,7 +212,7 @@ class Interface:
             self.policy.addressed(routable, self._shared.clock(), held=held)
             self._pump()
             if self._ending is None:
-                self._strangers.look(self._others)
+                self._strangers.check(self._others)
 
     def _others(self) -> list[Address]:
         """The interface's addresses that are not there by our doing."""

@@ -24,7 +24,6 @@ import os
 import stat
 import time
 import zlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -33,6 +32,7 @@ from typing import final
 
 from autoip.errors import AlreadyRunning, NoPermission
 from autoip.kernel.capabilities import as_owner, trusted_users
+from autoip.paths import network_namespace
 
 RECORD_SIZE = 128
 # A record is read while its owner may be writing it: tried again this often, this many seconds apart.
@@ -43,12 +43,6 @@ ACQUIRE_TRIES = 1000
 
 # There is no file to be had, for a reason that is nobody's attack and no lack of permission.
 _NO_FILE = (errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE)
-
-
-def runtime_directory(environ: Mapping[str, str]) -> Path:
-    """The first directory of $RUNTIME_DIRECTORY (systemd gives a colon list), or /run/autoip."""
-    first = environ.get("RUNTIME_DIRECTORY", "").split(":", 1)[0]
-    return Path(first or "/run/autoip")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +85,7 @@ class LockFile:
         """
         if not 0 < len(os.fsencode(interface)) < 16 or "/" in interface or "\0" in interface:
             raise ValueError(f"{interface!r} is no interface name")
-        name = f"{os.stat('/proc/self/ns/net').st_ino}-{interface}.lock"
+        name = f"{network_namespace()}-{interface}.lock"
         handle: int | None = None
         try:
             handle = _open_directory(directory)

@@ -1,58 +1,143 @@
-"""Other programs that manage link-local addresses of an interface: found, and named once for each label."""
+"""Rivals: other programs that manage link-local addresses of an interface.
+
+An address that such a program has put on the interface betrays it. Each program's scripts and routes
+then disturb the other's, so the administrator is warned, with the program's name if the address's label
+or /proc shows it.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import os
+import re
 from collections.abc import Callable, Iterable
-from typing import final
+from contextlib import suppress
+from typing import NamedTuple, final
 
-from autoip.daemon import diagnosis, processes
+from autoip.core.constants import LINK_LOCAL_NETWORK
 from autoip.daemon.reporter import Reporter
-from autoip.kernel.model import Address
+from autoip.kernel.model import PROTOCOL, Address
 
 LABELS_MAX = 8
-"""Programs, by the labels of their addresses, that are told of an interface."""
+"""At most this many rivals of an interface are reported; one is known by the label of its addresses."""
+PROCESSES_MAX = 4096
+"""At most this many processes are read."""
+_COMMAND_LINE_MAX = 4096
+
+_PROGRAMS = {
+    "avahi-autoipd": "avahi-autoipd",
+    "zcip": "zcip",
+    "dhcpcd": "dhcpcd",
+    "NetworkManager": "NetworkManager",
+    "systemd-networkd": "systemd-networkd",
+    "ConnMan": "connmand",
+}
+"""Names, and the words by which the programs call themselves."""
+_OF_ONE_INTERFACE = ("avahi-autoipd", "zcip")
+"""The interface is on the command line, or in the title, of these; the others serve all interfaces."""
+
+
+class Process(NamedTuple):
+    """A running program."""
+
+    pid: int
+    arguments: tuple[str, ...]
+    """As in /proc/PID/cmdline; the first one may be a title that the program gave itself."""
 
 
 @final
 class Rivals:
-    """Those of one interface.
+    """The rivals of one interface, each reported once.
 
     Args:
-        teller: told of each.
+        reporter: gets a note about each.
     """
 
-    def __init__(self, teller: Reporter) -> None:
-        self._teller = teller
-        self._told: set[str | None] = set()
+    def __init__(self, reporter: Reporter) -> None:
+        self._reporter = reporter
+        self._reported: set[str | None] = set()
         self._task: asyncio.Task[None] | None = None
 
-    def look(self, addresses: Callable[[], Iterable[Address]]) -> None:
-        """See whether one of these addresses tells of such a program.
+    def check(self, addresses: Callable[[], Iterable[Address]]) -> None:
+        """Begin to report a rival if one of these addresses betrays it.
 
         Args:
-            addresses: those of the interface now that are not ours; asked again after each find.
+            addresses: returns those that the interface has now and that are not ours; called again
+                after each report.
         """
-        if self._task is not None:
+        if self._task is not None or len(self._reported) >= LABELS_MAX:
             return
         for address in addresses():
-            if not diagnosis.is_foreign(address) or address.label in self._told:
-                continue
-            if len(self._told) < LABELS_MAX:
-                self._told.add(address.label)
-                self._task = asyncio.get_running_loop().create_task(self._name(address, addresses))
-            return
+            if is_rival(address) and address.label not in self._reported:
+                self._reported.add(address.label)
+                self._task = asyncio.get_running_loop().create_task(
+                    self._report(address, addresses)
+                )
+                return
 
     async def ended(self) -> None:
-        """Wait for what is under way."""
+        """Wait for the report that is under way."""
         if self._task is not None:
             await asyncio.wait([self._task])
 
-    async def _name(self, address: Address, addresses: Callable[[], Iterable[Address]]) -> None:
-        try:
-            running = await asyncio.to_thread(processes.running)
-        except OSError:
-            running = []  # no /proc here
-        self._teller.note(diagnosis.foreign(address, self._teller.name, running))
+    async def _report(self, address: Address, addresses: Callable[[], Iterable[Address]]) -> None:
+        processes: list[Process] = []
+        with suppress(OSError):  # no /proc here
+            processes = await asyncio.to_thread(running)
+        self._reporter.note(warning(address, self._reporter.name, processes))
         self._task = None
-        self.look(addresses)
+        self.check(addresses)
+
+
+def is_rival(address: Address) -> bool:
+    """Return whether another program manages link-local addresses, as this one shows."""
+    return address.address in LINK_LOCAL_NETWORK and address.proto != PROTOCOL
+
+
+def warning(address: Address, interface: str, processes: Iterable[Process]) -> str:
+    """Return what to report of an address for which `is_rival` holds."""
+    who = " or ".join(managers(interface, processes)) or "somebody"
+    if (address.label or "").partition(":")[2] == "avahi":
+        who = "avahi-autoipd, by its label"
+    return (
+        f"{who} has put {address.address}/{address.prefixlen} on this interface as well: two programs"
+        " that manage link-local addresses; let one of them leave this interface alone"
+    )
+
+
+def managers(interface: str, processes: Iterable[Process]) -> list[str]:
+    """Return the processes that may manage link-local addresses of the interface, one of each program."""
+    found: dict[str, int] = {}
+    for pid, arguments in processes:
+        line = " ".join(arguments) + " "
+        words = re.split(r"[\s\[\]]+", line)
+        for name, program in _PROGRAMS.items():
+            if re.match(rf"(\S*/)?(busybox (\S*/)?)?{program}[: ]", line) and (
+                name not in _OF_ONE_INTERFACE or interface in words
+            ):
+                found.setdefault(name, pid)
+    return [f"{name} (process {pid})" for name, pid in found.items()]
+
+
+def running() -> list[Process]:
+    """Return the programs of this network namespace, this one left out. Reads files: call it in a thread.
+
+    Raises:
+        OSError: there is no /proc.
+    """
+    found: list[Process] = []
+    ours = _namespace("self")
+    pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+    for pid in sorted(pids)[:PROCESSES_MAX]:
+        with suppress(OSError):  # it has ended, or is hidden
+            with open(f"/proc/{pid}/cmdline", "rb") as file:
+                line = file.read(_COMMAND_LINE_MAX)
+            words = tuple(os.fsdecode(word) for word in line.split(b"\0") if word)
+            if words and pid != os.getpid() and _namespace(pid) == ours:
+                found.append(Process(pid, words))
+    return found
+
+
+def _namespace(pid: int | str) -> int:
+    """Return a number of the process's network namespace that, unlike ns/net, every user may ask for."""
+    return os.stat(f"/proc/{pid}/net/dev").st_ino

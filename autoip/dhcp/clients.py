@@ -1,11 +1,11 @@
 """The DHCP clients that hooks can be installed for: a table.
 
-A new client is a row here and its files in `hooks/`; every file there has the mark line.
+A new DHCP client is a row here and its files in `hooks/`; every file there has the mark line.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # `typing` takes milliseconds to import
@@ -15,7 +15,9 @@ MARK = b"\n# autoip hooks: written by `autoip hooks install`, taken away by `aut
 """The line by which a file is known to be ours."""
 
 SHARED = "/etc/autoip/hook"
-"""The script that the clients' files call: `SHARED start IFACE`, `SHARED stop IFACE`."""
+"""The script that the DHCP clients' hooks call: `SHARED start IFACE`, `SHARED stop IFACE`."""
+
+_UDHCPC = "/etc/udhcpc/default.script"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,50 +27,31 @@ class File:
     source: str
     """Its name in `hooks/`; the word @AUTOIP@ in it becomes the path of the program."""
     path: str
-    mode: int
+    mode: int = 0o755
     keeps: str = ""
     """Ours calls what is at `path` already, which is kept under this name and put back in the end."""
 
 
 @dataclass(frozen=True, slots=True)
-class Conf:
-    """A configuration file, made for the interfaces that are named; `--no-conf` leaves it out."""
-
-    path: str
-    mode: int
-    text: Callable[[Sequence[str]], str]
-    """What it says for these interfaces, the mark line included (MARK, not as the first line)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Needs:
-    """A word of the client's own configuration, at the start of a line, without which its hook does nothing."""
-
-    path: str
-    word: str
-
-
-@dataclass(frozen=True, slots=True)
-class Client:
+class DhcpClient:
     """A DHCP client."""
 
     programs: tuple[str, ...]
-    """Where its program may be: if one is there, the client is installed."""
+    """Where its program may be: if one is there, the DHCP client is installed."""
     files: tuple[File, ...]
-    confs: tuple[Conf, ...] = ()
-    enables: bool = field(default=False, kw_only=True)
-    """The unit is enabled for the interfaces that are named."""
-    needs: Needs | None = field(default=None, kw_only=True)
+    _: KW_ONLY
+    confs: Mapping[str, Callable[[Sequence[str]], str]] = field(default_factory=dict)
+    """If it needs names of interfaces: configuration files by path, and their text for these interfaces, MARK in it.
 
-    @property
-    def takes_names(self) -> bool:
-        """Whether it is of any use to name interfaces."""
-        return self.enables or bool(self.confs)
+    The unit is enabled for these interfaces.
+    """
+    needs: tuple[str, str] | None = None
+    """A file of its configuration, and the word at the start of a line without which its hook does nothing."""
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """All files that may be there because of this client."""
-        return (*(file.path for file in self.files), *(conf.path for conf in self.confs))
+        """All files that may be there because of this DHCP client."""
+        return (*(file.path for file in self.files), *self.confs)
 
 
 def _networkmanager_conf(interfaces: Sequence[str]) -> str:
@@ -94,51 +77,40 @@ def _networkmanager_policy(interfaces: Sequence[str]) -> str:
 {sections}"""
 
 
-CLIENTS: Mapping[str, Client] = {
-    "dhclient": Client(
+CLIENTS: Mapping[str, DhcpClient] = {
+    "dhclient": DhcpClient(
         ("/sbin/dhclient", "/usr/sbin/dhclient"),
         (File("dhclient", "/etc/dhcp/dhclient-exit-hooks.d/autoip", 0o644),),
     ),
-    "ifupdown": Client(
+    "ifupdown": DhcpClient(
         ("/sbin/ifup", "/usr/sbin/ifup"),
-        (
-            File("ifupdown", "/etc/network/if-up.d/autoip", 0o755),
-            File("ifupdown", "/etc/network/if-down.d/autoip", 0o755),
-        ),
+        tuple(File("ifupdown", f"/etc/network/if-{way}.d/autoip") for way in ("up", "down")),
     ),
-    "dhcpcd": Client(
+    "dhcpcd": DhcpClient(
         ("/sbin/dhcpcd", "/usr/sbin/dhcpcd"),
         (File("dhcpcd", "/lib/dhcpcd/dhcpcd-hooks/90-autoip", 0o644),),
-        needs=Needs("/etc/dhcpcd.conf", "noipv4ll"),
+        needs=("/etc/dhcpcd.conf", "noipv4ll"),
     ),
-    "udhcpc": Client(
+    "udhcpc": DhcpClient(
         ("/sbin/udhcpc", "/usr/sbin/udhcpc"),
-        (
-            File(
-                "udhcpc",
-                "/etc/udhcpc/default.script",
-                0o755,
-                "/etc/udhcpc/default.script.before-autoip",
-            ),
-        ),
+        (File("udhcpc", _UDHCPC, keeps=f"{_UDHCPC}.before-autoip"),),
     ),
-    "networkd-dispatcher": Client(
+    "networkd-dispatcher": DhcpClient(
         ("/usr/bin/networkd-dispatcher",),
         tuple(
-            File("networkd-dispatcher", f"/etc/networkd-dispatcher/{state}.d/autoip", 0o755)
+            File("networkd-dispatcher", f"/etc/networkd-dispatcher/{state}.d/autoip")
             for state in ("carrier", "degraded", "routable", "off")
         ),
     ),
-    "networkmanager": Client(
+    "networkmanager": DhcpClient(
         ("/usr/sbin/NetworkManager", "/usr/bin/NetworkManager"),
-        (
-            File("networkmanager", "/etc/NetworkManager/dispatcher.d/90-autoip", 0o755),
-            File("networkmanager", "/etc/NetworkManager/dispatcher.d/pre-down.d/90-autoip", 0o755),
+        tuple(
+            File("networkmanager", f"/etc/NetworkManager/dispatcher.d/{folder}90-autoip")
+            for folder in ("", "pre-down.d/")
         ),
-        (
-            Conf("/etc/NetworkManager/conf.d/90-autoip.conf", 0o644, _networkmanager_conf),
-            Conf("/etc/autoip.conf.d/networkmanager.conf", 0o644, _networkmanager_policy),
-        ),
-        enables=True,
+        confs={
+            "/etc/NetworkManager/conf.d/90-autoip.conf": _networkmanager_conf,
+            "/etc/autoip.conf.d/networkmanager.conf": _networkmanager_policy,
+        },
     ),
 }

@@ -1,287 +1,196 @@
-"""Files below a folder that stands for `/`: of this machine, or of an image that is being built.
+"""The root of an image that is being built, or of this machine: safe paths, and files that get there together.
 
 A symbolic link on the way is followed as a system started from there would follow it, so never out
-of the folder; a link at the end of a path is never followed. Directories are opened one in the
-other, and a file comes into its place whole, or not at all.
+of the root; a link at the end of a path is never followed. What is changed is reached by opening each
+directory in the one before, and a file comes into its place whole, or not at all.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import stat
+from dataclasses import dataclass
 from typing import final
 
 from autoip.errors import AutoipError, NoPermission
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # `typing` takes milliseconds to import
-    from collections.abc import Iterator
-    from types import TracebackType
+    from collections.abc import Iterable, Iterator, Mapping
+
+    Entry = tuple[bytes, int] | str
+    """What is put at a path: a file's content and permissions, or a symbolic link's target."""
 
 _LINKS_MAX = 40
 """As the kernel has it: more are a loop."""
 
 
-class NotAFile(AutoipError):
-    """Something that is neither a regular file nor absent is in the way."""
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What is at a path; a symbolic link is not followed."""
+
+    status: os.stat_result
+    content: bytes | None = None
+    """Of a regular file."""
+    target: str | None = None
+    """Of a symbolic link."""
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it is a regular file or a symbolic link."""
+        return self.content is not None or self.target is not None
+
+    def equals(self, content: bytes, mode: int) -> bool:
+        """Return whether it is this file of root's (or ours, where we cannot give files away)."""
+        same = stat.S_IMODE(self.status.st_mode) == mode and self.status.st_uid == os.geteuid()
+        return same and self.content == content
 
 
 @final
-class Rooted:
-    """The tree below `root`. All paths are absolute and begin there.
+class Image:
+    """The files below `root`. All paths are absolute and begin there.
 
-    Raises AutoipError, or NoPermission, with the path and the kernel's word, wherever the kernel refuses.
+    Raises AutoipError, or NoPermission, with the path and the kernel's reason, wherever the kernel refuses.
     """
 
     def __init__(self, root: str) -> None:
-        with _told(root):
-            self._root = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        with _errors(root):
+            os.stat(os.path.join(root, ""))
         self.root = root.rstrip("/")
 
-    def shown(self, path: str) -> str:
-        """The path as the caller's system has it, for what is told."""
+    def full(self, path: str) -> str:
+        """Return the path as this system has it, for messages."""
         return self.root + path
 
     def exists(self, path: str) -> bool:
-        """Whether something is there, links followed."""
-        with _told(self.shown(path)):
-            return self._status("/".join(self._resolve(path, last=True))) is not None
+        """Return whether something is there, links followed."""
+        return os.path.lexists(self._real(path, follow=True))
 
-    def read(self, path: str) -> bytes | None:
-        """The content of a regular file; None if there is nothing.
-
-        Raises:
-            NotAFile: there is something else.
-        """
-        with _told(self.shown(path)):
-            name = "/".join(self._resolve(path))
-            status = self._status(name)
-            if status is None:
-                return None
-            if not stat.S_ISREG(status.st_mode):
-                what = "a symbolic link" if stat.S_ISLNK(status.st_mode) else "no regular file"
-                raise NotAFile(f"{self.shown(path)}: is {what}")
-            with self.directory(path) as (directory, last):
-                flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-                with open(os.open(last, flags, dir_fd=directory), "rb") as file:
-                    return file.read()
-
-    def is_file(self, path: str) -> bool:
-        """Whether there is a regular file, or a symbolic link, which is not followed."""
-        status = self._status("/".join(self._resolve(path)))
-        return status is not None and (stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode))
-
-    def link(self, path: str) -> str | None:
-        """What the symbolic link at the path says; None if there is none."""
-        with _told(self.shown(path)):
+    def at(self, path: str) -> Found | None:
+        """Return what is there; None if there is nothing."""
+        real = self._real(path)
+        with _errors(self.full(path)):
             try:
-                return os.readlink("/".join(self._resolve(path)), dir_fd=self._root)
-            except OSError as error:
-                if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EINVAL):
-                    return None
-                raise
-
-    def has_mode(self, path: str, mode: int) -> bool:
-        """Whether the file is root's (or ours, where we cannot give files away) with these permissions."""
-        status = self._status("/".join(self._resolve(path)))
-        if status is None:
-            return False
-        return stat.S_IMODE(status.st_mode) == mode and status.st_uid == os.geteuid()
+                status = os.lstat(real)
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+            if stat.S_ISLNK(status.st_mode):
+                return Found(status, target=os.readlink(real))
+            if not stat.S_ISREG(status.st_mode):
+                return Found(status)
+        with self._parent(path) as (directory, name):
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+            with open(os.open(name, flags, dir_fd=directory), "rb") as file:
+                return Found(status, content=file.read())
 
     def unlink(self, path: str) -> None:
-        """Take away a file or a link."""
-        with _told(self.shown(path)), self.directory(path) as (directory, last):
-            os.unlink(last, dir_fd=directory)
+        """Remove a file or a link that may be absent."""
+        with self._parent(path) as (directory, name), contextlib.suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=directory)
+
+    def rmdir(self, path: str) -> None:
+        """Remove a directory; one that is in use stays."""
+        with contextlib.suppress(OSError):
+            os.rmdir(self._real(path))
 
     def replace(self, path: str, by: str) -> None:
-        """Put the file `by`, as it is, in the place of the one at `path`."""
-        with (
-            _told(self.shown(path)),
-            self.directory(by) as (source, name),
-            self.directory(path) as (directory, last),
-        ):
-            os.replace(name, last, src_dir_fd=source, dst_dir_fd=directory)
+        """Rename the file `by` to `path`."""
+        with self._parent(by) as (source, old), self._parent(path) as (directory, new):
+            os.replace(old, new, src_dir_fd=source, dst_dir_fd=directory)
 
-    def same(self, path: str, other: str) -> bool:
-        """Whether both are names of one file, which is there."""
-        one, two = (self._status("/".join(self._resolve(each))) for each in (path, other))
-        return one is not None and two is not None and os.path.samestat(one, two)
+    def missing(self, paths: Iterable[str]) -> list[str]:
+        """Return the directories that `put` makes for these paths, each after the one that it is in."""
+        found: dict[str, None] = {}
+        for path in paths:
+            names = self._real(path)[len(self.root) :].split("/")
+            parents = ("/".join(names[:number]) for number in range(2, len(names)))
+            found |= dict.fromkeys(parent for parent in parents if not self.exists(parent))
+        return list(found)
 
-    def rmdir(self, path: str) -> bool:
-        """Take away a directory if it is empty; whether it is gone."""
-        with _told(self.shown(path)):
-            try:
-                os.rmdir("/".join(self._resolve(path)), dir_fd=self._root)
-            except OSError as error:
-                if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-                    return False
-                if error.errno not in (errno.ENOENT, errno.ENOTDIR):
-                    raise
-            return True
+    def put(self, entries: Mapping[str, Entry], keep: Mapping[str, str]) -> None:
+        """Put files and links in their places; if one cannot be written, none is.
+
+        Args:
+            entries: by path.
+            keep: by path: a second name for what is there now.
+        """
+        waiting: dict[str, str] = {}
+        with contextlib.ExitStack() as undo:
+            for path in self.missing(entries):
+                with self._parent(path) as (directory, name):
+                    os.mkdir(name, dir_fd=directory)
+                    undo.callback(self.rmdir, path)
+                    # Whatever the umask is, everybody may enter it.
+                    os.chmod(name, 0o755, dir_fd=directory)  # noqa: S103 (a directory of /etc)
+            for path, entry in entries.items():
+                # No DHCP client runs a file whose name has a dot.
+                name = f".{os.path.basename(path)}.{os.getpid()}"
+                waiting[path] = os.path.join(os.path.dirname(path), name)
+                self.unlink(waiting[path])
+                undo.callback(self.unlink, waiting[path])
+                with self._parent(path) as (directory, _):
+                    if isinstance(entry, str):
+                        os.symlink(entry, name, dir_fd=directory)
+                    else:
+                        _write(directory, name, *entry)
+            for path, second in keep.items():
+                with self._parent(path) as (source, old), self._parent(second) as (place, new):
+                    os.link(old, new, src_dir_fd=source, dst_dir_fd=place, follow_symlinks=False)
+            for path, name in waiting.items():
+                self.replace(path, by=name)
+            undo.pop_all()
 
     @contextlib.contextmanager
-    def directory(self, path: str, made: list[str] | None = None) -> Iterator[tuple[int, str]]:
-        """The directory that a path is in, open, and the last name of the path.
-
-        With `made` what is missing is made, with mode 755, and noted there.
-        """
-        *names, last = self._resolve(path)
-        handle = os.dup(self._root)
-        flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-        try:
-            for number, name in enumerate(names, 1):
-                if made is not None:
-                    with contextlib.suppress(FileExistsError):
-                        os.mkdir(name, 0o755, dir_fd=handle)
-                        made.append("/" + "/".join(names[:number]))
-                        # The umask is not to say who may look there.
-                        os.chmod(name, 0o755, dir_fd=handle)  # noqa: S103 (a directory of /etc)
-                deeper = os.open(name, flags, dir_fd=handle)
-                os.close(handle)
-                handle = deeper
+    def _parent(self, path: str) -> Iterator[tuple[int, str]]:
+        """Open the directory that a path is in, and yield it with the path's last name."""
+        flags = os.O_PATH | os.O_DIRECTORY
+        *names, last = self._real(path)[len(self.root) + 1 :].split("/")
+        with _errors(self.full(path)), contextlib.ExitStack() as opened:
+            handle = os.open(self.root or "/", flags)
+            opened.callback(os.close, handle)
+            for name in names:
+                handle = os.open(name, flags | os.O_NOFOLLOW, dir_fd=handle)
+                opened.callback(os.close, handle)
             yield handle, last
-        finally:
-            os.close(handle)
 
-    def close(self) -> None:
-        """Let the folder go."""
-        os.close(self._root)
-
-    def __enter__(self) -> Rooted:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def _status(self, name: str) -> os.stat_result | None:
-        try:
-            return os.stat(name or ".", dir_fd=self._root, follow_symlinks=False)
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-
-    def _resolve(self, path: str, *, last: bool = False) -> list[str]:
-        """The names on the way, none of them a link but the last one (with `last`: nor that)."""
+    def _real(self, path: str, *, follow: bool = False) -> str:
+        """Return where the path is on this system: no name on the way is a link, nor with `follow` the last."""
         found: list[str] = []
         left = path.split("/")[::-1]
         links = 0
         while left:
             name = left.pop()
-            if name in ("", "."):
-                continue
             if name == "..":
                 del found[-1:]
-                continue
-            found.append(name)
-            if not left and not last:
-                break
-            try:
-                target = os.readlink("/".join(found), dir_fd=self._root)
-            except OSError as error:
-                if error.errno in (errno.EINVAL, errno.ENOENT, errno.ENOTDIR):
-                    continue
-                raise
-            links += 1
-            if links > _LINKS_MAX:
-                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
-            if target.startswith("/"):
-                found.clear()
-            else:
-                del found[-1]
-            left += target.split("/")[::-1]
-        return found
+            elif name not in ("", "."):
+                found.append(name)
+                here = "/".join((self.root, *found))
+                if (left or follow) and os.path.islink(here):
+                    links += 1
+                    if links > _LINKS_MAX:
+                        raise AutoipError(f"{self.full(path)}: {os.strerror(errno.ELOOP)}")
+                    target = os.readlink(here)
+                    del found[0 if target.startswith("/") else -1 :]
+                    left += target.split("/")[::-1]
+        return "/".join((self.root, *found))
 
 
-@final
-class Change:
-    """Files and links for a tree, written beside their places, then all of them put there.
-
-    Used in a `with`: what was not committed at its end is taken away again, new directories too.
-    """
-
-    def __init__(self, tree: Rooted) -> None:
-        self.made: list[str] = []
-        """The directories that were made, outermost first."""
-        self._tree = tree
-        self._waiting: list[tuple[str, str]] = []
-        self._keep: list[tuple[str, str]] = []
-        self._committed = False
-
-    def write(self, path: str, content: bytes, mode: int) -> None:
-        """A file of root's with this content and these permissions."""
-        with self._beside(path) as (directory, name):
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-            with open(os.open(name, flags, 0o600, dir_fd=directory), "wb") as file:
-                file.write(content)
-                file.flush()
-                if os.geteuid() == 0:
-                    os.fchown(file.fileno(), 0, 0)
-                os.fchmod(file.fileno(), mode)
-
-    def link(self, path: str, target: str) -> None:
-        """A symbolic link."""
-        with self._beside(path) as (directory, name):
-            os.symlink(target, name, dir_fd=directory)
-
-    def keep(self, path: str, name: str) -> None:
-        """What is at the path gets this second name, which stays when the path is written."""
-        self._keep.append((path, name))
-
-    def commit(self) -> None:
-        """Put everything in its place."""
-        for path, name in self._keep:
-            with (
-                _told(self._tree.shown(name)),
-                self._tree.directory(path) as (directory, last),
-                self._tree.directory(name) as (kept, second),
-            ):
-                os.link(last, second, src_dir_fd=directory, dst_dir_fd=kept, follow_symlinks=False)
-        for path, waiting in self._waiting:
-            with _told(self._tree.shown(path)), self._tree.directory(path) as (directory, last):
-                os.replace(waiting, last, src_dir_fd=directory, dst_dir_fd=directory)
-        self._committed = True
-
-    @contextlib.contextmanager
-    def _beside(self, path: str) -> Iterator[tuple[int, str]]:
-        """The open directory of the path, made if need be, and a name for a file that waits there."""
-        with (
-            _told(self._tree.shown(path)),
-            self._tree.directory(path, self.made) as (directory, last),
-        ):
-            # No client runs a file whose name has a dot.
-            waiting = f".{last}.{os.getpid()}"
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(waiting, dir_fd=directory)
-            self._waiting.append((path, waiting))
-            yield directory, waiting
-
-    def __enter__(self) -> Change:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self._committed:
-            return
-        for path, waiting in self._waiting:
-            with contextlib.suppress(OSError), self._tree.directory(path) as (directory, _):
-                os.unlink(waiting, dir_fd=directory)
-        for path in reversed(self.made):
-            with contextlib.suppress(AutoipError):
-                self._tree.rmdir(path)
+def _write(directory: int, name: str, content: bytes, mode: int) -> None:
+    """Make a file of root's (or ours, where we cannot give files away)."""
+    opener = functools.partial(os.open, mode=0o600, dir_fd=directory)
+    with open(name, "xb", opener=opener) as file:
+        file.write(content)
+        if os.geteuid() == 0:
+            os.fchown(file.fileno(), 0, 0)
+        os.fchmod(file.fileno(), mode)
 
 
 @contextlib.contextmanager
-def _told(path: str) -> Iterator[None]:
+def _errors(path: str) -> Iterator[None]:
+    """Turn the kernel's errors into ours."""
     try:
         yield
     except PermissionError as error:

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from autoip.core.constants import FIRST_CANDIDATE, LAST_CANDIDATE
 from autoip.daemon import address_store
-from autoip.daemon.address_store import AddressStore, state_directory
+from autoip.daemon.address_store import AddressStore
 from autoip.errors import StateProblem
 
 MAC = bytes.fromhex("0200000000ab")
@@ -32,12 +32,6 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for mount
 def record(**changes: Any) -> bytes:
     values = {"version": 1, "address": str(ADDRESS), "interface": "eth0", **changes}
     return json.dumps(values).encode()
-
-
-def test_state_directory() -> None:
-    assert state_directory({}) == Path("/var/lib/autoip")
-    assert state_directory({"STATE_DIRECTORY": ""}) == Path("/var/lib/autoip")
-    assert state_directory({"STATE_DIRECTORY": "/a b:/c"}) == Path("/a b")
 
 
 def test_sel_memory_round_trip(tmp_path: Path) -> None:
@@ -94,6 +88,7 @@ def test_mac_of_another_length(tmp_path: Path, mac: bytes) -> None:
         (str(FIRST_CANDIDATE), True),
         (str(LAST_CANDIDATE), True),
         ("169.254.255.0", False),
+        ("169.254.169.254", False),
         ("169.253.20.20", False),
         ("169.255.20.20", False),
         ("10.0.0.1", False),
@@ -117,7 +112,7 @@ def test_only_candidates_are_returned(tmp_path: Path, text: str, valid: bool) ->
             AddressStore(tmp_path).load(MAC)
 
 
-@pytest.mark.parametrize("text", ["169.254.0.255", "169.254.255.0", "10.0.0.1"])
+@pytest.mark.parametrize("text", ["169.254.0.255", "169.254.255.0", "169.254.169.254", "10.0.0.1"])
 def test_only_candidates_are_saved(tmp_path: Path, text: str) -> None:
     for directory in (tmp_path, None):
         with pytest.raises(ValueError, match="candidate"):
@@ -509,6 +504,7 @@ def test_sel_memory_avahi(text: bytes, tmp_path: Path) -> None:
         b"\xff\xfe",
         b"169.254.0.255\n",
         b"169.254.255.0\n",
+        b"169.254.169.254\n",
         b"10.0.0.1\n",
         b"169.254.20.20\n" + b" " * 100_000,
     ],

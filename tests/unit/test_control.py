@@ -23,9 +23,10 @@ from autoip.control import client, server
 from autoip.control.protocol import EVENT, EVENTS, STATUS, event, socket_name
 from autoip.control.server import LINE_MAX, USER_MAX, WATCH_MAX, WRITE_MAX, Clients, Handler, Server
 from autoip.errors import AutoipError, NoPermission, NotRunning
+from autoip.paths import network_namespace
 
 NAME = "eth0"
-NAMESPACE = os.stat("/proc/self/ns/net").st_ino
+NAMESPACE = network_namespace()
 PATIENCE = 30.0
 
 REPORT: dict[str, Any] = {

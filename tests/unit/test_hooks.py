@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
@@ -14,7 +15,7 @@ import pytest
 from autoip import config
 from autoip.commands import hooks, main
 from autoip.core.policy import Kind
-from autoip.dhcp import clients, image
+from autoip.dhcp import clients, install
 from autoip.dhcp.clients import CLIENTS, MARK, SHARED
 from autoip.errors import AutoipError, UsageError
 
@@ -89,6 +90,8 @@ def test_installed_for_what_is_there(root: Path, run: Run) -> None:
     }
     assert {path: after[path] for path in before} == before
     assert after["etc/dhcp"] == "755"
+    made = (root / "etc/autoip/made").read_text().splitlines()
+    assert made[2:] == ["directory /etc/dhcp", "directory /etc/dhcp/dhclient-exit-hooks.d"]
     exit_hook = root / "etc/dhcp/dhclient-exit-hooks.d/autoip"
     assert exit_hook.read_bytes() == (HOOKS / "dhclient").read_bytes()
     assert stat.S_IMODE(exit_hook.stat().st_mode) == 0o644
@@ -284,6 +287,57 @@ def test_what_is_not_ours_stops_everything(
     assert list(root.rglob("*")) == before
 
 
+def test_notes_that_are_not_ours_stop_everything(root: Path, run: Run) -> None:
+    """`made` holds what to remove in the end: a file of somebody else there is neither read nor replaced."""
+    notes = root / "etc/autoip/made"
+    notes.parent.mkdir()
+    notes.write_text("directory /etc\n")
+    before = tree(root)
+    for line in ("install", "remove"):
+        with pytest.raises(AutoipError, match="autoip/made: is there and not autoip's"):
+            run(line)
+    assert tree(root) == before
+
+
+def test_a_link_that_the_administrator_changed_stays(root: Path, run: Run) -> None:
+    unit = root / "usr/lib/systemd/system/autoip@.service"
+    unit.parent.mkdir(parents=True)
+    unit.touch()
+    run("install --client dhclient --client networkmanager eth0 eth1")
+    wants = root / "etc/systemd/system/multi-user.target.wants"
+    ours, theirs = (wants / f"autoip@{name}.service" for name in ("eth0", "eth1"))
+    theirs.unlink()
+    theirs.symlink_to("/etc/systemd/system/another.service")
+    run("remove --client networkmanager")
+    assert not ours.is_symlink()
+    assert os.readlink(theirs) == "/etc/systemd/system/another.service"
+    theirs.unlink()
+    theirs.symlink_to("/usr/lib/systemd/system/autoip@.service")
+    run("remove")
+    assert theirs.is_symlink()
+
+
+def test_hooks_of_an_image_have_started_nothing_here(
+    root: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "run" / "unit-eth0"
+    here.parent.mkdir()
+    here.touch()
+    monkeypatch.setattr(install, "_RUN", str(here.parent))
+    run("install")
+    run("remove")
+    assert here.exists()
+
+
+def test_a_link_to_a_program_is_followed(root: Path, run: Run) -> None:
+    """In the image: a DHCP client whose program is an applet, or an alternative, is installed."""
+    (root / "usr/sbin/ifup").symlink_to("/bin/applets")
+    assert run("list --client ifupdown")[1].split()[1] == "no"
+    (root / "bin").mkdir()
+    (root / "bin/applets").touch()
+    assert run("list --client ifupdown")[1].split()[1] == "yes"
+
+
 def test_no_link_leads_out_of_the_root(root: Path, run: Run, tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
@@ -309,17 +363,17 @@ def test_when_the_disk_is_full_nothing_is_left(
     root: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = tree(root)
-    write = image.Change.write
-    written: list[str] = []
+    chmod = os.fchmod
+    written: list[int] = []
 
-    def full(change: image.Change, path: str, content: bytes, mode: int) -> None:
-        write(change, path, content, mode)
-        written.append(path)
+    def full(file: int, mode: int) -> None:
+        chmod(file, mode)
+        written.append(file)
         if len(written) == 2:
-            raise AutoipError("No space left on device")
+            raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(image.Change, "write", full)
-    with pytest.raises(AutoipError, match="No space"):
+    monkeypatch.setattr(os, "fchmod", full)
+    with pytest.raises(AutoipError, match=r"dhclient-exit-hooks.d/autoip: No space"):
         run("install")
     assert len(written) == 2
     assert tree(root) == before
@@ -433,8 +487,9 @@ def special(monkeypatch: pytest.MonkeyPatch) -> None:
     def text(names: object) -> str:
         return f"[main]{MARK.decode()}names={names}\n"
 
-    conf = clients.Conf("/etc/special/conf.d/autoip.conf", 0o600, text)
-    one = clients.Client(("/sbin/special",), CLIENTS["dhclient"].files, (conf,), enables=True)
+    confs = {"/etc/special/conf.d/autoip.conf": text}
+    files = CLIENTS["dhclient"].files
+    one = clients.DhcpClient(("/sbin/special",), files, confs=confs)
     monkeypatch.setitem(CLIENTS, "special", one)
 
 
@@ -453,8 +508,8 @@ def test_names_a_conf_and_the_unit(root: Path, run: Run) -> None:
         "enabled /etc/systemd/system/multi-user.target.wants/autoip@eth0.service"
     ]
     after = tree(root)
-    assert after["etc/special/conf.d/autoip.conf"].startswith("600 ")
-    assert after["etc/special/conf.d/autoip.conf"].endswith("names=('eth0', 'eth1')\n")
+    assert after["etc/special/conf.d/autoip.conf"].startswith("644 ")
+    assert after["etc/special/conf.d/autoip.conf"].endswith("names=['eth0', 'eth1']\n")
     link = "etc/systemd/system/multi-user.target.wants/autoip@eth0.service"
     assert after[link] == "-> /usr/lib/systemd/system/autoip@.service"
     # What the administrator had enabled stays.

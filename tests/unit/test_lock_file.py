@@ -19,8 +19,9 @@ from typing import Any
 import pytest
 
 from autoip.daemon import lock_file
-from autoip.daemon.lock_file import Held, LockFile, runtime_directory
+from autoip.daemon.lock_file import Held, LockFile
 from autoip.errors import AlreadyRunning, NoPermission
+from autoip.paths import network_namespace
 
 ADDRESS = IPv4Address("169.254.20.20")
 OTHER = IPv4Address("169.254.30.30")
@@ -71,13 +72,7 @@ sys.stdin.read()
 
 
 def file_of(directory: Path, interface: str = "eth0") -> Path:
-    return directory / f"{os.stat('/proc/self/ns/net').st_ino}-{interface}.lock"
-
-
-def test_runtime_directory() -> None:
-    assert runtime_directory({}) == Path("/run/autoip")
-    assert runtime_directory({"RUNTIME_DIRECTORY": ""}) == Path("/run/autoip")
-    assert runtime_directory({"RUNTIME_DIRECTORY": "/a b:/c"}) == Path("/a b")
+    return directory / f"{network_namespace()}-{interface}.lock"
 
 
 def test_if_one_within_a_process(tmp_path: Path) -> None:

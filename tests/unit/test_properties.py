@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoip.core.arp import NO_ADDRESS, NO_HARDWARE, ArpPacket, Operation
-from autoip.core.constants import DEFEND_INTERVAL, PROBE_NUM, Timing
-from autoip.core.ipv4ll import State, is_candidate
+from autoip.core.constants import DEFEND_INTERVAL, PROBE_NUM, Timing, is_candidate
+from autoip.core.ipv4ll import State
 from tests.unit.virtual_link import Host, VirtualLink, mac_of
 
 A = IPv4Address("169.254.20.20")

@@ -29,7 +29,7 @@ def test_host_that_answers_every_probe(port: Port, make_autoip: MakeDaemon) -> N
     taken = list(dict.fromkeys(frame.tpa for frame in neighbour.answered))[:3]
     assert len(taken) == 3 and all(str(address) in line for address in taken)
     daemon.wait_line("-> rate-limited", PATIENCE)
-    assert sum("claims every address" in said for said in daemon.lines) == 1
+    assert sum("claims every address" in line for line in daemon.lines) == 1
     [note] = report(daemon)["notes"]
     assert NEIGHBOUR in note and note in line
     assert note in run(daemon, "status").out
@@ -73,12 +73,12 @@ def test_second_manager(port: Port, make_autoip: MakeDaemon, mark: str, when: st
         assert report(daemon)["notes"] == []
         host.ip(command)
     daemon.wait_line(f"{THEIRS}/16 on this interface as well", PATIENCE)
-    # Again, with the same label: told already.
+    # Again, with the same label: reported already.
     host.ip(f"addr add 169.254.78.8/16 scope link {label} dev eth0")
     wait_until(lambda: "169.254.78.8/16" in report(daemon)["others"], "heard of the second")
     notes = report(daemon)["notes"]
     assert len(notes) == 1 and expected in notes[0]
-    assert sum("on this interface as well" in said for said in daemon.lines) == 1
+    assert sum("on this interface as well" in line for line in daemon.lines) == 1
 
 
 def test_our_own_is_not_foreign(port: Port, make_autoip: MakeDaemon) -> None:
@@ -93,4 +93,4 @@ def test_our_own_is_not_foreign(port: Port, make_autoip: MakeDaemon) -> None:
     assert run(daemon, "refresh eth0").status == 0
     port.sniffer.wait_announcement(A, PATIENCE, since=since)
     assert report(daemon)["notes"] == []
-    assert not any("as well" in said for said in daemon.lines)
+    assert not any("as well" in line for line in daemon.lines)

@@ -1,0 +1,33 @@
+"""Where the program's files are, and the number of the network namespace, which is part of their names."""
+
+from __future__ import annotations
+
+import os
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # `autoip status` must start fast
+    from collections.abc import Mapping
+
+
+def runtime_directory(environ: Mapping[str, str]) -> str:
+    """Lock files and control sockets: $RUNTIME_DIRECTORY, or /run/autoip."""
+    return _first(environ, "RUNTIME_DIRECTORY") or "/run/autoip"
+
+
+def state_directory(environ: Mapping[str, str]) -> str:
+    """The last addresses: $STATE_DIRECTORY, or /var/lib/autoip."""
+    return _first(environ, "STATE_DIRECTORY") or "/var/lib/autoip"
+
+
+def network_namespace() -> int:
+    """Return the inode of this process's network namespace.
+
+    Raises:
+        OSError: there is no /proc.
+    """
+    return os.stat("/proc/self/ns/net").st_ino
+
+
+def _first(environ: Mapping[str, str], name: str) -> str:
+    """Return the first directory of a variable; systemd separates several by colons."""
+    return environ.get(name, "").split(":", 1)[0]
