@@ -14,10 +14,11 @@ import subprocess
 import sys
 from dataclasses import dataclass
 
-from autoip.commands.arguments import COMMANDS, Parser, interface_name
+from autoip.commands.arguments import aligned, texts, values
 from autoip.dhcp.clients import CLIENTS, MARK, SHARED, Client, File, Needs
 from autoip.dhcp.image import Change, NotAFile, Rooted
 from autoip.errors import AutoipError, UsageError
+from autoip.option_table import Option, interface_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # `typing` takes milliseconds to import
@@ -53,28 +54,38 @@ class Arguments:
     program: str | None
 
 
-def parser() -> Parser:
-    """The options of `hooks`."""
-    made = Parser(
-        prog="autoip hooks",
-        description=COMMANDS["hooks"],
-        epilog="clients: " + ", ".join(CLIENTS),
-        allow_abbrev=False,
-    )
-    add = made.add_argument
-    add("action", metavar="ACTION", choices=("install", "remove", "list"), help="what to do")
-    add("interfaces", metavar="IFACE", nargs="*", help="install: for clients that are told names")
-    add(
-        "--client",
-        metavar="NAME",
-        action="append",
-        default=[],
-        help="this client, also if it is not installed; default: all that are",
-    )
-    add("--root", metavar="DIR", default="/", help="an image that is being built; default: /")
-    add("--no-conf", action="store_true", help="install: leave the client's configuration alone")
-    add("--program", metavar="PATH", help="install: the program; default: the one that runs")
-    return made
+def _absolute(text: str) -> str:
+    if not os.path.isabs(text):
+        raise UsageError("not an absolute path")
+    return text
+
+
+# fmt: off
+OPTIONS = (
+    Option(
+        "client", "NAME", "this client, also if it is not installed; default: all that are",
+        "May be given more than once.",
+        values=CLIENTS, into="clients", repeat="all",
+    ),
+    Option(
+        "root", "DIR", "an image that is being built; default: /",
+        default="/", repeat="last", offers="folders",
+    ),
+    Option(
+        "no-conf", "", "install: leave the client's configuration alone",
+        read=lambda text: text == "no", into="conf",
+    ),
+    Option(
+        "program", "PATH", "install: the program that the hooks start; default: the one that runs",
+        read=_absolute, repeat="last", offers="files",
+    ),
+    Option("action", "ACTION", "what to do", values=["install", "remove", "list"], operand=True),
+    Option(
+        "interfaces", "IFACE", "install: for clients that are told names",
+        read=interface_name, repeat="all", operand=True, offers="interfaces",
+    ),
+)
+# fmt: on
 
 
 def parse(words: Sequence[str]) -> Arguments:
@@ -83,22 +94,11 @@ def parse(words: Sequence[str]) -> Arguments:
     Raises:
         UsageError: with what was wrong and what is allowed.
     """
-    found = parser().parse_intermixed_args(list(words))
-    for name in found.client:
-        if name not in CLIENTS:
-            raise UsageError(f"--client {name}: allowed are {', '.join(CLIENTS)}")
-    if found.action != "install" and (found.interfaces or found.no_conf or found.program):
-        raise UsageError(f"hooks {found.action} takes no IFACE, --no-conf and --program")
-    if found.program is not None and not os.path.isabs(found.program):
-        raise UsageError(f"--program {found.program}: not an absolute path")
-    return Arguments(
-        action=found.action,
-        interfaces=tuple(dict.fromkeys(interface_name(name) for name in found.interfaces)),
-        clients=tuple(dict.fromkeys(found.client)),
-        root=found.root,
-        conf=not found.no_conf,
-        program=found.program,
-    )
+    found = values(OPTIONS, texts("hooks", OPTIONS, words, epilog="clients: " + ", ".join(CLIENTS)))
+    only = found["interfaces"] or not found["conf"] or found["program"]
+    if only and found["action"] != "install":
+        raise UsageError(f"hooks {found['action']} takes no IFACE, --no-conf and --program")
+    return Arguments(**found)
 
 
 def main(words: Sequence[str]) -> int:
@@ -387,9 +387,7 @@ def show(tree: Rooted, arguments: Arguments) -> None:
         client = CLIENTS[name]
         present = "yes" if _present(tree, client) else "no"
         rows.append((name, present, _state(tree, client), " ".join(client.paths)))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        print("  ".join(map(str.ljust, row, widths)).rstrip())
+    print("\n".join(aligned(rows)))
 
 
 def _state(tree: Rooted, client: Client) -> str:

@@ -82,7 +82,7 @@ def test_files_in_order(system: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "number", "says"),
     [
-        ("delay = 200", 1, "before the first [INTERFACE]"),
+        ("delay = 200", 1, "delay: not inside an [INTERFACE] section"),
         ("[eth0]\n\npolicy = falback", 3, "alongside, fallback, route-only"),
         ("[eth0]\npolcy = fallback", 2, "ip, abandon, delay, up, policy, after, linger"),
         ("[eth0]\ndelay", 2, "NAME = VALUE"),
