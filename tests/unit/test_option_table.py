@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from autoip.commands.run import Arguments
 from autoip.errors import UsageError
 from autoip.option_table import Option, seconds
 from autoip.options import CONFIGURED, RUN, Options
@@ -113,6 +114,16 @@ def test_the_defaults_that_are_shown_are_those_of_an_interface() -> None:
         if option.default:
             shown = f"default {option.default}", f"`{option.default}`: whatever else there is (the default)"
             assert any(text in option.help for text in shown), option.name
+
+
+def test_every_row_of_run_has_its_field() -> None:
+    for option in RUN:
+        if option.configured:
+            assert option.field in Options.__slots__
+        elif option.implies:
+            assert option.implies[0] in CONFIGURED
+        elif option.name not in ("o", "version"):
+            assert option.field in Arguments.__slots__
 
 
 def test_names_and_words_are_unique() -> None:
