@@ -1,8 +1,8 @@
 """The options of `run`: the table, what reads their values, and those of one interface as the daemon has them.
 
-To add an option, add a row, a field named like it (`Option.field`) in `Options` if it is chosen for each interface, else in
-`commands.run.Arguments`, and what uses the field; then run `python -m tools.documents`. A choice is kept by the name
-of its field, so that layers of choices (defaults, configuration, command line) are put together with `Options(**choices)`.
+To add an option, add a row, a field named like it (`Option.field`) in `Options` if it is chosen for each interface,
+else in `commands.run.Arguments`, and what uses the field; then run `python -m tools.documents`. A choice is kept by
+the name of its field: layers of choices (defaults, configuration, command line) become `Options(**choices)`.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def _script(text: str) -> str:
     return os.path.abspath(text)
 
 
-# A row has its names first, then what it says, then how it behaves.
+# A row has its names first, then what it says, then how it behaves. The AutoIP module's words come first, in its order.
 # fmt: off
 DELAY = Option(
     "delay", "MS",
@@ -109,12 +109,13 @@ _ROWS = (
         " The default is the address that the interface had last, else one drawn from its hardware address.",
         read=_candidate, into="first", configured=True, word="ip",
     ),
+    DELAY,
+    Option("debug", "", "verbose", word="debug"),
     Option(
         "abandon", "", "give up at the first conflict; default: defend the address once per 10 s",
         read=lambda text: Defence.ABANDON if text == "yes" else Defence.ONCE,
         into="defence", configured=True, word="abandon",
     ),
-    DELAY,
     Option("up", "", "set the interface up if it is down", into="bring_up", configured=True),
     Option(
         "policy", "POLICY",
@@ -167,7 +168,6 @@ _ROWS = (
         "script-style", "STYLE", "whose scripts: `avahi` (avahi-autoipd.action, the default) or `zcip` (BusyBox)",
         values=["avahi", "zcip"], default="avahi",
     ),
-    Option("debug", "", "verbose", word="debug"),
     Option("syslog", "", "log to syslog as well", "See `syslog(3)`."),
 )
 # fmt: on

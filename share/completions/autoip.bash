@@ -17,7 +17,7 @@ _autoip() {
         [[ -d $path ]] && interfaces+=" ${path##*/}"
     done
     # begin COMMANDS
-    commands="run status watch wait refresh stop probe hooks" module_words="if= ip= abandon delay= debug"
+    commands="run status watch wait refresh stop probe hooks" module_words="if= ip= delay= debug abandon"
     case ${before[1]} in
     status | watch | wait | refresh | stop | probe | hooks) command=${before[1]} ;;
     esac
@@ -36,7 +36,7 @@ _autoip() {
     # end VALUES
     # begin OPTIONS
     case $command in
-    run) options+=" --ip --abandon --delay --up --policy --after --linger --route-only --default-route --config --hook --early --no-state --script --script-style --debug --syslog -o --version" ;;
+    run) options+=" --ip --delay --debug --abandon --up --policy --after --linger --route-only --default-route --config --hook --early --no-state --script --script-style --syslog -o --version" ;;
     status) options+=" --json" ;;
     watch) options+=" --json" ;;
     wait) options+=" --timeout" ;;

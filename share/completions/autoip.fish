@@ -12,7 +12,7 @@ function __autoip_words
     # What stands before the last comma stays.
     set -l before (string match -r '.*,' -- (commandline -ct))
     # begin WORDS
-    set -l words if=(__autoip_interfaces) ip= abandon delay= debug
+    set -l words if=(__autoip_interfaces) ip= delay= debug abandon
     # end WORDS
     for word in $words
         echo "$before$word"
@@ -40,8 +40,9 @@ complete -c autoip -n __fish_is_first_arg -a hooks -d 'installs, removes or list
 
 set -l where 'not __fish_seen_subcommand_from status watch wait refresh stop probe hooks'
 complete -c autoip -n $where -l ip -x -d 'first candidate, 169.254.1.0 to 169.254.254.255'
-complete -c autoip -n $where -l abandon -d 'give up at the first conflict'
 complete -c autoip -n $where -l delay -x -d 'longest pause between two probes, 1 to 8000 ms'
+complete -c autoip -n $where -l debug -d 'verbose'
+complete -c autoip -n $where -l abandon -d 'give up at the first conflict'
 complete -c autoip -n $where -l up -d 'set the interface up if it is down'
 complete -c autoip -n $where -l policy -x -a 'alongside fallback route-only' -d 'when there is to be an address'
 complete -c autoip -n $where -l after -x -d 'fallback: seconds, 0 to 86400, without a routable address before one is claimed'
@@ -54,9 +55,8 @@ complete -c autoip -n $where -l early -d 'with --hook: DHCP has not had its chan
 complete -c autoip -n $where -l no-state -d 'neither read nor write the last address'
 complete -c autoip -n $where -l script -r -F -d 'run FILE when the address comes and goes: BIND, CONFLICT, UNBIND or STOP, IFACE, ADDRESS'
 complete -c autoip -n $where -l script-style -x -a 'avahi zcip' -d 'whose scripts: avahi (avahi-autoipd.action, the default) or zcip (BusyBox)'
-complete -c autoip -n $where -l debug -d 'verbose'
 complete -c autoip -n $where -l syslog -d 'log to syslog as well'
-complete -c autoip -n $where -s o -x -a '(__autoip_words)' -d 'the AutoIP module\'s option string: if=IFACE ip=ADDRESS abandon delay=MS debug'
+complete -c autoip -n $where -s o -x -a '(__autoip_words)' -d 'the AutoIP module\'s option string: if=IFACE ip=ADDRESS delay=MS debug abandon'
 complete -c autoip -n $where -l version -d 'show the version'
 
 set -l where '__fish_seen_subcommand_from status'

@@ -117,7 +117,7 @@ def test_understood(line: str, expected: dict[str, object]) -> None:
         ("--delay 1.5", "1 to 8000"),
         ("--delay ٣", "1 to 8000"),
         ("-o delay=x", "1 to 8000"),
-        ("-o foo", "if=IFACE, ip=ADDRESS, abandon, delay=MS, debug"),
+        ("-o foo", "if=IFACE, ip=ADDRESS, delay=MS, debug, abandon"),
         ("-o if=eth0,", "allowed are if=IFACE"),
         ("-o if", "if needs a value"),
         ("-o debug=1", "debug takes no value"),

@@ -68,7 +68,7 @@ def test_one_row_is_read_from_command_line_words_and_configuration(
 ) -> None:
     shown = changed("-m", "autoip", "--help")
     assert "  --made-up COUNT       a row of a test; default 3\n" in shown
-    assert "ip=ADDRESS abandon made=COUNT delay=MS debug" in " ".join(shown.split())
+    assert "ip=ADDRESS made=COUNT delay=MS debug abandon" in " ".join(shown.split())
     assert changed("-m", "autoip", "eth0", "--made-up", "4", status=2) == (
         "autoip: made-up 4: allowed are 3 and 7\n"
     )
@@ -112,7 +112,10 @@ def test_the_defaults_that_are_shown_are_those_of_an_interface() -> None:
         default = option.combined([])
         assert getattr(Options(), option.field) == default, option.name
         if option.default:
-            shown = f"default {option.default}", f"`{option.default}`: whatever else there is (the default)"
+            shown = (
+                f"default {option.default}",
+                f"`{option.default}`: whatever else there is (the default)",
+            )
             assert any(text in option.help for text in shown), option.name
 
 
