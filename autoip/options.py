@@ -157,7 +157,7 @@ _ROWS = (
         " Ends with status 0 if the configuration does not let hooks start anything on this interface.",
     ),
     Option("early", "", f"with `--hook`: DHCP has not had its chance yet, so `--after` is {AFTER_DEFAULT:g}"),
-    Option("no-state", "", "neither read nor write the last address"),
+    Option("no-state", "", "neither read nor write the last address", read="no".__eq__, into="keep_state"),
     Option(
         "script", "FILE",
         "run `FILE` when the address comes and goes: BIND, CONFLICT, UNBIND or STOP, IFACE, ADDRESS",
@@ -168,7 +168,7 @@ _ROWS = (
         "script-style", "STYLE", "whose scripts: `avahi` (avahi-autoipd.action, the default) or `zcip` (BusyBox)",
         values=["avahi", "zcip"], default="avahi",
     ),
-    Option("syslog", "", "log to syslog as well", "See `syslog(3)`."),
+    Option("syslog", "", "log to syslog as well", "See `syslog(3)`.", into="to_syslog"),
 )
 # fmt: on
 WORDS = {option.word: option for option in _ROWS if option.word}

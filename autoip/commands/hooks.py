@@ -73,7 +73,7 @@ OPTIONS = (
     ),
     Option(
         "no-conf", "", "install: leave the client's configuration alone",
-        read=lambda text: text == "no", into="conf",
+        read="no".__eq__, into="conf",
     ),
     Option(
         "program", "PATH", "install: the program that the hooks start; default: the one that runs",

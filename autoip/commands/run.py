@@ -21,7 +21,7 @@ from autoip.options import CONFIGURED, RUN, WORDS, Options
 
 _DESCRIPTION = """\
 Give network interfaces an IPv4 link-local address (169.254.0.0/16) by the rules of RFC 3927,
-and keep it right until stopped by SIGTERM or SIGINT. SIGHUP probes the address again."""
+and keep it right until stopped by SIGTERM or SIGINT.  SIGHUP probes the address again."""
 
 _EPILOG = """\
 commands ('autoip COMMAND --help' tells more):
@@ -56,8 +56,8 @@ class Arguments:
     interfaces: tuple[str, ...]
     choices: Mapping[str, Any]
     debug: bool
-    no_state: bool
-    syslog: bool
+    keep_state: bool
+    to_syslog: bool
     script: str | None
     script_style: str
     hook: bool
@@ -151,7 +151,7 @@ def serve(arguments: Arguments, environ: Mapping[str, str]) -> None:
     # Nobody reads what a hook writes, unless the service manager keeps it.
     unread = arguments.hook and not log.for_journal(environ, sys.stderr.fileno())
     logger = log.set_up(
-        debug=arguments.debug, to_syslog=arguments.syslog or unread, environ=environ
+        debug=arguments.debug, to_syslog=arguments.to_syslog or unread, environ=environ
     )
     try:
         _serve(arguments, environ, logger)
@@ -189,7 +189,7 @@ def _serve(arguments: Arguments, environ: Mapping[str, str], logger: logging.Log
     settings = daemon.Settings(
         interfaces=arguments.interfaces,
         options=lambda name: options_of(name, arguments, configuration),
-        keep_state=not arguments.no_state,
+        keep_state=arguments.keep_state,
         progress=log.progress_level(debug=arguments.debug),
         environ=environ,
         script=arguments.script,
