@@ -178,6 +178,11 @@ def test_words_of_the_module_in_bash(bash: Offered) -> None:
     assert bash("autoip -o debug,if=l") == {"debug,if=lo"}
 
 
+@requires_program("zsh", "zsh")
+def test_words_of_the_module_in_zsh(zsh: Offered) -> None:
+    assert zsh("autoip -o ") == {word.rstrip("=") for word in WORDS}
+
+
 @requires_program("fish", "fish")
 def test_words_of_the_module_in_fish(fish: Offered) -> None:
     expected = (WORDS - {"if="}) | {f"if={name}" for name in INTERFACES}
