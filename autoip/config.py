@@ -8,9 +8,9 @@
     [br-lan]
     hooks = yes
 
-A section is for the interfaces whose name its pattern (`*`, `?`, `[...]`) matches.  All sections that
+A section is for the interfaces whose name its pattern (`*`, `?`, `[...]`) matches. All sections that
 match count, in the order in which they stand; of a name that is given twice the last value does. The
-names are those of `options.CHOICES`, and `hooks`: whether a DHCP client's hook may start autoip
+names are those of `options.CONFIGURED`, and `hooks`: whether a DHCP client's hook may start autoip
 there.
 """
 
@@ -24,12 +24,11 @@ from pathlib import Path
 from typing import Any
 
 from autoip.errors import NoPermission, UsageError
-from autoip.options import CHOICES, flag
+from autoip.option_table import Option
+from autoip.options import CONFIGURED, FILE, FOLDER
 
-FILE = Path("/etc/autoip.conf")
-FOLDER = Path("/etc/autoip.conf.d")
-
-HOOKS = "hooks"
+HOOKS = Option("hooks", "", "whether hooks of DHCP clients may start autoip", configured=True)
+"""A name of the configuration file alone."""
 _CONTAINERS = ("docker*", "veth*", "br-*")
 """What container engines make: the hooks leave these alone unless they are named."""
 
@@ -116,14 +115,13 @@ def _sections(path: Path) -> list[Section]:
             elif (pair := _LINE.fullmatch(line)) is None:
                 raise UsageError(f"{line!r}: allowed are [INTERFACE] and NAME = VALUE")
             elif not sections:
-                raise UsageError(f"{pair[1]} before the first [INTERFACE]: whose is it?")
-            elif pair[1] == HOOKS:
-                sections[-1] = Section(sections[-1].pattern, choices, flag(HOOKS, pair[2]))
-            elif pair[1] in CHOICES:
-                choice = CHOICES[pair[1]]
-                choices[choice.field] = choice.read(pair[2])
+                raise UsageError(f"{pair[1]}: not inside an [INTERFACE] section")
+            elif pair[1] == HOOKS.name:
+                sections[-1] = Section(sections[-1].pattern, choices, HOOKS.value(pair[2]))
+            elif (option := CONFIGURED.get(pair[1])) is not None:
+                choices[option.field] = option.value(pair[2])
             else:
-                raise UsageError(f"{pair[1]}: allowed are {', '.join([*CHOICES, HOOKS])}")
+                raise UsageError(f"{pair[1]}: allowed are {', '.join([*CONFIGURED, HOOKS.name])}")
         except UsageError as problem:
             raise UsageError(f"{path}:{number}: {problem}") from None
     return sections

@@ -1,18 +1,18 @@
-"""What can be chosen for an interface, on the command line and in the configuration: names and checks.
+"""The options of `run`: the table, what reads their values, and those of one interface as the daemon has them.
 
-A choice is kept by the name of its field in `Options`, so that several layers of choices (defaults,
-configuration, command line) are put together with `Options(**choices)`.
+To add an option, add a row, a field named like it (`Option.field`) in `Options` if it is chosen for each interface,
+else in `commands.run.Arguments`, and what uses the field; then run `python -m tools.documents`. A choice is kept by
+the name of its field: layers of choices (defaults, configuration, command line) become `Options(**choices)`.
 """
 
 from __future__ import annotations
 
-import math
+import os
 import re
-from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import AddressValueError, IPv4Address
-from typing import Any, NamedTuple
+from pathlib import Path
 
 from autoip.core.acd import Defence
 from autoip.core.constants import (
@@ -26,12 +26,15 @@ from autoip.core.constants import (
 )
 from autoip.core.policy import Kind
 from autoip.errors import UsageError
+from autoip.option_table import SECONDS_MAX, Option, interface_name, seconds
+
+FILE = Path("/etc/autoip.conf")
+FOLDER = Path("/etc/autoip.conf.d")
 
 AFTER_DEFAULT = 10.0
 """Seconds without a routable address before one is claimed, where the daemon comes with the interface."""
 LINGER_DEFAULT = 120.0
 """Seconds for which the link-local address stays beside a new routable one."""
-SECONDS_MAX = 86400
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,93 +62,132 @@ class Options:
     default_route: bool = False
 
 
-def candidate(text: str) -> IPv4Address:
-    """Check an address that is to be claimed.
-
-    Raises:
-        UsageError: it is none that may be.
-    """
-    address: IPv4Address | None = None
+def _candidate(text: str) -> IPv4Address:
     with suppress(AddressValueError):
-        address = IPv4Address(text)
-    if address is None or not is_candidate(address):
-        raise UsageError(
-            f"ip {text}: not an address to claim; allowed are {FIRST_CANDIDATE} to"
-            f" {LAST_CANDIDATE} but for {METADATA_ADDRESS}"
-        )
-    return address
+        if is_candidate(address := IPv4Address(text)):
+            return address
+    raise UsageError(
+        f"not an address to claim; allowed are {FIRST_CANDIDATE} to"
+        f" {LAST_CANDIDATE} but for {METADATA_ADDRESS}"
+    )
 
 
-def delay(text: str) -> int:
-    """Check the option `delay`, in milliseconds.
-
-    Raises:
-        UsageError: not a whole number in range.
-    """
+def _delay(text: str) -> int:
     if not re.fullmatch("[0-9]{1,9}", text) or not DELAY_MIN <= int(text) <= DELAY_MAX:
-        raise UsageError(
-            f"delay {text}: not a whole number of milliseconds from {DELAY_MIN} to {DELAY_MAX}"
-        )
+        raise UsageError(f"not a whole number of milliseconds from {DELAY_MIN} to {DELAY_MAX}")
     return int(text)
 
 
-def policy(text: str) -> Kind:
-    """Check the name of a policy.
-
-    Raises:
-        UsageError: there is none of that name.
-    """
-    with suppress(ValueError):
-        return Kind(text)
-    raise UsageError(f"policy {text}: allowed are {', '.join(kind.value for kind in Kind)}")
+def _script(text: str) -> str:
+    """Return the absolute path: the script is run with another working directory."""
+    if not os.path.isfile(text):
+        raise UsageError("no such file")
+    if not os.access(text, os.X_OK):
+        raise UsageError("not executable")
+    return os.path.abspath(text)
 
 
-def seconds(name: str, text: str) -> float:
-    """Check a time.
-
-    Raises:
-        UsageError: not a number of seconds in range.
-    """
-    if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", text):
-        value = float(text)
-        if math.isfinite(value) and value <= SECONDS_MAX:
-            return value
-    raise UsageError(f"{name} {text}: not a number of seconds from 0 to {SECONDS_MAX}")
-
-
-def flag(name: str, text: str) -> bool:
-    """Check a choice between two.
-
-    Raises:
-        UsageError: neither yes nor no.
-    """
-    if text not in ("yes", "no"):
-        raise UsageError(f"{name} {text}: allowed are yes and no")
-    return text == "yes"
-
-
-class Choice(NamedTuple):
-    """How a name of the configuration becomes a field of `Options`.
-
-    Attributes:
-        field: of `Options`.
-        read: from text to the field's value; raises UsageError.
-    """
-
-    field: str
-    read: Callable[[str], Any]
-
-
-CHOICES: Mapping[str, Choice] = {
-    "ip": Choice("first", candidate),
-    "abandon": Choice(
-        "defence", lambda text: Defence.ABANDON if flag("abandon", text) else Defence.ONCE
+# A row has its names first, then what it says, then how it behaves. The AutoIP module's words come first, in its order.
+# fmt: off
+DELAY = Option(
+    "delay", "MS",
+    f"longest pause between two probes, {DELAY_MIN} to {DELAY_MAX} ms; default {DELAY_DEFAULT}, which is RFC 3927",
+    "With the default an address is there after 4 to 7 seconds; with 200 after at most 0.7, and slow neighbours are"
+    " missed more easily. The option is PROBE_MAX and ANNOUNCE_WAIT; PROBE_MIN and PROBE_WAIT are half of it."
+    " No other time of the RFC is changed.",
+    read=_delay, default=str(DELAY_DEFAULT), configured=True, word="delay",
+)
+_ROWS = (
+    Option(
+        "interfaces", "IFACE", "interface; default: the one Ethernet-like interface there is",
+        read=interface_name, word="if", repeat="all", operand=True, offers="interfaces",
     ),
-    "delay": Choice("delay", delay),
-    "up": Choice("bring_up", lambda text: flag("up", text)),
-    "policy": Choice("policy", policy),
-    "after": Choice("after", lambda text: seconds("after", text)),
-    "linger": Choice("linger", lambda text: seconds("linger", text)),
-    "default-route": Choice("default_route", lambda text: flag("default-route", text)),
-}
-"""The names of the configuration, which are those of the long options."""
+    Option(
+        "ip", "ADDRESS",
+        f"first candidate, {FIRST_CANDIDATE} to {LAST_CANDIDATE}; after a conflict random ones follow",
+        f"Not {METADATA_ADDRESS}, and only with one interface."
+        " The default is the address that the interface had last, else one drawn from its hardware address.",
+        read=_candidate, into="first", configured=True, word="ip",
+    ),
+    DELAY,
+    Option("debug", "", "verbose", word="debug"),
+    Option(
+        "abandon", "", "give up at the first conflict; default: defend the address once per 10 s",
+        read=lambda text: Defence.ABANDON if text == "yes" else Defence.ONCE,
+        into="defence", configured=True, word="abandon",
+    ),
+    Option(
+        "up", "", "set the interface up if it is down at the start, or when it appears",
+        "Who sets it down after that is obeyed.", into="bring_up", configured=True,
+    ),
+    Option(
+        "policy", "POLICY",
+        "when there is to be an address; `alongside`: whatever else there is (the default);"
+        " `fallback`: only while there is no routable address; `route-only`: never",
+        "See `[POLICY]`.",
+        read=Kind, values=[kind.value for kind in Kind], default=Kind.ALONGSIDE.value, configured=True,
+    ),
+    Option(
+        "after", "S",
+        f"`fallback`: seconds, 0 to {SECONDS_MAX}, without a routable address before one is claimed;"
+        f" default {AFTER_DEFAULT:g}, with `--hook` 0",
+        read=seconds, default=f"{AFTER_DEFAULT:g}", configured=True,
+    ),
+    Option(
+        "linger", "S",
+        f"`fallback`: seconds, 0 to {SECONDS_MAX}, for which the address stays beside a new routable one;"
+        f" default {LINGER_DEFAULT:g}",
+        read=seconds, default=f"{LINGER_DEFAULT:g}", configured=True,
+    ),
+    Option(
+        "route-only", "", "no address: reach link-local hosts from the routable one (`--policy route-only`)",
+        implies=("policy", Kind.ROUTE_ONLY.value),
+    ),
+    Option(
+        "default-route", "", "reach all destinations on the link while there is no default route",
+        "A route `default` of scope link, whose metric is behind all others, with the address as its source, is there"
+        " while this host has no other IPv4 default route, of any interface and in any table."
+        " Every change of a route then wakes the daemon.",
+        configured=True,
+    ),
+    Option(
+        "config", "FILE", f"read `FILE` instead of `{FILE}` and `{FOLDER}/*.conf`", "See `[CONFIGURATION]`.",
+        offers="files",
+    ),
+    Option(
+        "hook", "", "started by a DHCP client's hook: `fallback`, and at once",
+        "DHCP has failed when the hook comes. The configuration and the command line go before this."
+        " Ends with status 0 if the configuration does not let hooks start anything on this interface.",
+    ),
+    Option("early", "", f"with `--hook`: DHCP has not had its chance yet, so `--after` is {AFTER_DEFAULT:g}"),
+    Option("no-state", "", "neither read nor write the last address", read="no".__eq__, into="keep_state"),
+    Option(
+        "script", "FILE",
+        "run `FILE` when the address comes and goes: BIND, CONFLICT, UNBIND or STOP, IFACE, ADDRESS",
+        "See `[SCRIPTS]`.",
+        read=_script, offers="files",
+    ),
+    Option(
+        "script-style", "STYLE", "whose scripts: `avahi` (avahi-autoipd.action, the default) or `zcip` (BusyBox)",
+        values=["avahi", "zcip"], default="avahi",
+    ),
+    Option("syslog", "", "log to syslog as well", "See `syslog(3)`.", into="to_syslog"),
+)
+# fmt: on
+WORDS = {option.word: option for option in _ROWS if option.word}
+"""The words of `-o`."""
+RUN: tuple[Option, ...] = (
+    *_ROWS,
+    Option(
+        "o",
+        "WORD[,WORD...]",
+        f"the AutoIP module's option string: {' '.join(f'`{row.usage}`' for row in WORDS.values())}",
+        "`debug` logs to syslog as well. The words mix with the other options.",
+        repeat="all",
+        offers="words",
+    ),
+    Option("version", "", "show the version"),
+)
+"""All options of `run`, in the order of its help."""
+CONFIGURED = {option.name: option for option in RUN if option.configured}
+"""Those that the configuration file may choose for an interface."""

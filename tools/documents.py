@@ -2,24 +2,41 @@
 
     python -m tools.documents
 
-writes them anew: the tables of JSON fields in the manual, the state diagram in docs/design.md. They stand between lines
-with `begin NAME` and `end NAME`. A test says when one is stale.
+writes them anew: options and the tables of JSON fields in the manual, the table of options in README, the state diagram
+in docs/design.md, and the options in the completions. They stand between lines with `begin NAME` and `end NAME`. A
+test says when one is stale.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+import textwrap
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 
+from autoip import config, options
+from autoip.commands import hooks, probe, query
 from autoip.control import protocol
 from autoip.control.protocol import Field
 from autoip.core import acd, ipv4ll
 from autoip.core.ipv4ll import State
+from autoip.option_table import Option
+from tools import completions
 
 ROOT = Path(__file__).resolve().parents[1]
+README = ROOT / "README.md"
 MANUAL = ROOT / "share" / "autoip.8"
 DESIGN = ROOT / "docs" / "design.md"
+COMPLETIONS = ROOT / "share" / "completions"
+
+TABLES: Mapping[str, tuple[Option, ...]] = {
+    "run": options.RUN,
+    **query.OPTIONS,
+    "probe": probe.OPTIONS,
+    "hooks": hooks.OPTIONS,
+}
+"""What each command understands."""
 
 
 def fields(table: Mapping[str, Field]) -> str:
@@ -41,6 +58,84 @@ def words(table: Mapping[str, str]) -> str:
 
 def sentence(meaning: str) -> str:
     return f"{meaning[0].upper()}{meaning[1:]}."
+
+
+def mdoc(text: str) -> str:
+    """Turn a text of the tables of options into mdoc(7): each sentence, and each word that is set apart, on a line."""
+    lines: list[str] = []
+    for part in re.split(r"(?<=\.) |( ?\(?`[^`]+`[.,:;)]* ?)", text):
+        if not part:
+            continue
+        if (found := re.fullmatch(r" ?(\(?)`(.+)`([.,:;)]*) ?", part)) is None:
+            lines += textwrap.wrap(part, 79, break_on_hyphens=False)
+        elif found[1]:
+            lines.append(" ".join([f".Pq {macro(found[2])}", *found[3].removeprefix(")")]))
+        else:
+            lines.append(" ".join([f".{macro(found[2])}", *found[3]]))
+    return "\n".join(lines)
+
+
+def macro(word: str) -> str:
+    """Return the macro of mdoc(7) for a word between backticks, without the leading dot."""
+    if word.startswith("-"):
+        return f"Fl {word[1:].replace(' ', ' Cm ')}"
+    if word.startswith("/"):
+        return f"Pa {word}"
+    if word.startswith("["):
+        return f"Sx {word[1:-1]}"
+    if found := re.fullmatch(r"(\w+)\((\d)\)", word):
+        return f"Xr {found[1]} {found[2]}"
+    if found := re.fullmatch(r"(\w+)=(\w+)", word):
+        return f"Cm {found[1]} Ns = Ns Ar {found[2]}"
+    return f"Ar {word}" if word.isupper() else f"Cm {word}"
+
+
+def synopsis() -> str:
+    """All commands with their options, for mdoc(7)."""
+    lines = []
+    for command, rows in TABLES.items():
+        lines += [".Nm", ".Op Cm run" if command == "run" else f".Cm {command}"]
+        for row in rows:
+            if row.operand:
+                lines.append(
+                    f".Op Ar {row.metavar} ..." if row.repeat == "all" else f".Ar {row.metavar}"
+                )
+            elif row.name != "version":
+                lines.append(f".Op {flag(row)}")
+    return "\n".join([*lines, ".Nm", ".Fl -version"])
+
+
+def flag(row: Option) -> str:
+    """An option and the placeholder of its value, for mdoc(7)."""
+    return f"Fl {row.flag[1:]} Ar {row.metavar}" if row.metavar else f"Fl {row.flag[1:]}"
+
+
+def descriptions(command: str) -> str:
+    """The options of a command, as a list of mdoc(7)."""
+    lines = [".Bl -tag -width Ds"]
+    for row in TABLES[command]:
+        if not row.operand:
+            lines += [f".It {flag(row)}", mdoc(f"{sentence(row.help)} {row.more}".rstrip())]
+    return "\n".join([*lines, ".El"])
+
+
+def configured() -> str:
+    """The names of the configuration file, as a list of mdoc(7)."""
+    lines = [".Bl -tag -width Ds -compact"]
+    for row in [*options.CONFIGURED.values(), config.HOOKS]:
+        value = f"Ar {row.metavar}" if row.metavar else "Cm yes No or Cm no"
+        lines.append(f".It Cm {row.name} No = {value}")
+    return "\n".join([*lines, ".El"])
+
+
+def readme(rows: Iterable[Option]) -> str:
+    """The options of `run`, for README."""
+    lines = ["| option | the module's word | meaning |", "|---|---|---|"]
+    for row in rows:
+        name = f"{row.metavar} ..." if row.operand else f"{row.flag} {row.metavar}".rstrip()
+        word = f" `{row.usage}`" if row.word else ""
+        lines.append(f"| `{name}` |{word} | {row.help} |")
+    return "\n".join([*lines, "| `--help` | | show a summary |"])
 
 
 def diagram() -> str:
@@ -69,6 +164,13 @@ def diagram() -> str:
 
 PARTS: Mapping[Path, Mapping[str, Callable[[], str]]] = {
     MANUAL: {
+        "SYNOPSIS": synopsis,
+        **{
+            f"OPTIONS OF {command}": partial(descriptions, command)
+            for command, rows in TABLES.items()
+            if completions.named(rows)
+        },
+        "CONFIGURATION NAMES": configured,
         "STATUS": lambda: fields(protocol.STATUS),
         "STATES": lambda: words(protocol.STATES),
         "EVENT": lambda: fields(protocol.EVENT),
@@ -76,6 +178,11 @@ PARTS: Mapping[Path, Mapping[str, Callable[[], str]]] = {
         "EVENTS": lambda: words(protocol.EVENTS),
     },
     DESIGN: {"STATES": diagram},
+    README: {"OPTIONS": lambda: readme(options.RUN)},
+    **{
+        COMPLETIONS / name: {part: partial(make, TABLES) for part, make in parts.items()}
+        for name, parts in completions.PARTS.items()
+    },
 }
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 
+from autoip import __version__
 from autoip.errors import UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # `typing` takes milliseconds to import
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping, Sequence
     from typing import Any, NoReturn
+
+    from autoip.option_table import Option
 
 COMMANDS: Mapping[str, str] = {
     "run": "Serve interfaces, in the foreground, until stopped (the default command).",
@@ -25,8 +27,6 @@ COMMANDS: Mapping[str, str] = {
 }
 """All commands, each in one line."""
 
-_IFNAME_MAX = 15  # IFNAMSIZ without the final NUL
-
 
 class Parser(argparse.ArgumentParser):
     """Raises instead of printing a usage text and ending the process."""
@@ -34,7 +34,11 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **settings: Any) -> None:
         formatter = settings.pop("formatter_class", argparse.HelpFormatter)
         # Left to itself it would import shutil, with all its compressors, to know the width.
-        super().__init__(formatter_class=lambda prog: formatter(prog, width=_width()), **settings)
+        super().__init__(
+            formatter_class=lambda prog: formatter(prog, width=_width()),
+            allow_abbrev=False,
+            **settings,
+        )
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}; see '{self.prog} --help'")
@@ -49,19 +53,47 @@ def _width() -> int:
     return (columns or 80) - 2
 
 
-def interface_name(name: str) -> str:
-    """Check a name by the kernel's own rule (dev_valid_name).
+def texts(
+    command: str, options: Iterable[Option], words: Sequence[str], **settings: Any
+) -> dict[str, list[str]]:
+    """Parse the words of a command; return the texts that were given for each of its options, by name.
+
+    Args:
+        command: one of COMMANDS.
+        options: the rows of its table.
+        words: the command line after the command's name.
+        settings: for argparse.ArgumentParser, instead of what all commands have.
 
     Raises:
-        UsageError: it cannot be an interface's name.
+        UsageError: an unknown option, a missing value or operand, or an operand too many.
     """
-    if (
-        not 1 <= len(os.fsencode(name)) <= _IFNAME_MAX
-        or name in (".", "..")
-        or re.search(r"[/:\s\0]", name)
-    ):
-        raise UsageError(
-            f"{name!r}: not an interface name; allowed are 1 to {_IFNAME_MAX} bytes without"
-            " blanks, '/' and ':'"
-        )
-    return name
+    usual = {"prog": f"autoip {command}", "description": COMMANDS[command]}
+    made = Parser(**{**usual, **settings})
+    for option in options:
+        about: dict[str, Any] = {"help": option.help.replace("`", ""), "default": []}
+        if option.metavar:
+            about["metavar"] = option.metavar
+        if option.operand:
+            many = "*" if option.repeat == "all" else 1
+            made.add_argument(option.name, nargs=many, choices=option.values or None, **about)
+            continue
+        if option.name == "version":
+            about |= {"action": "version", "version": f"autoip {__version__}"}
+        elif option.metavar:
+            about["action"] = "append"
+        else:
+            about |= {"action": "append_const", "const": "yes"}
+        made.add_argument(option.flag, dest=option.name, **about)
+    found = vars(made.parse_intermixed_args(list(words)))
+    return {name: list(given) for name, given in found.items()}
+
+
+def values(options: Iterable[Option], given: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """Return the value of each option, by `Option.field`; see `Option.combined`."""
+    return {option.field: option.combined(given.get(option.name, ())) for option in options}
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the lines of a table, each column as wide as its longest cell."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]

@@ -2,51 +2,56 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import sys
 
 from autoip import paths
-from autoip.commands.arguments import COMMANDS, Parser, interface_name
+from autoip.commands.arguments import texts, values
 from autoip.dhcp import install
 from autoip.dhcp.clients import CLIENTS
 from autoip.dhcp.image import Image
 from autoip.errors import UsageError
+from autoip.option_table import Option, interface_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # `typing` takes milliseconds to import
-    import argparse
     from collections.abc import Iterable, Sequence
 
 
-def parser() -> Parser:
-    """Return the options of `hooks`."""
-    made = Parser(
-        prog="autoip hooks",
-        description=COMMANDS["hooks"],
-        epilog="clients: " + ", ".join(CLIENTS),
-        allow_abbrev=False,
-    )
-    add = made.add_argument
-    add("action", metavar="ACTION", choices=("install", "remove", "list"), help="what to do")
-    add("interfaces", metavar="IFACE", nargs="*", help="install: for clients that are told names")
-    add(
-        "--client",
-        dest="clients",
-        metavar="NAME",
-        action="append",
-        default=[],
-        help="this client, also if it is not installed; default: all that are",
-    )
-    add("--root", metavar="DIR", default="/", help="an image that is being built; default: /")
-    add(
-        "--no-conf",
-        dest="conf",
-        action="store_false",
-        help="install: leave the client's configuration alone",
-    )
-    add("--program", metavar="PATH", help="install: the program; default: the one that runs")
-    return made
+def _absolute(text: str) -> str:
+    if not os.path.isabs(text):
+        raise UsageError("not an absolute path")
+    return text
+
+
+# fmt: off
+OPTIONS = (
+    Option(
+        "client", "NAME", "this client, also if it is not installed; default: all that are",
+        "May be given more than once.",
+        values=CLIENTS, into="clients", repeat="all",
+    ),
+    Option(
+        "root", "DIR", "an image that is being built; default: /",
+        default="/", repeat="last", offers="folders",
+    ),
+    Option(
+        "no-conf", "", "install: leave the client's configuration alone",
+        read="no".__eq__, into="conf",
+    ),
+    Option(
+        "program", "PATH", "install: the program that the hooks start; default: the one that runs",
+        read=_absolute, repeat="last", offers="files",
+    ),
+    Option("action", "ACTION", "what to do", values=["install", "remove", "list"], operand=True),
+    Option(
+        "interfaces", "IFACE", "install: for clients that are told names",
+        read=interface_name, repeat="all", operand=True, offers="interfaces",
+    ),
+)
+# fmt: on
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
@@ -55,17 +60,11 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     Raises:
         UsageError: with what was wrong and what is allowed.
     """
-    found = parser().parse_intermixed_args(list(words))
-    for name in found.clients:
-        if name not in CLIENTS:
-            raise UsageError(f"--client {name}: allowed are {', '.join(CLIENTS)}")
-    if found.action != "install" and (found.interfaces or not found.conf or found.program):
-        raise UsageError(f"hooks {found.action} takes no IFACE, --no-conf and --program")
-    if found.program is not None and not os.path.isabs(found.program):
-        raise UsageError(f"--program {found.program}: not an absolute path")
-    found.interfaces = list(dict.fromkeys(map(interface_name, found.interfaces)))
-    found.clients = list(dict.fromkeys(found.clients))
-    return found
+    found = values(OPTIONS, texts("hooks", OPTIONS, words, epilog="clients: " + ", ".join(CLIENTS)))
+    only = found["interfaces"] or not found["conf"] or found["program"]
+    if only and found["action"] != "install":
+        raise UsageError(f"hooks {found['action']} takes no IFACE, --no-conf and --program")
+    return argparse.Namespace(**found)
 
 
 def main(words: Sequence[str]) -> int:

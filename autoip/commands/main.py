@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from autoip import journal
-from autoip.commands.arguments import Parser
 from autoip.errors import AutoipError
 
 _ASKING = ("status", "watch", "wait", "refresh", "stop")
@@ -33,15 +32,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         # Interrupted is not the same as "held" or "free".
         return 130 if words[:1] in (["wait"], ["probe"]) else 0
-
-
-def parser(command: str) -> Parser:
-    """The options of a command of `usage.COMMANDS`."""
-    from autoip.commands import hooks, probe, query, run
-
-    if command in query.COMMANDS:
-        return query.parser(command)
-    return {"run": run.parser, "probe": probe.parser, "hooks": hooks.parser}[command]()
 
 
 def _dispatch(words: list[str]) -> int:

@@ -16,14 +16,15 @@ from collections.abc import Sequence
 from ipaddress import AddressValueError, IPv4Address
 from random import Random
 
-from autoip.commands.arguments import COMMANDS, Parser, interface_name
+from autoip.commands.arguments import texts, values
 from autoip.control.protocol import VERSION
 from autoip.core.acd import Acd, Conflict, Listen, ProbeSucceeded
 from autoip.core.arp import ArpPacket, format_mac, parse
-from autoip.core.constants import DELAY_DEFAULT, Timing
+from autoip.core.constants import Timing
 from autoip.errors import CannotTell, NoPermission, NotArp, UsageError
 from autoip.kernel.arp_socket import ArpListener, ArpSocket, Phase
-from autoip.options import delay
+from autoip.option_table import Option, interface_name
+from autoip.options import DELAY
 
 _SIOCGIFFLAGS = 0x8913
 _SIOCGIFHWADDR = 0x8927
@@ -36,40 +37,6 @@ IN_USE = 1
 """Exit status: another host has the address."""
 
 
-def parser() -> Parser:
-    """The options of `probe`."""
-    made = Parser(
-        prog="autoip probe",
-        description=COMMANDS["probe"],
-        epilog="exit status: 0 free, 1 in use, 2 to 5 as for 'autoip', 6 could not be found out",
-        allow_abbrev=False,
-    )
-    made.add_argument("interface", metavar="IFACE")
-    made.add_argument("address", metavar="ADDRESS")
-    made.add_argument("--delay", metavar="MS", default=str(DELAY_DEFAULT), help="as for 'autoip'")
-    made.add_argument("--json", action="store_true", help="one JSON object, for scripts")
-    return made
-
-
-def main(words: Sequence[str]) -> int:
-    """Probe an address; 0: free, 1: in use, and the holder's MAC is told."""
-    found = parser().parse_args(words)
-    address = _address(found.address)
-    timing = Timing.from_delay(delay(found.delay))
-    name = interface_name(found.interface)
-    index, mac = _look_up(name)
-    holder = _holder(name, index, mac, address, timing)
-    other = None if holder is None else format_mac(holder.sha)
-    if found.json:
-        result = {"interface": name, "address": str(address), "in_use": other is not None}
-        print(json.dumps({"version": VERSION, **result, "mac": other}))
-    elif other is None:
-        print(f"{address} is free on {name}")
-    else:
-        print(f"{address} is in use on {name} by {other}")
-    return 0 if other is None else IN_USE
-
-
 def _address(text: str) -> IPv4Address:
     try:
         address = IPv4Address(text)
@@ -78,6 +45,41 @@ def _address(text: str) -> IPv4Address:
     if address.is_unspecified or address.is_loopback or address >= IPv4Address("224.0.0.0"):
         raise UsageError(f"{text}: not an address that one host can have")
     return address
+
+
+# fmt: off
+OPTIONS = (
+    Option("delay", "MS", DELAY.help, read=DELAY.read, default=DELAY.default, repeat="last"),
+    Option("json", "", "one JSON object, for scripts"),
+    Option("interface", "IFACE", "where to ask", read=interface_name, operand=True, offers="interfaces"),
+    Option("address", "ADDRESS", "any IPv4 address that one host can have", read=_address, operand=True),
+)
+# fmt: on
+
+
+def main(words: Sequence[str]) -> int:
+    """Probe an address; 0: free, 1: in use, and the holder's MAC is told."""
+    given = texts(
+        "probe",
+        OPTIONS,
+        words,
+        epilog="exit status: 0 free, 1 in use, 2 to 5 as for 'autoip', 6 could not be found out",
+    )
+    found = values(OPTIONS, given)
+    address = found["address"]
+    timing = Timing.from_delay(found["delay"])
+    name = found["interface"]
+    index, mac = _look_up(name)
+    holder = _holder(name, index, mac, address, timing)
+    other = None if holder is None else format_mac(holder.sha)
+    if found["json"]:
+        result = {"interface": name, "address": str(address), "in_use": other is not None}
+        print(json.dumps({"version": VERSION, **result, "mac": other}))
+    elif other is None:
+        print(f"{address} is free on {name}")
+    else:
+        print(f"{address} is in use on {name} by {other}")
+    return 0 if other is None else IN_USE
 
 
 def _look_up(name: str) -> tuple[int, bytes]:

@@ -8,12 +8,13 @@ from __future__ import annotations
 import contextlib
 import json
 import time
+from functools import partial
 
 from autoip.commands import arguments
-from autoip.commands.arguments import Parser, interface_name
 from autoip.control.client import Connection, ask, checked, served
 from autoip.control.protocol import VERSION, event
-from autoip.errors import AutoipError, NotRunning, UsageError
+from autoip.errors import AutoipError, NotRunning
+from autoip.option_table import SECONDS_MAX, Option, interface_name, seconds
 from autoip.paths import runtime_directory
 
 TYPE_CHECKING = False
@@ -27,35 +28,48 @@ _RETRY = 0.25  # seconds between two looks for a daemon that is not there
 _EXIT_NOT_HELD = 1
 
 
-def parser(command: str) -> Parser:
-    """The options of one of COMMANDS."""
-    made = Parser(
-        prog=f"autoip {command}", description=arguments.COMMANDS[command], allow_abbrev=False
-    )
-    add = made.add_argument
-    if command in ("status", "watch"):
-        add("interfaces", metavar="IFACE", nargs="*", help="default: all that are served")
-        objects = "one JSON object" + (" a line" if command == "watch" else "")
-        add("--json", action="store_true", help=f"{objects}, for scripts")
-    else:
-        add("interface", metavar="IFACE")
-    if command == "wait":
-        add("--timeout", metavar="S", help="seconds, 0 to 86400; default: for ever")
-    return made
+# fmt: off
+_IFACE = Option(
+    "interface", "IFACE", "the interface", read=interface_name, operand=True, offers="interfaces",
+)
+_IFACES = Option(
+    "interfaces", "IFACE", "default: all that are served",
+    read=interface_name, repeat="all", operand=True, offers="interfaces",
+)
+OPTIONS: Mapping[str, tuple[Option, ...]] = {
+    "status": (Option("json", "", "one JSON object, for scripts"), _IFACES),
+    "watch": (Option("json", "", "one JSON object a line, for scripts"), _IFACES),
+    "wait": (
+        Option(
+            "timeout", "S", f"give up after so many seconds, 0 to {SECONDS_MAX}; default: never",
+            read=seconds, repeat="last",
+        ),
+        _IFACE,
+    ),
+    "refresh": (_IFACE,),
+    "stop": (_IFACE,),
+}
+"""The options of each command."""
+# fmt: on
+
+
+def _parse(command: str, words: Sequence[str]) -> dict[str, Any]:
+    options = OPTIONS[command]
+    return arguments.values(options, arguments.texts(command, options, words))
 
 
 def status(words: Sequence[str], environ: Mapping[str, str]) -> int:
     """How things stand; exit status 0 only if each interface holds an address."""
-    found = parser("status").parse_args(words)
+    found = _parse("status", words)
     directory = runtime_directory(environ)
-    names = [interface_name(name) for name in found.interfaces] or served(directory)
-    reports = [_report(directory, name) for name in dict.fromkeys(names)]
-    if found.json:
+    names = found["interfaces"] or served(directory)
+    reports = [_report(directory, name) for name in names]
+    if found["json"]:
         print(json.dumps({"version": VERSION, "interfaces": reports}, indent=2))
     elif reports:
         print("\n".join(_table(reports)))
     if not reports:
-        raise AutoipNotHere
+        raise _NotHere("no autoip runs in this network namespace")
     if any(report["state"] == "not-running" for report in reports):
         return NotRunning.exit_status
     return 0 if all(report["address"] for report in reports) else _EXIT_NOT_HELD
@@ -63,25 +77,23 @@ def status(words: Sequence[str], environ: Mapping[str, str]) -> int:
 
 def watch(words: Sequence[str], environ: Mapping[str, str]) -> int:
     """Events as they happen, until interrupted; waits for a daemon that is not there."""
-    found = parser("watch").parse_args(words)
-    show: Callable[[dict[str, Any]], str] = json.dumps if found.json else _line
-    names = [interface_name(name) for name in found.interfaces]
-    for happened in _events(runtime_directory(environ), names, None):
+    found = _parse("watch", words)
+    show: Callable[[dict[str, Any]], str] = json.dumps if found["json"] else _line
+    for happened in _events(runtime_directory(environ), found["interfaces"], None):
         print(show(happened), flush=True)
     return 0
 
 
 def wait(words: Sequence[str], environ: Mapping[str, str]) -> int:
     """Returns when the interface holds an address: 0; or 1 when the time is over."""
-    found = parser("wait").parse_args(words)
-    timeout = None if found.timeout is None else _seconds(found.timeout)
-    name = interface_name(found.interface)
+    found = _parse("wait", words)
+    name = found["interface"]
     directory = runtime_directory(environ)
     now = _report(directory, name)  # however short the time is
     if now["address"]:
         return 0
     running = now["state"] != "not-running"
-    for happened in _events(directory, [name], timeout):
+    for happened in _events(directory, [name], found["timeout"]):
         running = happened["event"] not in ("lost", "stopped")
         if happened["event"] == "status" and happened["status"]["address"]:
             return 0
@@ -92,34 +104,14 @@ def wait(words: Sequence[str], environ: Mapping[str, str]) -> int:
     return _EXIT_NOT_HELD
 
 
-def refresh(words: Sequence[str], environ: Mapping[str, str]) -> int:
-    """Probes the address again, now."""
-    return _order("refresh", words, environ)
-
-
-def stop(words: Sequence[str], environ: Mapping[str, str]) -> int:
-    """Ends serving the interface and takes its address off; the last one ends the daemon."""
-    return _order("stop", words, environ)
-
-
 class _NotHere(AutoipError):
     exit_status = NotRunning.exit_status
 
 
-AutoipNotHere = _NotHere("no autoip runs in this network namespace")
-
-
 def _order(request: str, words: Sequence[str], environ: Mapping[str, str]) -> int:
-    name = interface_name(parser(request).parse_args(words).interface)
+    name = _parse(request, words)["interface"]
     ask(runtime_directory(environ), name, request)
     return 0
-
-
-def _seconds(text: str) -> float:
-    with contextlib.suppress(ValueError):
-        if 0 <= float(text) <= 86400:
-            return float(text)
-    raise UsageError(f"--timeout {text}: not a number of seconds from 0 to 86400")
 
 
 # --- what daemons say ----------------------------------------------------------------------------
@@ -213,9 +205,7 @@ def _table(reports: Iterable[dict[str, Any]]) -> list[str]:
             about = f"{last['mac']} about {last['address']}, {_when(last['at'])}"
             notes.append(f"{name}: last conflict: {about}")
         notes += [f"{name}: {line}" for line in (*report["notes"], *report["limits"])]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-    return lines + notes
+    return arguments.aligned(rows) + notes
 
 
 def _line(happened: dict[str, Any]) -> str:
@@ -248,8 +238,8 @@ COMMANDS: Mapping[str, Callable[[Sequence[str], Mapping[str, str]], int]] = {
     "status": status,
     "watch": watch,
     "wait": wait,
-    "refresh": refresh,
-    "stop": stop,
+    "refresh": partial(_order, "refresh"),
+    "stop": partial(_order, "stop"),
 }
 
 

@@ -6,23 +6,18 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from autoip import __version__, config, journal, paths
-from autoip.commands.arguments import COMMANDS, Parser, interface_name
+from autoip import config, journal, paths
+from autoip.commands.arguments import COMMANDS, texts
 from autoip.config import Config
-from autoip.core.constants import DELAY_DEFAULT, DELAY_MAX, DELAY_MIN
 from autoip.core.policy import Kind
 from autoip.errors import AlreadyRunning, AutoipError, UsageError
-from autoip.options import AFTER_DEFAULT, CHOICES, LINGER_DEFAULT, Options
-
-_Value = TypeVar("_Value")
-
-SCRIPT_STYLES = ("avahi", "zcip")
+from autoip.options import CONFIGURED, RUN, WORDS, Options
 
 _DESCRIPTION = """\
 Give network interfaces an IPv4 link-local address (169.254.0.0/16) by the rules of RFC 3927,
@@ -71,113 +66,8 @@ class Arguments:
     config: str | None
 
 
-def parser() -> Parser:
-    """The options of `run`, which are those of `autoip` without a command."""
-    commands = "\n".join(f"  {name:<8} {line}" for name, line in COMMANDS.items())
-    made = Parser(
-        prog="autoip",
-        usage="autoip [run] [IFACE ...] [options]\n       autoip COMMAND ...",
-        description=_DESCRIPTION,
-        epilog=_EPILOG.format(commands=commands),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    add = made.add_argument
-    add(
-        "interfaces",
-        metavar="IFACE",
-        nargs="*",
-        help="interface; default: the one Ethernet-like interface there is",
-    )
-    add("--ip", metavar="ADDRESS", action="append", default=[], help="first candidate")
-    add("--abandon", action="store_true", help="give up at the first conflict (default: defend)")
-    add(
-        "--delay",
-        metavar="MS",
-        action="append",
-        default=[],
-        help=f"longest pause between two probes, {DELAY_MIN} to {DELAY_MAX} ms;"
-        f" default {DELAY_DEFAULT}, which is RFC 3927",
-    )
-    add(
-        "--up",
-        action="store_true",
-        help="set the interface up if it is down, at the start or when it appears",
-    )
-    add(
-        "--policy",
-        metavar="POLICY",
-        action="append",
-        default=[],
-        help="alongside: an address whatever else there is (the default);"
-        " fallback: only while there is no routable address; route-only: never",
-    )
-    add(
-        "--after",
-        metavar="S",
-        action="append",
-        default=[],
-        help="fallback: seconds without a routable address before one is claimed;"
-        f" default {AFTER_DEFAULT:g}",
-    )
-    add(
-        "--linger",
-        metavar="S",
-        action="append",
-        default=[],
-        help="fallback: seconds for which the address stays beside a new routable one;"
-        f" default {LINGER_DEFAULT:g}",
-    )
-    add(
-        "--route-only",
-        action="store_true",
-        help="no address: reach link-local hosts from the routable one (--policy route-only)",
-    )
-    add(
-        "--default-route",
-        action="store_true",
-        help="reach all destinations on the link while there is no default route",
-    )
-    add(
-        "--config",
-        metavar="FILE",
-        action="append",
-        default=[],
-        help=f"read FILE instead of {config.FILE} and {config.FOLDER}/*.conf",
-    )
-    add(
-        "--hook",
-        action="store_true",
-        help="started by a DHCP client's hook: fallback, and at once",
-    )
-    add("--early", action="store_true", help="with --hook: DHCP has not had its chance yet")
-    add("--no-state", action="store_true", help="neither read nor write the last address")
-    add(
-        "--script",
-        metavar="FILE",
-        action="append",
-        default=[],
-        help="run FILE when the address comes and goes: BIND, CONFLICT, UNBIND or STOP, IFACE, ADDRESS",
-    )
-    add(
-        "--script-style",
-        metavar="STYLE",
-        action="append",
-        default=[],
-        help="whose scripts: avahi (avahi-autoipd.action, the default) or zcip (BusyBox)",
-    )
-    add("--debug", action="store_true", help="verbose")
-    add("--syslog", action="store_true", help="log to syslog as well")
-    add(
-        "-o",
-        dest="words",
-        metavar="WORD[,WORD...]",
-        action="append",
-        default=[],
-        help="the AutoIP module's option string: if=IFACE ip=ADDRESS delay=MS debug abandon",
-    )
-    add("--version", action="version", version=f"autoip {__version__}")
-    return made
+_SHARED = [option for option in RUN if option.field in Arguments.__slots__]
+"""The options that hold for all interfaces together."""
 
 
 def parse(arguments: Sequence[str]) -> Arguments:
@@ -186,104 +76,58 @@ def parse(arguments: Sequence[str]) -> Arguments:
     Raises:
         UsageError: with what was wrong and what is allowed.
     """
-    words = list(arguments)
-    if words and words[0] == "run":
-        del words[0]
-    found = parser().parse_intermixed_args(words)
-    interfaces: list[str] = list(found.interfaces)
-    # The texts of each choice, by its name in `options.CHOICES`.
-    texts: dict[str, list[str]] = {
-        name: list(getattr(found, name)) for name in ("ip", "delay", "policy", "after", "linger")
-    }
-    texts["abandon"] = ["yes"] if found.abandon else []
-    texts["up"] = ["yes"] if found.up else []
-    texts["default-route"] = ["yes"] if found.default_route else []
-    texts["policy"] += ["route-only"] if found.route_only else []
-    debug, to_syslog = found.debug, found.syslog
-    for name, value in _option_words(found.words):
-        match name:
-            case "if":
-                interfaces.append(value)
-            case "ip" | "delay":
-                texts[name].append(value)
-            case "abandon":
-                texts[name].append("yes")
-            case "debug":  # as the module did, to syslog as well
-                debug = to_syslog = True
-    result = Arguments(
-        interfaces=tuple(dict.fromkeys(interface_name(name) for name in interfaces)),
-        choices=_choices(texts),
-        debug=debug,
-        keep_state=not found.no_state,
-        to_syslog=to_syslog,
-        script=_one("--script", found.script, _script),
-        script_style=_one("--script-style", found.script_style, _style) or SCRIPT_STYLES[0],
-        hook=found.hook,
-        early=found.early,
-        config=_one("--config", found.config, str),
+    given = texts(
+        "run",
+        RUN,
+        arguments[1:] if arguments[:1] == ["run"] else arguments,
+        prog="autoip",
+        usage="autoip [run] [IFACE ...] [options]\n       autoip COMMAND ...",
+        description=_DESCRIPTION,
+        epilog=_EPILOG.format(
+            commands="\n".join(f"  {name:<8} {line}" for name, line in COMMANDS.items())
+        ),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    if result.choices.get("policy") is Kind.ROUTE_ONLY and found.default_route:
+    implied = [option.implies for option in RUN if option.implies and given[option.name]]
+    for name, text in [*implied, *_option_words(given["o"])]:
+        given[name].append(text)
+    values = {option.field: option.combined(given[option.name]) for option in _SHARED}
+    interfaces = values.pop("interfaces")
+    choices = {
+        option.field: option.combined(given[option.name])
+        for option in CONFIGURED.values()
+        if given[option.name]
+    }
+    result = Arguments(interfaces, choices, **values)
+    if choices.get("policy") is Kind.ROUTE_ONLY and "default_route" in choices:
         raise UsageError(
             "--default-route is for a link-local address; with route-only there is none"
         )
-    if "first" in result.choices and len(result.interfaces) > 1:
+    if "first" in choices and len(interfaces) > 1:
         raise UsageError("--ip is for one interface; with several, start one autoip for each")
-    if result.hook and len(result.interfaces) != 1:
+    if result.hook and len(interfaces) != 1:
         raise UsageError("--hook is for one interface, which has to be named")
     if result.early and not result.hook:
         raise UsageError("--early goes with --hook; see --after")
     return result
 
 
-def _choices(texts: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """The choices that were made, by field of `Options`."""
-    chosen: dict[str, Any] = {}
-    for name, given in texts.items():
-        choice = CHOICES[name]
-        value = _one(f"--{name}", given, choice.read)
-        if value is not None:
-            chosen[choice.field] = value
-    return chosen
-
-
-def _option_words(texts: Sequence[str]) -> list[tuple[str, str]]:
-    """The words of each -o, as (name, value)."""
-    allowed = "allowed are if=IFACE, ip=ADDRESS, delay=MS, debug, abandon"
-    words: list[tuple[str, str]] = []
-    for text in texts:
-        for word in text.split(","):
+def _option_words(lines: Sequence[str]) -> list[tuple[str, str]]:
+    """Return name and text of the options that the words of each -o stand for."""
+    allowed = f"allowed are {', '.join(option.usage for option in WORDS.values())}"
+    found: list[tuple[str, str]] = []
+    for line in lines:
+        for word in line.split(","):
             name, equals, value = word.partition("=")
-            if name not in ("if", "ip", "delay", "debug", "abandon"):
+            if (option := WORDS.get(name)) is None:
                 raise UsageError(f"-o: no such option {name!r}; {allowed}")
-            if bool(equals) != (name in ("if", "ip", "delay")):
+            if bool(equals) != bool(option.metavar):
                 how = "takes no value" if equals else "needs a value"
                 raise UsageError(f"-o: {name} {how}; {allowed}")
-            words.append((name, value))
-    return words
-
-
-def _one(option: str, texts: Sequence[str], read: Callable[[str], _Value]) -> _Value | None:
-    """The value of an option that may be given again, but not as something else."""
-    values = [read(text) for text in texts]
-    if any(value != values[0] for value in values):
-        given = " and ".join(dict.fromkeys(texts))
-        raise UsageError(f"{option} was given as {given}; give one value")
-    return values[0] if values else None
-
-
-def _script(text: str) -> str:
-    """The absolute path of a script, which is run elsewhere."""
-    if not os.path.isfile(text):
-        raise UsageError(f"--script {text}: no such file")
-    if not os.access(text, os.X_OK):
-        raise UsageError(f"--script {text}: not executable")
-    return os.path.abspath(text)
-
-
-def _style(text: str) -> str:
-    if text not in SCRIPT_STYLES:
-        raise UsageError(f"--script-style {text}: allowed are {' and '.join(SCRIPT_STYLES)}")
-    return text
+            found.append((option.name, value if equals else "yes"))
+            if name == "debug":  # as the module did, to syslog as well
+                found.append(("syslog", "yes"))
+    return found
 
 
 def options_of(interface: str, arguments: Arguments, configuration: Config) -> Options:

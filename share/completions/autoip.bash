@@ -1,6 +1,7 @@
 # shellcheck shell=bash
 # bash completion for autoip.  bash-completion loads it from
 # PREFIX/share/bash-completion/completions/autoip; sourcing it works as well.
+# The parts between "begin" and "end" are written by `python -m tools.documents` from the tables of options.
 
 _autoip() {
     # The line is read here, since readline splits words at '=' as well, and the words of -o have some.
@@ -8,60 +9,66 @@ _autoip() {
     local current=${line##*[[:space:]]}
     local -a before
     read -ra before <<<"${line%"$current"}"
-    local command=run previous=${before[-1]} interfaces='' path options words
-    local clients="dhclient ifupdown dhcpcd udhcpc networkd-dispatcher networkmanager"
+    local command=run previous=${before[-1]} interfaces='' offered='' path commands module_words words
+    local options="-h --help"
 
     for path in /sys/class/net/*; do
         # A bonding driver puts a file there that is no interface.
         [[ -d $path ]] && interfaces+=" ${path##*/}"
     done
+    # begin COMMANDS
+    commands="run status watch wait refresh stop probe hooks" module_words="if= ip= delay= debug abandon"
     case ${before[1]} in
     status | watch | wait | refresh | stop | probe | hooks) command=${before[1]} ;;
     esac
+    # end COMMANDS
+    # begin VALUES
+    case $command:$previous in
+    run:--ip | run:--delay | run:--after | run:--linger | wait:--timeout | probe:--delay) offered="nothing" ;;
+    run:--policy) offered="alongside fallback route-only" ;;
+    run:--config | run:--script | hooks:--program) offered="files" ;;
+    run:--script-style) offered="avahi zcip" ;;
+    run:-o) offered="words" ;;
+    hooks:--client) offered="dhclient ifupdown dhcpcd udhcpc networkd-dispatcher networkmanager" ;;
+    hooks:--root) offered="folders" ;;
+    hooks:hooks) offered="operand install remove list" ;;
+    esac
+    # end VALUES
+    # begin OPTIONS
+    case $command in
+    run) options+=" --ip --delay --debug --abandon --up --policy --after --linger --route-only --default-route --config --hook --early --no-state --script --script-style --syslog -o --version" ;;
+    status) options+=" --json" ;;
+    watch) options+=" --json" ;;
+    wait) options+=" --timeout" ;;
+    probe) options+=" --delay --json" ;;
+    hooks) options+=" --client --root --no-conf --program" ;;
+    esac
+    # end OPTIONS
 
     COMPREPLY=()
-    case $command:$previous in
-    run:--ip | run:--delay | run:--after | run:--linger | wait:--timeout | probe:--delay) return ;;
-    hooks:hooks)
-        [[ $current == -* ]] || {
-            mapfile -t COMPREPLY < <(compgen -W "install remove list" -- "$current")
-            return
-        }
-        ;;
-    hooks:--client)
-        mapfile -t COMPREPLY < <(compgen -W "$clients" -- "$current")
-        return
-        ;;
-    hooks:--root)
-        compopt -o filenames
-        mapfile -t COMPREPLY < <(compgen -d -- "$current")
-        return
-        ;;
-    run:--script | run:--config | hooks:--program)
+    case $offered in
+    nothing) return ;;
+    files)
         compopt -o filenames
         mapfile -t COMPREPLY < <(compgen -f -- "$current")
         return
         ;;
-    run:--script-style)
-        mapfile -t COMPREPLY < <(compgen -W "avahi zcip" -- "$current")
+    folders)
+        compopt -o filenames
+        mapfile -t COMPREPLY < <(compgen -d -- "$current")
         return
         ;;
-    run:--policy)
-        mapfile -t COMPREPLY < <(compgen -W "alongside fallback route-only" -- "$current")
-        return
-        ;;
-    run:-o)
-        case $current in
-        if=* | *,if=*)
+    words)
+        case ${current##*,} in
+        if=*)
             mapfile -t COMPREPLY < <(compgen -W "$interfaces" -- "${current##*=}")
             ;;
-        ip=* | *,ip=* | delay=* | *,delay=*) ;;
+        *=*) ;;
         *)
             # What stands before the last comma stays.
             local kept=
             [[ $current == *,* ]] && kept=${current%,*},
-            words="if= ip= delay= debug abandon"
-            mapfile -t COMPREPLY < <(compgen -P "$kept" -W "$words" -- "${current##*,}")
+            mapfile -t COMPREPLY < <(compgen -P "$kept" -W "$module_words" -- "${current##*,}")
             ;;
         esac
         compopt -o nospace
@@ -69,17 +76,15 @@ _autoip() {
         ;;
     esac
 
-    options="-h --help"
-    case $command in
-    run) options+=" --ip --abandon --delay --up --policy --after --linger --route-only --default-route --config --hook --early --no-state --script --script-style --debug --syslog -o --version" ;;
-    status | watch) options+=" --json" ;;
-    wait) options+=" --timeout" ;;
-    probe) options+=" --delay --json" ;;
-    hooks) options+=" --client --root --no-conf --program" ;;
-    esac
     words=$interfaces
-    ((${#before[@]} == 1)) && words+=" run status watch wait refresh stop probe hooks"
-    [[ $current == -* ]] && words=$options
+    ((${#before[@]} == 1)) && words+=" $commands"
+    if [[ -n $offered && $offered != operand\ * ]]; then
+        words=$offered
+    elif [[ $current == -* ]]; then
+        words=$options
+    elif [[ -n $offered ]]; then
+        words=${offered#operand }
+    fi
     mapfile -t COMPREPLY < <(compgen -W "$words" -- "$current")
 }
 

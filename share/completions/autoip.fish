@@ -1,6 +1,5 @@
 # fish completion for autoip.
-
-set -l others status watch wait refresh stop probe hooks
+# The parts between "begin" and "end" are written by `python -m tools.documents` from the tables of options.
 
 function __autoip_interfaces
     # A bonding driver puts a file there that is no interface.
@@ -12,7 +11,10 @@ end
 function __autoip_words
     # What stands before the last comma stays.
     set -l before (string match -r '.*,' -- (commandline -ct))
-    for word in if=(__autoip_interfaces) ip= delay= debug abandon
+    # begin WORDS
+    set -l words if=(__autoip_interfaces) ip= delay= debug abandon
+    # end WORDS
+    for word in $words
         echo "$before$word"
     end
 end
@@ -25,45 +27,55 @@ end
 
 complete -c autoip -f
 complete -c autoip -n 'not __autoip_hooks_first' -a '(__autoip_interfaces)'
-complete -c autoip -n __autoip_hooks_first -a 'install remove list'
 complete -c autoip -s h -l help -d 'Show a summary'
+# begin OPTIONS
+complete -c autoip -n __fish_is_first_arg -a run -d 'serve interfaces, in the foreground, until stopped'
+complete -c autoip -n __fish_is_first_arg -a status -d 'how things stand'
+complete -c autoip -n __fish_is_first_arg -a watch -d 'events as they happen, until interrupted'
+complete -c autoip -n __fish_is_first_arg -a wait -d 'returns when the interface holds an address'
+complete -c autoip -n __fish_is_first_arg -a refresh -d 'probes the address again, now'
+complete -c autoip -n __fish_is_first_arg -a stop -d 'ends serving the interface and takes its address off'
+complete -c autoip -n __fish_is_first_arg -a probe -d 'asks whether any IPv4 address is free on a link'
+complete -c autoip -n __fish_is_first_arg -a hooks -d 'installs, removes or lists what makes DHCP clients start and stop autoip'
 
-complete -c autoip -n __fish_is_first_arg -a run -d 'Serve interfaces until stopped'
-complete -c autoip -n __fish_is_first_arg -a status -d 'How things stand'
-complete -c autoip -n __fish_is_first_arg -a watch -d 'Events as they happen'
-complete -c autoip -n __fish_is_first_arg -a wait -d 'Return when an address is held'
-complete -c autoip -n __fish_is_first_arg -a refresh -d 'Probe the address again, now'
-complete -c autoip -n __fish_is_first_arg -a stop -d 'End serving an interface'
-complete -c autoip -n __fish_is_first_arg -a probe -d 'Ask whether any IPv4 address is free'
-complete -c autoip -n __fish_is_first_arg -a hooks -d 'What makes DHCP clients start and stop autoip'
+set -l where 'not __fish_seen_subcommand_from status watch wait refresh stop probe hooks'
+complete -c autoip -n $where -l ip -x -d 'first candidate, 169.254.1.0 to 169.254.254.255'
+complete -c autoip -n $where -l delay -x -d 'longest pause between two probes, 1 to 8000 ms'
+complete -c autoip -n $where -l debug -d 'verbose'
+complete -c autoip -n $where -l abandon -d 'give up at the first conflict'
+complete -c autoip -n $where -l up -d 'set the interface up if it is down at the start, or when it appears'
+complete -c autoip -n $where -l policy -x -a 'alongside fallback route-only' -d 'when there is to be an address'
+complete -c autoip -n $where -l after -x -d 'fallback: seconds, 0 to 86400, without a routable address before one is claimed'
+complete -c autoip -n $where -l linger -x -d 'fallback: seconds, 0 to 86400, for which the address stays beside a new routable one'
+complete -c autoip -n $where -l route-only -d 'no address: reach link-local hosts from the routable one (--policy route-only)'
+complete -c autoip -n $where -l default-route -d 'reach all destinations on the link while there is no default route'
+complete -c autoip -n $where -l config -r -F -d 'read FILE instead of /etc/autoip.conf and /etc/autoip.conf.d/*.conf'
+complete -c autoip -n $where -l hook -d 'started by a DHCP client\'s hook: fallback, and at once'
+complete -c autoip -n $where -l early -d 'with --hook: DHCP has not had its chance yet, so --after is 10'
+complete -c autoip -n $where -l no-state -d 'neither read nor write the last address'
+complete -c autoip -n $where -l script -r -F -d 'run FILE when the address comes and goes: BIND, CONFLICT, UNBIND or STOP, IFACE, ADDRESS'
+complete -c autoip -n $where -l script-style -x -a 'avahi zcip' -d 'whose scripts: avahi (avahi-autoipd.action, the default) or zcip (BusyBox)'
+complete -c autoip -n $where -l syslog -d 'log to syslog as well'
+complete -c autoip -n $where -s o -x -a '(__autoip_words)' -d 'the AutoIP module\'s option string: if=IFACE ip=ADDRESS delay=MS debug abandon'
+complete -c autoip -n $where -l version -d 'show the version'
 
-set -l run "not __fish_seen_subcommand_from $others"
-complete -c autoip -n $run -l ip -x -d 'First candidate'
-complete -c autoip -n $run -l abandon -d 'Give up at the first conflict'
-complete -c autoip -n $run -l delay -x -d 'Longest pause between two probes, 1 to 8000 ms'
-complete -c autoip -n $run -l up -d 'Set the interface up if it is down'
-complete -c autoip -n $run -l policy -x -a 'alongside fallback route-only' -d 'When there is to be an address'
-complete -c autoip -n $run -l after -x -d 'Seconds without a routable address before one is claimed'
-complete -c autoip -n $run -l linger -x -d 'Seconds that it stays beside a new routable one'
-complete -c autoip -n $run -l route-only -d 'No address, only a route to link-local hosts'
-complete -c autoip -n $run -l default-route -d 'All is on the link while there is no default route'
-complete -c autoip -n $run -l config -r -F -d 'Read FILE instead of the configuration'
-complete -c autoip -n $run -l hook -d 'Started by a hook of a DHCP client'
-complete -c autoip -n $run -l early -d 'With --hook: DHCP has not had its chance yet'
-complete -c autoip -n $run -l no-state -d 'Neither read nor write the last address'
-complete -c autoip -n $run -l script -r -F -d 'Run FILE when the address comes and goes'
-complete -c autoip -n $run -l script-style -x -a 'avahi zcip' -d 'Whose scripts'
-complete -c autoip -n $run -l debug -d 'Verbose'
-complete -c autoip -n $run -l syslog -d 'Log to syslog as well'
-complete -c autoip -n $run -s o -x -a '(__autoip_words)' -d 'The option string of the AutoIP module'
-complete -c autoip -n $run -l version -d 'Show the version'
+set -l where '__fish_seen_subcommand_from status'
+complete -c autoip -n $where -l json -d 'one JSON object, for scripts'
 
-complete -c autoip -n '__fish_seen_subcommand_from status watch probe' -l json -d 'JSON, for scripts'
-complete -c autoip -n '__fish_seen_subcommand_from wait' -l timeout -x -d 'Give up after so many seconds'
-complete -c autoip -n '__fish_seen_subcommand_from probe' -l delay -x -d 'Longest pause between two probes, 1 to 8000 ms'
+set -l where '__fish_seen_subcommand_from watch'
+complete -c autoip -n $where -l json -d 'one JSON object a line, for scripts'
 
-set -l hooks '__fish_seen_subcommand_from hooks'
-complete -c autoip -n $hooks -l client -x -a 'dhclient ifupdown dhcpcd udhcpc networkd-dispatcher networkmanager' -d 'For this DHCP client'
-complete -c autoip -n $hooks -l root -x -a '(__fish_complete_directories)' -d 'An image that is being built'
-complete -c autoip -n $hooks -l no-conf -d "Leave the client's configuration alone"
-complete -c autoip -n $hooks -l program -r -F -d 'The program to start'
+set -l where '__fish_seen_subcommand_from wait'
+complete -c autoip -n $where -l timeout -x -d 'give up after so many seconds, 0 to 86400'
+
+set -l where '__fish_seen_subcommand_from probe'
+complete -c autoip -n $where -l delay -x -d 'longest pause between two probes, 1 to 8000 ms'
+complete -c autoip -n $where -l json -d 'one JSON object, for scripts'
+
+set -l where '__fish_seen_subcommand_from hooks'
+complete -c autoip -n $where -l client -x -a 'dhclient ifupdown dhcpcd udhcpc networkd-dispatcher networkmanager' -d 'this client, also if it is not installed'
+complete -c autoip -n $where -l root -x -a '(__fish_complete_directories)' -d 'an image that is being built'
+complete -c autoip -n $where -l no-conf -d 'install: leave the client\'s configuration alone'
+complete -c autoip -n $where -l program -r -F -d 'install: the program that the hooks start'
+complete -c autoip -n __autoip_hooks_first -a 'install remove list'
+# end OPTIONS

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from autoip.commands import arguments, main
+from autoip.commands import arguments
 from autoip.dhcp.clients import CLIENTS
 from tests.require import requires_program
+from tools.documents import TABLES
 
 SHARE = Path(__file__).resolve().parents[2] / "share" / "completions"
 INTERFACES = {path.name for path in Path("/sys/class/net").iterdir() if path.is_dir()}
@@ -25,8 +26,7 @@ Offered = Callable[[str], set[str]]
 
 
 def options(command: str) -> set[str]:
-    actions = main.parser(command)._actions
-    return {word for action in actions for word in action.option_strings}
+    return {"-h", "--help"} | {row.flag for row in TABLES[command] if not row.operand}
 
 
 def type_into(command: list[str], keys: list[str], done: Callable[[], bool]) -> str:
@@ -165,6 +165,7 @@ def test_interfaces_of_a_command(offered: Offered) -> None:
 
 def test_a_value_is_no_interface(offered: Offered) -> None:
     assert offered("autoip --script-style ") == {"avahi", "zcip"}
+    assert offered("autoip lo --policy ") == {"alongside", "fallback", "route-only"}
     assert offered("autoip hooks install --client ") == set(CLIENTS)
     for line in ("autoip --ip ", "autoip lo --delay ", "autoip wait --timeout "):
         assert offered(line) == set(), line
@@ -175,6 +176,11 @@ def test_words_of_the_module_in_bash(bash: Offered) -> None:
     assert bash("autoip -o ") == WORDS
     assert bash("autoip -o debug,ab") == {"debug,abandon"}
     assert bash("autoip -o debug,if=l") == {"debug,if=lo"}
+
+
+@requires_program("zsh", "zsh")
+def test_words_of_the_module_in_zsh(zsh: Offered) -> None:
+    assert zsh("autoip -o ") == {word.rstrip("=") for word in WORDS}
 
 
 @requires_program("fish", "fish")

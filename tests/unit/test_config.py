@@ -82,9 +82,9 @@ def test_files_in_order(system: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "number", "says"),
     [
-        ("delay = 200", 1, "before the first [INTERFACE]"),
+        ("delay = 200", 1, "delay: not inside an [INTERFACE] section"),
         ("[eth0]\n\npolicy = falback", 3, "alongside, fallback, route-only"),
-        ("[eth0]\npolcy = fallback", 2, "ip, abandon, delay, up, policy, after, linger"),
+        ("[eth0]\npolcy = fallback", 2, "ip, delay, abandon, up, policy, after, linger"),
         ("[eth0]\ndelay", 2, "NAME = VALUE"),
         ("[eth0]\ndelay =", 2, "1 to 8000"),
         ("[eth0]\ndelay = 200 # fast", 2, "1 to 8000"),
