@@ -103,8 +103,7 @@ def _table(image: Image, names: Iterable[str]) -> Iterable[str]:
     for name in names:
         present = "yes" if install.present(image, name) else "no"
         rows.append((name, present, install.state(image, name), " ".join(CLIENTS[name].paths)))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    return aligned(rows)
 
 
 def _program() -> str:

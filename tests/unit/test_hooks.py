@@ -509,7 +509,7 @@ def test_names_a_conf_and_the_unit(root: Path, run: Run) -> None:
     ]
     after = tree(root)
     assert after["etc/special/conf.d/autoip.conf"].startswith("644 ")
-    assert after["etc/special/conf.d/autoip.conf"].endswith("names=['eth0', 'eth1']\n")
+    assert after["etc/special/conf.d/autoip.conf"].endswith("names=('eth0', 'eth1')\n")
     link = "etc/systemd/system/multi-user.target.wants/autoip@eth0.service"
     assert after[link] == "-> /usr/lib/systemd/system/autoip@.service"
     # What the administrator had enabled stays.
