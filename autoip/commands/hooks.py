@@ -8,7 +8,7 @@ import os
 import sys
 
 from autoip import paths
-from autoip.commands.arguments import texts, values
+from autoip.commands.arguments import aligned, texts, values
 from autoip.dhcp import install
 from autoip.dhcp.clients import CLIENTS
 from autoip.dhcp.image import Image
