@@ -150,7 +150,7 @@ class Daemon:
         self._follow_routes()
         # Before any link is told: nothing is claimed that NetworkManager must not see.
         self._follower.start([interface.name for interface in self._interfaces])
-        self._on_resync(Resync(tuple(links), tuple(addresses), "start"))
+        self._on_resync(Resync(tuple(links), tuple(addresses)))
         watcher = loop.create_task(self._watch())
         try:
             await self._stop.wait()

@@ -38,8 +38,6 @@ class Link:
     master: int | None
     """Index of the bridge, bond, team or VRF that this is a port of."""
     port_of_bridge: bool
-    operstate: str
-    """RFC 2863 state in lower case: "up", "down", "dormant", "lowerlayerdown", "unknown"..."""
     altnames: tuple[str, ...] = ()
     """Alternative names (Linux 5.5)."""
     carrier_changes: int = 0
@@ -157,7 +155,6 @@ class Resync:
 
     links: tuple[Link, ...]
     addresses: tuple[Address, ...]
-    reason: str
 
 
 Event = (
