@@ -42,9 +42,7 @@ class Addresses:
         limit: takes a line for each thing that this kernel cannot do.
     """
 
-    def __init__(
-        self, requests: Requests, label_suffix: str, limit: Callable[[str], None]
-    ) -> None:
+    def __init__(self, requests: Requests, label_suffix: str, limit: Callable[[str], None]) -> None:
         self._requests = requests
         self._label_suffix = label_suffix
         self._limit = limit

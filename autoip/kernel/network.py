@@ -138,9 +138,7 @@ class Network:
                 # about is in the dump.
                 self._lost = True
 
-    async def add_address(
-        self, link: Link, address: IPv4Address, *, replace: bool = False
-    ) -> None:
+    async def add_address(self, link: Link, address: IPv4Address, *, replace: bool = False) -> None:
         """Add `address` to `link`, and what belongs to it (see the module's text).
 
         With `replace` it may be there already: then it gets the metric and the mark that ours have,
