@@ -81,7 +81,7 @@ def test_answer() -> None:
 
 def test_what_is_passed_over() -> None:
     """The rest of an older answer, other types of message, and whatever another process sent."""
-    stale = message(RTM_NEWADDR, BODY, sequence=7) + message(NLMSG_DONE, bytes(4), sequence=7)
+    stale = message(RTM_NEWADDR, BODY, sequence=7) * 2 + message(NLMSG_DONE, bytes(4), sequence=7)
     forged: Any = (ADDRESS + DONE, [], 0, (4711, 0))
     other = answer(1, bytes(9)) + answer(99, b"")
     assert len(ask(stale, forged, other, ADDRESS + DONE)) == 1
