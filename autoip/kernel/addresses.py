@@ -21,12 +21,6 @@ from autoip.errors import KernelRefused
 from autoip.kernel import netlink, rtnetlink
 from autoip.kernel.model import PROTOCOL, Address, Link
 from autoip.kernel.netlink import Request, Requests
-from autoip.kernel.rtnetlink import (
-    promote_secondaries,
-    read_address,
-    restore_address,
-    set_promote_secondaries,
-)
 
 METRIC_BASE = 1000
 LABEL_MAX = 15
@@ -52,7 +46,7 @@ class Addresses:
     async def all(self) -> list[Address]:
         """All IPv4 addresses. Raises KernelRefused."""
         messages = await self._messages(0)
-        return [found for found in map(read_address, messages) if found is not None]
+        return [found for found in map(rtnetlink.read_address, messages) if found is not None]
 
     async def add(self, link: Link, address: IPv4Address, *, replace: bool) -> None:
         """Add `address` to `link`; with `replace` it may be there already.
@@ -180,11 +174,11 @@ class Addresses:
             found = await self._requests.send(request, netlink.GET)
         except KernelRefused:
             return None
-        values = map(promote_secondaries, found)
+        values = map(rtnetlink.promote_secondaries, found)
         return next((value for value in values if value is not None), None)
 
     async def _set_promotes(self, index: int, value: int) -> None:
-        await self._requests.send(set_promote_secondaries(index, value), netlink.CHANGE)
+        await self._requests.send(rtnetlink.set_promote_secondaries(index, value), netlink.CHANGE)
 
     async def _restore(self, index: int, secondaries: list[Any]) -> None:
         """Add again, just as they were, those of `secondaries` that went with the primary one.
@@ -196,7 +190,7 @@ class Addresses:
             if _key(message) in present:
                 continue
             with contextlib.suppress(KernelRefused):
-                await self._requests.send(restore_address(message), netlink.CREATE)
+                await self._requests.send(rtnetlink.restore_address(message), netlink.CREATE)
 
     async def _messages(self, index: int) -> list[Any]:
         """RTM_NEWADDR messages of the interface's IPv4 addresses; of all interfaces if 0."""

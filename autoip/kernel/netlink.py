@@ -112,17 +112,17 @@ class Socket:
     def __init__(self, family: Family, groups: int = 0) -> None:
         """Opened, and bound to the multicast `groups` (a bit each). Raises KernelRefused."""
         self._family = family
+        self.failed = False
+        """It reported an error, or what cannot be read. Then no further answer is sure to come."""
         self._sequence = 0
         self._wake: Callable[[], None] | None = None
+        kind = socket.SOCK_RAW | socket.SOCK_NONBLOCK
         try:
-            self._socket = socket.socket(
-                socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, family.number
-            )
-            try:
+            with contextlib.ExitStack() as unless_done:
+                self._socket = socket.socket(socket.AF_NETLINK, kind, family.number)
+                unless_done.callback(self._socket.close)
                 self._set_up(groups)
-            except BaseException:
-                self._socket.close()
-                raise
+                unless_done.pop_all()
         except OSError as problem:
             raise KernelRefused(problem.errno or errno.EIO, "open a netlink socket") from problem
 
@@ -164,23 +164,27 @@ class Socket:
     async def ask(self, request: Request, flags: int) -> AsyncGenerator[Any, None]:
         """Send one request; give the messages of its answer, as they arrive.
 
-        Raises KernelRefused, with EBUSY if a dump was disturbed by a change of what it lists. Raises OSError if
-        the answer was lost (ENOBUFS) or cannot be read.
+        Raises KernelRefused, with EBUSY if a dump was disturbed by a change of what it lists, ANSWER_LOST or
+        another error of the socket (see `failed`).
         """
         self._sequence = sequence = self._sequence % 0xFFFFFFFF + 1
-        self._socket.send(self._encode(request, flags, sequence))
         disturbed = False
-        while True:
-            for kind, marks, number, message in _split(await self._receive()):
-                if number != sequence:
-                    continue  # the rest of an answer that nobody waits for any more
-                disturbed |= bool(marks & NLM_F_DUMP_INTR)
-                if kind in (NLMSG_ERROR, NLMSG_DONE):
-                    if error := _error(message) or (errno.EBUSY if disturbed else 0):
-                        raise KernelRefused(error, request.what)
-                    return
-                if kind in self._family.answers:
-                    yield self._decode(kind, message)
+        try:
+            self._socket.send(self._encode(request, flags, sequence))
+            while True:
+                for kind, marks, number, message in _split(await self._receive()):
+                    if number != sequence:
+                        continue  # the rest of an answer that nobody waits for any more
+                    disturbed |= bool(marks & NLM_F_DUMP_INTR)
+                    if kind in (NLMSG_ERROR, NLMSG_DONE):
+                        if error := _error(message) or (errno.EBUSY if disturbed else 0):
+                            raise KernelRefused(error, request.what)
+                        return
+                    if kind in self._family.answers:
+                        yield self._decode(kind, message)
+        except OSError as problem:
+            self.failed = True
+            raise KernelRefused(problem.errno or errno.EIO, request.what) from problem
 
     async def _receive(self) -> bytes:
         """The next datagram from the kernel."""
@@ -211,13 +215,10 @@ class Socket:
             if not ready.done():
                 ready.set_result(None)
 
+        # If this is cancelled the reader stays, to be replaced, or removed when it is called.
         self._wake = wake
         loop.add_reader(descriptor, wake)
-        try:
-            await ready
-        finally:
-            if self._wake is wake:
-                wake()
+        await ready
 
     def _encode(self, request: Request, flags: int, sequence: int) -> bytes:
         message = self._family.questions[request.kind]()
@@ -289,13 +290,10 @@ class Requests:
         """Send one request and return all messages of its answer. Raises KernelRefused."""
         async with self._lock:
             self.require_open()
-            if self._socket is None:
-                self._socket = Socket(self._family)
-            try:
-                return [message async for message in self._socket.ask(request, flags)]
-            except OSError as problem:
+            if self._socket is None or self._socket.failed:
                 self._close_socket()
-                raise KernelRefused(problem.errno or errno.EIO, request.what) from problem
+                self._socket = Socket(self._family)
+            return [message async for message in self._socket.ask(request, flags)]
 
     async def delete(self, request: Request) -> None:
         """Send a request to remove something; that it is not there is no error. Raises KernelRefused."""

@@ -9,8 +9,8 @@ from __future__ import annotations
 import errno
 import socket
 import struct
-from collections.abc import AsyncGenerator, Iterator, Sequence
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing, closing
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 
@@ -123,7 +123,7 @@ async def destroy(address: IPv4Address) -> int:
     destroyed = 0
     problem: KernelRefused | None = None
     what = f"reset the connections of {address}"
-    with _opened(what) as opened:
+    with closing(netlink.Socket(SOCK_DIAG)) as opened:
         for connection in found:
             request = _request(what, SOCK_DESTROY, connection)
             try:
@@ -133,6 +133,8 @@ async def destroy(address: IPv4Address) -> int:
             except KernelRefused as refused:
                 if refused.errno not in _NOT_THERE:
                     problem = problem or refused
+                if opened.failed:
+                    break
     if problem is not None:
         raise problem
     return destroyed
@@ -146,7 +148,7 @@ async def _connections(address: IPv4Address, states: int) -> AsyncGenerator[Conn
         anything = Connection(family, 0, bytes(_IDENTITY.size))
         filter_ = [("INET_DIAG_REQ_BYTECODE", _local_is(address))]
         request = _request(what, SOCK_DIAG_BY_FAMILY, anything, states, filter_)
-        with _opened(what) as opened:
+        with closing(netlink.Socket(SOCK_DIAG)) as opened:
             async with aclosing(opened.ask(request, netlink.DUMP)) as answer:
                 async for entry in answer:
                     found = Connection(entry["family"], entry["state"], entry["identity"])
@@ -156,18 +158,6 @@ async def _connections(address: IPv4Address, states: int) -> AsyncGenerator[Conn
                     left -= 1
                     if not left:
                         return
-
-
-@contextmanager
-def _opened(what: str) -> Iterator[netlink.Socket]:
-    """A socket for this. An OSError becomes KernelRefused."""
-    opened = netlink.Socket(SOCK_DIAG)
-    try:
-        yield opened
-    except OSError as problem:
-        raise KernelRefused(problem.errno or errno.EIO, what) from problem
-    finally:
-        opened.close()
 
 
 # Messages

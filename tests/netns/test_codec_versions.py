@@ -37,7 +37,14 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Environment:
         if release not in folders:
             folder = tmp_path_factory.mktemp("pyroute2")
             pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "-q"]
-            command = [*pip, "install", "--no-deps", "--target", str(folder), f"pyroute2=={release}"]
+            command = [
+                *pip,
+                "install",
+                "--no-deps",
+                "--target",
+                str(folder),
+                f"pyroute2=={release}",
+            ]
             done = subprocess.run(command, capture_output=True, text=True, timeout=120)
             if done.returncode != 0:
                 pytest.skip(f"pyroute2 {release} cannot be fetched: {done.stderr.strip()[-200:]}")

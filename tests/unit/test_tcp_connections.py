@@ -124,6 +124,15 @@ def test_all_are_tried_before_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None
     )
 
 
+def test_a_socket_that_fails_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing more is asked of it."""
+    lost = message(99, b"", length=0)
+    answer(monkeypatch, _entry() * 3 + DONE, DONE, lost)
+    with pytest.raises(KernelRefused) as refused:
+        asyncio.run(tcp_connections.destroy(A))
+    assert refused.value.errno == errno.EBADMSG
+
+
 def test_no_socket_of_the_kind(monkeypatch: pytest.MonkeyPatch) -> None:
     family = netlink.Family(31, tcp_connections.SOCK_DIAG.questions, {})
     monkeypatch.setattr(tcp_connections, "SOCK_DIAG", family)
