@@ -975,8 +975,11 @@ async def test_kernel_that_keeps_less(
 ) -> None:
     veth(host)
     dump = Addresses._messages
+    looked = 0
 
     async def older(self: Addresses, index: int) -> list[Any]:
+        nonlocal looked
+        looked += 1
         found = await dump(self, index)
         for address in found:
             address["attrs"] = [
@@ -988,8 +991,10 @@ async def test_kernel_that_keeps_less(
     link = await ready_link(kernel, "v0")
     await kernel.add_address(link, OURS)
     assert len(kernel.limits) == 2
+    once = looked
     await kernel.add_address(link, SECOND)
     assert len(kernel.limits) == 2
+    assert looked == once
 
 
 def test_without_permission(host: Namespace) -> None:
