@@ -150,7 +150,7 @@ class Addresses:
         """Have promote_secondaries set on the interface; gives whether it is.
 
         The kernel then makes the next address primary, without deleting any: sockets and routes of
-        the others live on, and nobody hears of it. By netlink, since /proc/sys is read-only in most
+        the others live on, and no program notices. By netlink, since /proc/sys is read-only in most
         containers. The promotion is done when the request to delete is answered, so that the
         setting can be put back then.
         """
@@ -168,7 +168,7 @@ class Addresses:
                     await self._set_promotes(index, 0)
 
     async def _promotes(self, index: int) -> int | None:
-        """net.ipv4.conf.INTERFACE.promote_secondaries, None if the kernel does not say."""
+        """net.ipv4.conf.INTERFACE.promote_secondaries, None if the kernel does not report it."""
         request = Request(f"look at interface {index}", rtnetlink.RTM_GETLINK, {"index": index})
         try:
             found = await self._requests.send(request, netlink.GET)
@@ -183,7 +183,7 @@ class Addresses:
     async def _restore(self, index: int, secondaries: list[Any]) -> None:
         """Add again, just as they were, those of `secondaries` that went with the primary one.
 
-        The last resort: until then they are missing, and their programs hear of it.
+        The last resort: until then they are missing, and their programs notice.
         """
         present = {_key(message) for message in await self._messages(index)}
         for message in secondaries:

@@ -41,7 +41,7 @@ class Link:
     altnames: tuple[str, ...] = ()
     """Alternative names (Linux 5.5)."""
     carrier_changes: int = 0
-    """How often the carrier came or went: tells of a flap too short to be seen otherwise."""
+    """How often the carrier came or went: shows a flap too short to be seen otherwise."""
 
     @property
     def up(self) -> bool:
@@ -75,7 +75,7 @@ class Address:
     """RT_SCOPE_*: 0 global, 253 link."""
     label: str | None
     proto: int | None
-    """IFA_PROTO: who set it; None if nobody said so, or before Linux 5.18."""
+    """IFA_PROTO: who set it; None if it is not known, or before Linux 5.18."""
 
     @property
     def routable(self) -> bool:

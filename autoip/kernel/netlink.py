@@ -1,4 +1,4 @@
-"""Netlink: the codec of its messages, and sockets that ask the kernel and hear its news.
+"""Netlink: the codec of its messages, and sockets for requests to the kernel and for its news.
 
 The sole importer of pyroute2, of which it uses the codec alone (docs/decisions/netlink-codec.md). What the
 messages say is for others: `rtnetlink` (links, addresses, routes, rules, filters) and `tcp_connections`.
@@ -94,7 +94,7 @@ class Request:
     """What is asked of the kernel, without the flags."""
 
     what: str
-    """In words, for who reads that it was refused."""
+    """In words: a refusal is reported with it."""
     kind: int
     """The message's type."""
     fields: Mapping[str, object]
@@ -296,7 +296,7 @@ class Requests:
             return [message async for message in self._socket.ask(request, flags)]
 
     async def delete(self, request: Request) -> None:
-        """Send a request to remove something; that it is not there is no error. Raises KernelRefused."""
+        """Send a request to remove something, which may have gone already. Raises KernelRefused."""
         try:
             await self.send(request, CHANGE)
         except KernelRefused as problem:

@@ -134,8 +134,8 @@ class Network:
                 for message in await self._events.news():
                     self._decode(message)
             except Exception:  # noqa: BLE001
-                # Also a message that nobody here can read must not end the daemon; what it was
-                # about is in the dump.
+                # A message that cannot be read must not end the daemon either; what it was about is
+                # in the dump.
                 self._lost = True
 
     async def add_address(self, link: Link, address: IPv4Address, *, replace: bool = False) -> None:
@@ -161,7 +161,7 @@ class Network:
     async def remove_address(self, index: int, address: IPv4Address) -> None:
         """Remove `address` from the interface `index`, and what belongs to it.
 
-        That the address is not there, or the interface is gone, is no error. Raises KernelRefused.
+        The address may be gone already, and the interface too. Raises KernelRefused.
         """
         await self._rules.remove(index, address)
         await self._addresses.remove(index, address)

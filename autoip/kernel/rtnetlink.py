@@ -171,7 +171,7 @@ def text(value: bytes) -> str:
 
 def read_link(message: Any) -> Link | None:
     """The Link of an RTM_NEWLINK message; None if it is about something else."""
-    # A bridge tells of its ports (family AF_BRIDGE), a Wi-Fi driver of its events (IFLA_WIRELESS)
+    # A bridge reports its ports (family AF_BRIDGE), a Wi-Fi driver its events (IFLA_WIRELESS)
     # in messages of this type that hold next to nothing. A description of a link has its MTU.
     if message["family"] != socket.AF_UNSPEC or message.get_attr("IFLA_MTU") is None:
         return None

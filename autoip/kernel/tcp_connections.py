@@ -111,7 +111,7 @@ async def established(address: IPv4Address) -> bool:
 async def destroy(address: IPv4Address) -> int:
     """Reset all TCP connections with this local address: RFC 3927 section 2.5. Return how many.
 
-    While the address is on an interface, the peers are told. The programs get ECONNABORTED.
+    While the address is on an interface, each peer gets a reset. The programs here get ECONNABORTED.
 
     Raises KernelRefused when all was tried, with EOPNOTSUPP if there are connections and the kernel
     was built without CONFIG_INET_DIAG_DESTROY.
