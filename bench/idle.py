@@ -25,7 +25,7 @@ from .tap import Tap
 NAME = "idle"
 
 MANY = 200
-FIRST_KB = 36 * 1024
+FIRST_KB = 24 * 1024
 FURTHER_KB = 100
 
 

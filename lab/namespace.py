@@ -128,8 +128,11 @@ class Namespace:
     def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """What `function` gives, run inside. For short things (open a socket, start a program): one at a time.
 
-        A socket opened inside belongs to the namespace for ever and may be used from any thread.
+        A socket opened inside belongs to the namespace for ever and may be used from any thread. What runs inside
+        may call this again.
         """
+        if threading.get_native_id() == self.tid:
+            return function(*args, **kwargs)
         return self._worker.submit(function, *args, **kwargs).result()
 
     def popen(

@@ -172,6 +172,19 @@ def _close_inherited() -> None:
                 os.close(int(name))
 
 
+def _import_asyncio() -> None:
+    """Import asyncio without TLS, which takes 4 MB and which nothing here speaks.
+
+    asyncio does without it where Python has none. Other code can import it as ever.
+    """
+    if "ssl" not in sys.modules:
+        sys.modules["ssl"] = None  # type: ignore[assignment]
+        try:
+            import asyncio  # noqa: F401
+        finally:
+            del sys.modules["ssl"]
+
+
 def _serve(arguments: Arguments, environ: Mapping[str, str], logger: logging.Logger) -> None:
     configuration = config.load(None if arguments.config is None else Path(arguments.config))
     if arguments.hook and not configuration.hooks(arguments.interfaces[0]):
@@ -179,6 +192,7 @@ def _serve(arguments: Arguments, environ: Mapping[str, str], logger: logging.Log
         return
 
     # These imports take most of the start: a mistake in what was asked for is told before.
+    _import_asyncio()
     import asyncio
 
     from autoip import log

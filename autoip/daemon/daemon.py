@@ -152,7 +152,7 @@ class Daemon:
         self._follow_routes()
         # Before any link is told: nothing is claimed that NetworkManager must not see.
         self._follower.start([interface.name for interface in self._interfaces])
-        self._on_resync(Resync(tuple(links), tuple(addresses), "start"))
+        self._on_resync(Resync(tuple(links), tuple(addresses)))
         watcher = loop.create_task(self._watch())
         # An address may take for ever, without a cable, and whoever starts the service waits until it is ready.
         self._serving = True

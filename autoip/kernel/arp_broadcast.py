@@ -26,9 +26,10 @@ from dataclasses import dataclass
 from typing import final
 
 from autoip.errors import KernelRefused
-from autoip.kernel import rtnetlink
+from autoip.kernel import netlink, rtnetlink
 from autoip.kernel.model import Link
-from autoip.kernel.rtnetlink import Request, Requests, attribute, nest, text
+from autoip.kernel.netlink import Request, Requests
+from autoip.kernel.rtnetlink import attribute, nest, text
 
 FILTER_NAME = "autoip"
 PRIORITY = 39
@@ -94,7 +95,7 @@ class Broadcast:
             try:
                 await self._add(link.index)
             except KernelRefused as problem:
-                if problem.errno not in rtnetlink.RENEWED:
+                if problem.errno != netlink.ANSWER_LOST:
                     raise
                 await self._add(link.index)
         except KernelRefused as problem:
@@ -141,7 +142,7 @@ class Broadcast:
         """Whether a clsact was made; False: one is there. Raises KernelRefused."""
         request = _hook(rtnetlink.RTM_NEWQDISC, index)
         try:
-            await self._requests.send(request, rtnetlink.CREATE)
+            await self._requests.send(request, netlink.CREATE)
             return True
         except KernelRefused as problem:
             if problem.errno != errno.EEXIST:
@@ -150,7 +151,7 @@ class Broadcast:
         # that changes nothing tells: the kernel refuses it for another kind. (It answers
         # RTM_GETQDISC for this place with nothing at all.)
         try:
-            await self._requests.send(request, rtnetlink.CHANGE)
+            await self._requests.send(request, netlink.CHANGE)
         except KernelRefused as problem:
             if problem.errno != errno.EINVAL:
                 raise
@@ -162,7 +163,7 @@ class Broadcast:
         """Make the filter, or give it our program in one step. Raises KernelRefused."""
         what = f"add a filter to interface {index}"
         request = _filter(rtnetlink.RTM_NEWTFILTER, index, wanted, what, _options(program))
-        await self._requests.send(request, rtnetlink.CHANGE | rtnetlink.NLM_F_CREATE)
+        await self._requests.send(request, netlink.CHANGE | netlink.NLM_F_CREATE)
         self._filters[index] = wanted
 
     async def _delete(self, index: int, found: Filter) -> None:

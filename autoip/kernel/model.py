@@ -38,12 +38,10 @@ class Link:
     master: int | None
     """Index of the bridge, bond, team or VRF that this is a port of."""
     port_of_bridge: bool
-    operstate: str
-    """RFC 2863 state in lower case: "up", "down", "dormant", "lowerlayerdown", "unknown"..."""
     altnames: tuple[str, ...] = ()
     """Alternative names (Linux 5.5)."""
     carrier_changes: int = 0
-    """How often the carrier came or went: tells of a flap too short to be seen otherwise."""
+    """How often the carrier came or went: shows a flap too short to be seen otherwise."""
 
     @property
     def up(self) -> bool:
@@ -77,7 +75,7 @@ class Address:
     """RT_SCOPE_*: 0 global, 253 link."""
     label: str | None
     proto: int | None
-    """IFA_PROTO: who set it; None if nobody said so, or before Linux 5.18."""
+    """IFA_PROTO: who set it; None if it is not known, or before Linux 5.18."""
 
     @property
     def routable(self) -> bool:
@@ -157,7 +155,6 @@ class Resync:
 
     links: tuple[Link, ...]
     addresses: tuple[Address, ...]
-    reason: str
 
 
 Event = (

@@ -1,12 +1,12 @@
 """What is reached on a link without a router: routes of scope link (RFC 3927 section 2.6.2).
 
 Link-local destinations from a routable address: ``169.254.0.0/16 dev N scope link src ROUTABLE metric
-500+N``, before the route that comes with a link-local address of ours (metric 1000+N).  So new
+500+N``, before the route that comes with a link-local address of ours (metric 1000+N. So new
 connections of ours have the routable address as their source (section 1.9), and what is under way
 keeps the one that it has.
 
 Everything from a link-local address: ``default dev N scope link src ADDRESS metric 1690000000+N``, a
-metric behind everybody else's.  It is also in the address's own table (see `source_rule`), so that of
+metric behind everybody else's.  It is also in the address's own table (see `source_routing`), so that of
 several interfaces each answers on its own link.
 
 The kernel takes a route away with the address that is its source.
@@ -20,9 +20,9 @@ from ipaddress import IPv4Address, IPv4Network
 from typing import final
 
 from autoip.core.constants import LINK_LOCAL_NETWORK
-from autoip.kernel import rtnetlink
+from autoip.kernel import netlink, rtnetlink
 from autoip.kernel.model import PROTOCOL, Link
-from autoip.kernel.rtnetlink import Request, Requests
+from autoip.kernel.netlink import Request, Requests
 
 METRIC_BASE = 500
 DEFAULT_METRIC_BASE = 1690000000
@@ -54,18 +54,19 @@ class OnlinkRoutes:
         """
         await self._set(_LINK_LOCAL, link, source, rtnetlink.RT_TABLE_MAIN)
 
-    async def remove(self, index: int) -> bool:
-        """Return whether there was one. Raises KernelRefused."""
-        return await self._remove(_LINK_LOCAL, index, rtnetlink.RT_TABLE_MAIN)
+    async def remove(self, index: int) -> None:
+        """Undo `set`. Raises KernelRefused."""
+        await self._remove(_LINK_LOCAL, index, rtnetlink.RT_TABLE_MAIN)
 
     async def set_default(self, link: Link, source: IPv4Address) -> None:
         """Have the default route, with this source instead of any other. Raises KernelRefused."""
         for table in self._tables(link.index):
             await self._set(_DEFAULT, link, source, table)
 
-    async def remove_default(self, index: int) -> bool:
-        """Return whether there was one. Raises KernelRefused."""
-        return any([await self._remove(_DEFAULT, index, table) for table in self._tables(index)])
+    async def remove_default(self, index: int) -> None:
+        """Undo `set_default`. Raises KernelRefused."""
+        for table in self._tables(index):
+            await self._remove(_DEFAULT, index, table)
 
     def _tables(self, index: int) -> tuple[int, int]:
         return rtnetlink.RT_TABLE_MAIN, self._table_base + index
@@ -73,11 +74,11 @@ class OnlinkRoutes:
     async def _set(self, kind: _Kind, link: Link, source: IPv4Address, table: int) -> None:
         what = f"route {kind.network} by {link.name} from {source}"
         request = _route(rtnetlink.RTM_NEWROUTE, kind, link.index, table, what, source)
-        await self._requests.send(request, rtnetlink.REPLACE)
+        await self._requests.send(request, netlink.REPLACE)
 
-    async def _remove(self, kind: _Kind, index: int, table: int) -> bool:
+    async def _remove(self, kind: _Kind, index: int, table: int) -> None:
         what = f"remove the route to {kind.network} by interface {index}"
-        return await self._requests.delete(_route(rtnetlink.RTM_DELROUTE, kind, index, table, what))
+        await self._requests.delete(_route(rtnetlink.RTM_DELROUTE, kind, index, table, what))
 
 
 def _route(

@@ -1,65 +1,15 @@
-"""rtnetlink: its messages, one bounded socket, and requests. The sole importer of pyroute2."""
+"""rtnetlink: the messages about links, addresses, routes, rules and filters, as the kernel has them."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import errno
-import importlib
-import importlib.util
 import os
 import socket
 import struct
-import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
 from ipaddress import IPv4Address
-from typing import Any, final
+from typing import Any
 
-from autoip.errors import KernelRefused
 from autoip.kernel.model import Address, Link, Route
-
-
-def _load_pyroute2() -> None:
-    """Make pyroute2's modules importable without loading the ones that we do not need.
-
-    `import pyroute2` loads every protocol that it knows (nftables, 9p, WireGuard, a database...): 6 MB of
-    memory and a third of the time, for nothing. To import its modules, a package whose own code has
-    not been run is enough. That code is run when somebody asks the package for something.
-    """
-    spec = importlib.util.find_spec("pyroute2")
-    if "pyroute2" in sys.modules or spec is None or spec.loader is None:
-        return
-    loader = spec.loader
-    package = importlib.util.module_from_spec(spec)
-    sys.modules["pyroute2"] = package
-    try:
-        importlib.import_module("pyroute2.iproute.linux")
-    except ImportError:
-        # A release whose modules need the package's code. The plain import is the next to run.
-        del sys.modules["pyroute2"]
-        return
-
-    def load(name: str) -> Any:
-        del vars(package)["__getattr__"]
-        loader.exec_module(package)
-        return getattr(package, name)
-
-    vars(package)["__getattr__"] = load
-
-
-_load_pyroute2()
-
-from pyroute2.iproute.linux import AsyncIPRoute
-from pyroute2.netlink import nlmsg
-from pyroute2.netlink.exceptions import NetlinkError
-
-RECEIVE_BUFFER = 4 * 1024 * 1024
-# Messages of the event socket that wait to be looked at, at most. Beyond that: messages were lost.
-EVENT_QUEUE = 2048
-# A dump while another one is under way is refused, and a dump of a table that changes is void.
-READ_TRIES = 50
-READ_PAUSE = 0.02
+from autoip.kernel.netlink import Family, Request, nlmsg
 
 # include/uapi/linux/rtnetlink.h
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
@@ -75,27 +25,10 @@ RTN_UNICAST, RTN_THROW = 1, 9
 RT_SCOPE_LINK = 253
 RT_TABLE_MAIN, RT_TABLE_LOCAL = 254, 255
 FR_ACT_TO_TBL = 1
-# include/uapi/linux/netlink.h
-NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP_INTR, NLM_F_DUMP = 0x1, 0x4, 0x10, 0x300
-NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE = 0x100, 0x200, 0x400
-GET = NLM_F_REQUEST
-CHANGE = NLM_F_REQUEST | NLM_F_ACK
-CREATE = CHANGE | NLM_F_CREATE | NLM_F_EXCL
-REPLACE = CHANGE | NLM_F_CREATE | NLM_F_REPLACE
-DUMP = NLM_F_REQUEST | NLM_F_DUMP
-# include/uapi/linux/if.h
-OPERSTATES = ("unknown", "notpresent", "down", "lowerlayerdown", "testing", "dormant", "up")
 # include/uapi/linux/if_addr.h
 IFA_F_SECONDARY = 0x01
 # include/uapi/linux/if_link.h and ip.h
 IFLA_INET_CONF, IPV4_DEVCONF_PROMOTE_SECONDARIES = 1, 20
-
-# The kernel was built without CONFIG_IP_MULTIPLE_TABLES.
-NO_RULES = (errno.EOPNOTSUPP, errno.EAFNOSUPPORT)
-# An answer was lost with its socket, which was renewed: the request may have been carried out.
-RENEWED = (errno.ENOBUFS, errno.ECONNRESET)
-# What to remove is not there, or went away with its interface.
-GONE = (errno.ENOENT, errno.ESRCH, errno.ENODEV, errno.ENXIO, errno.EADDRNOTAVAIL)
 
 
 def _bytes(*names: str) -> tuple[tuple[str, str], ...]:
@@ -121,7 +54,6 @@ class _LinkMessage(nlmsg):  # type: ignore[misc]
         (3, "IFLA_IFNAME", "cdata"),
         (4, "IFLA_MTU", "uint32"),
         (10, "IFLA_MASTER", "uint32"),
-        (16, "IFLA_OPERSTATE", "uint8"),
         (18, "IFLA_LINKINFO", "cdata"),
         (26, "IFLA_AF_SPEC", "cdata"),
         (29, "IFLA_EXT_MASK", "uint32"),
@@ -195,17 +127,20 @@ class _TrafficMessage(nlmsg):  # type: ignore[misc]
     )
 
 
-_MESSAGES: dict[int, Any] = {
+_BY_FIRST_TYPE: dict[int, Any] = {
     RTM_NEWLINK: _LinkMessage,
-    RTM_DELLINK: _LinkMessage,
     RTM_NEWADDR: _AddressMessage,
-    RTM_DELADDR: _AddressMessage,
     RTM_NEWROUTE: _RouteMessage,
-    RTM_DELROUTE: _RouteMessage,
     RTM_NEWRULE: _RuleMessage,
     RTM_NEWQDISC: _TrafficMessage,
     RTM_NEWTFILTER: _TrafficMessage,
 }
+# The types come in fours (NEW, DEL, GET, SET) that share a message; the kernel's own are NEW and DEL.
+ROUTE = Family(
+    socket.NETLINK_ROUTE,
+    questions={first + n: kind for first, kind in _BY_FIRST_TYPE.items() for n in range(4)},
+    answers={first + n: kind for first, kind in _BY_FIRST_TYPE.items() for n in range(2)},
+)
 
 
 def nest(payload: bytes) -> dict[int, bytes]:
@@ -236,13 +171,12 @@ def text(value: bytes) -> str:
 
 def read_link(message: Any) -> Link | None:
     """The Link of an RTM_NEWLINK message; None if it is about something else."""
-    # A bridge tells of its ports (family AF_BRIDGE), a Wi-Fi driver of its events (IFLA_WIRELESS)
+    # A bridge reports its ports (family AF_BRIDGE), a Wi-Fi driver its events (IFLA_WIRELESS)
     # in messages of this type that hold next to nothing. A description of a link has its MTU.
     if message["family"] != socket.AF_UNSPEC or message.get_attr("IFLA_MTU") is None:
         return None
     info = nest(message.get_attr("IFLA_LINKINFO") or b"")
     kind, port_kind = info.get(1), info.get(4)
-    state = message.get_attr("IFLA_OPERSTATE") or 0
     altnames = _attributes(message.get_attr("IFLA_PROP_LIST") or b"")
     return Link(
         index=message["index"],
@@ -253,7 +187,6 @@ def read_link(message: Any) -> Link | None:
         kind=None if kind is None else text(kind),
         master=message.get_attr("IFLA_MASTER"),
         port_of_bridge=port_kind is not None and text(port_kind) in ("bridge", "openvswitch"),
-        operstate=OPERSTATES[state] if state < len(OPERSTATES) else str(state),
         altnames=tuple(text(name) for number, name in altnames if number == 53),
         carrier_changes=message.get_attr("IFLA_CARRIER_CHANGES") or 0,
     )
@@ -299,18 +232,6 @@ def promote_secondaries(message: Any) -> int | None:
     return int(struct.unpack_from("=I", values, offset)[0])
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What is asked of the kernel, without the flags."""
-
-    what: str
-    """In words, for who reads that it was refused."""
-    kind: int
-    """RTM_*."""
-    fields: dict[str, int]
-    attributes: Sequence[tuple[str, object]] = ()
-
-
 def set_promote_secondaries(index: int, value: int) -> Request:
     """The request that sets promote_secondaries of the interface `index`."""
     setting = attribute(IPV4_DEVCONF_PROMOTE_SECONDARIES, struct.pack("=I", value))
@@ -333,183 +254,3 @@ def restore_address(message: Any) -> Request:
     address = IPv4Address(message.get_attr("IFA_LOCAL"))
     what = f"restore {address} of interface {message['index']}"
     return Request(what, RTM_NEWADDR, fields, attributes)
-
-
-class Socket(AsyncIPRoute):  # type: ignore[misc]
-    """One netlink socket, with a bounded queue."""
-
-    def __init__(self) -> None:
-        super().__init__(rcvbuf=RECEIVE_BUFFER, strict_check=True)
-        self.overrun = False
-        """Events were thrown away since there were too many."""
-        self.broken = False
-        """The transport reported an error; pyroute2 then refuses all further use."""
-        self.register_policy(_MESSAGES)
-
-    def join(self, group: int) -> None:
-        """Hear what is sent to one more multicast group. Raises OSError."""
-        self.setsockopt(270, 1, group)  # SOL_NETLINK, NETLINK_ADD_MEMBERSHIP
-
-    async def open(self, groups: int) -> None:
-        """Bind to the multicast `groups`; 0 makes a socket for requests."""
-        # Not pid=0: with any pid given, pyroute2 0.9.7 does not bind at all.
-        await self.bind(groups=groups)
-        # Beyond net.core.rmem_max. Refused in a user namespace; then there are more Resyncs.
-        with contextlib.suppress(OSError):
-            self.setsockopt(socket.SOL_SOCKET, 33, RECEIVE_BUFFER)  # SO_RCVBUFFORCE
-
-    def enqueue(self, data: bytes, addr: tuple[int, int] | None) -> None:
-        """Take what pyroute2's transport received. Called by it, also with errors of its own."""
-        queues = self.msg_queue.queues
-        if addr is None:
-            # An error of the socket as a netlink message without sequence number. In pyroute2 it
-            # would wait in the queue for events, and who waits for an answer would wait for ever.
-            self.broken = True
-            for queue in queues.values():
-                queue.put_nowait(data)
-            return
-        if addr[0] != 0:
-            # Another process can send here; only the kernel is to be believed.
-            return
-        (sequence,) = struct.unpack_from("=I", data, 8)
-        if self.status["groups"]:
-            if self.overrun:
-                return
-            if self.msg_queue.root.qsize() >= EVENT_QUEUE:
-                self.overrun = True
-                while not self.msg_queue.root.empty():
-                    self.msg_queue.root.get_nowait()
-                self.protocol.enqueue_error(errno.ENOBUFS)
-                return
-            queues[0].put_nowait(data)
-        elif sequence in queues and sequence != 0:
-            queues[sequence].put_nowait(data)
-        # else: the rest of an answer that nobody waits for any more.
-
-    def close(self, code: int = errno.ECONNRESET) -> None:
-        """Close it, also when it could be opened in part only."""
-        super().close(code)
-        # Short of descriptors, pyroute2 has a first one here but no second one, and forgets it.
-        first = getattr(self.local, "prime", None)
-        if first is not None:
-            first.close()
-
-
-async def open_socket(groups: int) -> Any:
-    """A new Socket of the multicast `groups`; 0: for requests. Raises KernelRefused."""
-    opened = Socket()
-    try:
-        await opened.open(groups)
-    except OSError as problem:
-        opened.close()
-        raise KernelRefused(problem.errno or errno.EIO, "open a netlink socket") from problem
-    except KeyError as problem:
-        # All port numbers that pyroute2 tries are taken.
-        opened.close()
-        raise KernelRefused(errno.EADDRINUSE, "open a netlink socket") from problem
-    except BaseException:
-        opened.close()
-        raise
-    return opened
-
-
-def why_lost(problem: Exception) -> str:
-    """In words, what became of messages when reading a socket ended with `problem`."""
-    if isinstance(problem, OSError):
-        number = problem.errno
-    elif isinstance(problem, NetlinkError):
-        number = problem.code
-    else:
-        return f"a message cannot be read: {problem!r}"
-    if number == errno.ENOBUFS:
-        return "messages were lost"
-    return f"the socket failed: {os.strerror(number or errno.EIO)}"
-
-
-@final
-class Requests:
-    """Requests to the kernel, one after the other, on a socket of their own.
-
-    A socket that failed is replaced when the next request comes.
-    """
-
-    def __init__(self) -> None:
-        """Not open yet."""
-        self._open = False
-        self._socket: Any = None
-        self._lock = asyncio.Lock()
-
-    async def open(self) -> None:
-        """Open the socket. Raises KernelRefused."""
-        self._open = True
-        self._socket = await open_socket(0)
-
-    def close(self) -> None:
-        """Close the socket. May be called more than once."""
-        self._open = False
-        self._close_socket()
-
-    def require_open(self) -> None:
-        """Raise KernelRefused(EBADF) before `open` and after `close`."""
-        if not self._open:
-            raise KernelRefused(errno.EBADF, "use netlink after it was closed")
-
-    async def send(self, request: Request, flags: int) -> list[Any]:
-        """Send one request and return all answers. Raises KernelRefused."""
-        async with self._lock:
-            self.require_open()
-            if self._socket is None:
-                self._socket = await open_socket(0)
-            # The numbers come in fours (NEW, DEL, GET, SET) that share a message.
-            body = _MESSAGES[request.kind & ~3]()
-            body.update(request.fields)
-            body["attrs"] = list(request.attributes)
-            try:
-                answers = await self._socket.nlm_request(
-                    body, msg_type=request.kind, msg_flags=flags
-                )
-                async with contextlib.aclosing(answers):
-                    return [answer async for answer in answers]
-            except NetlinkError as problem:
-                if self._socket is not None and self._socket.broken:
-                    self._close_socket()
-                raise KernelRefused(problem.code, request.what) from problem
-            except OSError as problem:
-                self._close_socket()
-                raise KernelRefused(problem.errno or errno.EIO, request.what) from problem
-
-    async def delete(self, request: Request) -> bool:
-        """Whether something was removed. Not there, or no such thing in this kernel, is no error.
-
-        Raises KernelRefused.
-        """
-        try:
-            await self.send(request, CHANGE)
-        except KernelRefused as problem:
-            if problem.errno in GONE or problem.errno in NO_RULES:
-                return False
-            raise
-        return True
-
-    async def dump(self, request: Request) -> list[Any]:
-        """All answers to a dump request, repeated until it was not disturbed.
-
-        Raises KernelRefused.
-        """
-        for _ in range(READ_TRIES):
-            try:
-                found = await self.send(request, DUMP)
-            except KernelRefused as problem:
-                # Busy: a cancelled dump is still under way.
-                if problem.errno not in (errno.EBUSY, *RENEWED):
-                    raise
-            else:
-                if not any(answer["header"]["flags"] & NLM_F_DUMP_INTR for answer in found):
-                    return found
-            await asyncio.sleep(READ_PAUSE)
-        raise KernelRefused(errno.EBUSY, request.what)
-
-    def _close_socket(self) -> None:
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None

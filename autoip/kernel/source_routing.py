@@ -22,9 +22,9 @@ from typing import final
 
 from autoip.core.constants import LINK_LOCAL_NETWORK
 from autoip.errors import KernelRefused
-from autoip.kernel import rtnetlink
+from autoip.kernel import netlink, rtnetlink
 from autoip.kernel.model import PROTOCOL, Link
-from autoip.kernel.rtnetlink import Request, Requests
+from autoip.kernel.netlink import Request, Requests
 
 TABLE_BASE = 169254000
 RULE_PRIORITY = 1690
@@ -47,7 +47,7 @@ class SourceRules:
         try:
             await self._create(_rule(rtnetlink.RTM_NEWRULE, link.index, address, what))
         except KernelRefused as problem:
-            if problem.errno not in rtnetlink.NO_RULES:
+            if problem.errno not in netlink.NOT_BUILT:
                 raise
             # And no route: without CONFIG_IP_MULTIPLE_TABLES it would end in the main table.
             return False
@@ -55,34 +55,31 @@ class SourceRules:
         await self._create(_route(rtnetlink.RTM_NEWROUTE, link.index, address, what))
         return True
 
-    async def remove(self, index: int, address: IPv4Address) -> bool:
-        """Undo `add`. Return whether there was anything. Raises KernelRefused."""
+    async def remove(self, index: int, address: IPv4Address) -> None:
+        """Undo `add`. Raises KernelRefused."""
         what = f"remove the rule for {address} on interface {index}"
-        rule = await self._requests.delete(_rule(rtnetlink.RTM_DELRULE, index, address, what))
+        await self._requests.delete(_rule(rtnetlink.RTM_DELRULE, index, address, what))
         what = f"remove the route for {address} on interface {index}"
-        route = await self._requests.delete(_route(rtnetlink.RTM_DELROUTE, index, address, what))
-        return rule or route
+        await self._requests.delete(_route(rtnetlink.RTM_DELROUTE, index, address, what))
 
-    async def sweep(self, living: AbstractSet[tuple[int, IPv4Address]]) -> int:
-        """Remove those of all other addresses than `living` (interface, address). Return how many.
+    async def sweep(self, living: AbstractSet[tuple[int, IPv4Address]]) -> None:
+        """Remove those of all other addresses than `living` (interface, address).
 
         Raises KernelRefused.
         """
-        swept = 0
         for index, address in await self._rules() - living:
-            swept += await self.remove(index, address)
+            await self.remove(index, address)
         fields = {"family": socket.AF_INET, "proto": PROTOCOL}
         routes = await self._requests.dump(Request("list routes", rtnetlink.RTM_GETROUTE, fields))
         for route in routes:
             source = route.get_attr("RTA_PREFSRC")
             index = (route.get_attr("RTA_TABLE") or 0) - TABLE_BASE
             if source is not None and index > 0 and (index, IPv4Address(source)) not in living:
-                swept += await self.remove(index, IPv4Address(source))
-        return swept
+                await self.remove(index, IPv4Address(source))
 
     async def _create(self, request: Request) -> None:
         try:
-            await self._requests.send(request, rtnetlink.CREATE)
+            await self._requests.send(request, netlink.CREATE)
         except KernelRefused as problem:
             # A crashed instance left the very same.
             if problem.errno != errno.EEXIST:
@@ -94,7 +91,7 @@ class SourceRules:
         try:
             rules = await self._requests.dump(request)
         except KernelRefused as problem:
-            if problem.errno in rtnetlink.NO_RULES:
+            if problem.errno in netlink.NOT_BUILT:
                 return set()
             raise
         return {

@@ -20,6 +20,7 @@ from autoip.kernel import arp_socket
 from autoip.kernel.model import Link
 from autoip.kernel.network import Network
 from lab import ArpFrame, Daemon, Frame, LabError, Namespace, Port, frames
+from tests.fed_socket import feed
 
 from .conftest import MakeDaemon, autoip_command
 from .helpers import (
@@ -501,7 +502,7 @@ def test_an_answer_of_the_kernel_is_lost(port: Port, stack: contextlib.ExitStack
     stack.callback(os.close, program)
 
     def lose(kernel: Network) -> None:
-        kernel._requests._socket.protocol.error_received(OSError(errno.ENOBUFS, "overrun"))
+        feed(kernel._requests._socket, OSError(errno.ENOBUFS, "overrun"))
 
     assert _added(port, program, lose) is None
     assert len(ours(port)) == 1

@@ -138,6 +138,7 @@ def test_kernel_that_cannot(port: Port, neighbour: Namespace, stack: contextlib.
         "import errno, sys; from autoip.commands import main; from autoip.daemon import owned_address;"
         "from autoip.kernel import tcp_connections;"
         "tcp_connections.SOCK_DESTROY = 22;"
+        "tcp_connections.SOCK_DIAG.questions[22] = tcp_connections._Question;"
         "owned_address._NO_RESET[errno.EINVAL] = owned_address._NO_RESET[errno.EOPNOTSUPP];"
         "sys.exit(main.main(sys.argv[1:]))"
     )

@@ -1,4 +1,4 @@
-"""sockdiag with the real kernel: which connections are seen, which are reset."""
+"""TCP connections with the real kernel: which connections are seen, which are reset."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import errno
 import select
 import socket
 from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import replace
 from ipaddress import IPv4Address
 from typing import Any, TypeVar
 
 import pytest
 
 from autoip.errors import KernelRefused
-from autoip.kernel import tcp_connections
+from autoip.kernel import netlink, tcp_connections
 from lab import Namespace
 
 from .helpers import NETNS, PATIENCE, PEER, A, B
@@ -123,16 +124,16 @@ def test_only_of_that_address(host: Namespace) -> None:
 
 def test_the_kernel_picks_them_out(host: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of all sockets only those of the address are sent to us: with many others it must not cost much."""
-    read = tcp_connections._messages
+    decode = netlink.Socket._decode
     sent: list[IPv4Address | None] = []
 
-    def spy(answer: bytes, sequence: int) -> Iterator[tcp_connections.Connection | int]:
-        for message in read(answer, sequence):
-            if isinstance(message, tcp_connections.Connection):
-                sent.append(message.local)
-            yield message
+    def spy(self: netlink.Socket, kind: int, data: bytes) -> Any:
+        entry = decode(self, kind, data)
+        found = tcp_connections.Connection(entry["family"], entry["state"], entry["identity"])
+        sent.append(found.local)
+        return entry
 
-    monkeypatch.setattr(tcp_connections, "_messages", spy)
+    monkeypatch.setattr(netlink.Socket, "_decode", spy)
     with (
         listening(host, "0.0.0.0") as listener,
         connected(host, listener, to=A, source=PEER),
@@ -190,18 +191,10 @@ def test_kernel_without_destroy(host: Namespace, monkeypatch: pytest.MonkeyPatch
         connected(host, listener, to=A, source=B) as (accepted, _),
     ):
         monkeypatch.setattr(tcp_connections, "SOCK_DESTROY", 22)
+        questions = {**tcp_connections.SOCK_DIAG.questions, 22: tcp_connections._Question}
+        family = replace(tcp_connections.SOCK_DIAG, questions=questions)
+        monkeypatch.setattr(tcp_connections, "SOCK_DIAG", family)
         with pytest.raises(KernelRefused) as caught:
             destroy(host, A)
         assert caught.value.errno == errno.EINVAL
         assert is_open(accepted)
-
-
-def test_others_are_not_believed(host: Namespace) -> None:
-    """A process that sends to our socket is refused by the kernel."""
-    with (
-        contextlib.ExitStack() as stack,
-        host.call(socket.socket, socket.AF_NETLINK, socket.SOCK_RAW, 4) as forger,
-    ):
-        ours = host.call(lambda: stack.enter_context(tcp_connections._opened("test")))
-        with pytest.raises(ConnectionRefusedError):
-            forger.sendto(b"x" * 20, (ours.getsockname()[0], 0))

@@ -184,3 +184,14 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
             main.main([option])
         assert ended.value.code == 0
         assert text in capsys.readouterr().out
+
+
+def test_the_daemon_loads_no_tls() -> None:
+    """asyncio would load it; whoever imports it afterwards has it."""
+    code = (
+        "import sys; from autoip.commands import run; run._import_asyncio();"
+        "import asyncio, autoip.daemon.daemon; print('ssl' in sys.modules, '_ssl' in sys.modules);"
+        "import ssl; print(ssl.SSLContext.__name__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False", "SSLContext"]

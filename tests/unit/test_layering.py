@@ -77,7 +77,7 @@ SOLE_IMPORTER = {
     "autoip.kernel._arpsock": "kernel.arp_socket",
     "autoip.kernel._privileges": "kernel.capabilities",
     "jeepney": "daemon.networkmanager.dbus",
-    "pyroute2": "kernel.rtnetlink",
+    "pyroute2": "kernel.netlink",
 }
 
 
@@ -248,7 +248,7 @@ def test_a_circle_is_found(tmp_path: Path) -> None:
         ("core.acd", "from autoip.errors import AutoipError\nfrom autoip.core import ipv4ll"),
         ("core.ipv4ll", "from random import Random\nfrom collections.abc import Callable"),
         ("kernel.arp_socket", "from autoip.kernel._arpsock import ffi, lib\nimport socket"),
-        ("kernel.rtnetlink", "from pyroute2.netlink import nlmsg"),
+        ("kernel.netlink", "from pyroute2.netlink import nlmsg"),
         ("daemon.interface", "from autoip.kernel import network\nfrom autoip.core.acd import Acd"),
         ("commands.main", "from autoip import __version__\nimport autoip"),
     ],

@@ -27,7 +27,6 @@ def a_link(**changes: Any) -> Link:
         "kind": None,
         "master": None,
         "port_of_bridge": False,
-        "operstate": "up",
     }
     return Link(**{**values, **changes})
 

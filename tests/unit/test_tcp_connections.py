@@ -1,32 +1,28 @@
-"""sockdiag: what the kernel answers is read with care."""
+"""TCP connections: what the kernel answers is read with care. (Lengths that are wrong: see test_netlink.)"""
 
 from __future__ import annotations
 
+import asyncio
 import errno
-import random
 import socket
 import struct
 from ipaddress import IPv4Address
 
 import pytest
 
-from autoip.kernel import tcp_connections
+from autoip.errors import KernelRefused
+from autoip.kernel import netlink, tcp_connections
 from autoip.kernel.tcp_connections import (
-    NLMSG_DONE,
-    NLMSG_ERROR,
+    CONNECTED,
     SOCK_DIAG_BY_FAMILY,
     TCP_ESTABLISHED,
+    TCP_TIME_WAIT,
     Connection,
 )
+from tests.fed_socket import message
 
 A = IPv4Address("169.254.20.20")
-SEQUENCE = 7
-
-
-def _message(kind: int, body: bytes, *, length: int | None = None, sequence: int = 7) -> bytes:
-    size = 16 + len(body) if length is None else length
-    padding = bytes(-len(body) % 4)
-    return struct.pack("=IHHII", size, kind, 0, sequence, 99) + body + padding
+B = IPv4Address("169.254.33.44")
 
 
 def _identity(source: bytes) -> bytes:
@@ -35,25 +31,48 @@ def _identity(source: bytes) -> bytes:
     )
 
 
-def _entry(family: int, source: bytes, state: int = TCP_ESTABLISHED) -> bytes:
-    return struct.pack("=BBBB", family, state, 0, 0) + _identity(source) + bytes(20)
+def _entry(source: bytes = A.packed, state: int = TCP_ESTABLISHED) -> bytes:
+    body = struct.pack("=BBBB", socket.AF_INET, state, 0, 0) + _identity(source) + bytes(20)
+    return message(SOCK_DIAG_BY_FAMILY, body, sequence=1)
 
 
-ENTRY = _message(SOCK_DIAG_BY_FAMILY, _entry(socket.AF_INET, A.packed))
-DONE = _message(NLMSG_DONE, bytes(4))
+DONE = message(netlink.NLMSG_DONE, bytes(4), sequence=1)
 
 
-def read(answer: bytes) -> list[Connection | int]:
-    return list(tcp_connections._messages(answer, SEQUENCE))
+def found(
+    monkeypatch: pytest.MonkeyPatch, *datagrams: bytes, states: int = CONNECTED
+) -> list[Connection]:
+    """What a list is whose answers, for IPv4 sockets and then for IPv6 sockets, are these."""
+    answer(monkeypatch, *datagrams)
+
+    async def collect() -> list[Connection]:
+        return [one async for one in tcp_connections._connections(A, states)]
+
+    return asyncio.run(collect())
 
 
-def test_answer() -> None:
-    assert read(ENTRY + ENTRY + DONE) == [
-        Connection(socket.AF_INET, TCP_ESTABLISHED, _identity(A.packed)),
-        Connection(socket.AF_INET, TCP_ESTABLISHED, _identity(A.packed)),
-        0,
-    ]
-    assert read(b"") == []
+def answer(monkeypatch: pytest.MonkeyPatch, *datagrams: bytes) -> None:
+    left = list(datagrams)
+
+    async def receive(self: netlink.Socket) -> bytes:
+        return left.pop(0)
+
+    monkeypatch.setattr(netlink.Socket, "_receive", receive)
+
+
+def test_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = Connection(socket.AF_INET, TCP_ESTABLISHED, _identity(A.packed))
+    assert found(monkeypatch, _entry() + _entry(), DONE, _entry() + DONE) == [ours, ours, ours]
+
+
+def test_the_filter_of_the_kernel_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    others = _entry(B.packed) + _entry(state=TCP_TIME_WAIT) + _entry(bytes(16))
+    assert found(monkeypatch, others + DONE, DONE) == []
+
+
+def test_the_list_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tcp_connections, "CONNECTIONS_MAX", 3)
+    assert len(found(monkeypatch, _entry() * 2, _entry() * 2)) == 3
 
 
 @pytest.mark.parametrize(
@@ -71,47 +90,52 @@ def test_local_address(family: int, source: bytes, local: IPv4Address | None) ->
 
 
 @pytest.mark.parametrize(
-    ("answer", "number"),
+    ("end", "number"),
     [
-        (_message(NLMSG_ERROR, bytes(4)), 0),
-        (_message(NLMSG_ERROR, struct.pack("=i", -errno.EOPNOTSUPP)), errno.EOPNOTSUPP),
-        (_message(NLMSG_DONE, struct.pack("=i", -errno.ENOENT)), errno.ENOENT),
-        (_message(NLMSG_ERROR, struct.pack("=i", 5)), errno.EBADMSG),
-        (_message(NLMSG_ERROR, struct.pack("=i", -(2**31))), errno.EBADMSG),
-        (_message(NLMSG_ERROR, b"\xff\xff\xff"), errno.EBADMSG),
-        (_message(NLMSG_DONE, b""), errno.EBADMSG),
+        (message(netlink.NLMSG_ERROR, struct.pack("=i", -errno.ENOENT), sequence=1), errno.ENOENT),
+        (message(SOCK_DIAG_BY_FAMILY, bytes(51), sequence=1), errno.EBADMSG),
+        (message(SOCK_DIAG_BY_FAMILY, b"", sequence=1), errno.EBADMSG),
         (DONE[:15], errno.EBADMSG),
-        (b"\0", errno.EBADMSG),
-        (_message(NLMSG_DONE, bytes(4), length=0), errno.EBADMSG),
-        (_message(NLMSG_DONE, bytes(4), length=15), errno.EBADMSG),
-        (_message(NLMSG_DONE, bytes(4), length=2**32 - 1), errno.EBADMSG),
-        (_message(NLMSG_DONE, bytes(4), sequence=8), errno.EBADMSG),
-        (_message(SOCK_DIAG_BY_FAMILY, _entry(2, A.packed)[:-1]), errno.EBADMSG),
-        (_message(SOCK_DIAG_BY_FAMILY, b""), errno.EBADMSG),
     ],
 )
-def test_end(answer: bytes, number: int) -> None:
-    """The number that ends an answer; nothing after it is looked at."""
-    assert read(ENTRY + answer + ENTRY)[1:] == [number]
+def test_an_answer_that_is_refused_or_makes_no_sense(
+    monkeypatch: pytest.MonkeyPatch, end: bytes, number: int
+) -> None:
+    with pytest.raises(KernelRefused) as refused:
+        found(monkeypatch, _entry() + end)
+    assert (refused.value.errno, refused.value.what) == (number, f"list the connections of {A}")
 
 
-def test_other_kinds_are_passed_over() -> None:
-    assert read(_message(1, bytes(9)) + DONE) == [0]
+def test_all_are_tried_before_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that has gone meanwhile is no refusal."""
+    ends = [-errno.ENOENT, 0, -errno.EPERM, -errno.EOPNOTSUPP, 0]
+    acknowledged = [
+        message(netlink.NLMSG_ERROR, struct.pack("=i", end), sequence=number)
+        for number, end in enumerate(ends, 1)
+    ]
+    answer(monkeypatch, _entry() * 2 + DONE, DONE, *acknowledged[:2])
+    assert asyncio.run(tcp_connections.destroy(A)) == 1
+    answer(monkeypatch, _entry() * 5 + DONE, DONE, *acknowledged)
+    with pytest.raises(KernelRefused) as refused:
+        asyncio.run(tcp_connections.destroy(A))
+    assert (refused.value.errno, refused.value.what) == (
+        errno.EPERM,
+        f"reset the connections of {A}",
+    )
 
 
-def test_garbage() -> None:
-    """Whatever comes: connections, then at most one number, and no exception."""
-    chance = random.Random(3927)
-    good = ENTRY + _message(NLMSG_ERROR, struct.pack("=i", -1)) + DONE
-    for _ in range(20000):
-        answer = bytearray(good[: chance.randrange(len(good) + 1)])
-        for _ in range(chance.randrange(6)):
-            if answer:
-                answer[chance.randrange(len(answer))] = chance.randrange(256)
-        found = read(bytes(answer))
-        assert all(isinstance(one, Connection) for one in found[:-1])
-        for one in found:
-            if isinstance(one, Connection):
-                assert one.local is None or one.local.version == 4
-            else:
-                assert one == 0 or one in errno.errorcode
+def test_a_socket_that_fails_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing more is asked of it."""
+    lost = message(99, b"", length=0)
+    answer(monkeypatch, _entry() * 3 + DONE, DONE, lost)
+    with pytest.raises(KernelRefused) as refused:
+        asyncio.run(tcp_connections.destroy(A))
+    assert refused.value.errno == errno.EBADMSG
+
+
+def test_no_socket_of_the_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    family = netlink.Family(31, tcp_connections.SOCK_DIAG.questions, {})
+    monkeypatch.setattr(tcp_connections, "SOCK_DIAG", family)
+    with pytest.raises(KernelRefused) as refused:
+        asyncio.run(tcp_connections.established(A))
+    assert refused.value.errno == errno.EPROTONOSUPPORT

@@ -1,0 +1,324 @@
+"""Netlink: the codec of its messages, and sockets for requests to the kernel and for its news.
+
+The sole importer of pyroute2, of which it uses the codec alone (docs/decisions/netlink-codec.md). What the
+messages say is for others: `rtnetlink` (links, addresses, routes, rules, filters) and `tcp_connections`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import importlib.util
+import socket
+import struct
+import sys
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+from autoip.errors import KernelRefused
+
+
+def _import_codec() -> Any:
+    """The class of a netlink message in pyroute2, without the rest of pyroute2.
+
+    Python runs a package's own code before it imports a module of the package, and pyroute2's loads every
+    protocol that pyroute2 knows: 13 MB, and 30 times as long as the codec takes. The codec needs none of
+    it. So an empty package stands in for the real one during the import. Afterwards both are forgotten:
+    other code that imports pyroute2 gets a whole one of its own.
+    """
+    if "pyroute2" not in sys.modules and (spec := importlib.util.find_spec("pyroute2")):
+        sys.modules["pyroute2"] = importlib.util.module_from_spec(spec)
+        try:
+            from pyroute2.netlink import nlmsg
+
+            return nlmsg
+        except (ImportError, AttributeError):
+            pass  # a release whose codec needs the package's code
+        finally:
+            for name in [name for name in sys.modules if name.partition(".")[0] == "pyroute2"]:
+                del sys.modules[name]
+    from pyroute2.netlink import nlmsg
+
+    return nlmsg
+
+
+nlmsg = _import_codec()
+
+RECEIVE_BUFFER = 4 * 1024 * 1024
+"""Bytes that the kernel keeps for a socket (it takes twice that): the one queue, some thousand messages."""
+DATAGRAM_MAX = 65536
+"""Bytes of the longest datagram that is read. The kernel makes an answer of 32768 at most."""
+READ_TRIES = 50
+READ_PAUSE = 0.02
+"""Seconds. A dump while another one is under way is refused, and a dump of a table that changes is void."""
+
+# include/linux/socket.h and include/uapi/linux/netlink.h
+SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, NETLINK_GET_STRICT_CHK = 270, 1, 12
+NLMSG_ERROR, NLMSG_DONE = 2, 3
+NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP_INTR, NLM_F_DUMP = 0x1, 0x4, 0x10, 0x300
+NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE = 0x100, 0x200, 0x400
+# Every answer ends with an acknowledgement, or with the end of the dump.
+GET = CHANGE = NLM_F_REQUEST | NLM_F_ACK
+CREATE = CHANGE | NLM_F_CREATE | NLM_F_EXCL
+REPLACE = CHANGE | NLM_F_CREATE | NLM_F_REPLACE
+DUMP = NLM_F_REQUEST | NLM_F_DUMP
+# include/asm-generic/socket.h
+_SO_RCVBUFFORCE = 33
+
+ANSWER_LOST = errno.ENOBUFS
+"""The kernel could not deliver an answer: the request may have been carried out."""
+GONE = (errno.ENOENT, errno.ESRCH, errno.ENODEV, errno.ENXIO, errno.EADDRNOTAVAIL)
+"""What to remove is not there, or went away with its interface."""
+NOT_BUILT = (errno.EOPNOTSUPP, errno.EAFNOSUPPORT)
+"""The kernel was built without such things."""
+
+_HEADER = struct.Struct("=IHHII")  # struct nlmsghdr
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """A part of the kernel that speaks netlink, and the codec's class of each type of message."""
+
+    number: int
+    """NETLINK_*."""
+    questions: Mapping[int, Any]
+    """Of what is asked."""
+    answers: Mapping[int, Any]
+    """Of answers and news. Messages of other types are passed over."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is asked of the kernel, without the flags."""
+
+    what: str
+    """In words: a refusal is reported with it."""
+    kind: int
+    """The message's type."""
+    fields: Mapping[str, object]
+    attributes: Sequence[tuple[str, object]] = ()
+
+
+@final
+class Socket:
+    """One netlink socket, which believes the kernel alone.
+
+    The kernel's buffer is the only queue. What does not fit is dropped by the kernel, which reports that once:
+    the next read raises OSError(ENOBUFS).
+    """
+
+    def __init__(self, family: Family, groups: int = 0) -> None:
+        """Opened, and bound to the multicast `groups` (a bit each). Raises KernelRefused."""
+        self._family = family
+        self.failed = False
+        """It reported an error, or what cannot be read. Then no further answer is sure to come."""
+        self._sequence = 0
+        self._wake: Callable[[], None] | None = None
+        kind = socket.SOCK_RAW | socket.SOCK_NONBLOCK
+        try:
+            with contextlib.ExitStack() as unless_done:
+                self._socket = socket.socket(socket.AF_NETLINK, kind, family.number)
+                unless_done.callback(self._socket.close)
+                self._set_up(groups)
+                unless_done.pop_all()
+        except OSError as problem:
+            raise KernelRefused(problem.errno or errno.EIO, "open a netlink socket") from problem
+
+    def _set_up(self, groups: int) -> None:
+        # The kernel checks requests and selects what it dumps (Linux 4.20).
+        with contextlib.suppress(OSError):
+            self._socket.setsockopt(SOL_NETLINK, NETLINK_GET_STRICT_CHK, 1)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
+        # Beyond net.core.rmem_max. Refused in a user namespace; then there are more Resyncs.
+        with contextlib.suppress(OSError):
+            self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, RECEIVE_BUFFER)
+        self._socket.bind((0, groups))
+        # The kernel then refuses to deliver what other processes send to this socket.
+        self._socket.connect((0, 0))
+
+    def join(self, group: int) -> None:
+        """Receive also what is sent to one more multicast group. Raises OSError."""
+        self._socket.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group)
+
+    def close(self) -> None:
+        """Close the socket; a task that waits for it gets OSError(EBADF)."""
+        if self._wake is not None:
+            self._wake()
+        self._socket.close()
+
+    async def news(self) -> list[Any]:
+        """Wait for the next datagram of a multicast group, and return its messages.
+
+        May be cancelled without losing one. Raises OSError: ENOBUFS if messages were lost, EBADMSG or
+        EMSGSIZE if one cannot be read.
+        """
+        datagram = await self._receive()
+        return [
+            self._decode(kind, message)
+            for kind, _, _, message in _split(datagram)
+            if kind in self._family.answers
+        ]
+
+    async def ask(self, request: Request, flags: int) -> AsyncGenerator[Any, None]:
+        """Send one request; give the messages of its answer, as they arrive.
+
+        Raises KernelRefused, with EBUSY if a dump was disturbed by a change of what it lists, ANSWER_LOST or
+        another error of the socket (see `failed`).
+        """
+        self._sequence = sequence = self._sequence % 0xFFFFFFFF + 1
+        disturbed = False
+        try:
+            self._socket.send(self._encode(request, flags, sequence))
+            while True:
+                for kind, marks, number, message in _split(await self._receive()):
+                    if number != sequence:
+                        continue  # the rest of an answer that nobody waits for any more
+                    disturbed |= bool(marks & NLM_F_DUMP_INTR)
+                    if kind in (NLMSG_ERROR, NLMSG_DONE):
+                        if error := _error(message) or (errno.EBUSY if disturbed else 0):
+                            raise KernelRefused(error, request.what)
+                        return
+                    if kind in self._family.answers:
+                        yield self._decode(kind, message)
+        except OSError as problem:
+            self.failed = True
+            raise KernelRefused(problem.errno or errno.EIO, request.what) from problem
+
+    async def _receive(self) -> bytes:
+        """The next datagram from the kernel."""
+        while True:
+            # Between any two datagrams others get the processor. Not after the read: what is read
+            # must not be lost when this is cancelled.
+            await asyncio.sleep(0)
+            try:
+                datagram, _, flags, (port, _) = self._socket.recvmsg(DATAGRAM_MAX)
+            except BlockingIOError:
+                await self._readable()
+                continue
+            if port != 0:
+                continue  # a privileged process can send to a multicast group
+            if flags & socket.MSG_TRUNC:
+                raise OSError(errno.EMSGSIZE, "a datagram was cut off")
+            return datagram
+
+    async def _readable(self) -> None:
+        """Wait until there is something to read, or until the socket is closed."""
+        loop = asyncio.get_running_loop()
+        ready = loop.create_future()
+        descriptor = self._socket.fileno()
+
+        def wake() -> None:
+            self._wake = None
+            loop.remove_reader(descriptor)
+            if not ready.done():
+                ready.set_result(None)
+
+        # If this is cancelled the reader stays, to be replaced, or removed when it is called.
+        self._wake = wake
+        loop.add_reader(descriptor, wake)
+        await ready
+
+    def _encode(self, request: Request, flags: int, sequence: int) -> bytes:
+        message = self._family.questions[request.kind]()
+        message.update(request.fields)
+        message["attrs"] = list(request.attributes)
+        message["header"].update(type=request.kind, flags=flags, sequence_number=sequence)
+        message.encode()
+        return bytes(message.data)
+
+    def _decode(self, kind: int, data: bytes) -> Any:
+        message = self._family.answers[kind](data)
+        try:
+            message.decode()
+        except Exception as problem:  # whatever the codec raises
+            raise OSError(errno.EBADMSG, f"a message cannot be read: {problem!r}") from problem
+        return message
+
+
+def _split(datagram: bytes) -> Iterator[tuple[int, int, int, bytes]]:
+    """Type, flags, sequence number and bytes of each message. Raises OSError(EBADMSG)."""
+    while datagram:
+        length = kind = flags = sequence = 0
+        if len(datagram) >= _HEADER.size:
+            length, kind, flags, sequence, _ = _HEADER.unpack_from(datagram)
+        if not _HEADER.size <= length <= len(datagram):
+            raise OSError(errno.EBADMSG, "a message's length is wrong")
+        yield kind, flags, sequence, datagram[:length]
+        datagram = datagram[(length + 3) & ~3 :]
+
+
+def _error(message: bytes) -> int:
+    """The error number of NLMSG_ERROR or NLMSG_DONE, made positive; 0: success."""
+    if len(message) < _HEADER.size + 4:
+        return errno.EBADMSG
+    (number,) = struct.unpack_from("=i", message, _HEADER.size)
+    return -number if -number in errno.errorcode else errno.EBADMSG if number else 0
+
+
+@final
+class Requests:
+    """Requests to a family of the kernel, one after the other, on a socket of their own.
+
+    A socket that failed is replaced when the next request comes.
+    """
+
+    def __init__(self, family: Family) -> None:
+        """Not open yet."""
+        self._family = family
+        self._open = False
+        self._socket: Socket | None = None
+        self._lock = asyncio.Lock()
+
+    def open(self) -> None:
+        """Open the socket. Raises KernelRefused."""
+        self._socket = Socket(self._family)
+        self._open = True
+
+    def close(self) -> None:
+        """Close the socket. May be called more than once."""
+        self._open = False
+        self._close_socket()
+
+    def require_open(self) -> None:
+        """Raise KernelRefused(EBADF) before `open` and after `close`."""
+        if not self._open:
+            raise KernelRefused(errno.EBADF, "use netlink after it was closed")
+
+    async def send(self, request: Request, flags: int) -> list[Any]:
+        """Send one request and return all messages of its answer. Raises KernelRefused."""
+        async with self._lock:
+            self.require_open()
+            if self._socket is None or self._socket.failed:
+                self._close_socket()
+                self._socket = Socket(self._family)
+            return [message async for message in self._socket.ask(request, flags)]
+
+    async def delete(self, request: Request) -> None:
+        """Send a request to remove something, which may have gone already. Raises KernelRefused."""
+        try:
+            await self.send(request, CHANGE)
+        except KernelRefused as problem:
+            if problem.errno not in (*GONE, *NOT_BUILT):
+                raise
+
+    async def dump(self, request: Request) -> list[Any]:
+        """Return the messages of a dump, which is repeated until it was not disturbed.
+
+        Raises KernelRefused.
+        """
+        for _ in range(READ_TRIES):
+            try:
+                return await self.send(request, DUMP)
+            except KernelRefused as problem:
+                # Busy: disturbed, or a cancelled dump is still under way.
+                if problem.errno not in (errno.EBUSY, ANSWER_LOST):
+                    raise
+            await asyncio.sleep(READ_PAUSE)
+        raise KernelRefused(errno.EBUSY, request.what)
+
+    def _close_socket(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
