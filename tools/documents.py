@@ -2,7 +2,7 @@
 
     python -m tools.documents
 
-writes them anew: options and the tables of JSON fields in the manual, the table of options in README, the state diagram
+writes them anew: options and the tables of JSON fields in the manual, the table of options in docs/usage.md, the state diagram
 in docs/design.md, and the options in the completions. They stand between lines with `begin NAME` and `end NAME`. A
 test says when one is stale.
 """
@@ -26,6 +26,7 @@ from tools import completions
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
+USAGE = ROOT / "docs" / "usage.md"
 MANUAL = ROOT / "share" / "autoip.8"
 DESIGN = ROOT / "docs" / "design.md"
 COMPLETIONS = ROOT / "share" / "completions"
@@ -128,8 +129,8 @@ def configured() -> str:
     return "\n".join([*lines, ".El"])
 
 
-def readme(rows: Iterable[Option]) -> str:
-    """The options of `run`, for README."""
+def table(rows: Iterable[Option]) -> str:
+    """The options of `run`, for docs/usage.md."""
     lines = ["| option | the module's word | meaning |", "|---|---|---|"]
     for row in rows:
         name = f"{row.metavar} ..." if row.operand else f"{row.flag} {row.metavar}".rstrip()
@@ -178,7 +179,7 @@ PARTS: Mapping[Path, Mapping[str, Callable[[], str]]] = {
         "EVENTS": lambda: words(protocol.EVENTS),
     },
     DESIGN: {"STATES": diagram},
-    README: {"OPTIONS": lambda: readme(options.RUN)},
+    USAGE: {"OPTIONS": lambda: table(options.RUN)},
     **{
         COMPLETIONS / name: {part: partial(make, TABLES) for part, make in parts.items()}
         for name, parts in completions.PARTS.items()

@@ -40,7 +40,6 @@ def changed(tmp_path: Path) -> Run:
     """A copy of the tree that differs by one row; what runs Python there and returns what it printed."""
     for name in ("autoip", "tools", "share", "docs"):
         shutil.copytree(ROOT / name, tmp_path / name)
-    shutil.copy(ROOT / "README.md", tmp_path)
     table = tmp_path / "autoip" / "options.py"
     text = table.read_text(encoding="utf-8")
     assert text.count("    DELAY,\n") == 1
@@ -92,7 +91,7 @@ for line in ("--made-up 3", "-o made=3"):
 def test_one_row_is_in_the_documents_and_completions(changed: Run, tmp_path: Path) -> None:
     changed("-m", "tools.documents")
     expected = {
-        "README.md": "| `--made-up COUNT` | `made=COUNT` | a row of a test; default 3 |\n",
+        "docs/usage.md": "| `--made-up COUNT` | `made=COUNT` | a row of a test; default 3 |\n",
         "share/autoip.8": ".It Fl -made-up Ar COUNT\nA row of a test; default 3.\nSee\n.Sx POLICY .\n",
         "share/completions/autoip.bash": 'run:--made-up) offered="3 7" ;;\n',
         "share/completions/_autoip": "'--made-up[a row of a test]:COUNT:(3 7)'\n",
