@@ -2,7 +2,7 @@
 
     python -m tools.documents
 
-writes them anew: options and the tables of JSON fields in the manual, the table of options in docs/usage.md, the state diagram
+writes them anew: options and the tables of JSON fields in the manual, the table of options in docs/usage.md, the states
 in docs/design.md, and the options in the completions. They stand between lines with `begin NAME` and `end NAME`. A
 test says when one is stale.
 """
