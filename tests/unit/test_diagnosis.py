@@ -12,7 +12,7 @@ from autoip.core.arp import NO_ADDRESS, ArpPacket, Operation
 from autoip.daemon import processes
 from autoip.daemon.diagnosis import HOSTS_MAX, Process, Takers, foreign, is_foreign, managers
 from autoip.kernel.model import PROTOCOL, Address
-from tests.unit.virtual_link import mac_of
+from tests.unit.fake_kernel import mac_of
 
 CANDIDATES = [IPv4Address("169.254.1.0") + number for number in range(10)]
 PROXY, OTHER = mac_of(1), mac_of(2)
