@@ -150,7 +150,7 @@ class FakeListener(_Readable):
 
     def __init__(self, clock: Callable[[], float]) -> None:
         super().__init__()
-        self.sockets: list[FakeSocket] = []
+        self.opened: list[FakeSocket] = []
         self.sent: list[tuple[float, FakeSocket, ArpPacket]] = []
         self.macs: Collection[bytes] = ()
         self.refuse_open: int | None = None
@@ -171,9 +171,14 @@ class FakeListener(_Readable):
                 raise OSError(errno.ENOBUFS, "no buffer space")
             self.sent.append((self._clock(), opened, packet))
 
-        opened = FakeSocket(len(self.sockets) + 1, mac, self._clock, transmit)
-        self.sockets.append(opened)
+        opened = FakeSocket(len(self.opened) + 1, mac, self._clock, transmit)
+        self.opened.append(opened)
         return opened
+
+    @property
+    def sockets(self) -> list[FakeSocket]:
+        """Those that are open."""
+        return [sock for sock in self.opened if not sock.closed]
 
     def own(self, macs: Collection[bytes]) -> None:
         self.macs = macs
@@ -211,6 +216,8 @@ class FakeNetwork:
         self.events: deque[Event] = deque()
         self._before: dict[str, deque[Step]] = {}
         self._after: dict[str, deque[Step]] = {}
+        self.mute = False
+        """While it is, no event arrives: the kernel's answers overtake them."""
         self._news = asyncio.Event()
 
     # What a test does.
@@ -225,6 +232,11 @@ class FakeNetwork:
 
     def happens(self, *events: Event) -> None:
         self.events += events
+        self._news.set()
+
+    def speak(self) -> None:
+        """All events that wait arrive now."""
+        self.mute = False
         self._news.set()
 
     def plug(self, link: Link) -> None:
@@ -276,7 +288,7 @@ class FakeNetwork:
         return [*self.links.values()], [*self.present.values()]
 
     async def next_event(self) -> Event:
-        while not self.events:
+        while not self.events or self.mute:
             self._news.clear()
             await self._news.wait()
         return self.events.popleft()
