@@ -431,6 +431,8 @@ def test_an_address_that_somebody_removes(tmp_path: Path) -> None:
             world.network.take(2, A)
             await world.until(lambda: world.network.owned(2))
             assert world.now - begin == pytest.approx(GRACE, abs=0.1)
+            # What belongs to the address was still there, and went first.
+            assert world.asked("add", "remove") == [("add", 2, A), ("remove", 2, A), ("add", 2, A)]
             await world.until_bound()
             world.network.take(2, A)
             await world.until_state("probing")
@@ -805,6 +807,34 @@ def test_a_marked_leftover_is_taken_over_if_it_is_the_saved_address(tmp_path: Pa
             assert await world.until_bound() == A
             assert world.asked("remove") == [("remove", 2, A)]
             assert world.report()["others"] == [f"{B}/16"]
+
+    play(scenario)
+
+
+def test_what_has_no_mark_is_not_taken_over(tmp_path: Path) -> None:
+    """Somebody else put the saved address there."""
+
+    async def scenario() -> None:
+        async with World(tmp_path, first=A) as world:
+            await world.until_bound()
+        world = World(tmp_path)
+        world.network.put(2, str(A), 16)
+        async with world:
+            assert await world.until_bound() != A
+            assert world.asked("remove") == []
+            assert world.report()["others"] == [f"{A}/16"]
+
+    play(scenario)
+
+
+def test_an_address_that_cannot_be_removed_is_left_to_the_next_instance(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with World(tmp_path, first=A) as world:
+            await world.until_bound()
+            world.network.before("remove", refused(errno.EPERM))
+        assert world.network.owned(2) == [A]
+        (lock,) = (tmp_path / "run").glob("*.lock")
+        assert f"index=2 address={A}" in lock.read_text()
 
     play(scenario)
 
