@@ -73,9 +73,8 @@ class Interface:
         self.reporter = reporter
         self.options = options
         self.link: Link | None = None
+        self._shared = shared
         self._host = shared.host
-        self._limits = shared.limits
-        self._changed = shared.changed
         self._clock = shared.kernel.clock
         self._network = shared.kernel.network
         self._policy = Policy(options.policy, options.after, options.linger)
@@ -85,8 +84,9 @@ class Interface:
         self._negotiator = Negotiator(
             shared.kernel.listener.open, self._clock, self._make_core, reporter.frame_failed
         )
-        parts = (shared.kernel, self._requests, self._negotiator)
-        self._owned = OwnedAddress(reporter, lock_file, *parts, self._take_events)
+        self._owned = OwnedAddress(
+            reporter, lock_file, shared.kernel, self._requests, self._negotiator, self._take_events
+        )
         foreign = self._host.foreign_default_route
         self._routes = OwnedRoutes(reporter, self._network, self._requests, foreign, options)
         self._takers = diagnosis.Takers()
@@ -124,7 +124,7 @@ class Interface:
 
     def report(self) -> dict[str, Any]:
         """The status object: see `protocol.STATUS`."""
-        limits = [*self._network.limits, *self._limits, *self._owned.limits]
+        limits = [*self._network.limits, *self._shared.limits, *self._owned.limits]
         chosen, parts = self.options, (self._policy, self._negotiator)
         return status(self.reporter, chosen, self.link, *parts, self._others(), limits)
 
@@ -308,7 +308,7 @@ class Interface:
             due = self._negotiator.poll()
             self._take_events()
         self._negotiator.watch()
-        self._changed()
+        self._shared.changed()
 
     def _obey(self) -> None:
         """Begin, or stand by, as the policy wants it."""

@@ -332,6 +332,27 @@ def test_a_link_that_is_back_under_another_index_while_a_removal_is_under_way(
     play(scenario)
 
 
+def test_no_probe_before_the_lost_address_is_off(tmp_path: Path) -> None:
+    """Whatever else happens while the kernel takes its time."""
+
+    async def scenario() -> None:
+        async with World(tmp_path, first=A, defence=Defence.ABANDON) as world:
+            await world.until_bound()
+            done = asyncio.Event()
+            world.network.before("remove", done.wait)
+            count = len(world.kernel.listener.sent)
+            world.claims(A)
+            await world.until_state("probing")
+            for number in range(1, 6):
+                await asyncio.sleep(1)
+                world.network.put(2, f"192.0.2.{number}")
+            assert len(world.kernel.listener.sent) == count
+            done.set()
+            assert await world.until_bound() != A
+
+    play(scenario)
+
+
 def test_another_hardware_address(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with World(tmp_path) as world:
