@@ -1245,8 +1245,8 @@ import autoip.kernel.rtnetlink
 if {first!r} != "pyroute2":
     assert "pyroute2.ndb" not in sys.modules
 import pyroute2
-assert pyroute2.AsyncIPRoute is autoip.rtnl.AsyncIPRoute
-assert pyroute2.netlink.nlmsg is autoip.rtnl.nlmsg
+assert pyroute2.AsyncIPRoute is autoip.kernel.rtnetlink.AsyncIPRoute
+assert pyroute2.netlink.nlmsg is autoip.kernel.rtnetlink.nlmsg
 pyroute2.NDB
 """
     subprocess.run([sys.executable, "-c", code], check=True)
