@@ -97,7 +97,7 @@ ifeq ($(strip $(ARGS))$(UID),0)
 	$(GIVE_BACK) $(CONFORMANCE) -q --all-rows --dut "conformance/adapters/autoip {netns} {ifname}"
 endif
 
-check: $(VENV)/.dev ## linters, types, C warnings, sanitizers, valgrind
+check: $(VENV)/.dev ## linters, types, coverage of the unit tests, C warnings, sanitizers, valgrind
 	$(DEPS)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
@@ -111,6 +111,11 @@ check: $(VENV)/.dev ## linters, types, C warnings, sanitizers, valgrind
 			done; \
 		fi; \
 	done
+	$(GIVE_BACK) $(PY) -m coverage erase
+	$(GIVE_BACK) $(PY) -m coverage run -m pytest -q -n $(JOBS) tests/unit
+	$(GIVE_BACK) $(PY) -m coverage combine -q
+	$(PY) -m coverage report --skip-covered
+	@$(PY) -m coverage report --include='autoip/daemon/*' --fail-under=85 >/dev/null
 	$(GIVE_BACK) $(NO_ASLR) $(MAKE) --no-print-directory -C tests/c asan tsan
 	$(GIVE_BACK) $(MAKE) --no-print-directory -C tests/c valgrind
 
@@ -198,7 +203,7 @@ uninstall: ## with the same PREFIX and DESTDIR
 
 clean: ## remove all that make has made
 	rm -rf $(VENV) build dist autoip.egg-info autoip/kernel/_*.so autoip/kernel/_*.c
-	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.*
 	find . -name __pycache__ -prune -exec rm -rf {} +
 	@if [ -e tests/c/Makefile ]; then $(MAKE) --no-print-directory -C tests/c clean; fi
 

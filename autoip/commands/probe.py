@@ -21,6 +21,7 @@ from autoip.control.protocol import VERSION
 from autoip.core.acd import Acd, Conflict, Listen, ProbeSucceeded
 from autoip.core.arp import ArpPacket, format_mac, parse
 from autoip.core.constants import Timing
+from autoip.daemon.negotiator import offer
 from autoip.errors import CannotTell, NoPermission, NotArp, UsageError
 from autoip.kernel.arp_socket import ArpListener, ArpSocket, Phase
 from autoip.option_table import Option, interface_name
@@ -125,19 +126,18 @@ def _negotiate(reactor: ArpListener, sock: ArpSocket, detector: Acd) -> ArpPacke
             if (packet := parse(received.frame)) is not None:
                 detector.receive(packet, received.at)
         detector.handle_timer(_now())
-        if (due := detector.to_send(_now())) is not None:
-            try:
-                detector.sent(sock.send(due.emit()))
-            except OSError as error:
-                if error.errno != errno.ENOBUFS:
-                    raise
-                detector.refused(_now())
+        offer(detector, sock.send, _now, _refused)
         while (event := detector.next_event()) is not None:
             if isinstance(event, Conflict):
                 return event.packet
             if isinstance(event, ProbeSucceeded):
                 return None
     return None
+
+
+def _refused(error: OSError) -> None:
+    if error.errno != errno.ENOBUFS:
+        raise error
 
 
 def _now() -> float:

@@ -1,14 +1,14 @@
-"""The process: one event loop, one helper thread, one view of the kernel, many interfaces."""
+"""The process: one event loop, one view of the kernel, many interfaces."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import signal
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Address
 from pathlib import Path
 
 from autoip.control.protocol import socket_name
@@ -16,17 +16,19 @@ from autoip.control.server import Clients, Handler, Server
 from autoip.core.policy import Kind
 from autoip.daemon.address_store import AddressStore
 from autoip.daemon.foreign_default_route import ForeignDefaultRoute
+from autoip.daemon.host import Host
 from autoip.daemon.interface import Interface, Shared
 from autoip.daemon.lock_file import LockFile
 from autoip.daemon.networkmanager.gate import Follower
+from autoip.daemon.protocols import Kernel
 from autoip.daemon.reporter import Reporter
 from autoip.daemon.sd_notify import Notifier
 from autoip.daemon.terminal import Hangup
 from autoip.errors import AutoipError, KernelRefused, NoPermission, NotArp, UsageError
-from autoip.kernel.arp_socket import OWN_MAX, ArpListener, ClockWatch, Timer
+from autoip.kernel import tcp_connections
+from autoip.kernel.arp_socket import ArpListener, ClockWatch, Timer
 from autoip.kernel.capabilities import as_owner
 from autoip.kernel.model import (
-    Address,
     AddressAdded,
     AddressRemoved,
     Event,
@@ -78,105 +80,111 @@ async def run(settings: Settings, log: logging.Logger) -> None:
     Raises:
         AutoipError: no interface can be served; nothing is left behind.
     """
-    netlink = Network(_label_suffix(settings), settings.program)
-    await netlink.open()
+    network = Network(_label_suffix(settings), settings.program)
+    await network.open()
     try:
-        with ArpListener() as reactor:
-            daemon = Daemon(settings, log, netlink, reactor)
-            await daemon.run()
+        with (
+            ArpListener() as listener,
+            contextlib.closing(Timer()) as timer,
+            contextlib.closing(ClockWatch()) as clock_watch,
+        ):
+            kernel = Kernel(network, listener, tcp_connections, timer, clock_watch, boottime)
+            await Daemon(settings, log, kernel).run()
     finally:
-        netlink.close()
+        network.close()
 
 
 class Daemon:
     """Distributes what happens to the interfaces that it is about."""
 
-    def __init__(
-        self, settings: Settings, log: logging.Logger, netlink: Network, reactor: ArpListener
-    ) -> None:
+    def __init__(self, settings: Settings, log: logging.Logger, kernel: Kernel) -> None:
         self._settings = settings
         self._log = log
-        self._netlink = netlink
-        self._reactor = reactor
-        self._timer = Timer()
-        self._clock_watch = ClockWatch()
+        self._kernel = kernel
+        self._network = kernel.network
         self._notifier = Notifier(settings.environ)
         self._interfaces: list[Interface] = []
         self._servers: dict[str, Server] = {}
         self._clients = Clients()
-        self._links: dict[int, Link] = {}
-        self._addresses: dict[tuple[int, IPv4Address], Address] = {}
+        self._host = Host(ForeignDefaultRoute(kernel.network, self._tick))
         self._follower = Follower(self._permit, log, settings.environ)
-        self._macs: frozenset[bytes] = frozenset()
+        self._own_macs: frozenset[bytes] = frozenset()
         self._stop = asyncio.Event()
         self._hangup = Hangup(lambda: self._restart("asked to by SIGHUP"), self._without_terminal)
         self._serving = False
         self._limits_told = 0
         self._status = ""
-        self._default_routes = ForeignDefaultRoute(netlink, self._tick)
         directory = Path(state_directory(settings.environ)) if settings.keep_state else None
         self._shared = Shared(
-            reactor=reactor,
-            netlink=netlink,
-            limits=self._follower.limits,
+            kernel=kernel,
+            host=self._host,
             store=AddressStore(directory),
-            clock=boottime,
-            addresses=self._addresses_of,
-            elsewhere=self._elsewhere,
-            sibling=lambda mac: mac in self._macs,
-            other_default=lambda: self._default_routes.exists,
+            limits=self._follower.limits,
             changed=self._changed,
         )
 
     async def run(self) -> None:
-        """Serve until told to stop.  Raises AutoipError if there is nothing to serve."""
+        """Serve until told to stop. Raises AutoipError if there is nothing to serve."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
         self._hangup.watch()
         self._feed_watchdog()
-        links, addresses = await self._netlink.snapshot()
+        links, addresses = await self._network.snapshot()
         self._try_packet_socket(links)
         self._interfaces = self._open(_chosen(self._settings.interfaces, links), links)
         if self._settings.script is not None:
             self._interfaces = await self._scripted(self._settings.script, self._interfaces)
-        loop.add_reader(self._reactor.fileno(), self._on_frames)
-        loop.add_reader(self._timer.fileno(), self._on_timer)
-        loop.add_reader(self._clock_watch.fileno(), self._on_clock)
+        with self._listening(loop):
+            await self._start()
+            # Before any link is known: nothing is claimed that NetworkManager must not see.
+            self._follower.start([interface.name for interface in self._interfaces])
+            self._on_event(Resync(tuple(links), tuple(addresses)))
+            # An address may take for ever, without a cable, and whoever starts the service waits until it is ready.
+            self._serving = True
+            self._changed()
+            watcher = loop.create_task(self._watch())
+            try:
+                await self._stop.wait()
+            finally:
+                self._notifier.stopping()
+                watcher.cancel()
+                self._host.foreign_default_route.close()
+                await self._follower.stop()
+                await asyncio.gather(
+                    *(self._end(i) for i in [*self._interfaces]), return_exceptions=True
+                )
+
+    @contextlib.contextmanager
+    def _listening(self, loop: asyncio.AbstractEventLoop) -> Iterator[None]:
+        """Hear of frames and of time."""
+        readers = {
+            self._kernel.listener.fileno(): self._on_frames,
+            self._kernel.timer.fileno(): self._on_timer,
+            self._kernel.clock_watch.fileno(): self._on_clock,
+        }
+        for descriptor, happened in readers.items():
+            loop.add_reader(descriptor, happened)
         try:
-            await self._netlink.sweep()
+            yield
+        finally:
+            for descriptor in readers:
+                loop.remove_reader(descriptor)
+
+    async def _start(self) -> None:
+        try:
+            await self._network.sweep()
         except KernelRefused as error:
             self._log.warning("leftovers of a crash stay: %s", error)
         for interface in self._interfaces:
             await self._serve(interface)
         self._follow_routes()
-        # Before any link is told: nothing is claimed that NetworkManager must not see.
-        self._follower.start([interface.name for interface in self._interfaces])
-        self._on_resync(Resync(tuple(links), tuple(addresses)))
-        watcher = loop.create_task(self._watch())
-        # An address may take for ever, without a cable, and whoever starts the service waits until it is ready.
-        self._serving = True
-        self._changed()
-        try:
-            await self._stop.wait()
-        finally:
-            self._notifier.stopping()
-            watcher.cancel()
-            self._default_routes.close()
-            await self._follower.stop()
-            await asyncio.gather(
-                *(self._end(i) for i in [*self._interfaces]), return_exceptions=True
-            )
-            for descriptor in (self._reactor, self._timer, self._clock_watch):
-                loop.remove_reader(descriptor.fileno())
-            self._timer.close()
-            self._clock_watch.close()
 
     def _try_packet_socket(self, links: Sequence[Link]) -> None:
         """In a user namespace one may have the capabilities, but not for this network."""
         for link in links[:1]:
             try:
-                self._reactor.open(link.index, bytes(6)).close()
+                self._kernel.listener.open(link.index, bytes(6)).close()
             except PermissionError:
                 raise NoPermission(
                     "no permission: CAP_NET_RAW does not hold for this network namespace"
@@ -202,42 +210,34 @@ class Daemon:
                     f" (hardware type {link.hardware_type})"
                 )
         options = self._settings.options(name)
-        instance = LockFile.acquire(directory, name)
-        if instance.warning:
-            self._log.warning("%s: %s", name, instance.warning)
-        teller = Reporter(
+        lock_file = LockFile.acquire(directory, name)
+        if lock_file.warning:
+            self._log.warning("%s: %s", name, lock_file.warning)
+        reporter = Reporter(
             name,
             self._log,
             self._settings.progress,
-            boottime,
+            self._kernel.clock,
             lambda event: self._servers[name].publish(event) if name in self._servers else None,
         )
-        return Interface(teller, options, instance, self._shared)
+        return Interface(reporter, options, lock_file, self._shared)
 
     async def _scripted(self, file: str, interfaces: Sequence[Interface]) -> list[Interface]:
         """Give each interface the script; one whose first call fails costs only itself."""
-        from autoip.daemon.script import STYLES, ScriptRunner
 
-        async def init(interface: Interface) -> AutoipError | None:
-            interface.script = ScriptRunner(
-                file,
-                STYLES[self._settings.script_style],
-                interface.name,
-                interface.teller.say,
-                interface.script_bound,
-            )
+        async def failure(interface: Interface) -> AutoipError | None:
             try:
-                await interface.script.init()
+                await interface.start_script(file, self._settings.script_style)
             except AutoipError as error:
                 await interface.stop()
                 interface.release()
                 return error
             return None
 
-        failures = await asyncio.gather(*map(init, interfaces))
+        failures = await asyncio.gather(*map(failure, interfaces))
         return _remaining(
-            [i for i, failure in zip(interfaces, failures, strict=True) if failure is None],
-            [failure for failure in failures if failure is not None],
+            [i for i, failed in zip(interfaces, failures, strict=True) if failed is None],
+            [failed for failed in failures if failed is not None],
             self._log,
         )
 
@@ -273,7 +273,7 @@ class Daemon:
         if interface not in self._interfaces:
             return  # somebody else ended it as well
         self._interfaces.remove(interface)
-        interface.teller.publish("stopped")
+        interface.reporter.publish("stopped")
         if (server := self._servers.pop(interface.name, None)) is not None:
             await server.close()
         interface.release()  # now that the socket's name is free
@@ -283,83 +283,64 @@ class Daemon:
 
     async def _watch(self) -> None:
         while True:
-            event = await self._netlink.next_event()
+            event = await self._network.next_event()
             try:
                 self._on_event(event)
             except Exception:  # noqa: BLE001 (a bug must not end the process)
                 self._log.exception("internal error in %s", type(event).__name__)
 
     def _on_event(self, event: Event) -> None:
-        self._default_routes.happened(event)
+        new = self._host.apply(event)
         match event:
-            case LinkChanged(link=link):
-                self._links[link.index] = link
-                self._tell_links()
-            case LinkRemoved(index=index):
-                self._links.pop(index, None)
-                self._tell_links()
+            case LinkChanged() | LinkRemoved():
+                self._links_changed()
             case AddressAdded(address=address):
-                key = address.index, address.address
-                new = key not in self._addresses
-                self._addresses[key] = address
                 for interface in self._interfaces:
-                    if interface.link is not None and interface.link.index == address.index:
-                        interface.address_added(address, new=new)
-                    else:
-                        interface.address_elsewhere(address)
+                    interface.address_added(address, new=new)
             case AddressRemoved(address=address):
-                self._addresses.pop((address.index, address.address), None)
                 for interface in self._on_link(address.index):
                     interface.address_removed(address)
             case RouteRemoved(route=route) if route.ours and route.index is not None:
                 for interface in self._on_link(route.index):
                     interface.route_removed()
             case Resync():
-                self._on_resync(event)
+                self._links_changed()
+                for interface in self._interfaces:
+                    interface.resynchronise()
+
+    def _on_link(self, index: int) -> list[Interface]:
+        return [i for i in self._interfaces if i.link is not None and i.link.index == index]
 
     def _follow_routes(self) -> None:
         """Hear of routes, if any interface has one to keep."""
         options = [interface.options for interface in self._interfaces]
         try:
             if any(one.default_route for one in options):
-                self._default_routes.start()
+                self._host.foreign_default_route.start()
             elif any(one.policy is Kind.ROUTE_ONLY for one in options):
-                self._netlink.follow_routes()
+                self._network.follow_routes()
         except KernelRefused as error:
             self._log.warning("routes are not kept: %s", error)
 
-    def _on_resync(self, event: Resync) -> None:
-        self._links = {link.index: link for link in event.links}
-        self._addresses = {(a.index, a.address): a for a in event.addresses}
-        self._tell_links()
+    def _links_changed(self) -> None:
+        if self._own_macs != self._host.macs:
+            self._own_macs = self._host.macs
+            self._kernel.listener.own(self._own_macs)
         for interface in self._interfaces:
-            interface.resynchronise()
-
-    def _tell_links(self) -> None:
-        self._tell_macs()
-        by_name = {link.name: link for link in self._links.values()}
-        for interface in self._interfaces:
-            link = by_name.get(interface.name)
+            link = self._host.link(interface.name)
             if link is None or link != interface.link:
                 interface.link_changed(link)
 
-    def _tell_macs(self) -> None:
-        # Beyond the helper's limit those that came last are taken for other hosts'.
-        own = [link.mac for _, link in sorted(self._links.items()) if link.speaks_arp][:OWN_MAX]
-        if self._macs != (macs := frozenset(own)):
-            self._reactor.own(macs)
-            self._macs = macs
-
     def _on_frames(self) -> None:
         by_token = {i.token: i for i in self._interfaces if i.token is not None}
-        for received in self._reactor.drain():
+        for received in self._kernel.listener.drain():
             if (interface := by_token.get(received.token)) is not None:
                 interface.received(received)
 
     def _on_timer(self) -> None:
-        self._timer.acknowledge()
+        self._kernel.timer.acknowledge()
         self._on_frames()  # a conflict that is here already comes before what time brings about
-        now = boottime()
+        now = self._kernel.clock()
         for interface in self._interfaces:
             at = interface.next_timer()
             if at is not None and at <= now:
@@ -367,7 +348,7 @@ class Daemon:
         self._changed()
 
     def _on_clock(self) -> None:
-        if self._clock_watch.changed():
+        if self._kernel.clock_watch.changed():
             self._restart("the machine slept")
 
     def _tick(self) -> None:
@@ -395,32 +376,16 @@ class Daemon:
         for interface in self._interfaces:
             interface.restart(why)
 
-    # --- what the interfaces share -----------------------------------------------------------
-
-    def _on_link(self, index: int) -> list[Interface]:
-        return [i for i in self._interfaces if i.link is not None and i.link.index == index]
-
-    def _addresses_of(self, index: int) -> Iterable[Address]:
-        return [a for a in self._addresses.values() if a.index == index]
-
-    def _elsewhere(self, address: IPv4Address, asking: Interface) -> bool:
-        """Whether this host has, or probes for, the address but by the doing of `asking`."""
-        for index, value in self._addresses:
-            if value == address and not asking.holding.has_put(index, value):
-                return True
-        others = (i.core for i in self._interfaces if i is not asking)
-        return any(core is not None and core.candidate == address for core in others)
-
     def _changed(self) -> None:
         """Set the timer to what comes next, and tell the service manager."""
         times = [at for i in self._interfaces if (at := i.next_timer()) is not None]
-        self._timer.set(min(times, default=None))
-        for limit in self._netlink.limits[self._limits_told :]:
+        self._kernel.timer.set(min(times, default=None))
+        for limit in self._network.limits[self._limits_told :]:
             self._log.info("%s", limit)
-        self._limits_told = len(self._netlink.limits)
+        self._limits_told = len(self._network.limits)
         if not self._serving:
             return
-        status = ", ".join(i.summary for i in self._interfaces)
+        status = ", ".join(interface.summary for interface in self._interfaces)
         if status and status != self._status:
             self._status = status
             self._notifier.status(status)

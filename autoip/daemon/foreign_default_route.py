@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import Callable
 from typing import final
 
+from autoip.daemon.protocols import Network
 from autoip.errors import KernelRefused
 from autoip.kernel.model import Event, Resync, RouteAdded, RouteRemoved
-from autoip.kernel.network import Network
 
 LOOK_PAUSE = 0.2
 """Seconds from the end of a look at all routes to the next: a table can be long, and change often."""
@@ -25,10 +25,10 @@ class ForeignDefaultRoute:
     exists: bool
     """Whether there is one; True until the first look."""
 
-    def __init__(self, netlink: Network, changed: Callable[[], None]) -> None:
+    def __init__(self, network: Network, changed: Callable[[], None]) -> None:
         """Does nothing until `start`. `changed`: called when `exists` has changed."""
         self.exists = True
-        self._netlink = netlink
+        self._network = network
         self._changed = changed
         self._started = False
         self._due = False
@@ -36,7 +36,7 @@ class ForeignDefaultRoute:
 
     def start(self) -> None:
         """Raises KernelRefused."""
-        self._netlink.follow_routes()
+        self._network.follow_routes()
         self._started = True
         self._look()
 
@@ -67,7 +67,7 @@ class ForeignDefaultRoute:
         while self._due:
             self._due = False
             try:
-                found = await self._netlink.other_default()
+                found = await self._network.other_default()
             except KernelRefused:
                 self._due = True
             else:

@@ -1,20 +1,25 @@
-"""Routes of ours that come and go with the addresses of one interface, and are put back if removed.
+"""Owned routes that come and go with the addresses of one interface, and are put back if removed.
 
-Two kinds (see `onlink`): to link-local destinations from a routable address, and the default route.
+Two kinds (see `kernel.onlink_routes`): to link-local destinations from a routable address, and the default route.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 from ipaddress import IPv4Address
 from typing import final
 
+from autoip.core.policy import Kind, Policy
+from autoip.daemon.foreign_default_route import ForeignDefaultRoute
+from autoip.daemon.protocols import Network
+from autoip.daemon.reporter import Reporter
 from autoip.daemon.serial_tasks import SerialTasks
 from autoip.kernel.model import Link
-from autoip.kernel.network import Network
+from autoip.options import Options
 
 REPAIR_PAUSE = 1.0
 """Seconds after which a route that somebody removed is put back."""
@@ -23,7 +28,7 @@ REPAIR_PAUSE = 1.0
 @final
 @dataclass(slots=True)
 class OwnedRoute:
-    """One of them.
+    """One route.
 
     Attributes:
         put: has the kernel have it, with this source.
@@ -38,44 +43,78 @@ class OwnedRoute:
 
 @final
 class OwnedRoutes:
-    """Those of one interface.
+    """The routes of one interface.
 
     Args:
-        netlink: makes and removes them...
-        worker: ...in the order of all requests of the interface.
+        reporter: of the interface.
+        network: makes and removes them...
+        requests: ...in the order of all requests of the interface.
+        foreign: somebody else's default route: ours goes while there is one.
+        options: what the user chose.
     """
 
-    def __init__(self, netlink: Network, worker: SerialTasks) -> None:
-        self.onlink = OwnedRoute(netlink.set_onlink, netlink.remove_onlink)
-        self.default = OwnedRoute(netlink.set_default, netlink.remove_default)
-        self._worker = worker
-        self._link: Link | None = None
-        self._repair: asyncio.TimerHandle | None = None
+    link: Link | None
+    """What the interface is now; the caller keeps it."""
 
-    def link_changed(self, link: Link | None) -> None:
-        """The interface is this link now."""
-        self._link = link
+    def __init__(
+        self,
+        reporter: Reporter,
+        network: Network,
+        requests: SerialTasks,
+        foreign: ForeignDefaultRoute,
+        options: Options,
+    ) -> None:
+        self.link = None
+        self._onlink = OwnedRoute(network.set_onlink, network.remove_onlink)
+        self._default = OwnedRoute(network.set_default, network.remove_default)
+        self._reporter = reporter
+        self._requests = requests
+        self._foreign = foreign
+        self._options = options
+        self._repair: asyncio.TimerHandle | None = None
 
     def take_over(self, link: Link) -> None:
         """Remove what an instance that crashed has left on the link."""
-        for route in (self.onlink, self.default):
-            self._worker.request(partial(route.take, link.index))
+        for route in (self._onlink, self._default):
+            self._requests.request(partial(route.take, link.index))
 
-    def keep(self, route: OwnedRoute, source: IPv4Address | None) -> bool:
-        """Have the route, with this source, or not (None).  Whether it is made, or made anew."""
-        wanted = None if source is None or self._link is None else (self._link.index, source)
+    def update(self, policy: Policy, address: IPv4Address | None, *, usable: bool) -> None:
+        """Have the routes that are wanted now.
+
+        Args:
+            policy: of the interface.
+            address: the link-local address that is held.
+            usable: whether the link can carry anything: else there are none.
+        """
+        # From the routable address, so that one that only lingers is kept out of new connections.
+        onlink = policy.source if address or policy.kind is Kind.ROUTE_ONLY else None
+        if self._keep(self._onlink, onlink if usable else None):
+            self._reporter.log(logging.INFO, policy.why)
+        wanted = (
+            usable
+            and self._options.default_route
+            and not policy.yields
+            and not self._foreign.exists
+        )
+        if self._keep(self._default, address if wanted else None):
+            text = f"no default route: all is on the link, from {address}"
+            self._reporter.log(logging.INFO, text)
+
+    def _keep(self, route: OwnedRoute, source: IPv4Address | None) -> bool:
+        """Have the route, with this source, or not (None). Return whether it is made, or made anew."""
+        wanted = None if source is None or self.link is None else (self.link.index, source)
         if wanted == route.there:
             return False
         before, route.there = route.there, wanted
-        if wanted is not None and self._link is not None:
-            self._worker.request(partial(route.put, self._link, wanted[1]))
+        if wanted is not None and self.link is not None:
+            self._requests.request(partial(route.put, self.link, wanted[1]))
             return True
         if before is not None:
-            self._worker.request(partial(route.take, before[0]))
+            self._requests.request(partial(route.take, before[0]))
         return False
 
     def removed(self) -> None:
-        """One is gone: by our doing, with its source, or by somebody's."""
+        """A route is gone: it was taken off, it went with its source, or somebody removed it."""
         if self._repair is None:
             # Not at once: who does so again and again is not fought at full speed.
             self._repair = asyncio.get_running_loop().call_later(REPAIR_PAUSE, self.put_back)
@@ -83,9 +122,9 @@ class OwnedRoutes:
     def put_back(self) -> None:
         """Put all that there should be; they may be there."""
         self.close()
-        for route in (self.onlink, self.default):
-            if self._link is not None and route.there is not None:
-                self._worker.request(partial(route.put, self._link, route.there[1]))
+        for route in (self._onlink, self._default):
+            if self.link is not None and route.there is not None:
+                self._requests.request(partial(route.put, self.link, route.there[1]))
 
     def close(self) -> None:
         """Repair nothing more."""

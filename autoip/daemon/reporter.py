@@ -1,4 +1,4 @@
-"""What happens to one interface, told: as log lines, as events for `watch`, and kept for `status`."""
+"""What happens to one interface: logged, published for `watch`, and kept for `status`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from autoip.core import acd, ipv4ll
 from autoip.core.arp import format_mac
 from autoip.core.constants import ANNOUNCE_NUM, PROBE_NUM
 from autoip.core.ipv4ll import HELD
+from autoip.kernel.model import Address
 from autoip.log import NOTICE
 
 NOTES_MAX = 8
@@ -19,7 +20,7 @@ NOTES_MAX = 8
 
 
 class Reporter:
-    """Tells of one interface, and counts.
+    """Reports on one interface, and counts.
 
     Args:
         name: the interface's.
@@ -39,6 +40,8 @@ class Reporter:
     ) -> None:
         self.name = name
         self.why = ""
+        self.trouble = ""
+        """Why there is no link; empty if there is one."""
         self.since: float | None = None
         self.conflicts = 0
         self.defences = 0
@@ -49,7 +52,7 @@ class Reporter:
         self._clock = clock
         self._publish = publish
 
-    def say(self, level: int, text: str, error: Exception | None = None) -> None:
+    def log(self, level: int, text: str, error: Exception | None = None) -> None:
         """A log line about the interface; with the traceback of an error that is a bug of ours."""
         self._log.log(level, "%s: %s", self.name, text, exc_info=error)
 
@@ -57,25 +60,45 @@ class Reporter:
         """Something that an administrator should see to: a warning, and a line of `status`."""
         if text not in self.notes:
             self.notes = [*self.notes, text][-NOTES_MAX:]
-            self.say(logging.WARNING, text)
+            self.log(logging.WARNING, text)
+
+    def waits(self, trouble: str, *, follows: bool) -> None:
+        """There is no link: a log line, unless that was the reason already.
+
+        Args:
+            trouble: the reason, in words.
+            follows: whether a transition follows, which is the log line.
+        """
+        if trouble != self.trouble:
+            self.trouble = trouble
+            if not follows:
+                self.log(logging.INFO, trouble)
+
+    def frame_failed(self, error: OSError) -> None:
+        """The kernel did not take a frame."""
+        self.log(logging.DEBUG, f"the kernel did not take a frame: {error.strerror}")
 
     def publish(self, name: str, **fields: Any) -> None:
         """An event for those who watch."""
         self._publish(event(name, self.name, time.time(), **fields))
 
-    def tell(self, happened: ipv4ll.Event) -> None:
-        """Whatever the core says, to whom it concerns."""
+    def publish_address(self, name: str, address: Address) -> None:
+        """An event about an address of the interface."""
+        self.publish(name, address=str(address.address), prefixlen=address.prefixlen)
+
+    def report(self, happened: ipv4ll.Event) -> None:
+        """Log and publish an event of the core."""
         match happened:
             case ipv4ll.Transition():
                 self._transition(happened)
             case ipv4ll.Claimed():
-                self.say(logging.INFO, f"claimed {happened.address}")
+                self.log(logging.INFO, f"claimed {happened.address}")
             case acd.ProbeSent():
                 text = f"probe {happened.number}/{PROBE_NUM} for {happened.address}"
-                self.say(self._progress, text)
+                self.log(self._progress, text)
             case acd.AnnouncementSent():
                 text = f"announcement {happened.number}/{ANNOUNCE_NUM} of {happened.address}"
-                self.say(self._progress, text)
+                self.log(self._progress, text)
             case acd.Defended():
                 self._defended(happened)
             case acd.Conflict():
@@ -98,7 +121,7 @@ class Reporter:
         if happened.step_at is not None:
             pause = max(happened.step_at - self._clock(), 0.0)
             line += f"; next: {happened.step} in {pause:.1f} s"
-        self.say(logging.WARNING if happened.lost else logging.INFO, line)
+        self.log(logging.WARNING if happened.lost else logging.INFO, line)
         self.publish(
             "transition",
             old=happened.old.value,
@@ -113,7 +136,7 @@ class Reporter:
         self.defences += 1
         mac = self._count(happened)
         by = " by the reflex" if happened.reflex else ""
-        self.say(
+        self.log(
             NOTICE,
             f"conflict: {mac} claims {happened.address};"
             f" defended{by} {happened.delay * 1e3:.2f} ms after it came",

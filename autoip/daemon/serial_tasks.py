@@ -7,15 +7,17 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import final
 
+Request = Callable[[], Awaitable[object]]
+
 
 @final
 class SerialTasks:
-    """Works off what it is given, in order, in a task that ends when there is nothing left.
+    """Runs coroutines one at a time, in order; its task ends when the queue is empty.
 
     Args:
         timeout: seconds after which a request is given up, with an `asyncio.TimeoutError`.
-        failed: told of each exception of a request.
-        done: called when nothing is left.
+        failed: called with each exception of a request.
+        done: called when the queue is empty.
     """
 
     def __init__(
@@ -24,31 +26,42 @@ class SerialTasks:
         self._timeout = timeout
         self._failed = failed
         self._done = done
-        self._requests: deque[Callable[[], Awaitable[object]]] = deque()
+        self._requests: deque[tuple[Request, str]] = deque()
+        self._once: set[str] = set()  # the names of those that wait or run
         self._task: asyncio.Task[None] | None = None
 
     @property
     def busy(self) -> bool:
-        """Whether a request waits or is under way."""
+        """Whether a request waits or runs."""
         return self._task is not None
 
-    def request(self, request: Callable[[], Awaitable[object]]) -> None:
-        """Do this after all that was requested before."""
-        self._requests.append(request)
+    def request(self, request: Request, *, once: str = "") -> None:
+        """Run this after all that was requested before.
+
+        Args:
+            request: makes the coroutine.
+            once: a name; nothing is done while another request of that name waits or runs.
+        """
+        if once and once in self._once:
+            return
+        self._once.add(once)
+        self._requests.append((request, once))
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._work())
 
     async def idle(self) -> None:
-        """Wait until nothing is left."""
+        """Wait until the queue is empty."""
         while self._task is not None:
             await asyncio.wait([self._task])
 
     async def _work(self) -> None:
         while self._requests:
-            request = self._requests.popleft()
+            request, once = self._requests.popleft()
             try:
                 await asyncio.wait_for(request(), self._timeout)
             except Exception as error:  # noqa: BLE001 (one that failed must not end the others)
                 self._failed(error)
+            finally:
+                self._once.discard(once)
         self._task = None
         self._done()

@@ -17,7 +17,8 @@ from autoip.core.arp import BROADCAST, NO_ADDRESS, NO_HARDWARE, ArpPacket, Opera
 from autoip.core.constants import Timing, is_candidate
 from autoip.core.ipv4ll import State, draw_candidate
 from autoip.errors import CoreMisuse
-from tests.unit.virtual_link import Host, VirtualLink, mac_of
+from tests.unit.fake_kernel import mac_of
+from tests.unit.virtual_link import Host, VirtualLink
 
 A = IPv4Address("169.254.20.20")
 B = IPv4Address("169.254.33.44")

@@ -17,7 +17,7 @@ import pytest
 
 from autoip.daemon.networkmanager import dbus, gate
 from autoip.daemon.networkmanager.dbus import Bus, BusLost
-from autoip.daemon.networkmanager.gate import STATES, Follower
+from autoip.daemon.networkmanager.gate import STATES, Follower, Standing
 from tests.require import requires_program
 
 from .fake_networkmanager import DEVICE, NAME, PATH, FakeNetworkManager, PrivateBus
@@ -41,10 +41,14 @@ def bus(tmp_path: Path) -> Iterator[PrivateBus]:
 @pytest.fixture(autouse=True)
 def _times(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is decided by time, but in the tests that shorten one of these."""
-    for name in ("ANSWER_TIMEOUT", "RETURN_TIMEOUT", "SETTLE"):
-        monkeypatch.setattr(gate, name, LONG)
+    for standing in gate.WAITS:
+        waits(monkeypatch, standing, LONG)
     monkeypatch.setattr(gate, "RETRY_FIRST", 0.05)
     monkeypatch.setattr(gate, "RETRY_MAX", 0.2)
+
+
+def waits(monkeypatch: pytest.MonkeyPatch, standing: Standing, seconds: float) -> None:
+    monkeypatch.setitem(gate.WAITS, standing, (seconds, gate.WAITS[standing][1]))
 
 
 class World:
@@ -202,7 +206,7 @@ def test_without_its_library(
 
 
 def test_it_does_not_answer(bus: PrivateBus, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gate, "ANSWER_TIMEOUT", 1.0)
+    waits(monkeypatch, Standing.ASKED, 1.0)
 
     async def scenario() -> None:
         async with network_manager(bus, eth0=30) as nm:
@@ -229,7 +233,7 @@ def test_an_interface_that_it_does_not_know(
             await world.until(True, "activated")
             await nm.remove(ETH0)
             await world.until(False, "does not know it yet")
-        monkeypatch.setattr(gate, "ANSWER_TIMEOUT", 0.5)
+        waits(monkeypatch, Standing.MISSING, 0.5)
         async with network_manager(bus), World(bus.address) as world:
             await world.until(False, "does not know it yet")
             await world.until(True, "does not know it")
@@ -250,7 +254,7 @@ def test_a_new_device_is_unmanaged_at_first(
             # It was managed, and is not any more: that is no beginning.
             await nm.change(ETH0, 10)
             await world.until(True, "unmanaged")
-        monkeypatch.setattr(gate, "SETTLE", 0.5)
+        waits(monkeypatch, Standing.NEW, 0.5)
         async with network_manager(bus) as nm, World(bus.address) as world:
             await world.until(False, "does not know it yet")
             await nm.add(ETH0, "eth0", 10)
@@ -289,7 +293,7 @@ def test_it_leaves_and_comes_back(bus: PrivateBus, monkeypatch: pytest.MonkeyPat
                 await world.until(False, "disconnected")
                 await nm.change(ETH0, 70)
                 await world.until(True, "ip-config")
-                monkeypatch.setattr(gate, "RETURN_TIMEOUT", 0.5)
+                waits(monkeypatch, Standing.LEFT, 0.5)
             await world.until(False, "may be back at once")
             await world.until(True, "does not run")
 
@@ -310,7 +314,7 @@ def test_the_bus_starts_again(bus: PrivateBus, monkeypatch: pytest.MonkeyPatch) 
             assert world.now() == (False, "NetworkManager has left, and may be back at once")
             async with network_manager(bus, eth0=80):
                 await world.until(True, "ip-check")
-                monkeypatch.setattr(gate, "RETURN_TIMEOUT", 0.5)
+                waits(monkeypatch, Standing.LEFT, 0.5)
                 bus.stop()
                 await world.until(False, "may be back at once")
                 await world.until(True, "does not run")

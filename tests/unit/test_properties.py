@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from autoip.core.arp import NO_ADDRESS, NO_HARDWARE, ArpPacket, Operation
 from autoip.core.constants import DEFEND_INTERVAL, PROBE_NUM, Timing, is_candidate
 from autoip.core.ipv4ll import State
-from tests.unit.virtual_link import Host, VirtualLink, mac_of
+from tests.unit.fake_kernel import mac_of
+from tests.unit.virtual_link import Host, VirtualLink
 
 A = IPv4Address("169.254.20.20")
 STRANGER = mac_of(999)

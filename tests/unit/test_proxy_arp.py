@@ -6,7 +6,7 @@ from ipaddress import IPv4Address
 
 from autoip.core.arp import NO_ADDRESS, ArpPacket, Operation
 from autoip.core.proxy_arp import HOSTS_MAX, ProxyArpDetector
-from tests.unit.virtual_link import mac_of
+from tests.unit.fake_kernel import mac_of
 
 CANDIDATES = [IPv4Address("169.254.1.0") + number for number in range(10)]
 PROXY, OTHER = mac_of(1), mac_of(2)

@@ -7,27 +7,25 @@ cut in two.  Nothing here waits: the clock jumps from one due time to the next.
 
 from __future__ import annotations
 
+import errno
 import heapq
 import itertools
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from ipaddress import IPv4Address
 from random import Random
 from typing import TypeVar
 
-from autoip.core.acd import Defence, Listen
+from autoip.core.acd import Defence
 from autoip.core.arp import ArpPacket, Operation, parse
 from autoip.core.constants import Timing
 from autoip.core.ipv4ll import Configure, Event, Ipv4ll, State, Unconfigure
+from autoip.daemon.negotiator import Negotiator
+from tests.unit.fake_kernel import FakeSocket, link_of, mac_of
 
 T = TypeVar("T")
-
-
-def mac_of(number: int) -> bytes:
-    """A locally administered unicast address."""
-    return b"\x02" + number.to_bytes(5, "big")
 
 
 @dataclass
@@ -39,21 +37,28 @@ class Sent:
     packet: ArpPacket
 
 
-@dataclass(eq=False)
 class Host:
-    """One host: its core, and what happened to it."""
+    """One host: its negotiator, the socket that this has, and what happened to it."""
 
-    link: VirtualLink
-    mac: bytes
-    core: Ipv4ll
-    side: int = 0  # which part of a cut link it is on
-    reflex: bool = False  # whether an armed helper answers before the core is asked
-    refuse: Callable[[float], bool] = lambda _: False  # the kernel takes no frame
-    configure_delay: float = 0.0
-    on_interface: IPv4Address | None = None
-    events: list[tuple[float, Event]] = field(default_factory=list)
-    held: list[tuple[IPv4Address, float, float | None]] = field(default_factory=list)
-    _timer: float | None = None
+    def __init__(self, link: VirtualLink, mac: bytes, core: Ipv4ll, *, reflex: bool) -> None:
+        self.link = link
+        self.mac = mac
+        self.core = core
+        self.side = 0  # which part of a cut link it is on
+        self.refuse: Callable[[float], bool] = lambda _: False  # the kernel takes no frame
+        self.configure_delay = 0.0
+        self.on_interface: IPv4Address | None = None
+        self.events: list[tuple[float, Event]] = []
+        self.held: list[tuple[IPv4Address, float, float | None]] = []
+        self._timer: float | None = None
+        self.socket = FakeSocket(1, mac, lambda: link.now, self._transmit, reflex=reflex)
+        self.negotiator = Negotiator(
+            lambda _index, _mac: self.socket,
+            lambda: link.now,
+            lambda _mac: core,
+            lambda _error: None,
+        )
+        self.negotiator.attach(link_of(mac=mac))
 
     def state(self) -> State:
         """The core's state; a call, because mypy takes an attribute to stay as it was compared."""
@@ -64,7 +69,6 @@ class Host:
         return [event for _, event in self.events if isinstance(event, kind)]
 
     def receive(self, packet: ArpPacket) -> None:
-        now = self.link.now
         # The kernel: answer a request for the address on the interface, by unicast as Linux does,
         # but not one that comes from that very address (a martian source to it).
         if (
@@ -77,37 +81,24 @@ class Host:
                 Operation.REPLY, self.mac, packet.tpa, packet.sha, packet.spa, packet.sha
             )
             self.link.send(self, answer)
-        # The filter: what cannot matter does not reach the core.
-        listen, candidate = self.core.listen, self.core.candidate
-        if listen is Listen.NOTHING or candidate is None:
-            return
-        if not packet.claims(candidate, self.mac) and (
-            listen is Listen.DEFEND or not packet.probes(candidate, self.mac)
-        ):
-            return
-        defended_at = None
-        if self.reflex and listen is Listen.DEFEND and (reflex := self.core.reflex) is not None:
-            self.link.send(self, reflex)
-            defended_at = now
-        self.core.receive(packet, now, defended_at)
-        self.pump()
+        if (received := self.socket.catch(packet)) is not None:
+            self.negotiator.receive(received)
+            self.pump()
+
+    def _transmit(self, packet: ArpPacket) -> None:
+        if self.refuse(self.link.now):
+            raise OSError(errno.ENOBUFS, "no buffer space")
+        self.link.send(self, packet)
 
     def pump(self) -> None:
-        now = self.link.now
         for _ in range(100):
-            self.core.handle_timer(now)
+            due = self.negotiator.poll()
             self._take_events()
-            packet = self.core.to_send(now)
-            if packet is None:
+            if not due:
                 break
-            if self.refuse(now):
-                self.core.refused(now)
-            else:
-                self.link.send(self, packet)
-                self.core.sent(now)
-            self._take_events()
         else:
             raise AssertionError("the core does not come to rest")
+        self.negotiator.watch()
         self.link.note(self)
         at = self.core.next_timer()
         if at is not None and at != self._timer:

@@ -5,7 +5,8 @@ else has configured ("connected (externally)"), and then never connects the prof
 finds such addresses when it starts, too.  So an address is held only while the device is being given
 its addresses or has them (states 70 to 100), or where NetworkManager leaves the interface alone.
 
-What it does is heard from signals alone: nothing is asked again and again.  With no bus, or no
+Where each interface stands is a `Standing`; `TRANSITIONS` and `WAITS` are all that can change it. What
+NetworkManager does is heard from signals alone: nothing is asked again and again. With no bus, or no
 NetworkManager installed, nothing is even connected to.
 """
 
@@ -15,6 +16,8 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from enum import Enum
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -54,15 +57,90 @@ STATES: Mapping[int, str] = {
 ANSWER_TIMEOUT = 10.0
 """Seconds for NetworkManager's first word on an interface."""
 RETURN_TIMEOUT = 10.0
-"""Seconds for NetworkManager, or the bus, to come back.  A crash leaves it no memory of what it had
-activated: when it starts again there must be no address of ours.  Service managers start it again at once."""
+"""Seconds for NetworkManager, or the bus, to come back. A crash leaves it no memory of what it had
+activated: when it starts again there must be no address of ours. Service managers start it again at once."""
 SETTLE = 2.0
 """Seconds for NetworkManager to make up its mind on a device that is new: it begins as unmanaged."""
 RETRY_FIRST, RETRY_MAX = 0.5, 30.0
 """Seconds between two attempts to connect to a bus that was there before: doubled each time."""
 
 Permit = Callable[[str, bool, str], None]
-"""Is told of an interface, whether an address may be held there, and why.  Must not raise."""
+"""Is told of an interface, whether an address may be held there, and why. Must not raise."""
+
+
+class Standing(Enum):
+    """Where an interface stands with NetworkManager. Values tell why, if the device's state does not."""
+
+    ASKED = "waits for NetworkManager's word"
+    SILENT = "NetworkManager does not answer"
+    MISSING = "NetworkManager does not know it yet"
+    NOT_KNOWN = "NetworkManager does not know it"
+    NEW = "NetworkManager has just begun with it"
+    OPEN = "NetworkManager allows it"
+    CLOSED = "NetworkManager does not allow it"
+    LEFT = "NetworkManager has left, and may be back at once"
+    NOT_RUNNING = "NetworkManager does not run"
+    NOT_FOLLOWED = "NetworkManager is not followed"
+
+
+class Trigger(Enum):
+    """Why a standing is left for another."""
+
+    NOT_FOLLOWABLE = "no bus, no NetworkManager, or no library"
+    APPEARED = "NetworkManager is on the bus"
+    DISAPPEARED = "NetworkManager is on the bus no more"
+    ABSENT = "NetworkManager was not on the bus, and is not"
+    UNKNOWN = "NetworkManager has no such device"
+    FIRST_UNMANAGED = "NetworkManager has the device, which is new, in state unmanaged"
+    ALLOWS = "the device's state allows an address"
+    FORBIDS = "the device's state does not"
+
+
+_S, _T = Standing, Trigger
+_ANY = frozenset(Standing)
+_WHILE_IT_RUNS = frozenset(
+    {_S.ASKED, _S.SILENT, _S.MISSING, _S.NOT_KNOWN, _S.NEW, _S.OPEN, _S.CLOSED}
+)
+
+WAITS: dict[Standing, tuple[float, Standing]] = {
+    _S.ASKED: (ANSWER_TIMEOUT, _S.SILENT),
+    _S.MISSING: (ANSWER_TIMEOUT, _S.NOT_KNOWN),
+    _S.NEW: (SETTLE, _S.OPEN),
+    _S.LEFT: (RETURN_TIMEOUT, _S.NOT_RUNNING),
+}
+"""How long an interface stands so, in seconds, and where it stands then. No address may be held meanwhile."""
+
+TRANSITIONS: Mapping[Trigger, tuple[frozenset[Standing], Standing]] = {
+    _T.NOT_FOLLOWABLE: (_ANY, _S.NOT_FOLLOWED),
+    _T.APPEARED: (_ANY, _S.ASKED),
+    _T.DISAPPEARED: (_WHILE_IT_RUNS, _S.LEFT),
+    _T.ABSENT: (_ANY - {_S.LEFT}, _S.NOT_RUNNING),
+    _T.UNKNOWN: (_WHILE_IT_RUNS, _S.MISSING),
+    _T.FIRST_UNMANAGED: (_WHILE_IT_RUNS, _S.NEW),
+    _T.ALLOWS: (_WHILE_IT_RUNS, _S.OPEN),
+    _T.FORBIDS: (_WHILE_IT_RUNS, _S.CLOSED),
+}
+"""The standings in which each trigger counts, and to which it leads; in others it changes nothing."""
+
+
+def allows(standing: Standing) -> bool:
+    """Whether an address may be held."""
+    return standing not in WAITS and standing is not Standing.CLOSED
+
+
+@dataclass(slots=True)
+class _Gate:
+    """Of one interface: where it stands, why, and until when."""
+
+    standing: Standing | None = None
+    why: str = ""
+    timer: asyncio.TimerHandle | None = None
+
+    def close(self) -> None:
+        """Nothing happens in time any more."""
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
 
 
 class Follower:
@@ -85,29 +163,26 @@ class Follower:
         self._permit = permit
         self._log = log
         self._address = environ.get("DBUS_SYSTEM_BUS_ADDRESS", "")
-        self._verdicts: dict[str, tuple[bool, str] | None] = {}
-        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._gates: dict[str, _Gate] = {}
         self._task: asyncio.Task[None] | None = None
         self._bus: Bus | None = None
         self._answers: dict[int, Callable[[Message], None]] = {}
         self._owner = ""  # NetworkManager's unique name
-        self._returning = False  # it was there, and is away since
         self._devices: dict[str, str] = {}  # D-Bus path of a device: name of its interface
 
     # --- its life ----------------------------------------------------------------------------
 
     def start(self, interfaces: Iterable[str]) -> None:
         """Begin.  Says for each interface, by name, whether an address may be held now."""
-        self._verdicts = dict.fromkeys(interfaces)
+        self._gates = {name: _Gate() for name in interfaces}
         if not self._address and not os.path.exists(SYSTEM_BUS):
-            self._open_all("there is no D-Bus system bus")
+            self._all(Trigger.NOT_FOLLOWABLE, "there is no D-Bus system bus")
         elif not self._address and not any(map(os.path.exists, INSTALLED)):
-            self._open_all("NetworkManager is not installed")
+            self._all(Trigger.NOT_FOLLOWABLE, "NetworkManager is not installed")
         elif find_spec("jeepney") is None:
             self._cannot_follow()
         else:
-            self._close_all("waits for NetworkManager's word")
-            self._open_all("NetworkManager does not answer", after=ANSWER_TIMEOUT)
+            self._all(Trigger.APPEARED)  # until the bus tells otherwise
             self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def stop(self) -> None:
@@ -117,11 +192,11 @@ class Follower:
             # More than once: before Python 3.12 wait_for() may forget it.
             self._task.cancel()
             await asyncio.wait([self._task], timeout=0.1)
-        for name in self._verdicts:
-            self._drop_timer(name)
+        for gate in self._gates.values():
+            gate.close()
 
     def _cannot_follow(self) -> None:
-        self._open_all("NetworkManager is not followed")
+        self._all(Trigger.NOT_FOLLOWABLE)
         if not os.path.exists(RUNTIME):
             return  # installed, and has not run since the boot
         text = (
@@ -203,20 +278,14 @@ class Follower:
     def _appeared(self, owner: str) -> None:
         """NetworkManager is there, or another one is."""
         self._forget()
-        self._owner, self._returning = owner, False
-        for name in self._verdicts:
-            self._close(name, "waits for NetworkManager's word")
-            self._open(name, "NetworkManager does not answer", after=ANSWER_TIMEOUT)
+        self._owner = owner
+        self._all(Trigger.APPEARED)
+        for name in self._gates:
             self._look_up(name)
 
     def _is_away(self) -> None:
         """NetworkManager is not on the bus, or no longer."""
-        if self._owner:
-            self._returning = True
-            self._close_all("NetworkManager has left, and may be back at once")
-            self._open_all("NetworkManager does not run", after=RETURN_TIMEOUT)
-        elif not (self._returning and self._timers):
-            self._open_all("NetworkManager does not run")
+        self._all(Trigger.DISAPPEARED if self._owner else Trigger.ABSENT)
         self._forget()
 
     def _look_up(self, name: str) -> None:
@@ -224,17 +293,17 @@ class Follower:
             match message.arguments(str):
                 case [path]:
                     self._devices[path] = name
-                    self._ask_state(path, settle=0.0)
+                    self._ask_state(path)
                 case _:
                     self._is_unknown(name)
 
         self._call(found, PATH, NAME, "GetDeviceByIpIface", "s", name)
 
-    def _ask_state(self, path: str, *, settle: float) -> None:
+    def _ask_state(self, path: str, *, new: bool = False) -> None:
         def told(message: Message) -> None:
             match message.arguments(tuple):
                 case [(_, int(state))]:
-                    self._judge(path, state, settle=settle)
+                    self._judge(path, state, new=new)
 
         self._call(told, path, PROPERTIES, "Get", "ss", DEVICE, "State")
 
@@ -270,9 +339,9 @@ class Follower:
         if self._devices.get(path) == name:
             return
         self._lose(path)
-        if name in self._verdicts:
+        if name in self._gates:
             self._devices[path] = name
-            self._ask_state(path, settle=SETTLE)
+            self._ask_state(path, new=True)
 
     def _lose(self, path: str) -> None:
         if (name := self._devices.pop(path, None)) is not None:
@@ -283,50 +352,43 @@ class Follower:
     def _is_unknown(self, name: str) -> None:
         """An interface that is there is known to NetworkManager within moments, managed or not."""
         if name not in self._devices.values():
-            self._close(name, "NetworkManager does not know it yet")
-            self._open(name, "NetworkManager does not know it", after=ANSWER_TIMEOUT)
+            self._go(name, Trigger.UNKNOWN)
 
-    def _judge(self, path: str, state: int, *, settle: float = 0.0) -> None:
+    def _judge(self, path: str, state: int, *, new: bool = False) -> None:
         if (name := self._devices.get(path)) is None:
             return
-        why = f"NetworkManager has it in state {STATES.get(state, state)}"
-        if state == UNMANAGED and settle:
-            self._close(name, why)
-            self._open(name, why, after=settle)
+        if state == UNMANAGED and new:
+            trigger = Trigger.FIRST_UNMANAGED
         elif state == UNMANAGED or IP_CONFIG <= state <= ACTIVATED:
-            self._open(name, why)
+            trigger = Trigger.ALLOWS
         else:
-            self._close(name, why)
+            trigger = Trigger.FORBIDS
+        self._go(name, trigger, f"NetworkManager has it in state {STATES.get(state, state)}")
 
-    def _open_all(self, why: str, *, after: float = 0.0) -> None:
-        for name in self._verdicts:
-            self._open(name, why, after=after)
+    def _all(self, trigger: Trigger, why: str = "") -> None:
+        for name in self._gates:
+            self._go(name, trigger, why)
 
-    def _close_all(self, why: str) -> None:
-        for name in self._verdicts:
-            self._close(name, why)
+    def _go(self, name: str, trigger: Trigger, why: str = "") -> None:
+        """Where the interface stands now, and `why` if the standing does not tell: asks the table."""
+        before = self._gates[name].standing
+        sources, standing = TRANSITIONS[trigger]
+        if before is None or before in sources:
+            self._enter(name, standing, why or standing.value)
 
-    def _open(self, name: str, why: str, *, after: float = 0.0) -> None:
-        """Permit it, unless something else is known within `after` seconds."""
-        if after:
-            self._drop_timer(name)
+    def _enter(self, name: str, standing: Standing, why: str) -> None:
+        """The one place where a standing is left for another."""
+        gate = self._gates[name]
+        gate.close()
+        told = gate.standing is not None and (allows(gate.standing), gate.why)
+        gate.standing, gate.why = standing, why
+        if standing in WAITS:
+            seconds, then = WAITS[standing]
+            reason = why if then is Standing.OPEN else then.value
             loop = asyncio.get_running_loop()
-            self._timers[name] = loop.call_later(after, self._say, name, True, why)
-        else:
-            self._say(name, allowed=True, why=why)
-
-    def _close(self, name: str, why: str) -> None:
-        self._say(name, allowed=False, why=why)
-
-    def _say(self, name: str, allowed: bool, why: str) -> None:
-        self._drop_timer(name)
-        if self._verdicts[name] != (allowed, why):
-            self._verdicts[name] = allowed, why
-            self._permit(name, allowed, why)
-
-    def _drop_timer(self, name: str) -> None:
-        if (timer := self._timers.pop(name, None)) is not None:
-            timer.cancel()
+            gate.timer = loop.call_later(seconds, self._enter, name, then, reason)
+        if told != (allows(standing), why):
+            self._permit(name, allows(standing), why)
 
     # --- calls -------------------------------------------------------------------------------
 

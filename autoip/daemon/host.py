@@ -1,0 +1,103 @@
+"""The mirror of the kernel: what this host has, as far as the kernel has reported it.
+
+`apply` takes the events; everything else answers questions. The interfaces that this process serves join, so that
+no two of them use, or probe for, one address.
+"""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address
+from typing import Protocol, final
+
+from autoip.daemon.foreign_default_route import ForeignDefaultRoute
+from autoip.kernel.arp_socket import OWN_MAX
+from autoip.kernel.model import (
+    Address,
+    AddressAdded,
+    AddressRemoved,
+    Event,
+    Link,
+    LinkChanged,
+    LinkRemoved,
+    Resync,
+)
+
+
+class Served(Protocol):
+    """An interface that this process serves."""
+
+    @property
+    def candidate(self) -> IPv4Address | None:
+        """The address that it probes for or holds."""
+
+    def has_put(self, index: int, address: IPv4Address) -> bool:
+        """Whether the address is on the interface `index` because this one has put it there."""
+
+
+@final
+class Host:
+    """Links, addresses, hardware addresses, and somebody else's default route.
+
+    Args:
+        foreign_default_route: is told of each event.
+    """
+
+    macs: frozenset[bytes]
+    """The hardware addresses of this host's interfaces, no more than the ARP sockets can be told."""
+
+    def __init__(self, foreign_default_route: ForeignDefaultRoute) -> None:
+        self.macs = frozenset()
+        self.foreign_default_route = foreign_default_route
+        self._links: dict[int, Link] = {}
+        self._addresses: dict[tuple[int, IPv4Address], Address] = {}
+        self._served: list[Served] = []
+
+    def apply(self, event: Event) -> bool:
+        """Take in what the kernel reports. Return whether an address that came was not known before."""
+        self.foreign_default_route.happened(event)
+        new = False
+        match event:
+            case LinkChanged(link=link):
+                self._links[link.index] = link
+            case LinkRemoved(index=index):
+                self._links.pop(index, None)
+            case AddressAdded(address=address):
+                new = (address.index, address.address) not in self._addresses
+                self._addresses[address.index, address.address] = address
+            case AddressRemoved(address=address):
+                self._addresses.pop((address.index, address.address), None)
+            case Resync(links=links, addresses=addresses):
+                self._links = {link.index: link for link in links}
+                self._addresses = {(a.index, a.address): a for a in addresses}
+        if isinstance(event, LinkChanged | LinkRemoved | Resync):
+            # Beyond the limit those that came last count as other hosts'.
+            own = [link.mac for _, link in sorted(self._links.items()) if link.speaks_arp]
+            self.macs = frozenset(own[:OWN_MAX])
+        return new
+
+    def link(self, name: str) -> Link | None:
+        """The link of that name, the newest one; None: there is none."""
+        return {link.name: link for link in self._links.values()}.get(name)
+
+    def addresses(self, index: int) -> list[Address]:
+        """The IPv4 addresses of the interface `index`, whoever set them."""
+        return [address for address in self._addresses.values() if address.index == index]
+
+    def is_sibling(self, mac: bytes) -> bool:
+        """Whether a hardware address is one of this host's."""
+        return mac in self.macs
+
+    def join(self, served: Served) -> None:
+        """From now on nobody else may use what `served` uses or probes for."""
+        self._served.append(served)
+
+    def leave(self, served: Served) -> None:
+        """Undo `join`."""
+        self._served.remove(served)
+
+    def is_taken(self, address: IPv4Address, asking: Served) -> bool:
+        """Whether this host has, or probes for, the address other than because of `asking`."""
+        return any(
+            value == address and not asking.has_put(index, value)
+            for index, value in self._addresses
+        ) or any(other.candidate == address for other in self._served if other is not asking)

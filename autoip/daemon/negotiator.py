@@ -1,0 +1,256 @@
+"""The negotiation on one link: a core, and the ARP socket that carries its packets.
+
+Synchronous: no task, no timer, no policy. Whoever has one calls `poll` after everything that happens and at
+`next_timer`, and takes the core's events.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from random import Random
+from typing import Protocol, final
+
+from autoip.core import arp
+from autoip.core.acd import Listen
+from autoip.core.arp import ArpPacket
+from autoip.core.constants import Timing
+from autoip.core.ipv4ll import Ipv4ll, State
+from autoip.daemon.protocols import ArpSocket
+from autoip.kernel.arp_socket import Phase, Received
+from autoip.kernel.model import Link
+from autoip.options import Options
+
+_PHASES = {Listen.NOTHING: Phase.SILENT, Listen.PROBE: Phase.PROBE, Listen.DEFEND: Phase.DEFEND}
+IDLE = (State.NO_LINK, State.STANDBY)
+"""The states in which the core waits for `begin`."""
+_GONE = (errno.ENODEV, errno.ENXIO, errno.ENETDOWN)
+
+
+class Sender(Protocol):
+    """What has packets to send: `acd.Acd` or `ipv4ll.Ipv4ll`."""
+
+    def to_send(self, now: float) -> ArpPacket | None: ...
+    def sent(self, now: float) -> None: ...
+    def refused(self, now: float) -> None: ...
+
+
+def offer(
+    sender: Sender,
+    send: Callable[[bytes], float],
+    clock: Callable[[], float],
+    failed: Callable[[OSError], None],
+) -> bool:
+    """Offer the kernel the packet that is due, and report back what became of it.
+
+    Args:
+        sender: has the packet.
+        send: hands a frame to the kernel and returns when it was sent; raises OSError.
+        clock: seconds.
+        failed: called with the error of a frame that the kernel did not take.
+
+    Returns:
+        Whether a packet was due.
+    """
+    if (packet := sender.to_send(clock())) is None:
+        return False
+    try:
+        at = send(packet.emit())
+    except OSError as error:
+        failed(error)
+        sender.refused(clock())
+    else:
+        sender.sent(at)
+    return True
+
+
+def new_core(
+    mac: bytes,
+    options: Options,
+    first: IPv4Address | None,
+    avoid: Callable[[IPv4Address], bool],
+    sibling: Callable[[bytes], bool],
+) -> Ipv4ll:
+    """Make a core; for the arguments see `Ipv4ll`."""
+    return Ipv4ll(
+        mac,
+        Timing.from_delay(options.delay),
+        Random(int.from_bytes(mac, "big")),
+        Random(),
+        defence=options.defence,
+        first=first,
+        avoid=avoid,
+        sibling=sibling,
+    )
+
+
+@dataclass(slots=True)
+class _Attachment:
+    """A link's socket, and what the socket was told last."""
+
+    socket: ArpSocket
+    watched: tuple[Phase, IPv4Address | None] | None = None
+    armed: bool = False
+
+
+@final
+class Negotiator:
+    """One link's negotiation. Without a link it keeps the core, and with it what the core knows.
+
+    Args:
+        opener: opens the ARP socket of an interface, by index and hardware address; raises OSError.
+        clock: seconds.
+        make_core: makes the core for a hardware address.
+        failed: called with the error of a frame that the kernel did not take.
+    """
+
+    answers: bool
+    """Whether another host that asks for the address is answered by broadcast here."""
+
+    def __init__(
+        self,
+        opener: Callable[[int, bytes], ArpSocket],
+        clock: Callable[[], float],
+        make_core: Callable[[bytes], Ipv4ll],
+        failed: Callable[[OSError], None],
+    ) -> None:
+        self.core: Ipv4ll | None = None
+        self.clock = clock
+        self.answers = False
+        self._opener = opener
+        self._make_core = make_core
+        self._failed = failed
+        self._attachment: _Attachment | None = None
+
+    # --- what it is about --------------------------------------------------------------------
+
+    @property
+    def attached(self) -> bool:
+        """Whether there is a link on which frames can be sent."""
+        return self._attachment is not None
+
+    @property
+    def token(self) -> int | None:
+        """What the received frames of the socket are marked with; None while there is none."""
+        return self._attachment.socket.token if self._attachment is not None else None
+
+    @property
+    def state(self) -> State:
+        """The core's state; NO_LINK while there is no core."""
+        return self.core.state if self.core is not None else State.NO_LINK
+
+    @property
+    def candidate(self) -> IPv4Address | None:
+        """The address that is probed for or held."""
+        return self.core.candidate if self.core is not None else None
+
+    @property
+    def address(self) -> IPv4Address | None:
+        """The address that is held."""
+        return self.core.address if self.core is not None else None
+
+    # --- the link ----------------------------------------------------------------------------
+
+    def attach(self, link: Link) -> bool:
+        """Open the socket of a link that is ready. Return False if the link is gone or down again.
+
+        The core that there is stays if it is for the same hardware address. Raises OSError.
+        """
+        try:
+            self._attachment = _Attachment(self._opener(link.index, link.mac))
+        except OSError as error:
+            if error.errno in _GONE:
+                return False
+            raise
+        if self.core is None or self.core.mac != link.mac:
+            self.core = self._make_core(link.mac)
+        return True
+
+    def detach(self, why: str, *, asked: bool = False) -> None:
+        """The link is lost, or given up because somebody asked for that. Harmless when repeated."""
+        self._close()
+        if self.core is not None:
+            self.core.link_down(why, asked=asked)
+
+    def abandon(self) -> None:
+        """Close the socket and forget the core, whatever state the two are in."""
+        self.core = None
+        self._close()
+
+    def _close(self) -> None:
+        attachment, self._attachment = self._attachment, None
+        if attachment is not None:
+            attachment.socket.close()
+
+    # --- what is wanted ----------------------------------------------------------------------
+
+    def begin(self, why: str) -> None:
+        """Look for an address, unless that is done already or there is no link."""
+        if self.core is not None and self.attached and self.core.state in IDLE:
+            self.core.link_up(self.clock(), why)
+
+    def stand_by(self, why: str) -> bool:
+        """Hold no address until `begin`. Return whether that is new."""
+        if self.core is None or not self.attached or self.core.state is State.STANDBY:
+            return False
+        self.core.stand_by(why)
+        return True
+
+    def restart(self, why: str, *, asked: bool = True) -> bool:
+        """Give up the address until `begin`, to probe it again. Return False if there is nothing to probe.
+
+        Args:
+            why: in words.
+            asked: somebody asked for it; else an address that is held counts as lost.
+        """
+        if self.core is None or not self.attached or self.core.state is State.STANDBY:
+            return False
+        self.core.link_down(why, asked=asked)
+        return True
+
+    # --- what happens ------------------------------------------------------------------------
+
+    def receive(self, received: Received) -> None:
+        """Judge a frame that passed the filter."""
+        at = self._attachment
+        if at is None or self.core is None or received.generation != at.socket.generation:
+            return  # it passed the filter of another candidate
+        if received.defended_at is not None:
+            at.armed = False
+        if (packet := arp.parse(received.frame)) is not None:
+            self.core.receive(packet, received.at, received.defended_at)
+
+    def poll(self) -> bool:
+        """Do what is due: the passing of time, the filter, one packet. Return whether to poll again."""
+        if self.core is None:
+            return False
+        self.core.handle_timer(self.clock())
+        # The filter is in place before the probe that asks for what it lets through.
+        self.watch()
+        at = self._attachment
+        return at is not None and offer(self.core, at.socket.send, self.clock, self._failed)
+
+    def watch(self) -> None:
+        """Make filter and reflex what the core's state asks for."""
+        core, at = self.core, self._attachment
+        if core is None or at is None:
+            return
+        phase = _PHASES[core.listen]
+        if phase is Phase.DEFEND and self.answers:
+            phase = Phase.ANSWER
+        if at.watched != (phase, core.candidate):
+            at.socket.watch(phase, core.candidate)
+            at.watched = phase, core.candidate
+            at.armed = False
+        reflex = core.reflex
+        if reflex is not None and not at.armed:
+            at.socket.arm(reflex.emit())
+        elif reflex is None and at.armed:
+            at.socket.disarm()
+        at.armed = reflex is not None
+
+    def next_timer(self) -> float | None:
+        """When to `poll`; None: not before something happens."""
+        return self.core.next_timer() if self.core is not None else None

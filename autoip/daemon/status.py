@@ -1,0 +1,93 @@
+"""The status object of one interface, as `autoip status --json` shows it: see `protocol.STATUS`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from ipaddress import IPv4Address
+from typing import Any
+
+from autoip.control.protocol import VERSION
+from autoip.core.acd import Defence
+from autoip.core.arp import format_mac
+from autoip.core.ipv4ll import State
+from autoip.core.policy import Policy
+from autoip.daemon.negotiator import Negotiator
+from autoip.daemon.reporter import Reporter
+from autoip.kernel.model import Address, Link
+from autoip.options import Options
+
+
+def status(
+    reporter: Reporter,
+    options: Options,
+    link: Link | None,
+    policy: Policy,
+    negotiator: Negotiator,
+    others: Iterable[Address],
+    limits: Sequence[str],
+) -> dict[str, Any]:
+    """Make the object.
+
+    Args:
+        reporter: of the interface.
+        options: what the user chose.
+        link: what the interface is now, if there is one.
+        policy: of the interface.
+        negotiator: of the interface.
+        others: addresses of the interface that are not ours.
+        limits: what cannot be done here.
+    """
+    step, at = _step(negotiator, policy)
+    return {
+        "version": VERSION,
+        "interface": reporter.name,
+        "index": link.index if link is not None else None,
+        "mac": format_mac(link.mac) if link is not None else None,
+        "pid": os.getpid(),
+        "state": negotiator.state.value,
+        "why": reason(reporter, policy, negotiator),
+        "address": _text(negotiator.address),
+        "since": reporter.since,
+        "candidate": _text(negotiator.candidate),
+        "step": step,
+        "step_in": max(at - negotiator.clock(), 0.0) if at is not None else None,
+        "policy": options.policy.value,
+        "defence": "abandon" if options.defence is Defence.ABANDON else "defend",
+        "delay": options.delay,
+        "others": [f"{other.address}/{other.prefixlen}" for other in others],
+        "conflicts": reporter.conflicts,
+        "defences": reporter.defences,
+        "last_conflict": reporter.last_conflict,
+        "limits": limits,
+        "notes": reporter.notes,
+    }
+
+
+def reason(reporter: Reporter, policy: Policy, negotiator: Negotiator) -> str:
+    """Return what brought the state about, in words."""
+    by_policy = policy.yields or negotiator.state is State.STANDBY
+    return reporter.trouble or (policy.why if by_policy else reporter.why)
+
+
+def summary(reporter: Reporter, policy: Policy, negotiator: Negotiator) -> str:
+    """Return one line for the service manager: name, state, the address that it is about, the reason."""
+    why = reason(reporter, policy, negotiator)
+    words = (
+        f"{reporter.name}: {negotiator.state.value}",
+        _text(negotiator.candidate),
+        why and f"({why})",
+    )
+    return " ".join(word for word in words if word)
+
+
+def _step(negotiator: Negotiator, policy: Policy) -> tuple[str | None, float | None]:
+    """What comes next, in words, and when."""
+    for part in (negotiator.core, policy):
+        if part is not None and part.step and (at := part.next_timer()) is not None:
+            return part.step, at
+    return None, None
+
+
+def _text(address: IPv4Address | None) -> str | None:
+    return None if address is None else str(address)

@@ -1,0 +1,440 @@
+"""What autoip/daemon/protocols.py asks of the kernel, in memory: no root, no network, and time as the test has it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+from collections import deque
+from collections.abc import Awaitable, Callable, Collection
+from dataclasses import replace
+from ipaddress import IPv4Address
+from typing import Any
+
+from autoip.core.arp import ArpPacket, parse
+from autoip.daemon.protocols import Kernel
+from autoip.errors import KernelRefused
+from autoip.kernel.arp_socket import Phase, Received
+from autoip.kernel.model import (
+    IFF_LOWER_UP,
+    IFF_RUNNING,
+    IFF_UP,
+    PROTOCOL,
+    RT_SCOPE_HOST,
+    Address,
+    AddressAdded,
+    AddressRemoved,
+    Event,
+    Link,
+    LinkChanged,
+    LinkRemoved,
+    Resync,
+)
+
+READY = IFF_UP | IFF_RUNNING | IFF_LOWER_UP
+Step = Callable[[], Awaitable[object]]
+
+
+def mac_of(number: int) -> bytes:
+    """A locally administered unicast address."""
+    return b"\x02" + number.to_bytes(5, "big")
+
+
+def link_of(index: int = 2, name: str = "eth0", mac: bytes | None = None, **changes: Any) -> Link:
+    """A link that is ready, but for the changes."""
+    mac = mac_of(index) if mac is None else mac
+    return replace(Link(index, name, mac, 1, READY, None, None, False), **changes)
+
+
+class FakeSocket:
+    """A packet socket with its filter and its armed frame.
+
+    Args:
+        token, mac: of the socket.
+        clock: seconds.
+        transmit: takes what is sent; may raise OSError.
+        reflex: whether an armed frame is sent at once.
+    """
+
+    def __init__(
+        self,
+        token: int,
+        mac: bytes,
+        clock: Callable[[], float],
+        transmit: Callable[[ArpPacket], None],
+        *,
+        reflex: bool = True,
+    ) -> None:
+        self.token = token
+        self.generation = 0
+        self.mac = mac
+        self.phase = Phase.SILENT
+        self.address: IPv4Address | None = None
+        self.armed: ArpPacket | None = None
+        self.closed = False
+        self.reflex = reflex
+        self._clock = clock
+        self._transmit = transmit
+
+    def watch(self, phase: Phase, address: IPv4Address | None) -> None:
+        self._check()
+        assert address is not None or phase is Phase.SILENT
+        self.phase, self.address, self.armed = phase, address, None
+        self.generation += 1
+
+    def send(self, frame: bytes) -> float:
+        self._check()
+        packet = parse(frame)
+        assert packet is not None
+        self._transmit(packet)
+        return self._clock()
+
+    def arm(self, frame: bytes) -> None:
+        self._check()
+        self.armed = parse(frame)
+        assert self.armed is not None and self.armed.spa == self.address
+
+    def disarm(self) -> None:
+        self._check()
+        self.armed = None
+
+    def close(self) -> None:
+        self.closed = True
+
+    def catch(self, packet: ArpPacket) -> Received | None:
+        """What the filter lets through of a frame that comes; the armed frame is sent first."""
+        if self.closed or self.address is None or self.phase is Phase.SILENT:
+            return None
+        if not packet.claims(self.address, self.mac) and (
+            self.phase is not Phase.PROBE or not packet.probes(self.address, self.mac)
+        ):
+            return None
+        defended_at = None
+        if self.reflex and self.armed is not None:
+            armed, self.armed = self.armed, None
+            with contextlib.suppress(OSError):
+                self._transmit(armed)
+                defended_at = self._clock()
+        return Received(self.token, self.generation, packet.emit(), self._clock(), defended_at)
+
+    def _check(self) -> None:
+        if self.closed:
+            raise OSError(errno.EBADF, "the socket is closed")
+
+
+class _Readable:
+    """A descriptor that is readable when something waits."""
+
+    def __init__(self) -> None:
+        self._descriptor = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+    def wake(self) -> None:
+        os.eventfd_write(self._descriptor, 1)
+
+    def acknowledge(self) -> None:
+        try:
+            os.eventfd_read(self._descriptor)
+        except BlockingIOError:
+            pass
+
+
+class FakeListener(_Readable):
+    """Opens sockets; `sent` has every frame, with its time and its socket."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        super().__init__()
+        self.opened: list[FakeSocket] = []
+        self.sent: list[tuple[float, FakeSocket, ArpPacket]] = []
+        self.macs: Collection[bytes] = ()
+        self.refuse_open: int | None = None
+        """The error number with which the next `open` fails."""
+        self.refuse_send = 0
+        """So many frames are not taken from now on."""
+        self._clock = clock
+        self._waiting: list[Received] = []
+
+    def open(self, index: int, mac: bytes) -> FakeSocket:
+        if self.refuse_open is not None:
+            number, self.refuse_open = self.refuse_open, None
+            raise OSError(number, os.strerror(number))
+
+        def transmit(packet: ArpPacket) -> None:
+            if self.refuse_send:
+                self.refuse_send -= 1
+                raise OSError(errno.ENOBUFS, "no buffer space")
+            self.sent.append((self._clock(), opened, packet))
+
+        opened = FakeSocket(len(self.opened) + 1, mac, self._clock, transmit)
+        self.opened.append(opened)
+        return opened
+
+    @property
+    def sockets(self) -> list[FakeSocket]:
+        """Those that are open."""
+        return [sock for sock in self.opened if not sock.closed]
+
+    def own(self, macs: Collection[bytes]) -> None:
+        self.macs = macs
+
+    def drain(self) -> list[Received]:
+        self.acknowledge()
+        waiting, self._waiting = self._waiting, []
+        return waiting
+
+    def deliver(self, packet: ArpPacket) -> int:
+        """A frame that all sockets hear. Return how many let it through."""
+        caught = [received for sock in self.sockets if (received := sock.catch(packet)) is not None]
+        self._waiting += caught
+        self.wake()
+        return len(caught)
+
+    def of(self, mac: bytes) -> list[ArpPacket]:
+        """What was sent from that hardware address."""
+        return [packet for _, _, packet in self.sent if packet.sha == mac]
+
+
+class FakeNetwork:
+    """Links, addresses and routes. What changes is an event, also if it was asked for, as with the kernel."""
+
+    def __init__(self) -> None:
+        self.limits: list[str] = []
+        self.links: dict[int, Link] = {}
+        self.present: dict[tuple[int, IPv4Address], Address] = {}
+        self.routes: dict[tuple[str, int], IPv4Address] = {}
+        self.asked: list[tuple[Any, ...]] = []
+        """Every request that changes something, in order."""
+        self.foreign_default = False
+        self.follows_routes = False
+        self.unicast: str | None = None
+        self.events: deque[Event] = deque()
+        self._before: dict[str, deque[Step]] = {}
+        self._after: dict[str, deque[Step]] = {}
+        self.mute = False
+        """While it is, no event arrives: the kernel's answers overtake them."""
+        self._news = asyncio.Event()
+
+    # What a test does.
+
+    def before(self, request: str, step: Step) -> None:
+        """The next request of that name first does this: waits, raises, changes something."""
+        self._before.setdefault(request, deque()).append(step)
+
+    def after(self, request: str, step: Step) -> None:
+        """The next request of that name does this when it is done, and before its answer arrives."""
+        self._after.setdefault(request, deque()).append(step)
+
+    def happens(self, *events: Event) -> None:
+        self.events += events
+        self._news.set()
+
+    def speak(self) -> None:
+        """All events that wait arrive now."""
+        self.mute = False
+        self._news.set()
+
+    def plug(self, link: Link) -> None:
+        """A link comes, or changes."""
+        self.links[link.index] = link
+        self.happens(LinkChanged(link))
+
+    def unplug(self, index: int) -> None:
+        """A link goes with all its addresses."""
+        for key in [key for key in self.present if key[0] == index]:
+            self.happens(AddressRemoved(self.present.pop(key)))
+        link = self.links.pop(index)
+        self.happens(LinkRemoved(index, link.name))
+
+    def put(self, index: int, address: str, prefixlen: int = 24, **changes: Any) -> Address:
+        """Somebody else puts an address on a link."""
+        found = replace(Address(index, IPv4Address(address), prefixlen, 0, None, None), **changes)
+        self.present[index, found.address] = found
+        self.happens(AddressAdded(found))
+        return found
+
+    def take(self, index: int, address: IPv4Address) -> None:
+        """Somebody takes an address off a link."""
+        self.happens(AddressRemoved(self.present.pop((index, address))))
+
+    def lose_messages(self) -> None:
+        """All events that wait are lost; the whole truth comes instead."""
+        self.events.clear()
+        self.happens(Resync((*self.links.values(),), (*self.present.values(),)))
+
+    def owned(self, index: int) -> list[IPv4Address]:
+        """The addresses that autoip has put on a link."""
+        return [
+            a.address for a in self.present.values() if a.index == index and a.proto == PROTOCOL
+        ]
+
+    # What the daemon asks.
+
+    async def _ask(self, request: str, *what: Any) -> None:
+        self.asked.append((request, *what))
+        await self._steps(self._before, request)
+
+    async def _steps(self, steps: dict[str, deque[Step]], request: str) -> None:
+        await asyncio.sleep(0)  # the kernel's answer is never there at once
+        if waiting := steps.get(request):
+            await waiting.popleft()()
+
+    async def snapshot(self) -> tuple[list[Link], list[Address]]:
+        return [*self.links.values()], [*self.present.values()]
+
+    async def next_event(self) -> Event:
+        while not self.events or self.mute:
+            self._news.clear()
+            await self._news.wait()
+        return self.events.popleft()
+
+    async def addresses(self) -> list[Address]:
+        await self._steps(self._before, "addresses")
+        return [*self.present.values()]
+
+    async def add_address(
+        self, link: Link, address: IPv4Address, *, replace: bool = False
+    ) -> Address:
+        await self._ask("replace" if replace else "add", link.index, address)
+        if link.index not in self.links:
+            raise KernelRefused(errno.ENODEV, f"add {address} to {link.name}")
+        if (link.index, address) in self.present and not replace:
+            raise KernelRefused(errno.EEXIST, f"add {address} to {link.name}")
+        scope = RT_SCOPE_HOST - 1
+        added = self.put(link.index, str(address), 16, scope=scope, proto=PROTOCOL)
+        await self._steps(self._after, "add")
+        return added
+
+    async def remove_address(self, index: int, address: IPv4Address) -> bool:
+        await self._ask("remove", index, address)
+        there = (index, address) in self.present
+        if there:
+            self.take(index, address)
+        await self._steps(self._after, "remove")
+        return there
+
+    async def release(self, index: int) -> None:
+        await self._ask("release", index)
+
+    async def set_up(self, index: int) -> None:
+        await self._ask("set_up", index)
+        self.plug(replace(self.links[index], flags=READY))
+
+    async def set_onlink(self, link: Link, source: IPv4Address) -> None:
+        await self._ask("set_onlink", link.index, source)
+        self.routes["onlink", link.index] = source
+
+    async def remove_onlink(self, index: int) -> bool:
+        await self._ask("remove_onlink", index)
+        return self.routes.pop(("onlink", index), None) is not None
+
+    async def set_default(self, link: Link, source: IPv4Address) -> None:
+        await self._ask("set_default", link.index, source)
+        self.routes["default", link.index] = source
+
+    async def remove_default(self, index: int) -> bool:
+        await self._ask("remove_default", index)
+        return self.routes.pop(("default", index), None) is not None
+
+    async def other_default(self) -> bool:
+        await self._steps(self._before, "other_default")
+        return self.foreign_default
+
+    async def sweep(self) -> int:
+        await self._ask("sweep")
+        return 0
+
+    def follow_routes(self) -> None:
+        self.follows_routes = True
+
+    def by_unicast(self, _index: int) -> str | None:
+        return self.unicast
+
+    def limit(self, line: str) -> None:
+        self.limits.append(line)
+
+
+class FakeTimer(_Readable):
+    """Readable at its time, by the loop's clock."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.at: float | None = None
+        self._handle: asyncio.TimerHandle | None = None
+
+    def set(self, at: float | None) -> None:
+        self.at = at
+        if self._handle is not None:
+            self._handle.cancel()
+        self._handle = None
+        if at is not None:
+            self._handle = asyncio.get_running_loop().call_at(at, self.wake)
+
+
+class FakeClockWatch(_Readable):
+    """Says that the machine slept when the test says so."""
+
+    def sleep(self) -> None:
+        self.wake()
+
+    def changed(self) -> bool:
+        os.eventfd_read(self.fileno())
+        return True
+
+
+class FakeConnections:
+    """TCP connections, by their local addresses."""
+
+    def __init__(self) -> None:
+        self.open: set[IPv4Address] = set()
+        self.destroyed: list[IPv4Address] = []
+        self.refuse: int | None = None
+        self.hangs = False
+
+    async def established(self, address: IPv4Address) -> bool:
+        await self._answer()
+        return address in self.open
+
+    async def destroy(self, address: IPv4Address) -> int:
+        await self._answer()
+        self.destroyed.append(address)
+        return int(address in self.open)
+
+    async def _answer(self) -> None:
+        if self.hangs:
+            await asyncio.Event().wait()
+        if self.refuse is not None:
+            raise KernelRefused(self.refuse, "ask for connections")
+
+
+class FakeKernel:
+    """All of it. Made in the loop whose clock it has."""
+
+    def __init__(self) -> None:
+        self.clock = asyncio.get_running_loop().time
+        self.network = FakeNetwork()
+        self.listener = FakeListener(self.clock)
+        self.connections = FakeConnections()
+        self.timer = FakeTimer()
+        self.clock_watch = FakeClockWatch()
+
+    @property
+    def parts(self) -> Kernel:
+        """What a Daemon takes."""
+        return Kernel(
+            self.network,
+            self.listener,
+            self.connections,
+            self.timer,
+            self.clock_watch,
+            self.clock,
+        )
+
+    def close(self) -> None:
+        for part in (self.listener, self.timer, self.clock_watch):
+            part.close()
