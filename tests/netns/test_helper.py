@@ -285,8 +285,8 @@ HOLDER = f"""
 import os, select, sys
 from ipaddress import IPv4Address
 from socket import if_nametoindex
-from autoip.kernel.arp_socket import Phase, Reactor
-reactor = Reactor()
+from autoip.kernel.arp_socket import Phase, ArpListener
+reactor = ArpListener()
 sock = reactor.open(if_nametoindex("own"), {OUR_MAC!r})
 sock.watch(Phase.DEFEND, IPv4Address("{OURS}"))
 sock.arm({ANNOUNCEMENT!r})
