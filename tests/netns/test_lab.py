@@ -6,6 +6,7 @@ import json
 import os
 import random
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -452,7 +453,7 @@ SUITE = """
 
 
 def _suite(folder: Path, ci: str) -> subprocess.CompletedProcess[str]:
-    (folder / "conftest.py").write_text("from tests.conftest import *\n")
+    shutil.copy(REPOSITORY / "conftest.py", folder)
     (folder / "test_some.py").write_text(textwrap.dedent(SUITE))
     (folder / "test_module.py").write_text(
         "import pytest\npytest.importorskip('no_such_module', reason='at collection')\n"

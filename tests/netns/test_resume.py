@@ -28,7 +28,7 @@ from autoip.kernel import arp_socket
 
 pipe = os.open(sys.argv.pop(1), os.O_RDWR | os.O_NONBLOCK)
 
-class Watch(arpsock.ClockWatch):
+class Watch(arp_socket.ClockWatch):
     slept = 0.0
 
     def __init__(self):
@@ -42,7 +42,7 @@ class Watch(arpsock.ClockWatch):
         return super().changed()
 
 daemon.ClockWatch = Watch
-sys.exit(cli.main(sys.argv[1:]))
+sys.exit(main.main(sys.argv[1:]))
 """
 
 Sleep = Callable[[float], None]
