@@ -127,6 +127,20 @@ def test_a_conflict_while_probing(tmp_path: Path) -> None:
     play(scenario)
 
 
+def test_a_conflict_that_is_here_comes_before_what_time_brings_about(tmp_path: Path) -> None:
+    """The timer wakes the loop first, the frame was there before."""
+
+    async def scenario() -> None:
+        async with World(tmp_path, first=A) as world:
+            await world.until_state("announce-wait")
+            assert world.kernel.listener.deliver(announcement(STRANGER, A), quietly=True) == 1
+            await world.until_state("probing")
+            assert await world.until_bound() != A
+            assert not [asked for asked in world.asked("add") if asked[2] == A]
+
+    play(scenario)
+
+
 def test_a_conflict_is_defended_and_the_next_one_lost(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with World(tmp_path, first=A) as world:
@@ -936,6 +950,20 @@ def test_route_only(tmp_path: Path) -> None:
             world.network.plug(link_of(2, flags=IFF_UP))
             await world.until(lambda: not world.network.routes)
             assert world.asked("add") == []
+
+    play(scenario)
+
+
+def test_no_default_route_from_an_address_that_only_lingers(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        options: dict[str, Any] = {"policy": Kind.FALLBACK, "after": 0.0, "linger": 100.0}
+        async with World(tmp_path, first=A, default_route=True, **options) as world:
+            await world.until_bound()
+            await world.until(lambda: world.network.routes)
+            world.network.put(2, "192.0.2.7")
+            await world.until(lambda: ("default", 2) not in world.network.routes)
+            assert world.address() == A
+            assert world.network.routes == {("onlink", 2): IPv4Address("192.0.2.7")}
 
     play(scenario)
 
