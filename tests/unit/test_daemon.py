@@ -1141,19 +1141,13 @@ def test_a_script_whose_first_call_fails_costs_its_interface(tmp_path: Path) -> 
     async def scenario() -> None:
         text = 'case $1 in init) [ "$interface" = eth1 ];; esac'
         async with World(tmp_path, "eth0", "eth1", script=script(tmp_path, text)) as world:
-            async with asyncio.timeout(60) if hasattr(asyncio, "timeout") else _Forever():
-                while len(world.daemon._interfaces) != 1 or not world.said("script init"):
-                    await asyncio.sleep(0.05)
+            await world.until(lambda: world.said("script init: exit"), seconds=60)
+            await world.until(lambda: len(world.daemon._interfaces) == 1, seconds=60)
             world.interface("eth1")
             assert world.said("eth0: script init: exit status 1")
             assert not [*(tmp_path / "run").glob("*-eth0.*")]
 
     asyncio.run(scenario())
-
-
-class _Forever:
-    async def __aenter__(self) -> None: ...
-    async def __aexit__(self, *_: object) -> None: ...
 
 
 class Script:
