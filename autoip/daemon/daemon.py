@@ -172,6 +172,7 @@ class Daemon:
                 loop.remove_reader(descriptor)
 
     async def _start(self) -> None:
+        """Sweep what a crash left, open the control sockets, and hear of routes."""
         try:
             await self._network.sweep()
         except KernelRefused as error:

@@ -188,11 +188,12 @@ class FakeListener(_Readable):
         waiting, self._waiting = self._waiting, []
         return waiting
 
-    def deliver(self, packet: ArpPacket) -> int:
-        """A frame that all sockets hear. Return how many let it through."""
+    def deliver(self, packet: ArpPacket, *, quietly: bool = False) -> int:
+        """A frame that all sockets hear. Return how many let it through; quietly: the loop is not woken."""
         caught = [received for sock in self.sockets if (received := sock.catch(packet)) is not None]
         self._waiting += caught
-        self.wake()
+        if not quietly:
+            self.wake()
         return len(caught)
 
     def of(self, mac: bytes) -> list[ArpPacket]:
