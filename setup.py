@@ -1,12 +1,9 @@
-"""The compiled modules and the wheel's tag; all else about the package is in pyproject.toml."""
+"""The compiled module and the wheel's tag; all else about the package is in pyproject.toml."""
 
 from setuptools import setup
 
 setup(
-    cffi_modules=[
-        "csrc/build_arpsock.py:ffibuilder",
-        "csrc/build_privileges.py:ffibuilder",
-    ],
+    cffi_modules=["csrc/build_native.py:ffibuilder"],
     # cffi compiles against the limited API: one wheel serves every Python from 3.10 on.
     options={"bdist_wheel": {"py_limited_api": "cp310"}},
 )

@@ -78,7 +78,7 @@ def measure(setting: Setting) -> Result:
             " calls recv() and send(). Sides that stand together alternate sample by sample."
         ),
         (
-            "Helper: autoip.arpsock in a process of its own, armed again after each defence, because the"
+            "Helper: kernel.arp_socket in a process of its own, armed again after each defence, because the"
             " daemon defends once in 10 s. Daemon: all of autoip, many interfaces in one process,"
             " each disputed once in 10 s; beside it as many bare loops, disputed as rarely."
         ),

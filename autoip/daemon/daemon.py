@@ -24,7 +24,7 @@ from autoip.daemon.networkmanager.gate import Follower
 from autoip.daemon.reporter import Reporter
 from autoip.daemon.sd_notify import Notifier
 from autoip.errors import AutoipError, KernelRefused, NoPermission, NotArp, UsageError
-from autoip.kernel.arp_socket import OWN_MAX, ArpListener, ClockWatch, Timer
+from autoip.kernel.arp_socket import OWN_MAX, ArpListener
 from autoip.kernel.model import (
     Address,
     AddressAdded,
@@ -38,6 +38,7 @@ from autoip.kernel.model import (
     ethernet_like,
 )
 from autoip.kernel.network import Network
+from autoip.kernel.timers import ClockWatch, Timer
 from autoip.options import Options
 
 
@@ -58,7 +59,7 @@ class Settings:
         environ: the process's environment.
         script: absolute path of what is told of each address; None if there is no such thing.
         script_style: how, one of `script.STYLES`.
-        program: what `arpsock.load_broadcast` gave, or in words why there is none.
+        program: what `arp_socket.load_broadcast` gave, or in words why there is none.
     """
 
     interfaces: Sequence[str]
@@ -347,9 +348,12 @@ class Daemon:
 
     def _on_frames(self) -> None:
         by_token = {i.token: i for i in self._interfaces if i.token is not None}
+        before = self._reactor.lost
         for received in self._reactor.drain():
             if (interface := by_token.get(received.token)) is not None:
                 interface.received(received)
+        if lost := self._reactor.lost - before:
+            self._log.debug("%d conflicts dropped: more came at once than the queue holds", lost)
 
     def _on_timer(self) -> None:
         self._timer.acknowledge()

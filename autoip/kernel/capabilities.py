@@ -1,14 +1,9 @@
-"""Gives up every capability but the two that are needed.
-
-The only importer of `autoip.kernel._privileges`.
-"""
+"""Gives up every capability but the two that are needed."""
 
 from __future__ import annotations
 
-import os
-
 from autoip.errors import MissingCapability
-from autoip.kernel._privileges import ffi, lib
+from autoip.kernel.native import check, ffi, lib
 
 _NEEDED = {
     "CAP_NET_RAW": lib.CAP_NET_RAW,  # the packet sockets
@@ -17,10 +12,10 @@ _NEEDED = {
 
 
 def limit(*, pass_on: bool = False) -> None:
-    """Keeps CAP_NET_RAW and CAP_NET_ADMIN, permitted and effective, and nothing else.
+    """Keep CAP_NET_RAW and CAP_NET_ADMIN, permitted and effective, and nothing else.
 
     Inheritable and ambient sets are emptied, the bounding set is cut down (where CAP_SETPCAP
-    is permitted), and no program started later can gain privileges.  The kernel keeps
+    is permitted), and no program started later can gain privileges. The kernel keeps
     capabilities for each thread: call this before the first thread is started.
 
     Args:
@@ -31,13 +26,8 @@ def limit(*, pass_on: bool = False) -> None:
         OSError: the kernel refused.
     """
     permitted = ffi.new("uint64_t *")
-    _check(lib.autoip_privileges_permitted(permitted))
+    check(lib.autoip_capabilities_permitted(permitted))
     missing = tuple(name for name, bit in _NEEDED.items() if not permitted[0] >> bit & 1)
     if missing:
         raise MissingCapability(missing)
-    _check(lib.autoip_privileges_limit(sum(1 << bit for bit in _NEEDED.values()), pass_on))
-
-
-def _check(result: int) -> None:
-    if result < 0:
-        raise OSError(-result, os.strerror(-result))
+    check(lib.autoip_capabilities_limit(sum(1 << bit for bit in _NEEDED.values()), pass_on))
