@@ -6,13 +6,19 @@
 #include "internal.h"
 
 #include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
 #include <poll.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <unistd.h>
 
+#include <linux/if_packet.h>
+#include <net/if.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 
 #define EVENTS 1024
@@ -657,6 +663,76 @@ static void test_close_with_events(void)
     host_free(&host);
 }
 
+/* Writes a line to a file of /proc; false if that is not allowed. */
+static bool tell_proc(const char *path, const char *line)
+{
+    int fd = open(path, O_WRONLY | O_CLOEXEC);
+    bool written = fd >= 0 && write(fd, line, strlen(line)) == (ssize_t)strlen(line);
+
+    if (fd >= 0)
+        close(fd);
+    return written;
+}
+
+/* In a network of its own, where "lo" is number 1 and up; false if that is not allowed. */
+static bool enter_network(void)
+{
+    struct ifreq lo = {.ifr_name = "lo", .ifr_flags = IFF_UP};
+    char map[32];
+    int fd;
+
+    (void)snprintf(map, sizeof map, "0 %u 1", (unsigned int)getuid());
+    if (unshare(CLONE_NEWNET) < 0 &&
+        (unshare(CLONE_NEWUSER | CLONE_NEWNET) < 0 || !tell_proc("/proc/self/uid_map", map)))
+        return false;
+    fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    CHECK(fd >= 0 && ioctl(fd, SIOCSIFFLAGS, &lo) == 0);
+    close(fd);
+    return true;
+}
+
+/*
+ * On a packet socket: the filter, the kernel's time of each frame, and a second socket in the
+ * memory of the first.
+ */
+static void test_packet_socket(int rounds)
+{
+    static const uint8_t mac[6] = {0};
+    struct sockaddr_ll to = {.sll_family = AF_PACKET, .sll_ifindex = 1};
+    struct autoip_listener *listener;
+    struct autoip_socket *sock;
+    uint8_t frame[60] = {0};
+    int link = socket(AF_PACKET, SOCK_RAW | SOCK_CLOEXEC, 0);
+
+    make_frame(frame, their_mac, OURS, OTHER, 1);
+    CHECK(link >= 0);
+    CHECK(autoip_listener_new(&listener) == 0);
+    CHECK(autoip_socket_open(listener, 1, mac, &sock) == 0);
+    CHECK(autoip_socket_watch(sock, AUTOIP_DEFEND, OURS, 7) == 0);
+    for (int round = 0; round < rounds; round++) {
+        uint64_t before = autoip_now();
+
+        frame[27] = (uint8_t)round;
+        CHECK(sendto(link, frame, sizeof frame, 0, (struct sockaddr *)&to, sizeof to) == 60);
+        collect(listener, 1);
+        CHECK(memcmp(events[0].frame, frame, AUTOIP_FRAME_LEN) == 0 && events[0].generation == 7);
+        /* The two clocks are not read at the same time. */
+        CHECK(events[0].received_ns + 1000000 >= before);
+        CHECK(events[0].received_ns <= autoip_now());
+    }
+    autoip_socket_close(sock);
+    CHECK(autoip_socket_open(listener, 1, mac, &sock) == 0); /* in the same place, silent */
+    CHECK(sendto(link, frame, sizeof frame, 0, (struct sockaddr *)&to, sizeof to) == 60);
+    CHECK(autoip_socket_watch(sock, AUTOIP_DEFEND, OTHER, 8) == 0);
+    make_frame(frame, their_mac, OTHER, OURS, 2);
+    CHECK(sendto(link, frame, sizeof frame, 0, (struct sockaddr *)&to, sizeof to) == 60);
+    collect(listener, 1);
+    CHECK(events[0].generation == 8 && events[0].frame[21] == 2);
+    CHECK(autoip_socket_open(listener, INT_MAX, mac, &sock) == -ENODEV);
+    autoip_listener_free(listener);
+    close(link);
+}
+
 static void test_timers(void)
 {
     int timer = autoip_timer_new();
@@ -692,6 +768,10 @@ int main(int argc, char **argv)
 {
     int rounds = argc > 1 ? atoi(argv[1]) : 200;
 
+    if (enter_network())
+        test_packet_socket(rounds);
+    else
+        printf("listener: no packet sockets, a network of its own is not allowed\n");
     test_event();
     test_silence();
     test_reflex();

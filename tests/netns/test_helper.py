@@ -296,7 +296,8 @@ sock.arm({ANNOUNCEMENT!r})
 def test_unrelated_arp_wakes_nobody(wire: Wire) -> None:
     """Not the program, not the helper's thread: the kernel's filter alone sees it."""
     process = wire.run(
-        HOLDER + "print('ready', flush=True); select.select([listener, 0], [], []); sys.stdin.read()"
+        HOLDER
+        + "print('ready', flush=True); select.select([listener, 0], [], []); sys.stdin.read()"
     )
     with process:
         noise = [

@@ -77,7 +77,8 @@ def test_nothing_is_left_open() -> None:
     ArpListener().close()
     assert descriptors() == before
     forgotten: list[object] = [ArpListener(), Timer(), ClockWatch()]
-    assert len(descriptors()) == len(before) + 5  # the listener: one to wait for all, one to end that, one for the program
+    # The listener has three: to wait for all sockets, to end its thread, and to wake the program.
+    assert len(descriptors()) == len(before) + 5
     forgotten.clear()
     gc.collect()
     assert descriptors() == before
