@@ -112,7 +112,11 @@ static void test_far(void)
 
 static void test_labels_that_are_wrong(void)
 {
-    autoip_asm_init(&program); /* never placed */
+    autoip_asm_init(&program);
+    autoip_asm_place(&program, THERE);
+    add(1);
+    CHECK(finish() == 1);
+    autoip_asm_init(&program); /* never placed in this program */
     autoip_asm_classic_jump(&program, branch, THERE, NEXT);
     add(1);
     CHECK(finish() == -ENOENT);
@@ -151,7 +155,7 @@ static void test_labels_that_are_wrong(void)
 static void test_bounds(void)
 {
     autoip_asm_init(&program);
-    CHECK(autoip_asm_finish(&program, NULL, 0) == 0);
+    CHECK(autoip_asm_finish(&program, filter, 0) == 0);
     add(3);
     CHECK(autoip_asm_finish(&program, filter, 2) == -ENOSPC);
 

@@ -17,6 +17,7 @@
 #include <unistd.h>
 
 #include <linux/if_packet.h>
+#include <linux/sockios.h>
 #include <net/if.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
@@ -641,24 +642,42 @@ static void test_close_under_traffic(int rounds)
     autoip_listener_free(listener);
 }
 
-/* Events of a closed socket stay in the queue and are taken out in order. */
+/* Waits until the helper has read all that was sent; it handles what it has read at once. */
+static void wait_read(int link)
+{
+    int unread = 1;
+
+    while (unread > 0)
+        CHECK(ioctl(link, SIOCOUTQ, &unread) == 0);
+}
+
+/*
+ * Events of a closed socket stay in the queue and are taken out in order. Its place is given to
+ * the next one, which knows nothing of what the former watched and had armed.
+ */
 static void test_close_with_events(void)
 {
     struct host host = host_new();
     struct autoip_socket *second;
     uint32_t token = autoip_socket_token(host.sock);
+    uint8_t ours[AUTOIP_FRAME_LEN];
     int link;
 
+    make_frame(ours, our_mac, OURS, OURS, 1);
     CHECK(autoip_socket_watch(host.sock, AUTOIP_DEFEND, OURS, 1) == 0);
     conflict(host.link, OURS);
     CHECK(readable(autoip_listener_fd(host.listener), 20000));
+    CHECK(autoip_socket_arm(host.sock, ours) == 0);
     autoip_socket_close(host.sock);
-    second = adopt(host.listener, &link); /* gets the same place */
-    CHECK(autoip_socket_watch(second, AUTOIP_DEFEND, OURS, 1) == 0);
+    second = adopt(host.listener, &link);
+    conflict(link, OURS);
+    wait_read(link);
+    CHECK(autoip_socket_watch(second, AUTOIP_DEFEND, OURS, 2) == 0);
     conflict(link, OURS);
     collect(host.listener, 2);
     CHECK(events[0].token == token && events[1].token == autoip_socket_token(second));
     CHECK(token != events[1].token);
+    CHECK(events[1].generation == 2 && events[1].defended_ns == 0);
     close(link);
     host_free(&host);
 }
