@@ -37,7 +37,7 @@ class Phase(enum.IntEnum):
     for it by broadcast. DEFEND (2.5): an ARP packet that uses it, and does not come from another
     interface of this host (`ArpListener.own`). Never one with our own hardware address as its sender.
     ANSWER: as DEFEND, and another host that asks for the address is answered by broadcast (2.5), which
-    is no conflict and not told.
+    is no conflict and not reported.
     """
 
     SILENT = lib.AUTOIP_SILENT
@@ -94,7 +94,7 @@ class ArpListener:
         return int(self._lost[0])
 
     def drain(self) -> list[Received]:
-        """All events that wait, the oldest first."""
+        """Take all events that wait, the oldest first."""
         listener = self._open()
         received: list[Received] = []
         while True:
@@ -111,7 +111,7 @@ class ArpListener:
                 return received
 
     def open(self, index: int, mac: bytes) -> ArpSocket:
-        """Opens a socket on an interface, in phase SILENT.
+        """Open a socket on an interface, in phase SILENT.
 
         Args:
             index: the interface's index, from 1.
@@ -132,7 +132,7 @@ class ArpListener:
         return opened
 
     def own(self, macs: Collection[bytes]) -> None:
-        """From now on these are the hardware addresses of this host's interfaces.
+        """Set the hardware addresses of this host's interfaces.
 
         Args:
             macs: 6 bytes each; no more than OWN_MAX.
@@ -144,7 +144,7 @@ class ArpListener:
         check(lib.autoip_listener_own(self._open(), packed, len(macs)))
 
     def close(self) -> None:
-        """Closes all sockets. Harmless when repeated."""
+        """End the thread and close all sockets. Harmless when repeated."""
         for opened in self._sockets.values():
             opened._pointer = None  # noqa: SLF001 (the two belong together)
         self._sockets.clear()
@@ -184,7 +184,7 @@ class ArpSocket:
         self.generation = 0
 
     def watch(self, phase: Phase, address: IPv4Address | None) -> None:
-        """From now on reports conflicts for this address, under a new generation.
+        """Report conflicts for this address from now on, under a new generation.
 
         None about another address follows, and none for phase SILENT. Disarms, unless the
         armed frame is for the same address.
@@ -211,7 +211,7 @@ class ArpSocket:
         self.generation = generation
 
     def send(self, frame: bytes) -> float:
-        """Sends a frame.
+        """Send a frame.
 
         Args:
             frame: 42 bytes, the Ethernet header included; the kernel pads it.
@@ -229,7 +229,7 @@ class ArpSocket:
         return int(self._sent[0]) / _NS
 
     def arm(self, frame: bytes) -> None:
-        """The next conflict in phase DEFEND or ANSWER is answered with this frame, once.
+        """Answer the next conflict in phase DEFEND or ANSWER with this frame, once.
 
         Args:
             frame: 42 bytes, an ARP packet whose sender IP is the watched address.
@@ -240,11 +240,11 @@ class ArpSocket:
         check(lib.autoip_socket_arm(self._open(), _bytes(frame, FRAME_LENGTH, "frame")))
 
     def disarm(self) -> None:
-        """Once this has returned, no conflict is answered any more."""
+        """Answer no conflict any more, once this has returned."""
         lib.autoip_socket_disarm(self._open())
 
     def close(self) -> None:
-        """Closes the socket; its events that wait stay in the queue. Harmless when repeated."""
+        """Close the socket; its events that wait stay in the queue. Harmless when repeated."""
         if self._pointer is not None:
             lib.autoip_socket_close(self._pointer)
             self._pointer = None
@@ -263,7 +263,7 @@ class ArpSocket:
 
 
 def load_broadcast() -> int | str:
-    """Loads the program that sends ARP packets with a link-local sender by broadcast.
+    """Load the program that sends ARP packets with a link-local sender by broadcast.
 
     It needs CAP_BPF (before Linux 5.8: CAP_SYS_ADMIN) besides CAP_NET_ADMIN, and only here.
 

@@ -50,7 +50,7 @@ class Timer(_Descriptor):
         super().__init__(lib.autoip_timer_new())
 
     def set(self, at: float | None) -> None:
-        """Sets the timer anew.
+        """Set the timer anew.
 
         Args:
             at: when, in seconds; a time in the past is now.  None: never.
@@ -68,7 +68,7 @@ class Timer(_Descriptor):
         check(lib.autoip_timer_set(self._fd, nanoseconds))
 
     def acknowledge(self) -> None:
-        """After the descriptor became readable: it no longer is, until the next time."""
+        """Make the descriptor, which became readable, wait for the next time."""
         with contextlib.suppress(BlockingIOError):
             os.read(self._fd, 8)
 
@@ -95,7 +95,7 @@ class ClockWatch(_Descriptor):
         self._slept = self._sleep_so_far()
 
     def changed(self) -> bool:
-        """Whether the machine has slept since the last call.
+        """Check whether the machine has slept since the last call.
 
         The descriptor also becomes readable when the wall clock is set: then this is False.
         """
