@@ -155,6 +155,8 @@ class FakeListener(_Readable):
         self.macs: Collection[bytes] = ()
         self.refuse_open: int | None = None
         """The error number with which the next `open` fails."""
+        self.lost = 0
+        """Conflicts that the queue had no room for."""
         self.refuse_send = 0
         """So many frames are not taken from now on."""
         self._clock = clock
