@@ -23,7 +23,7 @@ from autoip.daemon.lock_file import LockFile
 from autoip.daemon.owned_address import GRACE, REQUEST_TIMEOUT
 from autoip.daemon.owned_routes import REPAIR_PAUSE
 from autoip.errors import AlreadyRunning, KernelRefused, NoPermission, NotArp, UsageError
-from autoip.kernel.arp_socket import Phase
+from autoip.kernel.arp_socket import Phase, Received
 from autoip.kernel.model import (
     IFF_UP,
     PROTOCOL,
@@ -1279,5 +1279,26 @@ def test_a_link_that_has_another_index_is_not_confused_with_its_namesake(tmp_pat
             world.network.happens(LinkRemoved(2, "eth0"))
             await world.until(lambda: world.report()["index"] == 7)
             assert await world.until_bound() == A
+
+    play(scenario)
+
+
+def test_each_loss_of_conflicts_is_one_debug_line(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with World(tmp_path, first=A) as world:
+            await world.until_bound()
+            listener, daemon = world.kernel.listener, world.daemon
+            lost = iter((0, 3, 0, 2))
+            drain = listener.drain
+
+            def lose() -> list[Received]:
+                listener.lost += next(lost, 0)
+                return drain()
+
+            listener.drain = lose  # type: ignore[method-assign]
+            for _ in range(4):
+                daemon._on_frames()
+            lines = [line.split(":")[0] for line in world.said("conflicts dropped")]
+            assert lines == ["3 conflicts dropped", "2 conflicts dropped"]
 
     play(scenario)
