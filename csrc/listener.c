@@ -39,7 +39,7 @@
 #define REST_MS 1
 
 /* As many frames are read after a rest; a socket's buffer drops what is too much for it. */
-#define REST_FRAMES 32
+#define REST_FRAMES 256
 
 /*
  * A broadcast disturbs every host of the link: whatever is asked, after a few answers there is
