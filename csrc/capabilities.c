@@ -114,7 +114,8 @@ int autoip_capabilities_limit(uint64_t keep, bool pass_on)
 
 int autoip_capabilities_files_as(uint32_t user, uint32_t group)
 {
-    /* Neither function reports a failure: each gives what there was before, also for an impossible id. */
+    /* Neither function reports a failure: each gives what there was before, also for an
+     * impossible id. */
     (void)setfsgid(group);
     if ((uint32_t)setfsgid((gid_t)-1) != group)
         return -EPERM;
