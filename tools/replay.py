@@ -108,8 +108,8 @@ class _Again:
         return self._line
 
     def _record(self, build: Build) -> None:
-        content = build()
-        self._line = None if content is None else json.loads(json.dumps(content, default=plain))
+        if (line := build()) is not None:
+            self._line = _content(json.loads(json.dumps(line, default=plain)))
 
     def _answer(self, what: str, *about: object) -> Any:
         question = [what, *map(plain, about)]

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from autoip import config, journal, paths
 from autoip.commands.arguments import COMMANDS, texts
@@ -18,9 +18,6 @@ from autoip.config import Config
 from autoip.core.policy import Kind
 from autoip.errors import AlreadyRunning, AutoipError, UsageError
 from autoip.options import CONFIGURED, RUN, WORDS, Options
-
-if TYPE_CHECKING:
-    from autoip.daemon.trace import Trace
 
 _DESCRIPTION = """\
 Give network interfaces an IPv4 link-local address (169.254.0.0/16) by the rules of RFC 3927,
@@ -190,15 +187,6 @@ def _import_asyncio() -> None:
             del sys.modules["ssl"]
 
 
-def _open_trace(path: str | None, logger: logging.Logger) -> Trace | None:
-    """Raises UsageError."""
-    if path is None:
-        return None
-    from autoip.daemon.trace import Trace
-
-    return Trace.open(path, logger)
-
-
 def _serve(arguments: Arguments, environ: Mapping[str, str], logger: logging.Logger) -> None:
     configuration = config.load(None if arguments.config is None else Path(arguments.config))
     if arguments.hook and not configuration.hooks(arguments.interfaces[0]):
@@ -218,7 +206,11 @@ def _serve(arguments: Arguments, environ: Mapping[str, str], logger: logging.Log
     state = [paths.state_directory(environ)] if arguments.keep_state else []
     directories = [paths.runtime_directory(environ), *state]
     capabilities.share_with_service(map(Path, directories))
-    trace = _open_trace(arguments.trace, logger)
+    trace = None
+    if arguments.trace is not None:
+        from autoip.daemon.trace import Trace
+
+        trace = Trace.open(arguments.trace, logger)
     capabilities.limit(pass_on=arguments.script is not None)
     settings = daemon.Settings(
         interfaces=arguments.interfaces,

@@ -39,7 +39,7 @@ from autoip.options import Options
 
 if TYPE_CHECKING:
     from autoip.daemon.script import ScriptRunner
-    from autoip.daemon.trace import InterfaceTrace, Trace
+    from autoip.daemon.trace import Trace
 
 WORK_TIMEOUT = 3 * REQUEST_TIMEOUT
 """Seconds after which several requests that belong together are given up."""
@@ -80,15 +80,13 @@ class Interface:
         self._host = shared.host
         self._clock = shared.kernel.clock
         self._network = shared.kernel.network
-        self._trace: InterfaceTrace | None = None
-        if shared.trace is not None:
-            self._trace = shared.trace.of(self.name, self._clock)
+        self._trace = None if shared.trace is None else shared.trace.of(self.name, self._clock)
         self._policy = Policy(options.policy, options.after, options.linger)
         self._memory = AddressMemory(reporter, shared.store, options.first)
         self._recovery = Recovery(reporter, self._abandon, lambda: self.link_changed(self.link))
         self._requests = SerialTasks(WORK_TIMEOUT, self._recovery.request_failed, self.tick)
         self._negotiator = Negotiator(
-            shared.kernel.listener.open, self._clock, self._make_core, self._frame_failed
+            shared.kernel.listener.open, self._clock, self._make_core, reporter.frame_failed
         )
         self._owned = OwnedAddress(
             reporter, lock_file, shared.kernel, self._requests, self._negotiator, self._take_events
@@ -284,10 +282,6 @@ class Interface:
             if self._negotiator.restart(why, asked=asked):
                 self._begin("is probed again")
                 self._pump()
-
-    def _frame_failed(self, error: OSError) -> None:
-        self._news("frame-refused", error=str(error))
-        self.reporter.frame_failed(error)
 
     def _news(self, what: str, **details: object) -> None:
         if self._trace is not None:

@@ -9,13 +9,12 @@ Without `--trace` nothing imports this file.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
-import platform
 import stat
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from functools import partial, wraps
@@ -26,7 +25,6 @@ from random import Random
 from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar, final
 
 from autoip import __version__
-from autoip.core.acd import Defence
 from autoip.core.arp import ArpPacket
 from autoip.core.constants import Timing
 from autoip.core.ipv4ll import Ipv4ll
@@ -41,6 +39,8 @@ HEADER = f'{{"autoip-trace": {FORMAT}, '
 
 Build: TypeAlias = Callable[[], Mapping[str, Any] | None]
 """Makes a line without its head; None: there is nothing to record."""
+_NUMBERS = count(1)
+"""Of the cores of this process."""
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -67,7 +67,7 @@ class Trace:
     """The file. It stays open until the process ends; whatever is wrong with it ends the trace and nothing else.
 
     Args:
-        descriptor: of the file; its offset is its end.
+        descriptor: of the file, opened for appending.
         log: gets one line when the trace ends early.
     """
 
@@ -75,9 +75,7 @@ class Trace:
         self._descriptor: int | None = descriptor
         self._log = log
         self._size = os.fstat(descriptor).st_size
-        self._cores = count(1)
-        versions = {"version": __version__, "python": platform.python_version()}
-        self._write(HEADER + json.dumps(versions)[1:])
+        self._write(f'{HEADER}"version": "{__version__}"}}')
 
     @classmethod
     def open(cls, path: str, log: logging.Logger) -> Trace:
@@ -86,7 +84,7 @@ class Trace:
         Raises:
             UsageError: neither is possible.
         """
-        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NOCTTY
         try:
             descriptor = os.open(path, flags, 0o600)
         except OSError as error:
@@ -103,7 +101,7 @@ class Trace:
 
     def of(self, interface: str, clock: Callable[[], float]) -> InterfaceTrace:
         """Return what records one interface; `clock` gives seconds."""
-        return InterfaceTrace(partial(self._record, interface, clock), self._cores)
+        return InterfaceTrace(partial(self._record, interface, clock))
 
     def close(self) -> None:
         """Record nothing more. Harmless when repeated."""
@@ -129,16 +127,12 @@ class Trace:
             self._end(f"it has {SIZE_MAX} bytes")
             return
         try:
-            written = os.write(self._descriptor, data)
+            if os.write(self._descriptor, data) < len(data):
+                os.ftruncate(self._descriptor, self._size)  # whole lines only
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self._size += len(data)
         except OSError as error:
             self._end(str(error.strerror))
-            return
-        if written < len(data):
-            with suppress(OSError):
-                os.ftruncate(self._descriptor, self._size)  # whole lines only
-            self._end("the file system is full")
-            return
-        self._size += len(data)
 
     def _end(self, why: str) -> None:
         self._log.warning("no more is traced: %s", why)
@@ -147,16 +141,10 @@ class Trace:
 
 @final
 class InterfaceTrace:
-    """Records one interface.
+    """Records one interface; `record` takes each line."""
 
-    Args:
-        record: takes each line.
-        cores: numbers the cores of the trace.
-    """
-
-    def __init__(self, record: Callable[[Build], None], cores: count[int]) -> None:
+    def __init__(self, record: Callable[[Build], None]) -> None:
         self._record = record
-        self._cores = cores
 
     def news(self, what: str, **details: object) -> None:
         """Record what the kernel reported, or somebody asked for."""
@@ -164,12 +152,7 @@ class InterfaceTrace:
 
     def maker(self, delay: int) -> Callable[..., Ipv4ll]:
         """Return what makes a core, as `Ipv4ll` does, whose calls are recorded; `delay` in milliseconds."""
-        number = next(self._cores)
-
-        def record(build: Build) -> None:
-            self._record(lambda: None if (call := build()) is None else {"core": number, **call})
-
-        return partial(TracedCore, record, delay)
+        return partial(TracedCore, self._record, delay)
 
 
 class Draws(Random):
@@ -222,7 +205,8 @@ class TracedCore(Ipv4ll):
     Args:
         record: takes each line.
         delay: from which `timing` was made, in milliseconds.
-        mac, timing, addresses, jitter, defence, first, avoid, sibling: those of `Ipv4ll`.
+        mac, timing, addresses, jitter, avoid, sibling: those of `Ipv4ll`.
+        chosen: `defence` and `first` of `Ipv4ll`.
     """
 
     def __init__(
@@ -234,12 +218,12 @@ class TracedCore(Ipv4ll):
         addresses: Random,
         jitter: Random,
         *,
-        defence: Defence,
-        first: IPv4Address | None,
         avoid: Callable[[IPv4Address], bool],
         sibling: Callable[[bytes], bool],
+        **chosen: Any,
     ) -> None:
-        self.record = record
+        self._record = record
+        self._number = next(_NUMBERS)
         self.asked: list[list[object]] = []
         self._shown: dict[str, object] = {}
         super().__init__(
@@ -247,18 +231,20 @@ class TracedCore(Ipv4ll):
             timing,
             draws(partial(self._ask, "addresses", addresses.random)),
             draws(partial(self._ask, "jitter", jitter.random)),
-            defence=defence,
-            first=first,
             avoid=partial(self._ask, "avoid", avoid),
             sibling=partial(self._ask, "sibling", sibling),
+            **chosen,
         )
-        start = {"mac": mac, "delay": delay, "defence": defence, "first": first}
-        record(lambda: {"start": start})
+        self.record(lambda: {"start": {"mac": mac, "delay": delay, **chosen}})
 
     def _ask(self, what: str, answer: Callable[..., R], *about: object) -> R:
         given = answer(*about)
         self.asked.append([what, *about, given])
         return given
+
+    def record(self, build: Build) -> None:
+        """Record a line of this core."""
+        self._record(lambda: {"core": self._number, **line} if (line := build()) else None)
 
     def begin(self) -> int:
         """A call begins. Return how many events wait."""

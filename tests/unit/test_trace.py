@@ -24,6 +24,7 @@ from autoip.core.ipv4ll import Ipv4ll
 from autoip.daemon import trace
 from autoip.daemon.trace import Trace
 from autoip.errors import UsageError
+from autoip.kernel.model import PROTOCOL, Route, RouteRemoved
 from autoip.options import RUN
 from tests.unit.fake_kernel import link_of, mac_of
 from tests.unit.fake_world import STRANGER, A, World, no_network_manager, play
@@ -113,7 +114,6 @@ def test_what_happened_is_there_and_happens_again(tmp_path: Path, file: Path) ->
         "link",
         "resynchronised",
     ]
-    assert "frame-refused" in [line.get("news") for line in lines]
 
     assert replay.replay(file.read_bytes()) == (sum("call" in line for line in lines), None)
 
@@ -135,6 +135,7 @@ def test_all_that_a_core_can_be_told_happens_again(tmp_path: Path, file: Path) -
             world.interface().permit(True)
             await world.until_bound()
             world.kernel.clock_watch.sleep()
+            world.network.happens(RouteRemoved(Route(2, 16, 254, PROTOCOL)))
             world.network.plug(link_of(2, "eth0", mac_of(7)))
             await world.until_bound()
             world.network.unplug(2)
@@ -142,7 +143,7 @@ def test_all_that_a_core_can_be_told_happens_again(tmp_path: Path, file: Path) -
 
     play(scenario)
     lines = read(file)
-    assert {line["core"] for line in lines if "core" in line} == {1, 2, 3}
+    assert len({line["core"] for line in lines if "core" in line}) == 3
     told = {line["call"] for line in lines if "call" in line}
     assert told == replay._CALLS - {"receive", "refused"}
     news = {line["news"] for line in lines if "news" in line}
@@ -153,6 +154,7 @@ def test_all_that_a_core_can_be_told_happens_again(tmp_path: Path, file: Path) -
         "resynchronised",
         "permit",
         "restart",
+        "route-removed",
     }
     assert replay.replay(file.read_bytes())[1] is None
 
@@ -272,6 +274,8 @@ def test_a_planted_difference_is_found_where_it_is(
     assert replay.main([str(file)]) == 1
     found = capsys.readouterr().out
     assert f"a difference:\nline {number}, eth0, at " in found and "receive(packet=" in found
+    if kind in ("another draw", "another question", "fewer questions"):
+        assert "OtherQuestion: asks " in found
     assert "\n    then " in found and "\n    now  " in found
 
 
@@ -420,7 +424,7 @@ def test_a_file_system_that_takes_half_a_line(
     monkeypatch.setattr(os, "write", lambda descriptor, data: real(descriptor, data[:10]))
     entries(made, 3)
     assert file.read_bytes() == before  # whole lines only
-    assert caplog.messages == ["no more is traced: the file system is full"]
+    assert caplog.messages == ["no more is traced: No space left on device"]
 
 
 def test_a_trace_is_bounded(
