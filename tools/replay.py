@@ -104,7 +104,7 @@ class _Again:
         with suppress(Exception):  # it is in the line
             getattr(self._core, line["call"])(**given)
         while self._core.next_event() is not None:
-            pass
+            pass  # it is in the line, and need not be kept
         return self._line
 
     def _record(self, build: Build) -> None:
