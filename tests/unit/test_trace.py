@@ -189,6 +189,11 @@ def test_without_a_trace_the_core_is_the_plain_one(tmp_path: Path) -> None:
     play(scenario)
 
 
+def test_without_a_trace_nothing_imports_it() -> None:
+    program = "import sys, autoip.daemon.daemon; sys.exit('autoip.daemon.trace' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
 # --- what a trace is good for --------------------------------------------------------------------
 
 
