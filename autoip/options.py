@@ -171,6 +171,12 @@ _ROWS = (
         "script-style", "STYLE", "whose scripts: `avahi` (avahi-autoipd.action, the default) or `zcip` (BusyBox)",
         values=["avahi", "zcip"], default="avahi",
     ),
+    Option(
+        "trace", "FILE", "append to `FILE` all that happens, for a report; `python -m tools.replay` runs it again",
+        "JSON lines: frames, timers, what the kernel reports, what is decided, and by what."
+        " A new file is readable by its owner alone. A trace ends at 64 MiB, or when the file system is full.",
+        offers="files",
+    ),
     Option("syslog", "", "log to syslog as well", "See `syslog(3)`.", into="to_syslog"),
 )
 # fmt: on

@@ -52,6 +52,7 @@ class Arguments:
         hook: started by a DHCP client's hook, for one interface.
         early: before DHCP had its chance.
         config: file to read instead of the system's.
+        trace: file to which all that happens is appended.
     """
 
     interfaces: tuple[str, ...]
@@ -64,6 +65,7 @@ class Arguments:
     hook: bool
     early: bool
     config: str | None
+    trace: str | None
 
 
 _SHARED = [option for option in RUN if option.field in Arguments.__slots__]
@@ -204,6 +206,11 @@ def _serve(arguments: Arguments, environ: Mapping[str, str], logger: logging.Log
     state = [paths.state_directory(environ)] if arguments.keep_state else []
     directories = [paths.runtime_directory(environ), *state]
     capabilities.share_with_service(map(Path, directories))
+    trace = None
+    if arguments.trace is not None:
+        from autoip.daemon.trace import Trace
+
+        trace = Trace.open(arguments.trace, logger)
     capabilities.limit(pass_on=arguments.script is not None)
     settings = daemon.Settings(
         interfaces=arguments.interfaces,
@@ -214,5 +221,6 @@ def _serve(arguments: Arguments, environ: Mapping[str, str], logger: logging.Log
         script=arguments.script,
         script_style=arguments.script_style,
         program=program,
+        trace=trace,
     )
     asyncio.run(daemon.run(settings, logger))

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from autoip.control.protocol import socket_name
 from autoip.control.server import Clients, Handler, Server
@@ -44,6 +45,9 @@ from autoip.kernel.timers import ClockWatch, Timer
 from autoip.options import Options
 from autoip.paths import network_namespace, runtime_directory, state_directory
 
+if TYPE_CHECKING:
+    from autoip.daemon.trace import Trace
+
 
 def boottime() -> float:
     """CLOCK_BOOTTIME in seconds: never goes back, and counts sleep."""
@@ -63,6 +67,7 @@ class Settings:
         script: absolute path of what is told of each address; None if there is no such thing.
         script_style: how, one of `script.STYLES`.
         program: what `arp_socket.load_broadcast` gave, or in words why there is none.
+        trace: records all that happens; None: nobody wants that.
     """
 
     interfaces: Sequence[str]
@@ -73,6 +78,7 @@ class Settings:
     script: str | None = None
     script_style: str = ""
     program: int | str = "no program was loaded"
+    trace: Trace | None = None
 
 
 async def run(settings: Settings, log: logging.Logger) -> None:
@@ -122,6 +128,7 @@ class Daemon:
             store=AddressStore(directory),
             limits=self._follower.limits,
             changed=self._changed,
+            trace=settings.trace,
         )
 
     async def run(self) -> None:

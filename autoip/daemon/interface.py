@@ -39,6 +39,7 @@ from autoip.options import Options
 
 if TYPE_CHECKING:
     from autoip.daemon.script import ScriptRunner
+    from autoip.daemon.trace import Trace
 
 WORK_TIMEOUT = 3 * REQUEST_TIMEOUT
 """Seconds after which several requests that belong together are given up."""
@@ -54,6 +55,7 @@ class Shared:
         store: the last addresses.
         limits: what this system does not allow, besides what the kernel does not.
         changed: called whenever the state or the next timer of an interface may have changed.
+        trace: records all that happens; None: nobody wants that.
     """
 
     kernel: Kernel
@@ -61,6 +63,7 @@ class Shared:
     store: AddressStore
     limits: Sequence[str]
     changed: Callable[[], None]
+    trace: Trace | None = None
 
 
 class Interface:
@@ -77,6 +80,7 @@ class Interface:
         self._host = shared.host
         self._clock = shared.kernel.clock
         self._network = shared.kernel.network
+        self._trace = None if shared.trace is None else shared.trace.of(self.name, self._clock)
         self._policy = Policy(options.policy, options.after, options.linger)
         self._memory = AddressMemory(reporter, shared.store, options.first)
         self._recovery = Recovery(reporter, self._abandon, lambda: self.link_changed(self.link))
@@ -169,6 +173,7 @@ class Interface:
 
     def link_changed(self, link: Link | None) -> None:
         """The interface is as `link` says; None: there is none of that name."""
+        self._news("link", link=link)
         with self._recovery.guarded("link"):
             before, self.link = self.link, link
             self._owned.link = self._routes.link = link
@@ -218,7 +223,8 @@ class Interface:
         before = self._negotiator.core
         first = (before.remembered if before is not None else None) or self._memory.first(mac)
         avoid = partial(self._host.is_taken, asking=self._owned)
-        return new_core(mac, self.options, first, avoid, self._host.is_sibling)
+        make = Ipv4ll if self._trace is None else self._trace.maker(self.options.delay)
+        return new_core(mac, self.options, first, avoid, self._host.is_sibling, make)
 
     # --- what else happens -------------------------------------------------------------------
 
@@ -238,38 +244,48 @@ class Interface:
         if self.link is None or self.link.index != address.index:
             self._owned.added_elsewhere(address)
             return
+        self._news("address-added", address=address)
         if self._owned.added(address) and new:
             self.reporter.publish_address("address-added", address)
         self._addresses_changed()
 
     def address_removed(self, address: Address) -> None:
         """An address left the interface."""
+        self._news("address-removed", address=address)
         if self._owned.removed(address):
             self.reporter.publish_address("address-removed", address)
         self._addresses_changed()
 
     def route_removed(self) -> None:
         """An owned route is gone: it was taken off, it went with its source, or somebody removed it."""
+        self._news("route-removed")
         self._routes.removed()
 
     def resynchronise(self) -> None:
         """See whether all that is owned is still there: messages of the kernel may have been lost."""
+        self._news("resynchronised")
         self._owned.resynchronise()
         self._addresses_changed()
         self._routes.put_back()
 
     def permit(self, allowed: bool, why: str = "") -> None:
         """Allow the interface to have an address, or not and `why`; then one that it has goes."""
+        self._news("permit", allowed=allowed, why=why)
         with self._recovery.guarded("permit"):
             self._policy.permit(allowed, why)
             self._pump()
 
     def restart(self, why: str, *, asked: bool = True) -> None:
         """Probe the address again before it is used further; `asked`: somebody asked for that."""
+        self._news("restart", why=why, asked=asked)
         with self._recovery.guarded("restart"):
             if self._negotiator.restart(why, asked=asked):
                 self._begin("is probed again")
                 self._pump()
+
+    def _news(self, what: str, **details: object) -> None:
+        if self._trace is not None:
+            self._trace.news(what, **details)
 
     def _addresses_changed(self) -> None:
         """The policy learns which addresses there are now."""

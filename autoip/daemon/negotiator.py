@@ -72,9 +72,10 @@ def new_core(
     first: IPv4Address | None,
     avoid: Callable[[IPv4Address], bool],
     sibling: Callable[[bytes], bool],
+    make: Callable[..., Ipv4ll] = Ipv4ll,
 ) -> Ipv4ll:
-    """Make a core; for the arguments see `Ipv4ll`."""
-    return Ipv4ll(
+    """Make a core by `make`; for the other arguments see `Ipv4ll`."""
+    return make(
         mac,
         Timing.from_delay(options.delay),
         Random(int.from_bytes(mac, "big")),

@@ -26,7 +26,7 @@ _autoip() {
     case $command:$previous in
     run:--ip | run:--delay | run:--after | run:--linger | wait:--timeout | probe:--delay) offered="nothing" ;;
     run:--policy) offered="alongside fallback route-only" ;;
-    run:--config | run:--script | hooks:--program) offered="files" ;;
+    run:--config | run:--script | run:--trace | hooks:--program) offered="files" ;;
     run:--script-style) offered="avahi zcip" ;;
     run:-o) offered="words" ;;
     hooks:--client) offered="dhclient ifupdown dhcpcd udhcpc networkd-dispatcher networkmanager" ;;
@@ -36,7 +36,7 @@ _autoip() {
     # end VALUES
     # begin OPTIONS
     case $command in
-    run) options+=" --ip --delay --debug --abandon --up --policy --after --linger --route-only --default-route --config --hook --early --no-state --script --script-style --syslog -o --version" ;;
+    run) options+=" --ip --delay --debug --abandon --up --policy --after --linger --route-only --default-route --config --hook --early --no-state --script --script-style --trace --syslog -o --version" ;;
     status) options+=" --json" ;;
     watch) options+=" --json" ;;
     wait) options+=" --timeout" ;;

@@ -18,6 +18,7 @@ from autoip.core.arp import BROADCAST, NO_HARDWARE, ArpPacket, Operation
 from autoip.daemon.daemon import Daemon, Settings
 from autoip.daemon.interface import Interface
 from autoip.daemon.networkmanager import gate
+from autoip.daemon.trace import Trace
 from autoip.options import Options
 from tests.unit import virtual_time
 from tests.unit.fake_kernel import FakeKernel, FakeNetwork, link_of, mac_of
@@ -34,11 +35,17 @@ class World:
     Args:
         directory: where its files are.
         names: of the interfaces that it serves; a link that is ready is there for each.
+        trace: file of a trace, if there is to be one.
         options: of all interfaces.
     """
 
     def __init__(
-        self, directory: Path, *names: str, script: str | None = None, **options: Any
+        self,
+        directory: Path,
+        *names: str,
+        script: str | None = None,
+        trace: Path | None = None,
+        **options: Any,
     ) -> None:
         self.kernel = FakeKernel()
         self.network: FakeNetwork = self.kernel.network
@@ -58,6 +65,7 @@ class World:
         handler = logging.Handler()
         handler.emit = lambda record: self.lines.append(record.getMessage())  # type: ignore[method-assign]
         log.addHandler(handler)
+        self._trace = None if trace is None else Trace.open(str(trace), log)
         settings = Settings(
             interfaces=self.names,
             options=lambda _: Options(**options),
@@ -66,6 +74,7 @@ class World:
             environ=self.environ,
             script=script,
             script_style="zcip",
+            trace=self._trace,
         )
         self.daemon = Daemon(settings, log, self.kernel.parts)
         self._task: asyncio.Task[None] | None = None
@@ -80,6 +89,8 @@ class World:
         self.daemon._stop.set()
         await self._task
         self.kernel.close()
+        if self._trace is not None:
+            self._trace.close()
 
     # What a test asks.
 

@@ -27,6 +27,7 @@ DEFAULTS = Arguments(
     hook=False,
     early=False,
     config=None,
+    trace=None,
 )
 
 
@@ -48,6 +49,7 @@ def test_defaults() -> None:
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
+        ("--trace eth0.trace", {"trace": "eth0.trace"}),
         ("eth0", {"interfaces": ("eth0",)}),
         ("run eth0", {"interfaces": ("eth0",)}),
         ("run run", {"interfaces": ("run",)}),
