@@ -80,7 +80,7 @@ class World:
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> World:
-        (self.directory / "run").mkdir(parents=True, exist_ok=True)
+        (self.directory / "run").mkdir(mode=0o755, parents=True, exist_ok=True)
         self._task = asyncio.get_running_loop().create_task(self.daemon.run())
         return self
 

@@ -812,7 +812,7 @@ def test_sleep_and_signal(tmp_path: Path) -> None:
 def test_a_recorded_leftover_is_taken_over(tmp_path: Path) -> None:
     async def scenario() -> None:
         world = World(tmp_path)
-        (tmp_path / "run").mkdir()
+        (tmp_path / "run").mkdir(mode=0o755)
         crashed = LockFile.acquire(tmp_path / "run", "eth0")
         crashed.hold(2, B)
         assert crashed._file is not None

@@ -490,7 +490,7 @@ def test_read_only_file_system() -> None:
     in_mount(
         "size=64k",
         """
-where.mkdir()
+where.mkdir(mode=0o755)
 subprocess.run(["mount", "-o", "remount,ro", "/mnt"], check=True)
 for where in (where, Path("/mnt/missing/below")):
     before = os.listdir("/proc/self/fd")
