@@ -1,10 +1,19 @@
-"""``python -m autoip``."""
+"""The program: ``python -m autoip``, and what the installed `autoip` calls.
+
+A library's user never imports this file, so it may change what a signal does.
+"""
 
 from __future__ import annotations
 
+import signal
 import sys
 
-from autoip.commands.main import main
+# Ctrl-C during the imports below ends the process without a word: nothing has been set up yet. What was ignored at
+# the start, as for a background job of a script, stays ignored.
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+# The installed program was started with SIGINT blocked, since Python's own start shows a traceback.
+signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 _NOT_BUILT = (
     "autoip.kernel._native",
@@ -14,14 +23,26 @@ _NOT_BUILT = (
 )
 """The compiled modules, and the packages that they and the program need."""
 
-try:
-    status = main()
-except ModuleNotFoundError as error:
-    if error.name not in _NOT_BUILT:
-        raise
-    print(
-        f"autoip: not built for this Python (no {error.name}): run `make`, or `pip install .`",
-        file=sys.stderr,
-    )
-    status = 1
-sys.exit(status)
+
+def main() -> int:
+    """Run the command line of this process; return its exit status."""
+    try:
+        from autoip.commands import main as command_line
+
+        return command_line.main()
+    except ModuleNotFoundError as error:
+        if error.name not in _NOT_BUILT:
+            raise
+        print(
+            f"autoip: not built for this Python (no {error.name}): run `make`, or `pip install .`",
+            file=sys.stderr,
+        )
+        return 1
+    finally:
+        # asyncio and the commands have put back Python's own handler, which could still interrupt the end.
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -19,7 +19,7 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +44,13 @@ class Section:
     Attributes:
         pattern: of interface names.
         choices: by field of `Options`.
+        places: file and line of each choice.
         hooks: whether hooks may start autoip; None: nothing is said about that.
     """
 
     pattern: str
     choices: dict[str, Any]
+    places: dict[str, str]
     hooks: bool | None
 
     def matches(self, interface: str) -> bool:
@@ -74,6 +76,14 @@ class Config:
                 found.update(section.choices)
         return found
 
+    def places(self, interface: str) -> dict[str, str]:
+        """Where each of the choices for an interface stands, ``FILE:LINE``, by field of `Options`."""
+        found: dict[str, str] = {}
+        for section in self._sections:
+            if section.matches(interface):
+                found.update(section.places)
+        return found
+
     def hooks(self, interface: str) -> bool:
         """Whether a DHCP client's hook may start autoip for the interface."""
         allowed = not any(fnmatch.fnmatchcase(interface, made) for made in _CONTAINERS)
@@ -90,7 +100,8 @@ def load(file: Path | None = None) -> Config:
     """Read `file`, or where None the files of the system; what does not exist says nothing.
 
     Raises:
-        UsageError: a line that is wrong, with file and line number and what is allowed.
+        UsageError: a line that is wrong, with file and line number and what is allowed;
+            or `file` does not exist.
         NoPermission: a file cannot be read.
     """
     if file is not None:
@@ -104,22 +115,24 @@ def load(file: Path | None = None) -> Config:
 def _sections(path: Path) -> list[Section]:
     sections: list[Section] = []
     choices: dict[str, Any] = {}
+    places: dict[str, str] = {}
     for number, line in enumerate(_lines(path), 1):
         line = line.strip()
         if not line or line[0] in "#;":
             continue
         try:
             if (head := _SECTION.fullmatch(line)) is not None:
-                choices = {}
-                sections.append(Section(head[1], choices, None))
+                choices, places = {}, {}
+                sections.append(Section(head[1], choices, places, None))
             elif (pair := _LINE.fullmatch(line)) is None:
                 raise UsageError(f"{line!r}: allowed are [INTERFACE] and NAME = VALUE")
             elif not sections:
                 raise UsageError(f"{pair[1]}: not inside an [INTERFACE] section")
             elif pair[1] == HOOKS.name:
-                sections[-1] = Section(sections[-1].pattern, choices, HOOKS.value(pair[2]))
+                sections[-1] = replace(sections[-1], hooks=HOOKS.value(pair[2]))
             elif (option := CONFIGURED.get(pair[1])) is not None:
                 choices[option.field] = option.value(pair[2])
+                places[option.field] = f"{path}:{number}"
             else:
                 raise UsageError(f"{pair[1]}: allowed are {', '.join([*CONFIGURED, HOOKS.name])}")
         except UsageError as problem:
@@ -131,6 +144,8 @@ def _lines(path: Path) -> list[str]:
     try:
         with path.open("rb") as file:
             data = file.read(_SIZE_MAX + 1)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as problem:
+        raise UsageError(f"cannot read {path}: {problem.strerror}") from problem
     except OSError as problem:
         raise NoPermission(f"cannot read {path}: {problem.strerror}") from problem
     if len(data) > _SIZE_MAX:

@@ -35,6 +35,13 @@ class AlreadyRunning(AutoipError):
         super().__init__(f"{interface}: autoip already runs here, {by}")
 
 
+class CannotWrite(AutoipError):
+    """Standard output takes nothing more."""
+
+    def __init__(self, problem: OSError) -> None:
+        super().__init__(f"cannot write to standard output: {problem.strerror}")
+
+
 class NotRunning(AutoipError):
     """No daemon serves this interface in this network namespace."""
 

@@ -10,6 +10,7 @@ import os
 import re
 from collections import namedtuple
 
+from autoip import interfaces
 from autoip.errors import UsageError
 
 TYPE_CHECKING = False
@@ -22,8 +23,9 @@ _IFNAME_MAX = 15  # IFNAMSIZ without the final NUL
 
 _Row = namedtuple(
     "_Row",
-    "name metavar help more read values default into configured word implies repeat operand offers",
-    defaults=("", None, (), "", "", False, "", None, "same", False, ""),
+    "name metavar help more read values default into configured word implies repeat operand offers"
+    " alone letter",
+    defaults=("", None, (), "", "", False, "", None, "same", "", "", "", ""),
 )
 
 
@@ -46,8 +48,11 @@ class Option(_Row):
         word: its name among the words of `-o`; empty: it is none of them.
         implies: name of another option and the text that this flag gives it.
         repeat: of several texts `same` demands that they mean the same, `last` takes the last, `all` takes each once.
-        operand: whether it is given by its place instead of its name.
+        operand: how often it is given by its place instead of its name: `1`, `?` (at most once), `+` (at least once)
+            or `*`; empty: it has a name.
         offers: what completions offer besides `values`: `files`, `folders`, `interfaces`, or `words` (of `-o`).
+        alone: the text that the option stands for without a value; its value then has to follow an equals sign.
+        letter: a short option that is the same.
     """
 
     __slots__ = ()
@@ -61,6 +66,11 @@ class Option(_Row):
     def flag(self) -> str:
         """The option as it is given on the command line."""
         return f"-{self.name}" if len(self.name) == 1 else f"--{self.name}"
+
+    @property
+    def flags(self) -> list[str]:
+        """The option in all its forms, the short one first."""
+        return [f"-{self.letter}", self.flag] if self.letter else [self.flag]
 
     @property
     def usage(self) -> str:
@@ -82,6 +92,8 @@ class Option(_Row):
             return (self.read or (str if self.metavar else "yes".__eq__))(text)
         except UsageError as problem:
             if self.operand:
+                if self.values:
+                    raise UsageError(f"{text}: {problem}") from None
                 raise
             label = self.name if self.configured else self.flag
             raise UsageError(f"{label} {text}: {problem}") from None
@@ -128,5 +140,27 @@ def interface_name(name: str) -> str:
         raise UsageError(
             f"{name!r}: not an interface name; allowed are 1 to {_IFNAME_MAX} bytes without"
             " blanks, '/' and ':'"
+        )
+    if "," in name and not interfaces.exists(name):
+        words = " ".join(filter(None, name.split(",")))
+        raise UsageError(f"{name!r}: a comma separates no names, blanks do: {words}")
+    return name
+
+
+def is_pattern(name: str) -> bool:
+    """Return whether the name is a pattern (`*`, `?`, `[...]`), and not an interface that is called so."""
+    return bool(re.search(r"[*?[]", name)) and not interfaces.exists(name)
+
+
+def one_interface_name(name: str) -> str:
+    """Check a name where no pattern is allowed.
+
+    Raises:
+        UsageError: it cannot be an interface's name, or is a pattern.
+    """
+    interface_name(name)
+    if is_pattern(name):
+        raise UsageError(
+            f"{name!r}: a pattern; allowed are names (status, watch and wait take patterns)"
         )
     return name

@@ -26,7 +26,7 @@ from autoip.core.constants import (
 )
 from autoip.core.policy import Kind
 from autoip.errors import UsageError
-from autoip.option_table import SECONDS_MAX, Option, interface_name, seconds
+from autoip.option_table import SECONDS_MAX, Option, one_interface_name, seconds
 
 FILE = Path("/etc/autoip.conf")
 FOLDER = Path("/etc/autoip.conf.d")
@@ -100,7 +100,7 @@ DELAY = Option(
 _ROWS = (
     Option(
         "interfaces", "IFACE", "interface; default: the one Ethernet-like interface there is",
-        read=interface_name, word="if", repeat="all", operand=True, offers="interfaces",
+        read=one_interface_name, word="if", repeat="all", operand="*", offers="interfaces",
     ),
     Option(
         "ip", "ADDRESS",
@@ -178,6 +178,10 @@ _ROWS = (
         offers="files",
     ),
     Option("syslog", "", "log to syslog as well", "See `syslog(3)`.", into="to_syslog"),
+    Option(
+        "dry-run", "", "show which options are in force and where each comes from, and serve nothing",
+        "Each comes from the command line, a file and its line, `--hook`, or is the default. Needs no permission.",
+    ),
 )
 # fmt: on
 WORDS = {option.word: option for option in _ROWS if option.word}

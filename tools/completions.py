@@ -62,7 +62,11 @@ def bash_values(tables: Tables) -> str:
             if option.operand and option.values:
                 places.setdefault(f"operand {offered}", []).append(f"{command}:{command}")
             elif option.metavar and not option.operand:
-                places.setdefault(offered, []).append(f"{command}:{option.flag}")
+                # A value that may be left out follows an equals sign.
+                equals = "=" if option.alone else ""
+                places.setdefault(offered, []).append(f"{command}:{option.flag}{equals}")
+        if len(named(options)) == len(options):
+            places.setdefault("operand ", []).append(f"{command}:{command}")
     lines = [f'    {" | ".join(found)}) offered="{what}" ;;' for what, found in places.items()]
     return "\n".join(["    case $command:$previous in", *lines, "    esac"])
 
@@ -70,7 +74,7 @@ def bash_values(tables: Tables) -> str:
 def bash_options(tables: Tables) -> str:
     """The options of each command."""
     lines = [
-        f'    {command}) options+=" {" ".join(option.flag for option in found)}" ;;'
+        f'    {command}) options+=" {" ".join(flag for option in found for flag in option.flags)}" ;;'
         for command, options in tables.items()
         if (found := named(options))
     ]
@@ -110,6 +114,8 @@ def _zsh_spec(option: Option) -> str:
     if option.operand:
         return _zsh(f"{many}{_zsh_value(option)}")
     alone = "(- *)" if option.name == "version" else ""
+    if option.alone:
+        return _zsh(f"{option.flag}=-{_zsh_meaning(option)}").replace("]:", "]::")
     return _zsh(f"{alone}{many}{option.flag}{_zsh_meaning(option)}")
 
 
@@ -140,6 +146,11 @@ def zsh_arguments(tables: Tables) -> str:
     for command, options in tables.items():
         operands = [option for option in options if option.operand]
         specs = [_zsh_spec(option) for option in [*named(options), *operands]]
+        specs += [
+            _zsh(f"-{option.letter}[{in_short(option.help)}]")
+            for option in options
+            if option.letter
+        ]
         lines.append(f"        ({command})")
         lines += ["            specs+=(", *(f"                {spec}" for spec in specs)]
         lines += ["            )", "            ;;"]
@@ -158,6 +169,8 @@ def _fish_value(option: Option) -> str:
     """The switches that say what follows the option."""
     if not option.metavar:
         return ""
+    if option.alone:
+        return f" -a {_fish(' '.join(option.values))}"
     if option.values:
         return f" -x -a {_fish(' '.join(option.values))}"
     return {
@@ -193,6 +206,7 @@ def fish_options(tables: Tables) -> str:
                     lines.append(f"complete -c autoip -n __autoip_{command}_first -a {values}")
                 continue
             name = f"-s {option.name}" if len(option.name) == 1 else f"-l {option.name}"
+            name = f"-s {option.letter} {name}" if option.letter else name
             meaning = _fish(in_short(option.help))
             lines.append(f"complete -c autoip -n $where {name}{_fish_value(option)} -d {meaning}")
     return "\n".join(lines)

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from autoip import config, options
-from autoip.commands import hooks, probe, query
+from autoip.commands import about, hooks, probe, query
 from autoip.control import protocol
 from autoip.control.protocol import Field
 from autoip.core import acd, ipv4ll
@@ -36,6 +36,7 @@ TABLES: Mapping[str, tuple[Option, ...]] = {
     **query.OPTIONS,
     "probe": probe.OPTIONS,
     "hooks": hooks.OPTIONS,
+    **about.OPTIONS,
 }
 """What each command understands."""
 
@@ -98,9 +99,8 @@ def synopsis() -> str:
         lines += [".Nm", ".Op Cm run" if command == "run" else f".Cm {command}"]
         for row in rows:
             if row.operand:
-                lines.append(
-                    f".Op Ar {row.metavar} ..." if row.repeat == "all" else f".Ar {row.metavar}"
-                )
+                operand = f"Ar {row.metavar}" + (" ..." if row.operand in "+*" else "")
+                lines.append(f".Op {operand}" if row.operand in "?*" else f".{operand}")
             elif row.name != "version":
                 lines.append(f".Op {flag(row)}")
     return "\n".join([*lines, ".Nm", ".Fl -version"])
@@ -108,6 +108,8 @@ def synopsis() -> str:
 
 def flag(row: Option) -> str:
     """An option and the placeholder of its value, for mdoc(7)."""
+    if row.alone:
+        return f"Fl {row.flag[1:]} Ns Op = Ns Ar {row.metavar}"
     return f"Fl {row.flag[1:]} Ar {row.metavar}" if row.metavar else f"Fl {row.flag[1:]}"
 
 
@@ -116,7 +118,8 @@ def descriptions(command: str) -> str:
     lines = [".Bl -tag -width Ds"]
     for row in TABLES[command]:
         if not row.operand:
-            lines += [f".It {flag(row)}", mdoc(f"{sentence(row.help)} {row.more}".rstrip())]
+            short = f"Fl {row.letter} , " if row.letter else ""
+            lines += [f".It {short}{flag(row)}", mdoc(f"{sentence(row.help)} {row.more}".rstrip())]
     return "\n".join([*lines, ".El"])
 
 

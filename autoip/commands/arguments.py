@@ -4,44 +4,99 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 
 from autoip import __version__
-from autoip.errors import UsageError
+from autoip.errors import CannotWrite, UsageError
+from autoip.option_table import Option
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # `typing` takes milliseconds to import
     from collections.abc import Iterable, Mapping, Sequence
-    from typing import Any, NoReturn
-
-    from autoip.option_table import Option
+    from typing import Any, NoReturn, TextIO
 
 COMMANDS: Mapping[str, str] = {
     "run": "Serve interfaces, in the foreground, until stopped (the default command).",
     "status": "How things stand; exit status 0 only if each interface holds an address.",
     "watch": "Events as they happen, until interrupted; waits for a daemon that is not there.",
-    "wait": "Returns when the interface holds an address: 0; or 1 when the time is over.",
+    "wait": "Returns when the interfaces hold an address: 0; or 1 when the time is over.",
     "refresh": "Probes the address again, now.",
     "stop": "Ends serving the interface and takes its address off; the last one ends the daemon.",
     "probe": "Asks whether any IPv4 address is free on a link (RFC 5227); needs no daemon.",
     "hooks": "Installs, removes or lists what makes DHCP clients start and stop autoip.",
+    "help": "Shows a summary of autoip, or of one command.",
+    "version": "Shows the version.",
 }
 """All commands, each in one line."""
+
+
+def json_option(what: str, alone: str) -> Option:
+    """Return the row of `--json`.
+
+    Args:
+        what: what is printed.
+        alone: the style where none is given, `short` or `pretty`.
+    """
+    return Option(
+        "json", "STYLE", f"{what}, for scripts; `short`: in one line, `pretty`: in many; default {alone}",
+        values=("short", "pretty"), repeat="last", alone=alone, letter="j",
+    )  # fmt: skip
+
+
+def dumped(value: object, style: str) -> str:
+    """Return a value as JSON; style: short or pretty."""
+    import json
+
+    return json.dumps(value, indent=2 if style == "pretty" else None)
+
+
+def write(text: str) -> None:
+    """Write a line, or lines, to standard output at once; nothing if that is closed.
+
+    Raises:
+        CannotWrite: it takes nothing more.
+        BrokenPipeError: its reader is gone.
+    """
+    _write(sys.stdout, f"{text}\n")
+
+
+def _write(stream: TextIO | None, text: str) -> None:
+    try:
+        if stream is not None:
+            stream.write(text)
+            stream.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise CannotWrite(error) from error
 
 
 class Parser(argparse.ArgumentParser):
     """Raises instead of printing a usage text and ending the process."""
 
     def __init__(self, **settings: Any) -> None:
-        formatter = settings.pop("formatter_class", argparse.HelpFormatter)
-        # Left to itself it would import shutil, with all its compressors, to know the width.
         super().__init__(
-            formatter_class=lambda prog: formatter(prog, width=_width()),
+            # Left to itself it would import shutil, with all its compressors, to know the width.
+            formatter_class=lambda prog: _Formatter(prog, width=_width()),
             allow_abbrev=False,
             **settings,
         )
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}; see '{self.prog} --help'")
+
+    def _print_message(self, message: str, _: Any = None) -> None:
+        """Argparse prints all texts by this, and hides or not, by its version, that they cannot be written."""
+        _write(sys.stdout, message)
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Shows the value that has to follow an equals sign as such: ``-j, --json[=STYLE]``."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if action.option_strings and str(action.metavar).startswith("="):
+            return f"{', '.join(action.option_strings)}[{action.metavar}]"
+        return super()._format_action_invocation(action)
 
 
 def _width() -> int:
@@ -67,25 +122,53 @@ def texts(
     Raises:
         UsageError: an unknown option, a missing value or operand, or an operand too many.
     """
-    usual = {"prog": f"autoip {command}", "description": COMMANDS[command]}
+    rows = list(options)
+    usual = {
+        "prog": f"autoip {command}",
+        "usage": f"autoip {command}{usage(rows)}",
+        "description": COMMANDS[command],
+    }
     made = Parser(**{**usual, **settings})
-    for option in options:
-        about: dict[str, Any] = {"help": option.help.replace("`", ""), "default": []}
-        if option.metavar:
-            about["metavar"] = option.metavar
-        if option.operand:
-            many = "*" if option.repeat == "all" else 1
-            made.add_argument(option.name, nargs=many, choices=option.values or None, **about)
+    for row in rows:
+        about: dict[str, Any] = {"help": row.help.replace("`", ""), "default": []}
+        if row.metavar:
+            about["metavar"] = f"={row.metavar}" if row.alone else row.metavar
+        if row.operand:
+            # What is missing is named below, in better words.
+            made.add_argument(row.name, nargs="?" if row.operand in "1?" else "*", **about)
             continue
-        if option.name == "version":
+        if row.name == "version":
             about |= {"action": "version", "version": f"autoip {__version__}"}
-        elif option.metavar:
+        elif row.metavar:
             about["action"] = "append"
         else:
             about |= {"action": "append_const", "const": "yes"}
-        made.add_argument(option.flag, dest=option.name, **about)
-    found = vars(made.parse_intermixed_args(list(words)))
-    return {name: list(given) for name, given in found.items()}
+        made.add_argument(*row.flags, dest=row.name, **about)
+    spelled = {flag: f"{row.flag}={row.alone}" for row in rows if row.alone for flag in row.flags}
+    found = vars(made.parse_intermixed_args([spelled.get(word, word) for word in words]))
+    given = {name: [text] if isinstance(text, str) else list(text) for name, text in found.items()}
+    for row in rows:
+        if row.operand in ("1", "+") and not given[row.name]:
+            allowed = f"; allowed are {', '.join(row.values)}" if row.values else ""
+            raise UsageError(
+                f"{command}: {row.metavar} is missing{allowed}; see '{made.prog} --help'"
+            )
+    return given
+
+
+def usage(rows: Iterable[Option]) -> str:
+    """Return the options and operands of a command as a usage line has them, each after a blank."""
+    words = []
+    for row in rows:
+        if row.operand:
+            many = " ..." if row.operand in "+*" else ""
+            word = f"{row.metavar}{many}"
+            words.append(f"[{word}]" if row.operand in "?*" else word)
+        elif row.alone:
+            words.append(f"[{row.flag}[={row.metavar}]]")
+        else:
+            words.append(f"[{row.flag} {row.metavar}]" if row.metavar else f"[{row.flag}]")
+    return "".join(f" {word}" for word in words)
 
 
 def values(options: Iterable[Option], given: Mapping[str, Sequence[str]]) -> dict[str, Any]:

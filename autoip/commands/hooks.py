@@ -8,12 +8,12 @@ import os
 import sys
 
 from autoip import paths
-from autoip.commands.arguments import aligned, texts, values
+from autoip.commands.arguments import aligned, texts, values, write
 from autoip.dhcp import install
 from autoip.dhcp.clients import CLIENTS
 from autoip.dhcp.image import Image
 from autoip.errors import UsageError
-from autoip.option_table import Option, interface_name
+from autoip.option_table import Option, one_interface_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # `typing` takes milliseconds to import
@@ -45,10 +45,10 @@ OPTIONS = (
         "program", "PATH", "install: the program that the hooks start; default: the one that runs",
         read=_absolute, repeat="last", offers="files",
     ),
-    Option("action", "ACTION", "what to do", values=["install", "remove", "list"], operand=True),
+    Option("action", "ACTION", "what to do", values=["install", "remove", "list"], operand="1"),
     Option(
         "interfaces", "IFACE", "install: for clients that are told names",
-        read=interface_name, repeat="all", operand=True, offers="interfaces",
+        read=one_interface_name, repeat="all", operand="*", offers="interfaces",
     ),
 )
 # fmt: on
@@ -77,7 +77,7 @@ def main(words: Sequence[str]) -> int:
     arguments = parse(words)
     image = Image(arguments.root)
     for line in _lines(image, arguments):
-        print(line)
+        write(line)
     return 0
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import select
 import socket
 import struct
@@ -16,7 +15,7 @@ from collections.abc import Sequence
 from ipaddress import AddressValueError, IPv4Address
 from random import Random
 
-from autoip.commands.arguments import texts, values
+from autoip.commands.arguments import dumped, json_option, texts, values, write
 from autoip.control.protocol import VERSION
 from autoip.core.acd import Acd, Conflict, Listen, ProbeSucceeded
 from autoip.core.arp import ArpPacket, format_mac, parse
@@ -24,7 +23,7 @@ from autoip.core.constants import Timing
 from autoip.daemon.negotiator import offer
 from autoip.errors import CannotTell, NoPermission, NotArp, UsageError
 from autoip.kernel.arp_socket import ArpListener, ArpSocket, Phase
-from autoip.option_table import Option, interface_name
+from autoip.option_table import Option, one_interface_name
 from autoip.options import DELAY
 
 _SIOCGIFFLAGS = 0x8913
@@ -51,9 +50,9 @@ def _address(text: str) -> IPv4Address:
 # fmt: off
 OPTIONS = (
     Option("delay", "MS", DELAY.help, read=DELAY.read, default=DELAY.default, repeat="last"),
-    Option("json", "", "one JSON object, for scripts"),
-    Option("interface", "IFACE", "where to ask", read=interface_name, operand=True, offers="interfaces"),
-    Option("address", "ADDRESS", "any IPv4 address that one host can have", read=_address, operand=True),
+    json_option("one JSON object", "short"),
+    Option("interface", "IFACE", "where to ask", read=one_interface_name, operand="1", offers="interfaces"),
+    Option("address", "ADDRESS", "any IPv4 address that one host can have", read=_address, operand="1"),
 )
 # fmt: on
 
@@ -75,11 +74,11 @@ def main(words: Sequence[str]) -> int:
     other = None if holder is None else format_mac(holder.sha)
     if found["json"]:
         result = {"interface": name, "address": str(address), "in_use": other is not None}
-        print(json.dumps({"version": VERSION, **result, "mac": other}))
+        write(dumped({"version": VERSION, **result, "mac": other}, found["json"]))
     elif other is None:
-        print(f"{address} is free on {name}")
+        write(f"{address} is free on {name}")
     else:
-        print(f"{address} is in use on {name} by {other}")
+        write(f"{address} is in use on {name} by {other}")
     return 0 if other is None else IN_USE
 
 

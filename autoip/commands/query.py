@@ -8,13 +8,21 @@ from __future__ import annotations
 import contextlib
 import json
 import time
+from fnmatch import fnmatchcase
 from functools import partial
 
 from autoip.commands import arguments
 from autoip.control.client import Connection, ask, checked, served
 from autoip.control.protocol import VERSION, event
 from autoip.errors import AutoipError, NotRunning
-from autoip.option_table import SECONDS_MAX, Option, interface_name, seconds
+from autoip.option_table import (
+    SECONDS_MAX,
+    Option,
+    interface_name,
+    is_pattern,
+    one_interface_name,
+    seconds,
+)
 from autoip.paths import runtime_directory
 
 TYPE_CHECKING = False
@@ -30,21 +38,31 @@ _EXIT_NOT_HELD = 1
 
 # fmt: off
 _IFACE = Option(
-    "interface", "IFACE", "the interface", read=interface_name, operand=True, offers="interfaces",
+    "interface", "IFACE", "the interface", read=one_interface_name, operand="1", offers="interfaces",
 )
 _IFACES = Option(
-    "interfaces", "IFACE", "default: all that are served",
-    read=interface_name, repeat="all", operand=True, offers="interfaces",
+    "interfaces", "IFACE", "name, or pattern of those that are served; default: all that are",
+    read=interface_name, repeat="all", operand="*", offers="interfaces",
 )
 OPTIONS: Mapping[str, tuple[Option, ...]] = {
-    "status": (Option("json", "", "one JSON object, for scripts"), _IFACES),
-    "watch": (Option("json", "", "one JSON object a line, for scripts"), _IFACES),
+    "status": (arguments.json_option("one JSON object", "pretty"), _IFACES),
+    "watch": (arguments.json_option("a JSON object for each event", "short"), _IFACES),
     "wait": (
         Option(
             "timeout", "S", f"give up after so many seconds, 0 to {SECONDS_MAX}; default: never",
             read=seconds, repeat="last",
         ),
-        _IFACE,
+        Option(
+            "for", "KIND",
+            "which address; `link-local`: autoip's (the default); `routable`: one that is routable; `any`: either",
+            "See `[POLICY]` for what is routable.",
+            values=("link-local", "routable", "any"), default="link-local", repeat="last",
+        ),
+        Option("any", "", "until one of the interfaces has it; default: until all have", into="one"),
+        Option(
+            "interfaces", "IFACE", "name, or pattern of those that are served; a pattern needs at least one",
+            read=interface_name, repeat="all", operand="+", offers="interfaces",
+        ),
     ),
     "refresh": (_IFACE,),
     "stop": (_IFACE,),
@@ -62,46 +80,109 @@ def status(words: Sequence[str], environ: Mapping[str, str]) -> int:
     """How things stand; exit status 0 only if each interface holds an address."""
     found = _parse("status", words)
     directory = runtime_directory(environ)
-    names = found["interfaces"] or served(directory)
-    reports = [_report(directory, name) for name in names]
+    reports = [_report(directory, name) for name in _meant(directory, found["interfaces"])]
     if found["json"]:
-        print(json.dumps({"version": VERSION, "interfaces": reports}, indent=2))
+        arguments.write(
+            arguments.dumped({"version": VERSION, "interfaces": reports}, found["json"])
+        )
     elif reports:
-        print("\n".join(_table(reports)))
-    if not reports:
+        arguments.write("\n".join(_table(reports)))
+    if not reports and not found["interfaces"]:
         raise _NotHere("no autoip runs in this network namespace")
+    for word in found["interfaces"]:
+        if not any(_matches(report["interface"], word) for report in reports):
+            raise _NotHere(f"{word}: no autoip runs here for an interface of such a name")
     if any(report["state"] == "not-running" for report in reports):
         return NotRunning.exit_status
     return 0 if all(report["address"] for report in reports) else _EXIT_NOT_HELD
 
 
+def running(environ: Mapping[str, str]) -> bool:
+    """Return whether a daemon serves an interface of this network namespace."""
+    directory = runtime_directory(environ)
+    return any(_report(directory, name)["state"] != "not-running" for name in served(directory))
+
+
 def watch(words: Sequence[str], environ: Mapping[str, str]) -> int:
     """Events as they happen, until interrupted; waits for a daemon that is not there."""
     found = _parse("watch", words)
-    show: Callable[[dict[str, Any]], str] = json.dumps if found["json"] else _line
     for happened in _events(runtime_directory(environ), found["interfaces"], None):
-        print(show(happened), flush=True)
+        style = found["json"]
+        arguments.write(arguments.dumped(happened, style) if style else _line(happened))
     return 0
 
 
 def wait(words: Sequence[str], environ: Mapping[str, str]) -> int:
-    """Returns when the interface holds an address: 0; or 1 when the time is over."""
+    """Returns when the interfaces hold an address: 0; or 1 when the time is over."""
     found = _parse("wait", words)
-    name = found["interface"]
+    wanted, one = found["interfaces"], found["one"]
     directory = runtime_directory(environ)
-    now = _report(directory, name)  # however short the time is
-    if now["address"]:
+    # Before any time is over, however short it is.
+    reports = {name: _report(directory, name) for name in _meant(directory, wanted)}
+    if _arrived(reports, wanted, found["for"], one=one):
         return 0
-    running = now["state"] != "not-running"
-    for happened in _events(directory, [name], found["timeout"]):
-        running = happened["event"] not in ("lost", "stopped")
-        if happened["event"] == "status" and happened["status"]["address"]:
+    for happened in _events(directory, wanted, found["timeout"]):
+        name = happened["interface"]
+        # An event is the occasion to look: what else has happened meanwhile counts as well.
+        gone = happened["event"] in ("lost", "stopped")
+        reports[name] = _not_running(name) if gone else _report(directory, name)
+        if _arrived(reports, wanted, found["for"], one=one):
             return 0
-        if happened["event"] == "transition" and happened["new"] in ("announcing", "bound"):
-            return 0
-    if not running:
-        raise NotRunning(name)
+    missing = [word for word in wanted if not _running(reports, word)]
+    if len(missing) == len(wanted) or (missing and not one):
+        raise NotRunning(missing[0])
     return _EXIT_NOT_HELD
+
+
+def _arrived(
+    reports: Mapping[str, dict[str, Any]], wanted: Iterable[str], kind: str, *, one: bool
+) -> bool:
+    """Return whether all of the interfaces have an address of that kind, or one of them."""
+    found = []
+    for word in wanted:
+        held = [_has(report, kind) for name, report in _of(reports, word)]
+        found.append(any(held) if one else bool(held) and all(held))
+    return any(found) if one else all(found)
+
+
+def _has(report: dict[str, Any], kind: str) -> bool:
+    own, routable = bool(report["address"]), bool(report.get("routable"))
+    return {"link-local": own, "routable": routable, "any": own or routable}[kind]
+
+
+def _running(reports: Mapping[str, dict[str, Any]], word: str) -> bool:
+    return any(report["state"] != "not-running" for _, report in _of(reports, word))
+
+
+def _of(reports: Mapping[str, dict[str, Any]], word: str) -> list[tuple[str, dict[str, Any]]]:
+    """Return the reports that a name is for; a pattern is for the interfaces that are served."""
+    return [
+        (name, report)
+        for name, report in reports.items()
+        if name == word or (_matches(name, word) and report["state"] != "not-running")
+    ]
+
+
+def _matches(name: str, word: str) -> bool:
+    """Return whether a name or pattern means the interface of that name."""
+    return name == word or (is_pattern(word) and fnmatchcase(name, word))
+
+
+def _meant(directory: str, words: Sequence[str]) -> list[str]:
+    """Return the interfaces that are meant: those of the names, and of the patterns those that are served.
+
+    No words: all that are served.
+    """
+    if not words:
+        return served(directory)
+    found: list[str] = []
+    for word in words:
+        found += (
+            [name for name in served(directory) if _matches(name, word)]
+            if is_pattern(word)
+            else [word]
+        )
+    return list(dict.fromkeys(found))
 
 
 class _NotHere(AutoipError):
@@ -121,28 +202,35 @@ def _report(directory: str, name: str) -> dict[str, Any]:
     try:
         report: dict[str, Any] = ask(directory, name, "status")["status"]
     except NotRunning:
-        return {"version": VERSION, "interface": name, "state": "not-running", "address": None}
+        return _not_running(name)
     return report
+
+
+def _not_running(name: str) -> dict[str, Any]:
+    """Return what stands for a status object where no daemon serves the interface."""
+    return {"version": VERSION, "interface": name, "state": "not-running", "address": None}
 
 
 def _events(
     directory: str, names: Sequence[str], timeout: float | None
 ) -> Iterator[dict[str, Any]]:
-    """What happens to the interfaces (none named: all that are served) until the time is over."""
+    """What happens to the interfaces (see `_meant`) until the time is over."""
     import selectors
 
     deadline = None if timeout is None else time.monotonic() + timeout
     open_now: dict[str, Connection] = {}
+    fixed = bool(names) and not any(map(is_pattern, names))
     alive: set[str] = set()  # those that have answered, and have not said that they stop
     with selectors.DefaultSelector() as selector, contextlib.ExitStack() as stack:
         stack.callback(_close, open_now)
         while True:
-            for name in names or served(directory):
+            meant = _meant(directory, names)
+            for name in meant:
                 if name not in open_now:
                     with contextlib.suppress(NotRunning):
                         open_now[name] = Connection(directory, name, "watch")
                         selector.register(open_now[name], selectors.EVENT_READ, name)
-            pause = None if names and len(open_now) == len(set(names)) else _RETRY
+            pause = None if fixed and len(open_now) == len(meant) else _RETRY
             if deadline is not None:
                 left = deadline - time.monotonic()
                 pause = min(left, pause) if pause is not None else left

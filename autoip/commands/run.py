@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 import sys
@@ -12,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autoip import config, journal, paths
+from autoip import config, interfaces, journal, paths
 from autoip.commands.arguments import COMMANDS, texts
 from autoip.config import Config
 from autoip.core.policy import Kind
@@ -25,7 +24,7 @@ and keep it right until stopped by SIGTERM or SIGINT, or the end of the terminal
 the address again."""
 
 _EPILOG = """\
-commands ('autoip COMMAND --help' tells more):
+commands ('autoip help COMMAND' tells more):
 {commands}
 
 examples:
@@ -33,6 +32,7 @@ examples:
   autoip eth0 --ip 169.254.20.20            try this one first
   autoip eth0 eth1 --delay 200              two interfaces, claim in 0.7 s at most
   autoip eth0 --policy fallback             only while DHCP gives nothing
+  autoip run usb0                           wait for an interface that does not exist yet
   autoip -o if=eth0,ip=169.254.20.20,abandon
   autoip status --json                      how things stand, for a script
 
@@ -53,6 +53,7 @@ class Arguments:
         early: before DHCP had its chance.
         config: file to read instead of the system's.
         trace: file to which all that happens is appended.
+        dry_run: show what would be in force, and serve nothing.
     """
 
     interfaces: tuple[str, ...]
@@ -66,9 +67,10 @@ class Arguments:
     early: bool
     config: str | None
     trace: str | None
+    dry_run: bool
 
 
-_SHARED = [option for option in RUN if option.field in Arguments.__slots__]
+SHARED = [option for option in RUN if option.field in Arguments.__slots__]
 """The options that hold for all interfaces together."""
 
 
@@ -88,26 +90,25 @@ def parse(arguments: Sequence[str]) -> Arguments:
         epilog=_EPILOG.format(
             commands="\n".join(f"  {name:<8} {line}" for name, line in COMMANDS.items())
         ),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     implied = [option.implies for option in RUN if option.implies and given[option.name]]
     for name, text in [*implied, *_option_words(given["o"])]:
         given[name].append(text)
-    values = {option.field: option.combined(given[option.name]) for option in _SHARED}
-    interfaces = values.pop("interfaces")
+    values = {option.field: option.combined(given[option.name]) for option in SHARED}
+    named = values.pop("interfaces")
     choices = {
         option.field: option.combined(given[option.name])
         for option in CONFIGURED.values()
         if given[option.name]
     }
-    result = Arguments(interfaces, choices, **values)
+    result = Arguments(named, choices, **values)
     if choices.get("policy") is Kind.ROUTE_ONLY and "default_route" in choices:
         raise UsageError(
             "--default-route is for a link-local address; with route-only there is none"
         )
-    if "first" in choices and len(interfaces) > 1:
+    if "first" in choices and len(named) > 1:
         raise UsageError("--ip is for one interface; with several, start one autoip for each")
-    if result.hook and len(interfaces) != 1:
+    if result.hook and len(named) != 1:
         raise UsageError("--hook is for one interface, which has to be named")
     if result.early and not result.hook:
         raise UsageError("--early goes with --hook; see --after")
@@ -132,13 +133,43 @@ def _option_words(lines: Sequence[str]) -> list[tuple[str, str]]:
     return found
 
 
+def by_hook(arguments: Arguments) -> dict[str, Any]:
+    """What holds for an interface by `--hook`, by field of `Options`."""
+    if not arguments.hook:
+        return {}
+    failed = {} if arguments.early else {"after": 0.0}  # DHCP has failed
+    return {"policy": Kind.FALLBACK, **failed}
+
+
 def options_of(interface: str, arguments: Arguments, configuration: Config) -> Options:
     """What holds for an interface: the command line, else the configuration, else the defaults."""
-    by_hook: dict[str, Any] = {"policy": Kind.FALLBACK} if arguments.hook else {}
-    if arguments.hook and not arguments.early:
-        by_hook["after"] = 0.0  # DHCP has failed
-    chosen = {**by_hook, **configuration.choices(interface), **arguments.choices}
+    chosen = {**by_hook(arguments), **configuration.choices(interface), **arguments.choices}
     return Options(**chosen)
+
+
+def configured(arguments: Arguments) -> Config:
+    """Return what the configuration says.
+
+    Raises:
+        UsageError: a line of it is wrong.
+        NoPermission: it cannot be read.
+    """
+    return config.load(None if arguments.config is None else Path(arguments.config))
+
+
+def check_policy(names: Sequence[str], arguments: Arguments, configuration: Config) -> None:
+    """Refuse options of the policy fallback where no interface has it.
+
+    Raises:
+        UsageError: one was given, and does nothing.
+    """
+    given = [name for name in ("after", "linger") if name in arguments.choices]
+    policies = {options_of(name, arguments, configuration).policy for name in names}
+    if given and names and Kind.FALLBACK not in policies:
+        policy = min(kind.value for kind in policies)
+        raise UsageError(
+            f"--{given[0]} is for --policy fallback; the policy of {' '.join(names)} is {policy}"
+        )
 
 
 def serve(arguments: Arguments, environ: Mapping[str, str]) -> None:
@@ -188,7 +219,10 @@ def _import_asyncio() -> None:
 
 
 def _serve(arguments: Arguments, environ: Mapping[str, str], logger: logging.Logger) -> None:
-    configuration = config.load(None if arguments.config is None else Path(arguments.config))
+    configuration = configured(arguments)
+    check_policy(
+        [interfaces.proper(name) for name in arguments.interfaces], arguments, configuration
+    )
     if arguments.hook and not configuration.hooks(arguments.interfaces[0]):
         logger.info("%s: not for hooks to start, by the configuration", arguments.interfaces[0])
         return
@@ -200,6 +234,11 @@ def _serve(arguments: Arguments, environ: Mapping[str, str], logger: logging.Log
     from autoip import log
     from autoip.daemon import daemon
     from autoip.kernel import arp_socket, capabilities
+
+    def options(name: str) -> Options:
+        if not arguments.interfaces:
+            check_policy([name], arguments, configuration)
+        return options_of(name, arguments, configuration)
 
     # With privileges that are given up now.
     program = arp_socket.load_broadcast()
@@ -214,7 +253,7 @@ def _serve(arguments: Arguments, environ: Mapping[str, str], logger: logging.Log
     capabilities.limit(pass_on=arguments.script is not None)
     settings = daemon.Settings(
         interfaces=arguments.interfaces,
-        options=lambda name: options_of(name, arguments, configuration),
+        options=options,
         keep_state=arguments.keep_state,
         progress=log.progress_level(),
         environ=environ,

@@ -49,6 +49,7 @@ STATUS: Mapping[str, Field] = {
     "defence": Field("string", "", "defend: once per 10 s; abandon: never"),
     "delay": Field("integer", "ms", "longest pause between two probes"),
     "others": Field("array of strings", "", "other IPv4 addresses, with prefix length"),
+    "routable": Field("array of strings", "", "those of them that are routable"),
     "conflicts": Field("integer", "", "conflicts since the start, defended ones included"),
     "defences": Field("integer", "", "conflicts that were defended against"),
     "last_conflict": Field("object or null", "", "its mac, address, and at (s since 1970)"),

@@ -140,7 +140,7 @@ class Daemon:
         self._feed_watchdog()
         links, addresses = await self._network.snapshot()
         self._try_packet_socket(links)
-        self._interfaces = self._open(_chosen(self._settings.interfaces, links), links)
+        self._interfaces = self._open(chosen(self._settings.interfaces, links), links)
         if self._settings.script is not None:
             self._interfaces = await self._scripted(self._settings.script, self._interfaces)
         with self._listening(loop):
@@ -420,7 +420,7 @@ def _label_suffix(settings: Settings) -> str:
     return "avahi" if settings.script is not None and settings.script_style == "avahi" else "autoip"
 
 
-def _chosen(names: Sequence[str], links: Sequence[Link]) -> Sequence[str]:
+def chosen(names: Sequence[str], links: Sequence[Link]) -> Sequence[str]:
     """The interfaces to serve.
 
     Raises:

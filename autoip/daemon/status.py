@@ -39,6 +39,7 @@ def status(
         limits: what cannot be done here.
     """
     step, at = _step(negotiator, policy)
+    others = list(others)
     return {
         "version": VERSION,
         "interface": reporter.name,
@@ -55,7 +56,8 @@ def status(
         "policy": options.policy.value,
         "defence": "abandon" if options.defence is Defence.ABANDON else "defend",
         "delay": options.delay,
-        "others": [f"{other.address}/{other.prefixlen}" for other in others],
+        "others": [_prefixed(other) for other in others],
+        "routable": [_prefixed(other) for other in others if other.routable],
         "conflicts": reporter.conflicts,
         "defences": reporter.defences,
         "last_conflict": reporter.last_conflict,
@@ -87,6 +89,10 @@ def _step(negotiator: Negotiator, policy: Policy) -> tuple[str | None, float | N
         if part is not None and part.step and (at := part.next_timer()) is not None:
             return part.step, at
     return None, None
+
+
+def _prefixed(address: Address) -> str:
+    return f"{address.address}/{address.prefixlen}"
 
 
 def _text(address: IPv4Address | None) -> str | None:

@@ -11,15 +11,19 @@ _autoip() {
     read -ra before <<<"${line%"$current"}"
     local command=run previous=${before[-1]} interfaces='' offered='' path commands module_words words
     local options="-h --help"
+    if [[ $current == --*=* ]]; then
+        previous=${current%%=*}=
+        current=${current#*=}
+    fi
 
     for path in /sys/class/net/*; do
         # A bonding driver puts a file there that is no interface.
         [[ -d $path ]] && interfaces+=" ${path##*/}"
     done
     # begin COMMANDS
-    commands="run status watch wait refresh stop probe hooks" module_words="if= ip= delay= debug abandon"
+    commands="run status watch wait refresh stop probe hooks help version" module_words="if= ip= delay= debug abandon"
     case ${before[1]} in
-    status | watch | wait | refresh | stop | probe | hooks) command=${before[1]} ;;
+    status | watch | wait | refresh | stop | probe | hooks | help | version) command=${before[1]} ;;
     esac
     # end COMMANDS
     # begin VALUES
@@ -29,18 +33,22 @@ _autoip() {
     run:--config | run:--script | run:--trace | hooks:--program) offered="files" ;;
     run:--script-style) offered="avahi zcip" ;;
     run:-o) offered="words" ;;
+    status:--json= | watch:--json= | probe:--json=) offered="short pretty" ;;
+    wait:--for) offered="link-local routable any" ;;
     hooks:--client) offered="dhclient ifupdown dhcpcd udhcpc networkd-dispatcher networkmanager" ;;
     hooks:--root) offered="folders" ;;
     hooks:hooks) offered="operand install remove list" ;;
+    help:help) offered="operand run status watch wait refresh stop probe hooks help version" ;;
+    version:version) offered="operand " ;;
     esac
     # end VALUES
     # begin OPTIONS
     case $command in
-    run) options+=" --ip --delay --debug --abandon --up --policy --after --linger --route-only --default-route --config --hook --early --no-state --script --script-style --trace --syslog -o --version" ;;
-    status) options+=" --json" ;;
-    watch) options+=" --json" ;;
-    wait) options+=" --timeout" ;;
-    probe) options+=" --delay --json" ;;
+    run) options+=" --ip --delay --debug --abandon --up --policy --after --linger --route-only --default-route --config --hook --early --no-state --script --script-style --trace --syslog --dry-run -o --version" ;;
+    status) options+=" -j --json" ;;
+    watch) options+=" -j --json" ;;
+    wait) options+=" --timeout --for --any" ;;
+    probe) options+=" --delay -j --json" ;;
     hooks) options+=" --client --root --no-conf --program" ;;
     esac
     # end OPTIONS

@@ -25,20 +25,33 @@ function __autoip_hooks_first
     test (count $words) -eq 2; and test $words[2] = hooks
 end
 
+function __autoip_help_first
+    # Only `help` stands before.
+    set -l words (commandline -opc)
+    test (count $words) -eq 2; and test $words[2] = help
+end
+
+function __autoip_no_interface
+    set -l words (commandline -opc)
+    __autoip_hooks_first; or contains -- "$words[2]" help version
+end
+
 complete -c autoip -f
-complete -c autoip -n 'not __autoip_hooks_first' -a '(__autoip_interfaces)'
+complete -c autoip -n 'not __autoip_no_interface' -a '(__autoip_interfaces)'
 complete -c autoip -s h -l help -d 'Show a summary'
 # begin OPTIONS
 complete -c autoip -n __fish_is_first_arg -a run -d 'serve interfaces, in the foreground, until stopped'
 complete -c autoip -n __fish_is_first_arg -a status -d 'how things stand'
 complete -c autoip -n __fish_is_first_arg -a watch -d 'events as they happen, until interrupted'
-complete -c autoip -n __fish_is_first_arg -a wait -d 'returns when the interface holds an address'
+complete -c autoip -n __fish_is_first_arg -a wait -d 'returns when the interfaces hold an address'
 complete -c autoip -n __fish_is_first_arg -a refresh -d 'probes the address again, now'
 complete -c autoip -n __fish_is_first_arg -a stop -d 'ends serving the interface and takes its address off'
 complete -c autoip -n __fish_is_first_arg -a probe -d 'asks whether any IPv4 address is free on a link'
 complete -c autoip -n __fish_is_first_arg -a hooks -d 'installs, removes or lists what makes DHCP clients start and stop autoip'
+complete -c autoip -n __fish_is_first_arg -a help -d 'shows a summary of autoip, or of one command'
+complete -c autoip -n __fish_is_first_arg -a version -d 'shows the version'
 
-set -l where 'not __fish_seen_subcommand_from status watch wait refresh stop probe hooks'
+set -l where 'not __fish_seen_subcommand_from status watch wait refresh stop probe hooks help version'
 complete -c autoip -n $where -l ip -x -d 'first candidate, 169.254.1.0 to 169.254.254.255'
 complete -c autoip -n $where -l delay -x -d 'longest pause between two probes, 1 to 8000 ms'
 complete -c autoip -n $where -l debug -d 'verbose'
@@ -57,21 +70,24 @@ complete -c autoip -n $where -l script -r -F -d 'run FILE when the address comes
 complete -c autoip -n $where -l script-style -x -a 'avahi zcip' -d 'whose scripts: avahi (avahi-autoipd.action, the default) or zcip (BusyBox)'
 complete -c autoip -n $where -l trace -r -F -d 'append to FILE all that happens, for a report'
 complete -c autoip -n $where -l syslog -d 'log to syslog as well'
+complete -c autoip -n $where -l dry-run -d 'show which options are in force and where each comes from, and serve nothing'
 complete -c autoip -n $where -s o -x -a '(__autoip_words)' -d 'the AutoIP module\'s option string: if=IFACE ip=ADDRESS delay=MS debug abandon'
 complete -c autoip -n $where -l version -d 'show the version'
 
 set -l where '__fish_seen_subcommand_from status'
-complete -c autoip -n $where -l json -d 'one JSON object, for scripts'
+complete -c autoip -n $where -s j -l json -a 'short pretty' -d 'one JSON object, for scripts'
 
 set -l where '__fish_seen_subcommand_from watch'
-complete -c autoip -n $where -l json -d 'one JSON object a line, for scripts'
+complete -c autoip -n $where -s j -l json -a 'short pretty' -d 'a JSON object for each event, for scripts'
 
 set -l where '__fish_seen_subcommand_from wait'
 complete -c autoip -n $where -l timeout -x -d 'give up after so many seconds, 0 to 86400'
+complete -c autoip -n $where -l for -x -a 'link-local routable any' -d 'which address'
+complete -c autoip -n $where -l any -d 'until one of the interfaces has it'
 
 set -l where '__fish_seen_subcommand_from probe'
 complete -c autoip -n $where -l delay -x -d 'longest pause between two probes, 1 to 8000 ms'
-complete -c autoip -n $where -l json -d 'one JSON object, for scripts'
+complete -c autoip -n $where -s j -l json -a 'short pretty' -d 'one JSON object, for scripts'
 
 set -l where '__fish_seen_subcommand_from hooks'
 complete -c autoip -n $where -l client -x -a 'dhclient ifupdown dhcpcd udhcpc networkd-dispatcher networkmanager' -d 'this client, also if it is not installed'
@@ -79,4 +95,5 @@ complete -c autoip -n $where -l root -x -a '(__fish_complete_directories)' -d 'a
 complete -c autoip -n $where -l no-conf -d 'install: leave the client\'s configuration alone'
 complete -c autoip -n $where -l program -r -F -d 'install: the program that the hooks start'
 complete -c autoip -n __autoip_hooks_first -a 'install remove list'
+complete -c autoip -n __autoip_help_first -a 'run status watch wait refresh stop probe hooks help version'
 # end OPTIONS

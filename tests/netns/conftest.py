@@ -69,7 +69,7 @@ def make_autoip(stack: contextlib.ExitStack) -> MakeDaemon:
     """`make_autoip(port, *arguments)`: autoip for that host's interface, not started yet."""
 
     def make(port: Port, *arguments: str) -> Daemon:
-        command = [*autoip_command(), port.name, *arguments]
+        command = [*autoip_command(), "run", port.name, *arguments]
         return stack.enter_context(Daemon(port.host, port.name, command))
 
     return make

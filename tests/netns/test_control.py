@@ -154,6 +154,7 @@ def test_status_of_an_address(port: Port, daemon: Daemon) -> None:
         "defence": "defend",
         "delay": 50,
         "others": [],
+        "routable": [],
         "conflicts": 0,
         "defences": 0,
         "last_conflict": None,

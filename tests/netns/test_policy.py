@@ -45,8 +45,10 @@ def source(port: Port, destination: IPv4Address) -> str:
     return str(json.loads(port.host.ip(f"-j route get {destination}"))[0]["prefsrc"])
 
 
-def test_co_lease_alongside_stays(port: Port, make_autoip: MakeDaemon) -> None:
-    daemon = make_autoip(port, *FAST, "--linger", "0")
+def test_co_lease_alongside_stays(port: Port, make_autoip: MakeDaemon, tmp_path: Path) -> None:
+    file = tmp_path / "autoip.conf"
+    file.write_text("[eth0]\nlinger = 0\n")
+    daemon = make_autoip(port, *FAST, "--config", str(file))
     address = bind(port, daemon)
     since = port.sniffer.mark()
     lease(port)

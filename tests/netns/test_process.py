@@ -6,6 +6,7 @@ import io
 import os
 import pty
 import re
+import shlex
 import signal
 import socket
 import sys
@@ -87,7 +88,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "ip of the metadata": (["eth0", "--ip", "169.254.169.254"], r"but for 169\.254\.169\.254"),
     "ip no address": (["eth0", "--ip", "x"], CANDIDATES),
     "ip twice": (["eth0", "--ip", str(A), "-o", "ip=169.254.9.9"], "one value"),
-    "ip for two": (["eth0", "eth1", "--ip", str(A)], "one interface"),
+    "ip for two": (["run", "eth0", "eth1", "--ip", str(A)], "one interface"),
     "delay 0": (["eth0", "--delay", "0"], "delay 0: .*1 to 8000"),
     "delay 9000": (["eth0", "--delay", "9000"], "delay 9000: .*1 to 8000"),
     "delay fraction": (["eth0", "--delay", "2.5"], "1 to 8000"),
@@ -660,7 +661,7 @@ def test_service_manager(
 def test_ready_without_an_address(port: Port, make_program: MakeProgram, stack: ExitStack) -> None:
     """READY=1 comes where there is no cable and no such interface; STATUS= says so, and the control sockets answer."""
     port.carrier(False)
-    daemon = make_program(port.host, "eth9", "eth0", "--delay", "50")
+    daemon = make_program(port.host, "run", "eth9", "eth0", "--delay", "50")
     daemon.env["NOTIFY_SOCKET"] = str(daemon.folder / "notify")
     manager = stack.enter_context(_Manager(port.host, daemon.env["NOTIFY_SOCKET"]))
     daemon.start()
@@ -710,3 +711,65 @@ def test_environment_without_anything(port: Port, make_program: MakeProgram) -> 
     daemon.start()
     # Sees the same IPv4 addresses as `ip`.
     assert claimed(port) == A == IPv4Address(port.host.link_local("eth0")[0])
+
+
+# Ctrl-C
+
+
+def test_ctrl_c_at_any_moment(port: Port, make_program: MakeProgram) -> None:
+    """From exec on, through the imports and the claim: no traceback, and nothing is left, neither address nor file."""
+    blocked = ["env", "--block-signal=SIGINT"]  # as the installed program is started
+    # A start that is cut off must leave no half-written bytecode in the source tree.
+    env = {"PYTHONDONTWRITEBYTECODE": "1"}
+    daemon = make_program(port.host, "run", "eth0", *FAST, wrapper=blocked, env=env)
+    wait_ready(port)
+    before = configuration(port.host)
+    ended = []
+    for step in range(24):
+        daemon.start()
+        time.sleep(step * 0.03)
+        daemon.signal(signal.SIGINT)
+        ended.append(daemon.wait())
+        assert "Traceback" not in daemon.output and "KeyboardInterrupt" not in daemon.output
+        assert port.host.addresses("eth0") == [], step
+        assert configuration(port.host) == before, step
+        assert list(daemon.runtime.iterdir()) == [], step
+    # Before anything was done the signal ends the process; after that it ends as asked.
+    assert set(ended) <= {-signal.SIGINT, 0}
+    assert ended[0] == -signal.SIGINT
+    bind(port, daemon)
+    daemon.signal(signal.SIGINT)
+    assert daemon.wait() == 0
+    assert configuration(port.host) == before
+
+
+def test_a_mistyped_command_changes_nothing(port: Port, make_program: MakeProgram) -> None:
+    """No frame, no file, no address: a word that is neither command nor interface, and one after an interface."""
+    wait_ready(port)
+    before = configuration(port.host)
+    for words, nearest in (
+        (["stauts", "eth0"], "autoip status eth0"),
+        (["eth0", "status"], "autoip status eth0"),
+        (["eth0", "eth9"], "autoip run eth9"),
+        (["eth0,eth9"], "eth0 eth9"),
+    ):
+        daemon = make_program(port.host, *words)
+        assert nearest in refused(daemon, 2)
+        assert list(daemon.runtime.iterdir()) == list(daemon.state.iterdir()) == []
+    assert configuration(port.host) == before
+    assert port.sniffer.arp() == []
+
+
+def test_bare_on_a_terminal(port: Port, make_program: MakeProgram) -> None:
+    """The help while no daemon runs, the status while one does; no second daemon either way."""
+    daemon = make_program(port.host, "eth0", *FAST)
+    wait_ready(port)
+    command = shlex.join(autoip_command())
+    typed = ["env", f"RUNTIME_DIRECTORY={daemon.runtime}", "script", "-qec", command, "/dev/null"]
+    ran = port.host.run(*typed)
+    assert "examples:" in ran and "autoip status" in ran
+    assert port.sniffer.arp() == []
+    bind(port, daemon)
+    ran = port.host.run(*typed)
+    assert re.search(rf"(?m)^eth0 +bound +{A} ", ran)
+    assert "examples:" not in ran

@@ -28,6 +28,7 @@ DEFAULTS = Arguments(
     early=False,
     config=None,
     trace=None,
+    dry_run=False,
 )
 
 
@@ -97,6 +98,7 @@ def test_defaults() -> None:
         ("eth0 --hook", {"interfaces": ("eth0",), "hook": True}),
         ("eth0 --hook --early", {"interfaces": ("eth0",), "hook": True, "early": True}),
         ("--config /etc/autoip.conf", {"config": "/etc/autoip.conf"}),
+        ("--dry-run", {"dry_run": True}),
     ],
 )
 def test_understood(line: str, expected: dict[str, object]) -> None:
@@ -180,12 +182,38 @@ def test_reader_that_has_read_enough() -> None:
     assert (ended.returncode, ended.stderr) == (0, b"")
 
 
-def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
-    for option, text in {"--version": f"autoip {__version__}\n", "--help": "examples:"}.items():
-        with pytest.raises(SystemExit) as ended:
-            main.main([option])
-        assert ended.value.code == 0
-        assert text in capsys.readouterr().out
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        ("--version", f"autoip {__version__}\n"),
+        ("version", f"autoip {__version__}\n"),
+        ("--help", "examples:"),
+        ("help", "examples:"),
+        ("help run", "examples:"),
+        ("help wait", "usage: autoip wait [--timeout S] "),
+        ("help help", "usage: autoip help [COMMAND]\n"),
+        ("status -h", "usage: autoip status [--json[=STYLE]] [IFACE ...]\n"),
+    ],
+)
+def test_version_and_help(line: str, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main(line.split()) == 0
+    assert text in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("line", ["--version", "version", "--help", "help wait", "hooks list"])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_output_that_cannot_be_written(line: str, unbuffered: str) -> None:
+    """One line and status 1, not Python's own complaint at the end."""
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(
+            [sys.executable, "-m", "autoip", *line.split()],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+            text=True,
+        )
+    message = "autoip: cannot write to standard output: No space left on device\n"
+    assert (ended.returncode, ended.stderr) == (1, message)
 
 
 def test_the_daemon_loads_no_tls() -> None:

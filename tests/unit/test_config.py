@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
 
 from autoip import config
-from autoip.commands import run
+from autoip.commands import main, run
 from autoip.core.acd import Defence
 from autoip.core.policy import Kind
-from autoip.errors import NoPermission, UsageError
+from autoip.errors import UsageError
 from autoip.options import Options
 
 
@@ -109,9 +110,9 @@ def test_bad_line_is_told_with_its_number(
 
 
 def test_file_that_is_named_must_be_there(tmp_path: Path) -> None:
-    with pytest.raises(NoPermission, match="No such file"):
+    with pytest.raises(UsageError, match="No such file"):
         config.load(tmp_path / "missing.conf")
-    with pytest.raises(NoPermission, match="directory"):
+    with pytest.raises(UsageError, match="directory"):
         config.load(tmp_path)
 
 
@@ -157,3 +158,69 @@ def test_hook_has_defaults_of_its_own(tmp_path: Path) -> None:
     assert found.after == 0.0
     found = options("eth0 --hook", "[eth0]\npolicy = alongside\nafter = 5", tmp_path)
     assert (found.policy, found.after) == (Kind.ALONGSIDE, 5.0)
+
+
+def test_dry_run_tells_where_each_option_comes_from(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For an interface that does not exist as well; nothing is made."""
+    file = tmp_path / "some.conf"
+    file.write_text("[*]\ndelay = 300\nlinger = 9\n[usb*]\nlinger = 5\n[eth0]\nup = yes\n")
+    for name in ("RUNTIME_DIRECTORY", "STATE_DIRECTORY"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    line = f"run usb7 usb8 --dry-run --config {file} --delay 200 --abandon --policy fallback"
+    assert main.main(line.split()) == 0
+    out, err = capfd.readouterr()
+    assert err == ""
+    head, *rows = [text.split() for text in out.splitlines()]
+    assert head == ["INTERFACE", "OPTION", "VALUE", "FROM"]
+    expected = [
+        ["ip", "-", "default"],
+        ["delay", "200", "command", "line"],
+        ["abandon", "yes", "command", "line"],
+        ["up", "no", "default"],
+        ["policy", "fallback", "command", "line"],
+        ["after", "10", "default"],
+        ["linger", "5", f"{file}:5"],
+        ["default-route", "no", "default"],
+    ]
+    assert [row[1:] for row in rows if row[0] == "usb7"] == expected
+    assert [row[1:] for row in rows if row[0] == "usb8"] == expected
+    shared = {row[1]: row[2:] for row in rows if row[0] == "all"}
+    assert shared["config"] == [str(file), "command", "line"]
+    assert shared["no-state"] == ["no", "default"]
+    assert [path.name for path in tmp_path.iterdir()] == ["some.conf"]
+
+
+def test_dry_run_of_a_hook(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "some.conf"
+    file.write_text("[usb7]\nlinger = 5\n")
+    assert main.main(f"run usb7 --hook --dry-run --config {file} --linger 3".split()) == 0
+    rows = [text.split() for text in capfd.readouterr().out.splitlines()]
+    assert ["usb7", "policy", "fallback", "hook"] in rows
+    assert ["usb7", "after", "0", "hook"] in rows
+    assert ["usb7", "linger", "3", "command", "line"] in rows
+    assert ["all", "hook", "yes", "command", "line"] in rows
+
+
+@pytest.mark.parametrize(
+    ("line", "text", "refused"),
+    [
+        ("eth0 --linger 5", "", True),
+        ("eth0 --after 0", "[eth1]\npolicy = fallback", True),
+        ("eth0 --linger 5", "[eth0]\npolicy = fallback", False),
+        ("eth0 eth1 --linger 5", "[eth1]\npolicy = fallback", False),
+        ("eth0 --linger 5 --policy fallback", "", False),
+        ("eth0 --linger 5 --hook", "", False),
+        ("eth0 --linger 5 --hook", "[eth0]\npolicy = alongside", True),
+        ("eth0", "[eth0]\nlinger = 5", False),
+        ("--linger 5", "", False),  # which interface is not known yet
+    ],
+)
+def test_linger_and_after_need_fallback(
+    tmp_path: Path, line: str, text: str, refused: bool
+) -> None:
+    arguments = run.parse(line.split())
+    expected = pytest.raises(UsageError, match="for --policy fallback")
+    with expected if refused else contextlib.nullcontext():
+        run.check_policy(arguments.interfaces, arguments, parsed(tmp_path, text))

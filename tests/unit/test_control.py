@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import resource
+import select
 import socket
 import subprocess
 import sys
@@ -46,6 +47,7 @@ REPORT: dict[str, Any] = {
     "defence": "defend",
     "delay": 2000,
     "others": ["192.0.2.1/24"],
+    "routable": ["192.0.2.1/24"],
     "conflicts": 3,
     "defences": 2,
     "last_conflict": {"mac": "02:00:00:00:00:aa", "address": "169.254.7.7", "at": 1_700_000_001.0},
@@ -482,6 +484,128 @@ def test_exit_status(
     assert status == expected
     # One line about what went wrong; what a table or a status says already is not said again.
     assert err.count("\n") == (expected > 1 and not line.startswith("status eth"))
+
+
+@pytest.mark.parametrize(
+    ("option", "pretty"),
+    [("--json", 1), ("-j", 1), ("--json=pretty", 1), ("--json=short", 0), ("-jshort", 0)],
+)
+def test_styles_of_json(
+    option: str,
+    pretty: bool,
+    daemon: Daemon,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    status, out, _ = run(daemon, capsys, monkeypatch, f"status {option} eth0")
+    assert status == 0
+    assert json.loads(out) == {"version": 1, "interfaces": [REPORT]}
+    assert (out.count("\n") > 1) == pretty
+
+
+@pytest.fixture
+def several(tmp_path: Path) -> Iterator[dict[str, Daemon]]:
+    """Two interfaces with a daemon: usb0 has an address, usb1 has none yet, but a routable one."""
+    with ExitStack() as stack:
+        found = {}
+        for name in ("usb0", "usb1"):
+            found[name] = Daemon(tmp_path, name)
+            stack.callback(found[name].close)
+        found["usb0"].report |= {"others": [], "routable": []}
+        found["usb1"].report |= {"address": None}
+        yield found
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("wait usb0", 0),
+        ("wait usb0 --for link-local", 0),
+        ("wait usb0 --for routable --timeout 0", 1),
+        ("wait usb1 --for routable", 0),
+        ("wait usb1 --timeout 0", 1),
+        ("wait usb1 --for any", 0),
+        ("wait usb0 usb1 --timeout 0", 1),
+        ("wait usb0 usb1 --any", 0),
+        ("wait usb0 usb1 --for any", 0),
+        ("wait usb* --timeout 0", 1),
+        ("wait usb* --any", 0),
+        ("wait usb* --for any", 0),
+        ("wait usb[0]", 0),
+        ("wait usb0 usb7 --timeout 0", 3),
+        ("wait usb0 usb7 --any", 0),
+        ("wait usb1 usb7 --any --timeout 0", 1),
+        ("wait eth* --timeout 0", 3),
+        ("wait usb0 eth* --timeout 0", 3),
+        ("status usb?", 1),
+        ("status usb0 usb[!1]", 0),
+        ("status usb0 eth*", 3),
+    ],
+)
+def test_patterns_and_kinds_of_address(
+    line: str,
+    expected: int,
+    several: dict[str, Daemon],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if line.startswith("wait") and expected == 0:
+        line += " --timeout 20"  # never waited out, unless this fails
+    assert run(several["usb0"], capsys, monkeypatch, line)[0] == expected
+
+
+def test_a_pattern_of_status(
+    several: dict[str, Daemon], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The interfaces that are served, each once."""
+    _, out, _ = run(several["usb0"], capsys, monkeypatch, "status usb* usb0 us* --json")
+    assert [one["interface"] for one in json.loads(out)["interfaces"]] == ["usb0", "usb1"]
+
+
+def waiting(folder: Path, *words: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "autoip", *words]
+    env = {**os.environ, "RUNTIME_DIRECTORY": str(folder)}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, env=env, text=True)
+
+
+def test_wait_until_all_of_a_pattern_have_a_routable_address(several: dict[str, Daemon]) -> None:
+    late = several["usb0"]
+    with waiting(late.path.parent, "wait", "usb*", "--for", "routable") as child:
+        wait_for(late.watchers)
+        late.publish("transition", old="probing", new="bound")
+        wait_for(lambda: late.did.count("status") >= 3)  # at first, when it watches, and now
+        assert child.poll() is None
+        late.report |= {"routable": ["192.0.2.7/24"]}
+        late.publish("address-added", address="192.0.2.7", prefixlen=24)
+        assert child.wait(PATIENCE) == 0
+
+
+def test_watch_of_a_pattern_finds_who_comes_later(several: dict[str, Daemon]) -> None:
+    folder = several["usb0"].path.parent
+    with waiting(folder, "watch", "-j", "usb*") as child:
+        assert child.stdout is not None
+        first = {json.loads(child.stdout.readline())["interface"] for _ in range(2)}
+        assert first == {"usb0", "usb1"}
+        others = [Daemon(folder, "eth0"), Daemon(folder, "usb2")]
+        try:
+            assert select.select([child.stdout], [], [], PATIENCE)[0]
+            assert json.loads(child.stdout.readline())["interface"] == "usb2"
+        finally:
+            child.terminate()
+            for other in others:
+                other.close()
+
+
+def test_running(several: dict[str, Daemon], tmp_path: Path) -> None:
+    """A socket that a crash has left does not count."""
+    assert query.running({"RUNTIME_DIRECTORY": str(tmp_path)})
+    for daemon in several.values():
+        daemon.close()
+    dead = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    dead.bind(str(tmp_path / socket_name(NAMESPACE, NAME)))
+    dead.close()
+    assert client.served(str(tmp_path)) == [NAME]
+    assert not query.running({"RUNTIME_DIRECTORY": str(tmp_path)})
 
 
 def test_status_of_nobody(

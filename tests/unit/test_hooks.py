@@ -400,8 +400,8 @@ def test_list(root: Path, run: Run) -> None:
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ("", "required: ACTION"),
-        ("add", "invalid choice: 'add'"),
+        ("", "ACTION is missing; allowed are install, remove, list"),
+        ("add", "add: allowed are install, remove, list"),
         ("install --client dhclinet", "allowed are dhclient, "),
         ("install --client dhclient eth0", "none of dhclient is told names"),
         ("install --client dhclient eth/0", "1 to 15 bytes"),

@@ -89,7 +89,7 @@ def test_wheel_holds_the_package_for_every_python(dist: Path) -> None:
     assert {name.partition("/")[0] for name in names} == {"autoip", info}
     assert {f"{info}/licenses/LICENSE", f"{info}/LICENSE"} & names  # newer and older setuptools
     assert "Apache-2.0" in (metadata["License"], metadata["License-Expression"])
-    assert "autoip = autoip.commands.main:main" in scripts
+    assert "autoip = autoip.__main__:main" in scripts
     assert metadata["Version"] == autoip.__version__
     assert metadata["Requires-Python"] == ">=3.10"
 

@@ -1,0 +1,81 @@
+"""What `autoip run --dry-run` shows: the options in force, and where each comes from."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from autoip.commands.arguments import aligned
+from autoip.commands.run import SHARED, Arguments, by_hook, check_policy, options_of
+from autoip.config import Config
+from autoip.kernel.model import Link
+from autoip.kernel.network import Network
+from autoip.option_table import Option
+from autoip.options import CONFIGURED, Options
+
+
+def table(arguments: Arguments, configuration: Config) -> Iterable[str]:
+    """Return the lines: for each interface its options, then those that hold for all of them together.
+
+    Raises:
+        UsageError: what `run` would refuse.
+        KernelRefused: the kernel does not list the interfaces.
+    """
+    from autoip.daemon.daemon import chosen
+
+    names = chosen(arguments.interfaces, asyncio.run(_links()))
+    check_policy(names, arguments, configuration)
+    rows: list[Sequence[str]] = [("INTERFACE", "OPTION", "VALUE", "FROM")]
+    for name in names:
+        options = options_of(name, arguments, configuration)
+        rows += [
+            (
+                name,
+                option.name,
+                _text(option, options),
+                _origin(option, name, arguments, configuration),
+            )
+            for option in CONFIGURED.values()
+        ]
+    for option in SHARED:
+        if option.field in ("interfaces", "dry_run"):
+            continue
+        value = getattr(arguments, option.field)
+        origin = "default" if value == option.combined([]) else "command line"
+        rows.append(("all", option.name, _shown(option, value), origin))
+    return aligned(rows)
+
+
+def _origin(option: Option, name: str, arguments: Arguments, configuration: Config) -> str:
+    if option.field in arguments.choices:
+        return "command line"
+    if option.field in (places := configuration.places(name)):
+        return places[option.field]
+    return "hook" if option.field in by_hook(arguments) else "default"
+
+
+def _text(option: Option, options: Options) -> str:
+    return _shown(option, getattr(options, option.field))
+
+
+def _shown(option: Option, value: Any) -> str:
+    """Return a value in the words in which it can be given; `-` for none."""
+    if value is None:
+        return "-"
+    if not option.metavar:
+        return "yes" if value == option.value("yes") else "no"
+    if isinstance(value, enum.Enum):
+        return str(value.value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+async def _links() -> list[Link]:
+    network = Network()
+    await network.open()
+    try:
+        links, _ = await network.snapshot()
+    finally:
+        network.close()
+    return links

@@ -1,0 +1,31 @@
+"""What interfaces this network namespace has, as the commands ask that must start fast."""
+
+from __future__ import annotations
+
+
+def exists(name: str) -> bool:
+    """Return whether there is an interface of that name (or alternative name) now."""
+    import socket  # takes milliseconds, and few command lines have a name that has to be looked up
+
+    try:
+        socket.if_nametoindex(name)
+    except (OSError, ValueError):  # ValueError: a NUL
+        return False
+    return True
+
+
+def proper(name: str) -> str:
+    """Return the name of the interface that has this alternative name; or that name, if there is none."""
+    import socket
+
+    try:
+        return socket.if_indextoname(socket.if_nametoindex(name))
+    except (OSError, ValueError):
+        return name
+
+
+def names() -> list[str]:
+    """Return the names of all interfaces there are now, in alphabetical order."""
+    import socket
+
+    return sorted(name for _, name in socket.if_nameindex())
