@@ -330,6 +330,8 @@ class Daemon:
             link = self._host.link(interface.name)
             if link is None or link != interface.link:
                 interface.link_changed(link)
+            elif link.is_port:
+                interface.master_changed()
 
     def _on_frames(self) -> None:
         by_token = {i.token: i for i in self._interfaces if i.token is not None}

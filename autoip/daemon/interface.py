@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from autoip.core import acd, ipv4ll
 from autoip.core.ipv4ll import Ipv4ll, State
-from autoip.core.policy import Policy
+from autoip.core.policy import Gate, Policy
 from autoip.core.proxy_arp import ProxyArpDetector
 from autoip.daemon.address_memory import AddressMemory
 from autoip.daemon.address_store import AddressStore
@@ -173,6 +173,7 @@ class Interface:
             before, self.link = self.link, link
             self._owned.link = self._routes.link = link
             appeared = link is not None and (before is None or before.index != link.index)
+            self._obey_master()
             if link is not None and appeared:
                 self._meet(link)
             # If it goes down later, somebody has set it down, and is obeyed.
@@ -192,9 +193,21 @@ class Interface:
         """A link of the interface's name has come."""
         self._routes.take_over(link)
         self._owned.take_over(link, self._host.addresses(link.index), self._memory)
-        if link.master is not None:
-            text = "belongs to a bridge or bond, which gets its frames"
-            self.reporter.log(logging.WARNING, text)
+
+    def master_changed(self) -> None:
+        """The link is the same, but its master may have another name."""
+        with self._recovery.guarded("link"):
+            self._obey_master()
+            self._pump()
+
+    def _obey_master(self) -> None:
+        """Allow an address only while the link is no port of another interface."""
+        before = self._policy.why
+        master = self._host.master(self.link) if self.link is not None else ""
+        self._policy.permit(Gate.MASTER, not master, f"belongs to {master}")
+        standing_by = self._negotiator.state is State.STANDBY
+        if standing_by and master and before != self._policy.why:
+            self.reporter.log(logging.INFO, self._policy.why)  # else the transition is the log line
 
     def _lose_link(self, why: str, *, asked: bool = False) -> None:
         self._policy.link(False, self._clock())
@@ -259,9 +272,9 @@ class Interface:
         self._routes.put_back()
 
     def permit(self, allowed: bool, why: str = "") -> None:
-        """Allow the interface to have an address, or not and `why`; then one that it has goes."""
+        """A network manager allows an address, or forbids it and `why`; then one that there is goes."""
         with self._recovery.guarded("permit"):
-            self._policy.permit(allowed, why)
+            self._policy.permit(Gate.MANAGER, allowed, why)
             self._pump()
 
     def restart(self, why: str, *, asked: bool = True) -> None:

@@ -186,7 +186,7 @@ def read_link(message: Any) -> Link | None:
         flags=message["flags"],
         kind=None if kind is None else text(kind),
         master=message.get_attr("IFLA_MASTER"),
-        port_of_bridge=port_kind is not None and text(port_kind) in ("bridge", "openvswitch"),
+        port_kind=None if port_kind is None else text(port_kind),
         altnames=tuple(text(name) for number, name in altnames if number == 53),
         carrier_changes=message.get_attr("IFLA_CARRIER_CHANGES") or 0,
     )

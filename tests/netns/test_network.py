@@ -556,14 +556,14 @@ async def test_leaving_a_bridge_is_no_removal(kernel: Network, host: Namespace) 
     host.ip("link set v0 master br0")
     port = await link_of(kernel, "v0")
     bridge = await link_of(kernel, "br0")
-    assert port.port_of_bridge
+    assert port.is_port and port.port_kind == "bridge"
     assert port.master == bridge.index
     assert port not in ethernet_like([port])
     host.ip("link set v0 nomaster")
     events = await settle(kernel, host)
     assert not any(isinstance(event, LinkRemoved) for event in events)
     free = await link_of(kernel, "v0")
-    assert not free.port_of_bridge
+    assert not free.is_port and free.port_kind is None
     assert free.master is None
     assert kernel._links[free.index] == free
 

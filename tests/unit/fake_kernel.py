@@ -44,7 +44,7 @@ def mac_of(number: int) -> bytes:
 def link_of(index: int = 2, name: str = "eth0", mac: bytes | None = None, **changes: Any) -> Link:
     """A link that is ready, but for the changes."""
     mac = mac_of(index) if mac is None else mac
-    return replace(Link(index, name, mac, 1, READY, None, None, False), **changes)
+    return replace(Link(index, name, mac, 1, READY, None, None, None), **changes)
 
 
 class FakeSocket:

@@ -761,13 +761,94 @@ def test_up(tmp_path: Path) -> None:
     play(scenario)
 
 
-def test_a_port_of_a_bridge_is_warned_of(tmp_path: Path) -> None:
+PORT: dict[str, Any] = {"master": 5, "port_kind": "bridge"}
+
+
+def test_a_port_has_no_address_as_long_as_it_is_one(tmp_path: Path) -> None:
+    """if-master: from the start, when the interface gets a master, and until the master goes."""
+
+    async def scenario() -> None:
+        world = World(tmp_path, first=A)
+        world.network.links[2] = link_of(2, **PORT)
+        world.network.links[5] = link_of(5, "br0", kind="bridge")
+        async with world:
+            await world.until_state("standby")
+            assert world.report()["why"] == "belongs to br0"
+            assert world.interface().summary == "eth0: standby (belongs to br0)"
+            await asyncio.sleep(100)
+            assert world.asked("add") == [] and world.kernel.listener.sent == []
+            for _ in range(2):
+                world.network.plug(link_of(2))
+                assert await world.until_bound() == A
+                world.network.asked.clear()
+                world.network.plug(link_of(2, **PORT))
+                await world.until(lambda: not world.network.owned(2), 1)
+                # At once, and with it the filter; no request of ours comes after these.
+                assert world.asked("add", "remove", "release") == [("remove", 2, A), ("release", 2)]
+                assert world.report()["state"] == "standby"
+                assert world.report()["why"] == "belongs to br0"
+            assert len(world.said("-> standby: belongs to br0")) == 3
+            assert len(world.said("belongs to br0")) == 3
+            world.network.plug(link_of(5, "lan", kind="bridge"))
+            await world.until(lambda: world.report()["why"] == "belongs to lan")
+            assert len(world.said("belongs to lan")) == 1
+
+    play(scenario)
+
+
+def test_a_port_that_stands_by_already(tmp_path: Path) -> None:
+    """One line, although there is no transition; a network manager's word changes nothing."""
+
+    async def scenario() -> None:
+        async with World(tmp_path, first=A, policy=Kind.FALLBACK) as world:
+            world.network.put(2, "192.0.2.5")
+            await world.until_state("standby")
+            world.network.plug(link_of(2, **PORT))
+            await world.until(lambda: world.report()["why"] == "belongs to interface 5")
+            world.network.take(2, IPv4Address("192.0.2.5"))
+            world.daemon._permit("eth0", False, "not now")
+            world.daemon._permit("eth0", True, "")
+            await asyncio.sleep(100)
+            assert world.report()["why"] == "belongs to interface 5"
+            assert len(world.said("belongs to")) == 1
+            assert world.asked("add") == []
+            world.network.plug(link_of(2))
+            assert await world.until_bound() == A
+
+    play(scenario)
+
+
+def test_a_bond_takes_its_port(tmp_path: Path) -> None:
+    """It demands that the port is down, and gives it another hardware address while it is its own."""
+
+    async def scenario() -> None:
+        async with World(tmp_path, first=A) as world:
+            await world.until_bound()
+            port: dict[str, Any] = {"master": 5, "port_kind": "bond"}
+            world.network.plug(link_of(5, "bond0", kind="bond"))
+            world.network.plug(link_of(2, flags=0))
+            world.network.plug(link_of(2, flags=0, **port))
+            world.network.plug(link_of(2, mac=mac_of(77), **port))
+            await world.until_state("standby")
+            assert world.report()["why"] == "belongs to bond0"
+            assert world.network.owned(2) == []
+            await asyncio.sleep(100)
+            assert world.kernel.listener.of(mac_of(77)) == []
+            world.network.plug(link_of(2))
+            assert await world.until_bound() == A
+
+    play(scenario)
+
+
+def test_an_interface_of_a_vrf_has_an_address(tmp_path: Path) -> None:
+    """A VRF is a routing table: its interfaces keep their addresses."""
+
     async def scenario() -> None:
         world = World(tmp_path)
-        world.network.links[2] = link_of(2, master=5)
+        world.network.links[2] = link_of(2, master=5, port_kind="vrf")
         async with world:
             await world.until_bound()
-            assert len(world.said("belongs to a bridge or bond")) == 1
+            assert world.said("belongs to") == []
 
     play(scenario)
 
