@@ -12,8 +12,9 @@ What `add_address` sets up for an address on an interface, and `remove_address` 
 Before the first address `add_address` also makes ARP leave the interface by broadcast where it must (see
 `arp_broadcast`). That stays from one address to the next, until `release`.
 
-Beside a routable address `set_onlink` has link-local destinations reached from that one, and with a
-link-local one `set_default` has everything else reached on the link (see `onlink_routes`).
+Beside a routable address `set_onlink` has link-local destinations reached from that one; `demote` has the route
+of the link-local address come after it. With a link-local one `set_default` has everything else reached on the
+link (see `onlink_routes`).
 """
 
 from __future__ import annotations
@@ -184,6 +185,14 @@ class Network:
     async def remove_onlink(self, index: int) -> None:
         """Undo `set_onlink`, also that of a crashed instance. Raises KernelRefused."""
         await self._onlink.remove(index)
+
+    async def demote(self, link: Link, address: IPv4Address) -> None:
+        """Have the route that comes with `address` behind all others. Raises KernelRefused."""
+        await self._addresses.demote(link, address)
+
+    async def promote(self, index: int) -> None:
+        """Undo `demote`. Raises KernelRefused."""
+        await self._addresses.promote(index)
 
     async def set_default(self, link: Link, source: IPv4Address) -> None:
         """Reach everything by `link` from `source`, behind all other routes. Raises KernelRefused."""

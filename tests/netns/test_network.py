@@ -161,6 +161,35 @@ async def test_if_alias_attributes(kernel: Network, host: Namespace) -> None:
         await kernel.remove_address(link.index, OURS)
 
 
+@with_network
+async def test_demoted_address(kernel: Network, host: Namespace) -> None:
+    """Its route comes last, also when it is repaired; a missing address is not added again."""
+    veth(host)
+    link = await ready_link(kernel, "v0")
+    await kernel.add_address(link, OURS)
+
+    def route() -> str:
+        return host.ip("route show 169.254.0.0/16").strip()
+
+    usual = "169.254.0.0/16 dev v0 proto kernel scope link src {} metric {}"
+    await kernel.demote(link, OURS)
+    assert route() == usual.format(OURS, 3000 + link.index)
+    await kernel.add_address(link, OURS, replace=True)
+    assert route() == usual.format(OURS, 3000 + link.index)
+    assert host.link_local("v0") == [OURS]
+    assert kernel.limits == []
+    for _ in range(2):
+        await kernel.promote(link.index)
+        assert route() == usual.format(OURS, 1000 + link.index)
+    await kernel.demote(link, OURS)
+    await kernel.remove_address(link.index, OURS)
+    await kernel.demote(link, OURS)
+    await kernel.promote(link.index)
+    assert route() == "" and host.link_local("v0") == []
+    await kernel.add_address(link, OURS)
+    assert route() == usual.format(OURS, 1000 + link.index)
+
+
 @pytest.mark.parametrize(
     ("name", "label"),
     [

@@ -208,6 +208,7 @@ class FakeNetwork:
         self.links: dict[int, Link] = {}
         self.present: dict[tuple[int, IPv4Address], Address] = {}
         self.routes: dict[tuple[str, int], IPv4Address] = {}
+        self.demoted: dict[int, IPv4Address] = {}
         self.asked: list[tuple[Any, ...]] = []
         """Every request that changes something, in order."""
         self.foreign_default = False
@@ -332,6 +333,14 @@ class FakeNetwork:
     async def remove_onlink(self, index: int) -> bool:
         await self._ask("remove_onlink", index)
         return self.routes.pop(("onlink", index), None) is not None
+
+    async def demote(self, link: Link, address: IPv4Address) -> None:
+        await self._ask("demote", link.index, address)
+        self.demoted[link.index] = address
+
+    async def promote(self, index: int) -> None:
+        await self._ask("promote", index)
+        self.demoted.pop(index, None)
 
     async def set_default(self, link: Link, source: IPv4Address) -> None:
         await self._ask("set_default", link.index, source)

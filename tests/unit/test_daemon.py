@@ -967,6 +967,8 @@ def test_fallback(tmp_path: Path) -> None:
             world.network.put(2, "192.0.2.7")
             await world.until(lambda: world.network.routes)
             assert world.network.routes == {("onlink", 2): IPv4Address("192.0.2.7")}
+            # The route of the address comes last as long as another one replaces it.
+            await world.until(lambda: world.network.demoted == {2: A}, 1)
             assert world.report()["step"] == "release"
             # A connection keeps the address beyond the linger...
             await asyncio.sleep(100 + 3 * CONNECTIONS_INTERVAL)
@@ -981,6 +983,16 @@ def test_fallback(tmp_path: Path) -> None:
             assert world.report()["why"] == "the interface has 192.0.2.7"
             world.network.take(2, IPv4Address("192.0.2.7"))
             assert await world.until_bound() == A
+            assert world.network.demoted == {}
+            asked = ("set_onlink", "demote", "promote", "remove_onlink")
+            world.network.asked.clear()
+            world.network.put(2, "192.0.2.8")
+            await world.until(lambda: world.network.demoted)
+            world.network.take(2, IPv4Address("192.0.2.8"))
+            await world.until(lambda: not world.network.routes)
+            assert world.network.demoted == {}
+            assert sorted(request for request, *_ in world.asked(*asked)) == sorted(asked)
+            assert world.network.owned(2) == [A]
 
     play(scenario)
 
