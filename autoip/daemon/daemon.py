@@ -328,10 +328,9 @@ class Daemon:
             self._kernel.listener.own(self._own_macs)
         for interface in self._interfaces:
             link = self._host.link(interface.name)
-            if link is None or link != interface.link:
+            # The master of a port may have another name.
+            if link is None or link != interface.link or link.is_port:
                 interface.link_changed(link)
-            elif link.is_port:
-                interface.master_changed()
 
     def _on_frames(self) -> None:
         by_token = {i.token: i for i in self._interfaces if i.token is not None}

@@ -33,6 +33,7 @@ from autoip.daemon.reporter import Reporter
 from autoip.daemon.rivals import Rivals
 from autoip.daemon.serial_tasks import SerialTasks
 from autoip.daemon.status import status, summary
+from autoip.daemon.stranded_routes import StrandedRoutes
 from autoip.kernel.arp_socket import Received
 from autoip.kernel.model import Address, Link
 from autoip.options import Options
@@ -89,6 +90,7 @@ class Interface:
         )
         foreign = self._host.foreign_default_route
         self._routes = OwnedRoutes(reporter, self._network, self._requests, foreign, options)
+        self._stranded = StrandedRoutes(reporter, self._network, self._requests)
         self._proxy_arp = ProxyArpDetector()
         self._rivals = Rivals(reporter)
         self._script: ScriptRunner | None = None  # told of the address, if there is one
@@ -194,12 +196,6 @@ class Interface:
         self._routes.take_over(link)
         self._owned.take_over(link, self._host.addresses(link.index), self._memory)
 
-    def master_changed(self) -> None:
-        """The link is the same, but its master may have another name."""
-        with self._recovery.guarded("link"):
-            self._obey_master()
-            self._pump()
-
     def _obey_master(self) -> None:
         """Allow an address only while the link is no port of another interface."""
         before = self._policy.why
@@ -287,9 +283,11 @@ class Interface:
     def _addresses_changed(self) -> None:
         """The policy learns which addresses there are now."""
         with self._recovery.guarded("addresses"):
-            routable = next((other.address for other in self._others() if other.routable), None)
+            others = self._others()
+            routable = next((other.address for other in others if other.routable), None)
             held = self._negotiator.address is not None
             self._policy.addressed(routable, self._clock(), held=held)
+            self._stranded.update(self.link, others, self._owned.address)
             self._pump()
             if self._ending is None:
                 self._rivals.check(self._others)

@@ -48,6 +48,7 @@ from autoip.kernel.netlink import Request, Requests
 from autoip.kernel.onlink_routes import OnlinkRoutes
 from autoip.kernel.rtnetlink import read_address, read_link, read_route, text
 from autoip.kernel.source_routing import TABLE_BASE, SourceRules
+from autoip.kernel.stranded_routes import StrandedRoutes
 
 LABEL_SUFFIX = "autoip"
 """After the interface's name and a colon, the label."""
@@ -81,6 +82,7 @@ class Network:
         self._rules = SourceRules(self._requests)
         self._broadcast = Broadcast(self._requests, program)
         self._onlink = OnlinkRoutes(self._requests, TABLE_BASE)
+        self._stranded = StrandedRoutes(self._requests, self._addresses)
         self._pending: deque[Event] = deque()
         self._links: dict[int, Link] = {}
         self._lost = False
@@ -201,6 +203,10 @@ class Network:
     async def remove_default(self, index: int) -> None:
         """Undo `set_default`, also that of a crashed instance. Raises KernelRefused."""
         await self._onlink.remove_default(index)
+
+    async def remove_stranded(self, index: int, ours: IPv4Address) -> list[str]:
+        """Remove routes that outlived the last other address: see `StrandedRoutes.remove`."""
+        return await self._stranded.remove(index, ours)
 
     def follow_routes(self) -> None:
         """From now on report routes as well. Every change of any route then wakes the process.

@@ -209,6 +209,8 @@ class FakeNetwork:
         self.present: dict[tuple[int, IPv4Address], Address] = {}
         self.routes: dict[tuple[str, int], IPv4Address] = {}
         self.demoted: dict[int, IPv4Address] = {}
+        self.stranded: list[str] = []
+        """What `remove_stranded` finds."""
         self.asked: list[tuple[Any, ...]] = []
         """Every request that changes something, in order."""
         self.foreign_default = False
@@ -349,6 +351,11 @@ class FakeNetwork:
     async def remove_default(self, index: int) -> bool:
         await self._ask("remove_default", index)
         return self.routes.pop(("default", index), None) is not None
+
+    async def remove_stranded(self, index: int, ours: IPv4Address) -> list[str]:
+        await self._ask("remove_stranded", index, ours)
+        found, self.stranded = self.stranded, []
+        return found
 
     async def other_default(self) -> bool:
         await self._steps(self._before, "other_default")

@@ -952,6 +952,76 @@ def test_leftovers_that_cannot_be_swept(tmp_path: Path) -> None:
     play(scenario)
 
 
+# --- the last other address goes -----------------------------------------------------------------
+
+
+def test_routes_that_the_kernel_would_have_removed(tmp_path: Path) -> None:
+    """co-route: they are asked for once, when the last address that is not ours goes, and at no other time."""
+
+    async def scenario() -> None:
+        async with World(tmp_path, first=A) as world:
+            lease, other = IPv4Address("192.0.2.7"), IPv4Address("198.51.100.7")
+            # The kernel does it, as long as there is no address of ours.
+            world.network.put(2, str(lease))
+            await world.until_state("probing")
+            world.network.take(2, lease)
+            await world.until_bound()
+            assert world.asked("remove_stranded") == []
+            for address in (lease, other):
+                world.network.put(2, str(address))
+            world.network.take(2, lease)
+            await asyncio.sleep(1)
+            assert world.asked("remove_stranded") == []
+            world.network.stranded = ["default via 192.0.2.1", "10.0.0.0/8 via 192.0.2.2"]
+            world.network.take(2, other)
+            await world.until(lambda: world.asked("remove_stranded"), 1)
+            (line,) = world.said("removed with the last other address")
+            assert line.endswith(": default via 192.0.2.1, 10.0.0.0/8 via 192.0.2.2")
+            # An address of another interface, and ours when it is taken off and comes back, are none.
+            world.network.put(9, "192.0.2.9")
+            world.network.take(9, IPv4Address("192.0.2.9"))
+            world.network.take(2, A)
+            await asyncio.sleep(10)
+            assert await world.until_bound() == A
+            assert world.asked("remove_stranded") == [("remove_stranded", 2, A)]
+
+    play(scenario)
+
+
+def test_the_last_other_address_goes_in_a_message_that_is_lost(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with World(tmp_path, first=A) as world:
+            await world.until_bound()
+            world.network.put(2, "192.0.2.7")
+            await world.until(lambda: world.report()["others"])
+            world.network.take(2, IPv4Address("192.0.2.7"))
+            world.network.lose_messages()
+            await world.until(lambda: world.asked("remove_stranded"), 2)
+
+    play(scenario)
+
+
+def test_the_interface_goes_with_all_its_addresses(tmp_path: Path) -> None:
+    """The kernel removes everything; its successor of the same name has nothing to lose."""
+
+    async def scenario() -> None:
+        async with World(tmp_path, first=A) as world:
+            await world.until_bound()
+            world.network.put(2, "192.0.2.7")
+            await world.until(lambda: world.report()["others"])
+            world.network.mute = True
+            world.network.take(2, A)
+            world.network.unplug(2)
+            world.network.plug(link_of(7))
+            world.network.speak()
+            await world.until(lambda: world.report()["index"] == 7)
+            assert await world.until_bound() == A
+            # At most for the old one, where nothing is left.
+            assert ("remove_stranded", 7, A) not in world.network.asked
+
+    play(scenario)
+
+
 # --- the policy ----------------------------------------------------------------------------------
 
 
