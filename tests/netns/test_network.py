@@ -162,6 +162,19 @@ async def test_if_alias_attributes(kernel: Network, host: Namespace) -> None:
 
 
 @with_network
+async def test_stranded_routes_without_our_address(kernel: Network, host: Namespace) -> None:
+    """If ours has gone meanwhile the kernel has removed what there was: the rest came later."""
+    veth(host)
+    link = await ready_link(kernel, "v0")
+    host.ip("route add 198.18.0.0/24 dev v0 scope link")
+    assert await kernel.remove_stranded(link.index, OURS) == []
+    assert host.ip("route show 198.18.0.0/24")
+    await kernel.add_address(link, OURS)
+    assert await kernel.remove_stranded(link.index, OURS) == ["198.18.0.0/24"]
+    assert not host.ip("route show 198.18.0.0/24")
+
+
+@with_network
 async def test_demoted_address(kernel: Network, host: Namespace) -> None:
     """Its route comes last, also when it is repaired; a missing address is not added again."""
     veth(host)

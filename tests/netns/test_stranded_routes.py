@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import signal
 from ipaddress import IPv4Address
+from pathlib import Path
 
 import pytest
 
@@ -170,3 +171,44 @@ def test_one_of_two_leases_goes(port: Port, host: Namespace, make_autoip: MakeDa
     assert "default via 192.0.2.1" in line and "198.18.0.0/24" in line
     assert _routes(host) == set()
     assert "removed with" not in "".join(daemon.lines[:said])
+
+
+def test_what_our_address_does_not_carry_and_the_kernel_keeps(
+    port: Port, host: Namespace, make_autoip: MakeDaemon
+) -> None:
+    """Next hop objects stay, as without us; of several hops none is removed, and one by IPv6 is still reachable."""
+    daemon = make_autoip(port, *FAST)
+    bind(port, daemon)
+    host.ip(f"addr add {LEASE}/24 brd + dev eth0")
+    host.ip("nexthop add id 7 via 192.0.2.1 dev eth0")
+    kept = [
+        "203.0.113.0/26 nhid 7",
+        "203.0.113.64/26 nexthop via 192.0.2.1 dev eth0 nexthop via 10.7.7.1 dev eth1",
+    ]
+    ipv6 = Path("/proc/sys/net/ipv6/conf/eth0/disable_ipv6")
+    if host.call(ipv6.exists):
+        host.call(ipv6.write_text, "0")
+        kept.append("203.0.113.128/26 via inet6 fe80::1 dev eth0")
+    for route in (*kept, "198.18.0.0/24 via 192.0.2.1"):
+        host.ip(f"route add {route}")
+    host.ip(f"addr del {LEASE}/24 dev eth0")
+    line = daemon.wait_line("removed with the last other address")
+    assert line.endswith(": 198.18.0.0/24 via 192.0.2.1")
+    for route in kept:
+        assert host.ip(f"route show {route.split()[0]}")
+
+
+def test_our_default_route_makes_no_gateway_reachable(port: Port, make_autoip: MakeDaemon) -> None:
+    """With --default-route all is on the link, in both tables: it stays, and saves no route of a lease."""
+    host = port.host
+    daemon = make_autoip(port, *FAST, "--default-route")
+    bind(port, daemon)
+    wait_until(lambda: "default" in host.ip("route show proto 169"), "our default route")
+    host.ip(f"addr add {LEASE}/24 brd + dev eth0")
+    host.ip("route add 203.0.113.0/24 via 192.0.2.1")
+    before = host.ip("route show table all proto 169")
+    host.ip(f"addr del {LEASE}/24 dev eth0")
+    line = daemon.wait_line("removed with the last other address")
+    assert line.endswith(": 203.0.113.0/24 via 192.0.2.1")
+    assert host.ip("route show table all proto 169") == before
+    assert before.count("default") == 2
