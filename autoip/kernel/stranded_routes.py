@@ -56,9 +56,10 @@ class StrandedRoutes:
 
 
 def _is_plain(route: Any) -> bool:
-    """Whether a route is one whose next hop was given with it, and no rule of the kernel's own."""
+    """Whether a route is somebody else's, and one whose next hop was given with it."""
     return (
         route["family"] == socket.AF_INET
+        and route["proto"] != PROTOCOL
         and route["type"] == rtnetlink.RTN_UNICAST
         and _table(route) != rtnetlink.RT_TABLE_LOCAL
         # A next hop object is not removed by the kernel either; a gateway by IPv6 has no part in this.
@@ -79,13 +80,12 @@ def _stranded(routes: Sequence[Any], ours: IPv4Address, *, alone: bool) -> list[
         route
         for route in routes
         if route.get_attr("RTA_GATEWAY") is None
-        and route["proto"] != PROTOCOL
         and (route["proto"] == rtnetlink.RTPROT_KERNEL or not alone)
     ]
     reached = [_network(route) for route in on_link]
 
     def stays(route: Any) -> bool:
-        if route["proto"] == PROTOCOL or route.get_attr("RTA_PREFSRC") == ours.packed:
+        if route.get_attr("RTA_PREFSRC") == ours.packed:
             return True
         if (gateway := route.get_attr("RTA_GATEWAY")) is None:
             return any(route is other for other in on_link)

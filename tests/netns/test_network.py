@@ -166,11 +166,11 @@ async def test_stranded_routes_without_our_address(kernel: Network, host: Namesp
     """If ours has gone meanwhile the kernel has removed what there was: the rest came later."""
     veth(host)
     link = await ready_link(kernel, "v0")
-    host.ip("route add 198.18.0.0/24 dev v0 scope link")
+    host.ip("route add 198.18.0.0/24 via 192.0.2.1 dev v0 onlink")
     assert await kernel.remove_stranded(link.index, OURS) == []
     assert host.ip("route show 198.18.0.0/24")
     await kernel.add_address(link, OURS)
-    assert await kernel.remove_stranded(link.index, OURS) == ["198.18.0.0/24"]
+    assert await kernel.remove_stranded(link.index, OURS) == ["198.18.0.0/24 via 192.0.2.1"]
     assert not host.ip("route show 198.18.0.0/24")
 
 

@@ -212,3 +212,13 @@ def test_our_default_route_makes_no_gateway_reachable(port: Port, make_autoip: M
     assert line.endswith(": 203.0.113.0/24 via 192.0.2.1")
     assert host.ip("route show table all proto 169") == before
     assert before.count("default") == 2
+    # Also where the next address has come before the removal is seen.
+    host.ip(f"addr add {LEASE}/24 brd + dev eth0")
+    host.ip("route add 203.0.113.0/24 via 192.0.2.1")
+    said = len(daemon.lines)
+    daemon.signal(signal.SIGSTOP)
+    host.ip(f"addr del {LEASE}/24 dev eth0")
+    host.ip(f"addr add {OTHER_LEASE}/24 brd + dev eth0")
+    daemon.signal(signal.SIGCONT)
+    line = daemon.wait_line("removed with the last other address", since=said)
+    assert line.endswith(": 203.0.113.0/24 via 192.0.2.1")
