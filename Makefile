@@ -16,9 +16,10 @@ endif
 PYTHON ?= python3
 export PYTHON
 
-EXTENSION := $(wildcard csrc/*.c csrc/*.h csrc/*.py)
+EXTENSION := $(wildcard csrc/*.c csrc/*.h csrc/*.py csrc/warnings)
 C_SOURCES := $(filter-out csrc/_%,$(wildcard csrc/*.c))
-C_FLAGS := -std=gnu11 -O2 -D_GNU_SOURCE -pthread -Icsrc -Wall -Wextra -Werror
+C_FLAGS := -std=gnu11 -O2 -D_GNU_SOURCE -pthread -Icsrc @csrc/warnings -Werror
+C_FORMATTED := $(C_SOURCES) $(wildcard csrc/*.h tests/c/*.c tests/c/*.h bench/*.c)
 SHELL_FILES := $(wildcard .ci/run share/completions/*.bash tools/*.sh) \
 	$(shell grep -lsE '^\#!.*[/ ](ba|da)?sh( |$$)' hooks/* hooks/*/* conformance/adapters/*)
 # The sanitizers of older compilers cannot place their shadow memory where the kernel spreads its
@@ -97,16 +98,17 @@ ifeq ($(strip $(ARGS))$(UID),0)
 	$(GIVE_BACK) $(CONFORMANCE) -q --all-rows --dut "conformance/adapters/autoip {netns} {ifname}"
 endif
 
-check: $(VENV)/.dev ## linters, types, coverage of the unit tests, C warnings, sanitizers, valgrind
+check: $(VENV)/.dev ## linters, types, formats, coverage of the unit tests, C warnings, sanitizers, valgrind
 	$(DEPS)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy --strict
 	shellcheck $(SHELL_FILES)
+	$(VENV)/bin/clang-format --dry-run --Werror $(C_FORMATTED)
 	@set -e; for cc in gcc clang; do \
 		if command -v $$cc >/dev/null; then \
 			for file in $(C_SOURCES); do \
-				echo "$$cc -Wall -Wextra -Werror $$file"; \
+				echo "$$cc @csrc/warnings -Werror $$file"; \
 				$$cc $(C_FLAGS) -c -o /dev/null $$file; \
 			done; \
 		fi; \
@@ -214,7 +216,7 @@ $(VENV)/.made: $(REMAKE)
 	@$(AS_OWNER) $(PIP) install --upgrade setuptools cffi
 	@echo "$(PYTHON)" | $(AS_OWNER) tee $@ >/dev/null
 
-# Built in place, so that the sources are what runs.  The old modules go first: the build would
+# Built in place, so that the sources are what runs.  The old module goes first: the build would
 # not notice a changed header.
 $(VENV)/.ready: $(VENV)/.made pyproject.toml setup.py $(EXTENSION)
 	@echo "autoip: building the extension"

@@ -7,8 +7,7 @@ import sys
 from autoip.commands.main import main
 
 _NOT_BUILT = (
-    "autoip.kernel._arpsock",
-    "autoip.kernel._privileges",
+    "autoip.kernel._native",
     "_cffi_backend",
     "cffi",
     "pyroute2",

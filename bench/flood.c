@@ -1,7 +1,7 @@
 /*
  * Sends the same frame many times, as fast as the kernel takes it or in bursts.
  *
- *   flood IFNAME FRAME COUNT [BURST PAUSE]    FRAME: hexadecimal; PAUSE: microseconds after a burst
+ *   flood IFNAME FRAME COUNT [BURST PAUSE]    FRAME: hexadecimal; PAUSE: in microseconds
  *
  * Says how many nanoseconds it took.
  */

@@ -27,10 +27,10 @@ def helper(interface: str, mac: bytes, address: IPv4Address) -> tuple[int, Calla
     """The helper's thread, filter and queue."""
     from autoip.kernel.arp_socket import ArpListener, Phase
 
-    reactor = ArpListener()
-    sock = reactor.open(socket.if_nametoindex(interface), mac)
+    listener = ArpListener()
+    sock = listener.open(socket.if_nametoindex(interface), mac)
     sock.watch(Phase.DEFEND, address)
-    return reactor.fileno(), lambda: len(reactor.drain())
+    return listener.fileno(), lambda: len(listener.drain())
 
 
 def plain(interface: str, mac: bytes, address: IPv4Address) -> tuple[int, Callable[[], int]]:

@@ -22,12 +22,12 @@ def main() -> None:
     interface, mac, address = sys.argv[1], bytes.fromhex(sys.argv[2]), IPv4Address(sys.argv[3])
     busy = "--busy" in sys.argv[4:]
     frame = announcement(mac, address).emit()
-    with ArpListener() as reactor:
-        sock = reactor.open(socket.if_nametoindex(interface), mac)
+    with ArpListener() as listener:
+        sock = listener.open(socket.if_nametoindex(interface), mac)
         sock.watch(Phase.DEFEND, address)
         sock.arm(frame)
         poll = select.poll()
-        poll.register(reactor.fileno(), select.POLLIN)
+        poll.register(listener.fileno(), select.POLLIN)
         print("ready", flush=True)
         while True:
             if busy:
@@ -36,7 +36,7 @@ def main() -> None:
                     pass
             else:
                 poll.poll()
-            if reactor.drain():
+            if listener.drain():
                 sock.arm(frame)
 
 

@@ -1,12 +1,13 @@
 /*
  * RFC 3927, 2.5: "all ARP packets (*replies* as well as requests) that contain a Link-Local
- * 'sender IP address' MUST be sent using link-layer broadcast".  The kernel answers, and asks
- * again after a neighbour it knows, by unicast.  So a program of a few instructions looks at what
+ * 'sender IP address' MUST be sent using link-layer broadcast". The kernel answers, and asks
+ * again after a neighbour it knows, by unicast. So a program of a few instructions looks at what
  * leaves an interface, and gives such packets another destination.
  *
- * It is for the egress hook of a clsact qdisc, as a filter with "direct action".  There the frame
+ * It is for the egress hook of a clsact qdisc, as a filter with "direct action". There the frame
  * begins with its Ethernet header.
  */
+#include "assembler.h"
 #include "internal.h"
 
 #include <errno.h>
@@ -24,74 +25,91 @@
 #define ARP_AT ETH_HLEN
 #define ARP_LENGTH (AUTOIP_FRAME_LEN - ETH_HLEN)
 #define COPY (-ARP_LENGTH)
-#define COPY_OF(frame_offset) (COPY + (frame_offset)-ARP_AT)
+#define COPY_OF(frame_offset) (COPY + (frame_offset) - ARP_AT)
 
-/* Instructions, with BPF_REG_n as numbers. */
-#define MOVE(to, from) {.code = BPF_ALU64 | BPF_MOV | BPF_X, .dst_reg = (to), .src_reg = (from)}
-#define SET(to, value) {.code = BPF_ALU64 | BPF_MOV | BPF_K, .dst_reg = (to), .imm = (value)}
-#define ADD(to, value) {.code = BPF_ALU64 | BPF_ADD | BPF_K, .dst_reg = (to), .imm = (value)}
+/* Instructions of program `p`, with BPF_REG_n as numbers. */
+#define DO(...) autoip_asm_extended(p, (struct bpf_insn){__VA_ARGS__})
+#define MOVE(to, from) DO(.code = BPF_ALU64 | BPF_MOV | BPF_X, .dst_reg = (to), .src_reg = (from))
+#define SET(to, value) DO(.code = BPF_ALU64 | BPF_MOV | BPF_K, .dst_reg = (to), .imm = (value))
+#define ADD(to, value) DO(.code = BPF_ALU64 | BPF_ADD | BPF_K, .dst_reg = (to), .imm = (value))
 #define LOAD(size, to, base, offset)                                                             \
-    {.code = BPF_LDX | (size) | BPF_MEM, .dst_reg = (to), .src_reg = (base), .off = (offset)}
+    DO(.code = BPF_LDX | (size) | BPF_MEM, .dst_reg = (to), .src_reg = (base), .off = (offset))
 #define STORE(size, base, offset, value)                                                         \
-    {.code = BPF_ST | (size) | BPF_MEM, .dst_reg = (base), .off = (offset), .imm = (value)}
-#define UNLESS_EQUAL(register, value, skip)                                                      \
-    {.code = BPF_JMP | BPF_JNE | BPF_K, .dst_reg = (register), .off = (skip), .imm = (value)}
-#define CALL(function) {.code = BPF_JMP | BPF_CALL, .imm = (function)}
-#define EXIT {.code = BPF_JMP | BPF_EXIT}
+    DO(.code = BPF_ST | (size) | BPF_MEM, .dst_reg = (base), .off = (offset), .imm = (value))
+#define CALL(function) DO(.code = BPF_JMP | BPF_CALL, .imm = (function))
+#define EXIT() DO(.code = BPF_JMP | BPF_EXIT)
+#define UNLESS_EQUAL(register, value, label)                                                     \
+    autoip_asm_extended_jump(p,                                                                  \
+                             (struct bpf_insn){.code = BPF_JMP | BPF_JNE | BPF_K,                \
+                                               .dst_reg = (register),                            \
+                                               .imm = (value)},                                  \
+                             label)
 
 #define CONTEXT(field) ((short)offsetof(struct __sk_buff, field))
 #define WIRE(value) ((int)__constant_htons(value))
 
-static const struct bpf_insn program[] = {
-    MOVE(6, 1),                                       /* r6 <- the frame's description */
-    LOAD(BPF_W, 2, 6, CONTEXT(protocol)),             /* r2 <- type */
-    UNLESS_EQUAL(2, WIRE(ETH_P_ARP), 26),             /* not ARP? */
-    LOAD(BPF_W, 2, 6, CONTEXT(vlan_present)),         /* r2 <- has a tag beside the bytes */
-    UNLESS_EQUAL(2, 0, 24),                           /* another network's? */
+int autoip_broadcast_build(struct bpf_insn *out, size_t capacity)
+{
+    enum { PASS };
+    struct autoip_asm program;
+    struct autoip_asm *p = &program;
+
+    autoip_asm_init(p);
+    MOVE(6, 1);                               /* r6 <- the frame's description */
+    LOAD(BPF_W, 2, 6, CONTEXT(protocol));     /* r2 <- type */
+    UNLESS_EQUAL(2, WIRE(ETH_P_ARP), PASS);   /* not ARP? */
+    LOAD(BPF_W, 2, 6, CONTEXT(vlan_present)); /* r2 <- has a tag beside the bytes */
+    UNLESS_EQUAL(2, 0, PASS);                 /* another network's? */
 
     /* Not by direct access: of a frame from a packet ring only the header is at hand. */
-    MOVE(1, 6),
-    SET(2, ARP_AT),
-    MOVE(3, 10),
-    ADD(3, COPY),
-    SET(4, ARP_LENGTH),
-    CALL(BPF_FUNC_skb_load_bytes),                    /* copy <- the ARP packet */
-    UNLESS_EQUAL(0, 0, 17),                           /* too short? */
+    MOVE(1, 6);
+    SET(2, ARP_AT);
+    MOVE(3, 10);
+    ADD(3, COPY);
+    SET(4, ARP_LENGTH);
+    CALL(BPF_FUNC_skb_load_bytes); /* copy <- the ARP packet */
+    UNLESS_EQUAL(0, 0, PASS);      /* too short? */
 
-    LOAD(BPF_H, 2, 10, COPY_OF(14)),                  /* r2 <- hardware type */
-    UNLESS_EQUAL(2, WIRE(1), 15),                     /* not Ethernet? */
-    LOAD(BPF_H, 2, 10, COPY_OF(16)),                  /* r2 <- protocol type */
-    UNLESS_EQUAL(2, WIRE(ETH_P_IP), 13),              /* not IPv4? */
-    LOAD(BPF_H, 2, 10, COPY_OF(18)),                  /* r2 <- lengths */
-    UNLESS_EQUAL(2, WIRE(0x0604), 11),                /* not 6 and 4? */
-    LOAD(BPF_H, 2, 10, COPY_OF(AUTOIP_SPA_AT)),       /* r2 <- SPA, first 2 */
-    UNLESS_EQUAL(2, WIRE(0xa9fe), 9),                 /* not 169.254? */
+    LOAD(BPF_H, 2, 10, COPY_OF(14));            /* r2 <- hardware type */
+    UNLESS_EQUAL(2, WIRE(1), PASS);             /* not Ethernet? */
+    LOAD(BPF_H, 2, 10, COPY_OF(16));            /* r2 <- protocol type */
+    UNLESS_EQUAL(2, WIRE(ETH_P_IP), PASS);      /* not IPv4? */
+    LOAD(BPF_H, 2, 10, COPY_OF(18));            /* r2 <- lengths */
+    UNLESS_EQUAL(2, WIRE(0x0604), PASS);        /* not 6 and 4? */
+    LOAD(BPF_H, 2, 10, COPY_OF(AUTOIP_SPA_AT)); /* r2 <- SPA, first 2 */
+    UNLESS_EQUAL(2, WIRE(0xa9fe), PASS);        /* not 169.254? */
 
-    STORE(BPF_W, 10, COPY, -1),                       /* copy <- the broadcast address */
-    STORE(BPF_W, 10, COPY + 4, -1),
-    MOVE(1, 6),
-    SET(2, 0),                                        /* where the destination is */
-    MOVE(3, 10),
-    ADD(3, COPY),
-    SET(4, ETH_ALEN),
-    SET(5, 0),
-    CALL(BPF_FUNC_skb_store_bytes),                   /* destination <- copy */
+    STORE(BPF_W, 10, COPY, -1); /* copy <- the broadcast address */
+    STORE(BPF_W, 10, COPY + 4, -1);
+    MOVE(1, 6);
+    SET(2, 0); /* where the destination is */
+    MOVE(3, 10);
+    ADD(3, COPY);
+    SET(4, ETH_ALEN);
+    SET(5, 0);
+    CALL(BPF_FUNC_skb_store_bytes); /* destination <- copy */
 
-    SET(0, TC_ACT_UNSPEC),                            /* and on to the filters of others */
-    EXIT,
-};
+    autoip_asm_place(p, PASS);
+    SET(0, TC_ACT_UNSPEC); /* and on to the filters of others */
+    EXIT();
+    return autoip_asm_finish(p, out, capacity);
+}
 
 int autoip_broadcast_load(void)
 {
     /* Neither function is for programs under the GPL only. */
     static const char license[] = "Apache-2.0";
+    struct bpf_insn program[AUTOIP_BROADCAST_MAX];
     union bpf_attr attributes;
+    int length = autoip_broadcast_build(program, AUTOIP_BROADCAST_MAX);
     long result;
 
+    if (length < 0)
+        return length;
     memset(&attributes, 0, sizeof attributes);
     attributes.prog_type = BPF_PROG_TYPE_SCHED_CLS;
     attributes.insns = (uint64_t)(uintptr_t)program;
-    attributes.insn_cnt = sizeof program / sizeof *program;
+    attributes.insn_cnt = (uint32_t)length;
     attributes.license = (uint64_t)(uintptr_t)license;
     memcpy(attributes.prog_name, "autoip", sizeof "autoip");
     result = syscall(SYS_bpf, BPF_PROG_LOAD, &attributes, sizeof attributes);

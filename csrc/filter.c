@@ -15,6 +15,7 @@
  *     32 THA           6   not looked at: "SHOULD be zero" in a probe, and not all make it so
  *     38 TPA           4
  */
+#include "assembler.h"
 #include "internal.h"
 
 #include <errno.h>
@@ -41,137 +42,132 @@ enum {
 #define REPLY 0x06040002u             /* lengths 6 and 4, operation 2 */
 #define OPERATION_REQUEST 1u
 
-static uint32_t load16(const uint8_t *bytes)
+static uint32_t filter_read16(const uint8_t *bytes)
 {
     return (uint32_t)bytes[0] << 8 | bytes[1];
 }
 
-static uint32_t load32(const uint8_t *bytes)
+static uint32_t filter_read32(const uint8_t *bytes)
 {
-    return load16(bytes) << 16 | load16(bytes + 2);
+    return filter_read16(bytes) << 16 | filter_read16(bytes + 2);
 }
 
-/*
- * A program in the making.  Jumps to its end are written as ACCEPT and REJECT and get their
- * distance in finish(): the end is not known before.
- */
-#define ACCEPT 0xfeu
-#define REJECT 0xffu
+/* Where a jump goes to. */
+enum { ACCEPT, REJECT, KNOWN_OPERATION, OTHER_HOST, NEXT = AUTOIP_ASM_NEXT };
 
-struct program {
-    struct sock_filter *out;
-    size_t capacity;
-    size_t length; /* goes on counting past the capacity: an error shows at the end */
-};
-
-static void emit(struct program *program, uint16_t code, uint32_t k, uint8_t yes, uint8_t no)
+static void filter_do(struct autoip_asm *program, uint16_t code, uint32_t k)
 {
-    if (program->length < program->capacity)
-        program->out[program->length] = (struct sock_filter){code, yes, no, k};
-    program->length++;
+    autoip_asm_classic(program, (struct sock_filter){.code = code, .k = k});
 }
 
 /* A <- `size` bytes (BPF_H, BPF_W) at an offset of the frame; a frame too short is refused. */
-static void load(struct program *program, uint16_t size, uint32_t offset)
+static void filter_load(struct autoip_asm *program, int size, uint32_t offset)
 {
-    emit(program, (uint16_t)(BPF_LD | size | BPF_ABS), offset, 0, 0);
+    filter_do(program, (uint16_t)(BPF_LD | size | BPF_ABS), offset);
 }
 
 /* A <- what the kernel knows about the frame. */
-static void load_about(struct program *program, int what)
+static void filter_load_about(struct autoip_asm *program, int what)
 {
-    emit(program, BPF_LD | BPF_W | BPF_ABS, (uint32_t)(SKF_AD_OFF + what), 0, 0);
+    filter_do(program, BPF_LD | BPF_W | BPF_ABS, (uint32_t)(SKF_AD_OFF + what));
 }
 
-/* Goes on `yes` instructions further if A == k, else `no` further. */
-static void equal(struct program *program, uint32_t k, uint8_t yes, uint8_t no)
+/* Compares A with k by `test` (BPF_JEQ, BPF_JGE, BPF_JGT). */
+static void filter_if(struct autoip_asm *program, int test, uint32_t k, unsigned int yes,
+                      unsigned int no)
 {
-    emit(program, BPF_JMP | BPF_JEQ | BPF_K, k, yes, no);
+    const uint16_t code = (uint16_t)(BPF_JMP | test | BPF_K);
+
+    autoip_asm_classic_jump(program, (struct sock_filter){.code = code, .k = k}, yes, no);
 }
 
-/* Writes the end, and the distance to it into every jump. */
-static int finish(struct program *program)
+static void filter_if_equal(struct autoip_asm *program, uint32_t k, unsigned int yes,
+                            unsigned int no)
 {
-    size_t reject = program->length;
-    size_t accept = reject + 1;
+    filter_if(program, BPF_JEQ, k, yes, no);
+}
 
-    emit(program, BPF_RET | BPF_K, 0, 0, 0);                /* refuse */
-    emit(program, BPF_RET | BPF_K, AUTOIP_FRAME_LEN, 0, 0); /* pass, without the padding */
-    if (program->length > program->capacity)
-        return -ENOSPC;
+/* What is no ARP packet for IPv4 over Ethernet from another host is refused. */
+static void filter_common(struct autoip_asm *p, const uint8_t mac[6])
+{
+    filter_do(p, BPF_LD | BPF_W | BPF_LEN, 0);             /* A <- length */
+    filter_if(p, BPF_JGE, AUTOIP_FRAME_LEN, NEXT, REJECT); /* too short? */
+    filter_load_about(p, SKF_AD_PKTTYPE);                  /* A <- direction */
+    filter_if(p, BPF_JGT, PACKET_MULTICAST, REJECT, NEXT); /* not for us? */
+    filter_load_about(p, SKF_AD_VLAN_TAG_PRESENT);         /* A <- tagged */
+    filter_if_equal(p, 0, NEXT, REJECT);                   /* tagged? */
+    filter_load(p, BPF_H, AT_TYPE);                        /* A <- type */
+    filter_if_equal(p, ETH_P_ARP, NEXT, REJECT);           /* not ARP? */
+    filter_load(p, BPF_W, AT_HARDWARE_AND_PROTOCOL);       /* A <- both types */
+    filter_if_equal(p, ETHERNET_AND_IPV4, NEXT, REJECT);   /* other types? */
+    filter_load(p, BPF_W, AT_LENGTHS_AND_OPERATION);       /* A <- lengths, op */
+    filter_if_equal(p, REQUEST, KNOWN_OPERATION, NEXT);    /* a request? */
+    filter_if_equal(p, REPLY, NEXT, REJECT);               /* nor a reply? */
+    autoip_asm_place(p, KNOWN_OPERATION);
+    filter_load(p, BPF_W, AT_SHA);                            /* A <- SHA, first 4 */
+    filter_if_equal(p, filter_read32(mac), NEXT, OTHER_HOST); /* differs already? */
+    filter_load(p, BPF_H, AT_SHA + 4);                        /* A <- SHA, last 2 */
+    filter_if_equal(p, filter_read16(mac + 4), REJECT, NEXT); /* our own? */
+    autoip_asm_place(p, OTHER_HOST);
+}
 
-    for (size_t i = 0; i < reject; i++) {
-        struct sock_filter *jump = &program->out[i];
-
-        if (BPF_CLASS(jump->code) != BPF_JMP)
-            continue;
-        if (jump->jt >= ACCEPT)
-            jump->jt = (uint8_t)((jump->jt == ACCEPT ? accept : reject) - i - 1);
-        if (jump->jf >= ACCEPT)
-            jump->jf = (uint8_t)((jump->jf == ACCEPT ? accept : reject) - i - 1);
+/* What is left is accepted if it is a conflict, or a question, in this phase. */
+static void filter_conflict(struct autoip_asm *p, uint32_t address, enum autoip_phase phase)
+{
+    filter_load(p, BPF_W, AT_SPA); /* A <- SPA */
+    if (phase == AUTOIP_DEFEND) {
+        filter_if_equal(p, address, ACCEPT, REJECT); /* uses our address? */
+        return;
     }
-    return (int)program->length;
+    filter_if_equal(p, address, ACCEPT, NEXT); /* uses it? */
+    if (phase == AUTOIP_PROBE)
+        filter_if_equal(p, 0, NEXT, REJECT);             /* no probe? */
+    filter_load(p, BPF_H, AT_OPERATION);                 /* A <- operation */
+    filter_if_equal(p, OPERATION_REQUEST, NEXT, REJECT); /* no request? */
+    filter_load(p, BPF_W, AT_TPA);                       /* A <- TPA */
+    if (phase == AUTOIP_ANSWER) {
+        filter_if_equal(p, address, ACCEPT, REJECT); /* asks for ours? */
+        return;
+    }
+    filter_if_equal(p, address, NEXT, REJECT);     /* for another one? */
+    filter_load(p, BPF_W, AT_DESTINATION);         /* A <- to, first 4 */
+    filter_if_equal(p, 0xffffffffu, NEXT, REJECT); /* no broadcast? */
+    filter_load(p, BPF_H, AT_DESTINATION + 4);     /* A <- to, last 2 */
+    filter_if_equal(p, 0xffffu, ACCEPT, REJECT);   /* a broadcast? */
 }
 
 int autoip_filter_build(struct sock_filter *out, size_t capacity, const uint8_t mac[6],
-                        uint32_t address, int phase)
+                        uint32_t address, enum autoip_phase phase)
 {
-    struct program program = {out, capacity, 0};
-    struct program *p = &program;
+    struct autoip_asm program;
 
-    if (phase == AUTOIP_SILENT) {
-        if (capacity < 1)
-            return -ENOSPC;
-        emit(p, BPF_RET | BPF_K, 0, 0, 0); /* refuse */
-        return 1;
-    }
-    if (phase != AUTOIP_PROBE && phase != AUTOIP_DEFEND && phase != AUTOIP_ANSWER)
+    autoip_asm_init(&program);
+    switch (phase) {
+    case AUTOIP_SILENT:
+        break;
+    case AUTOIP_PROBE:
+    case AUTOIP_DEFEND:
+    case AUTOIP_ANSWER:
+        filter_common(&program, mac);
+        filter_conflict(&program, address, phase);
+        break;
+    default:
         return -EINVAL;
-
-    emit(p, BPF_LD | BPF_W | BPF_LEN, 0, 0, 0);                            /* A <- length */
-    emit(p, BPF_JMP | BPF_JGE | BPF_K, AUTOIP_FRAME_LEN, 0, REJECT);       /* too short? */
-    load_about(p, SKF_AD_PKTTYPE);                                         /* A <- direction */
-    emit(p, BPF_JMP | BPF_JGT | BPF_K, PACKET_MULTICAST, REJECT, 0);       /* not for us? */
-    load_about(p, SKF_AD_VLAN_TAG_PRESENT);                                /* A <- tagged */
-    equal(p, 0, 0, REJECT);                                                /* tagged? */
-    load(p, BPF_H, AT_TYPE);                                               /* A <- type */
-    equal(p, ETH_P_ARP, 0, REJECT);                                        /* not ARP? */
-    load(p, BPF_W, AT_HARDWARE_AND_PROTOCOL);                              /* A <- both types */
-    equal(p, ETHERNET_AND_IPV4, 0, REJECT);                                /* other types? */
-    load(p, BPF_W, AT_LENGTHS_AND_OPERATION);                              /* A <- lengths, op */
-    equal(p, REQUEST, 1, 0);                                               /* a request? */
-    equal(p, REPLY, 0, REJECT);                                            /* nor a reply? */
-    load(p, BPF_W, AT_SHA);                                                /* A <- SHA, first 4 */
-    equal(p, load32(mac), 0, 2);                                           /* differs already? */
-    load(p, BPF_H, AT_SHA + 4);                                            /* A <- SHA, last 2 */
-    equal(p, load16(mac + 4), REJECT, 0);                                  /* our own? */
-    load(p, BPF_W, AT_SPA);                                                /* A <- SPA */
-    if (phase == AUTOIP_DEFEND) {
-        equal(p, address, ACCEPT, REJECT);                                 /* uses our address? */
-        return finish(p);
     }
-    equal(p, address, ACCEPT, 0);                                          /* uses it? */
-    if (phase == AUTOIP_PROBE)
-        equal(p, 0, 0, REJECT);                                            /* no probe? */
-    load(p, BPF_H, AT_OPERATION);                                          /* A <- operation */
-    equal(p, OPERATION_REQUEST, 0, REJECT);                                /* no request? */
-    load(p, BPF_W, AT_TPA);                                                /* A <- TPA */
-    if (phase == AUTOIP_ANSWER) {
-        equal(p, address, ACCEPT, REJECT);                                 /* asks for ours? */
-        return finish(p);
+    autoip_asm_place(&program, REJECT);
+    filter_do(&program, BPF_RET | BPF_K, 0); /* refuse */
+    if (phase != AUTOIP_SILENT) {
+        autoip_asm_place(&program, ACCEPT);
+        filter_do(&program, BPF_RET | BPF_K, AUTOIP_FRAME_LEN); /* pass, without the padding */
     }
-    equal(p, address, 0, REJECT);                                          /* for another one? */
-    load(p, BPF_W, AT_DESTINATION);                                        /* A <- to, first 4 */
-    equal(p, 0xffffffffu, 0, REJECT);                                      /* no broadcast? */
-    load(p, BPF_H, AT_DESTINATION + 4);                                    /* A <- to, last 2 */
-    equal(p, 0xffffu, ACCEPT, REJECT);                                     /* a broadcast? */
-    return finish(p);
+    return autoip_asm_finish(&program, out, capacity);
 }
 
-static const uint8_t broadcast[6] = {0xff, 0xff, 0xff, 0xff, 0xff, 0xff};
+static const uint8_t filter_broadcast[6] = {0xff, 0xff, 0xff, 0xff, 0xff, 0xff};
 
-int autoip_filter_accepts(const uint8_t *frame, size_t length, const uint8_t mac[6],
-                          uint32_t address, int phase)
+enum autoip_verdict autoip_filter_accepts(const uint8_t *frame, size_t length,
+                                          const uint8_t mac[6], uint32_t address,
+                                          enum autoip_phase phase)
 {
     uint32_t operation;
 
@@ -179,24 +175,24 @@ int autoip_filter_accepts(const uint8_t *frame, size_t length, const uint8_t mac
         return AUTOIP_NOTHING;
     if (length < AUTOIP_FRAME_LEN)
         return AUTOIP_NOTHING;
-    if (load16(frame + AT_TYPE) != ETH_P_ARP)
+    if (filter_read16(frame + AT_TYPE) != ETH_P_ARP)
         return AUTOIP_NOTHING;
-    if (load32(frame + AT_HARDWARE_AND_PROTOCOL) != ETHERNET_AND_IPV4)
+    if (filter_read32(frame + AT_HARDWARE_AND_PROTOCOL) != ETHERNET_AND_IPV4)
         return AUTOIP_NOTHING;
-    operation = load32(frame + AT_LENGTHS_AND_OPERATION);
+    operation = filter_read32(frame + AT_LENGTHS_AND_OPERATION);
     if (operation != REQUEST && operation != REPLY)
         return AUTOIP_NOTHING;
     if (memcmp(frame + AT_SHA, mac, 6) == 0)
         return AUTOIP_NOTHING;
-    if (load32(frame + AT_SPA) == address)
+    if (filter_read32(frame + AT_SPA) == address)
         return AUTOIP_CONFLICT;
-    if (operation != REQUEST || load32(frame + AT_TPA) != address)
+    if (operation != REQUEST || filter_read32(frame + AT_TPA) != address)
         return AUTOIP_NOTHING;
     if (phase == AUTOIP_ANSWER)
         return AUTOIP_QUESTION;
     /* A probe: it came by broadcast, as switches send unicast ones to track devices. */
-    if (phase == AUTOIP_PROBE && load32(frame + AT_SPA) == 0 &&
-        memcmp(frame + AT_DESTINATION, broadcast, sizeof broadcast) == 0)
+    if (phase == AUTOIP_PROBE && filter_read32(frame + AT_SPA) == 0 &&
+        memcmp(frame + AT_DESTINATION, filter_broadcast, sizeof filter_broadcast) == 0)
         return AUTOIP_CONFLICT;
     return AUTOIP_NOTHING;
 }
@@ -205,7 +201,7 @@ void autoip_reply_make(uint8_t reply[AUTOIP_FRAME_LEN], const uint8_t question[A
                        const uint8_t mac[6])
 {
     memcpy(reply, question, AUTOIP_FRAME_LEN);
-    memcpy(reply + AT_DESTINATION, broadcast, 6);
+    memcpy(reply + AT_DESTINATION, filter_broadcast, 6);
     memcpy(reply + AT_SOURCE, mac, 6);
     reply[AT_OPERATION + 1] = 2;
     memcpy(reply + AT_SHA, mac, 6);

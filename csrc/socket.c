@@ -8,6 +8,9 @@
 #include <arpa/inet.h>
 #include <linux/if_ether.h>
 #include <linux/if_packet.h>
+#include <linux/sockios.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
 
 /* A time stamp further back than this is a clock that was set, not a frame that waited. */
 #define STAMP_MAX_AGE_NS 5000000000u
@@ -23,7 +26,7 @@ int autoip_packet_open(int ifindex)
         .sll_protocol = htons(ETH_P_ARP),
         .sll_ifindex = ifindex,
     };
-    const int on = 1;
+    struct timespec none;
     int result;
     int fd;
 
@@ -38,8 +41,9 @@ int autoip_packet_open(int ifindex)
     result = autoip_packet_filter(fd, nobody, 0, AUTOIP_SILENT);
     if (result < 0)
         goto fail;
-    if (setsockopt(fd, SOL_SOCKET, SO_TIMESTAMPNS, &on, sizeof on) < 0 ||
-        bind(fd, (const struct sockaddr *)&address, sizeof address) < 0) {
+    /* From now on the kernel keeps the time of each frame; there is none yet. */
+    (void)ioctl(fd, SIOCGSTAMPNS, &none);
+    if (bind(fd, (const struct sockaddr *)&address, sizeof address) < 0) {
         result = -errno;
         goto fail;
     }
@@ -50,7 +54,7 @@ fail:
     return result;
 }
 
-int autoip_packet_filter(int fd, const uint8_t mac[6], uint32_t address, int phase)
+int autoip_packet_filter(int fd, const uint8_t mac[6], uint32_t address, enum autoip_phase phase)
 {
     struct sock_filter instructions[AUTOIP_FILTER_MAX];
     struct sock_fprog program = {.filter = instructions};
@@ -82,61 +86,18 @@ int autoip_packet_send(int fd, const uint8_t frame[AUTOIP_FRAME_LEN])
     return sent == AUTOIP_FRAME_LEN ? 0 : -EIO;
 }
 
-void autoip_batch_init(struct autoip_batch *batch)
+int autoip_packet_receive(int fd, uint8_t frame[AUTOIP_FRAME_LEN])
 {
-    memset(batch, 0, sizeof *batch);
-    for (int i = 0; i < AUTOIP_BATCH; i++) {
-        struct msghdr *header = &batch->headers[i].msg_hdr;
+    ssize_t length = recv(fd, frame, AUTOIP_FRAME_LEN, MSG_DONTWAIT);
 
-        batch->entries[i].vector.iov_base = batch->entries[i].frame;
-        batch->entries[i].vector.iov_len = AUTOIP_FRAME_LEN;
-        header->msg_iov = &batch->entries[i].vector;
-        header->msg_iovlen = 1;
-        header->msg_control = batch->entries[i].control;
-        header->msg_controllen = sizeof batch->entries[i].control;
-    }
-}
-
-/* As few as were used: to touch them all takes longer than to answer a frame. */
-static void batch_renew(struct autoip_batch *batch)
-{
-    for (int i = 0; i < batch->used; i++)
-        batch->headers[i].msg_hdr.msg_controllen = sizeof batch->entries[i].control;
-    batch->used = 0;
-    batch->boottime_ns = 0;
-}
-
-int autoip_packet_wait(int fd, struct autoip_batch *batch)
-{
-    struct mmsghdr *first = &batch->headers[0];
-    ssize_t length;
-
-    batch_renew(batch);
-    length = recvmsg(fd, &first->msg_hdr, 0);
-    if (length < 0)
-        return -errno;
-    batch->used = 1;
-    first->msg_len = (unsigned int)length;
-    return 1;
-}
-
-int autoip_packet_receive(int fd, struct autoip_batch *batch)
-{
-    int count;
-
-    batch_renew(batch);
-    count = recvmmsg(fd, batch->headers, AUTOIP_BATCH, MSG_DONTWAIT, NULL);
-    if (count < 0)
-        return -errno;
-    batch->used = count;
-    return count;
+    return length < 0 ? -errno : (int)length;
 }
 
 /*
  * Both clocks at the same time: the thread may be pushed aside between two readings, so the
  * closest of a few counts.
  */
-static void read_clocks(struct autoip_batch *batch)
+static void packet_read_clocks(uint64_t *boottime_ns, uint64_t *wall_ns)
 {
     uint64_t closest = UINT64_MAX;
 
@@ -147,40 +108,33 @@ static void read_clocks(struct autoip_batch *batch)
 
         if (after - before < closest) {
             closest = after - before;
-            batch->boottime_ns = before + closest / 2;
-            batch->wall_ns = between;
+            *boottime_ns = before + closest / 2;
+            *wall_ns = between;
         }
     }
 }
 
-uint64_t autoip_batch_received(struct autoip_batch *batch, int i)
+/*
+ * Asked apart from reading, although the kernel could give it together with the frame: so the
+ * answer does not wait for it.
+ */
+uint64_t autoip_packet_received(int fd)
 {
-    struct msghdr *header = &batch->headers[i].msg_hdr;
-    uint64_t now;
-    uint64_t wall;
+    struct timespec at;
+    uint64_t now = 0;
+    uint64_t wall = 0;
+    uint64_t stamp;
+    uint64_t age;
 
-    /* Not before now: an answer may have gone out in between, and did not wait for this. */
-    if (batch->boottime_ns == 0)
-        read_clocks(batch);
-    now = batch->boottime_ns;
-    wall = batch->wall_ns;
-    for (struct cmsghdr *c = CMSG_FIRSTHDR(header); c != NULL; c = CMSG_NXTHDR(header, c)) {
-        struct timespec at;
-        uint64_t stamp;
-        uint64_t age;
-
-        if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_TIMESTAMPNS ||
-            c->cmsg_len < CMSG_LEN(sizeof at))
-            continue;
-        memcpy(&at, CMSG_DATA(c), sizeof at);
-        stamp = (uint64_t)at.tv_sec * 1000000000u + (uint64_t)at.tv_nsec;
-        /* The wall clock may have been set in between: neither the future nor long ago. */
-        if (stamp >= wall)
-            return now;
-        age = wall - stamp;
-        if (age > STAMP_MAX_AGE_NS)
-            age = STAMP_MAX_AGE_NS;
-        return age < now ? now - age : 0;
-    }
-    return now;
+    packet_read_clocks(&now, &wall);
+    if (ioctl(fd, SIOCGSTAMPNS, &at) < 0)
+        return now;
+    stamp = (uint64_t)at.tv_sec * 1000000000u + (uint64_t)at.tv_nsec;
+    /* The wall clock may have been set in between: neither the future nor long ago. */
+    if (stamp >= wall)
+        return now;
+    age = wall - stamp;
+    if (age > STAMP_MAX_AGE_NS)
+        age = STAMP_MAX_AGE_NS;
+    return age < now ? now - age : 0;
 }

@@ -1,4 +1,4 @@
-/* Clocks and timers.  CLOCK_BOOTTIME also counts the time that the machine sleeps. */
+/* Clocks and timers. CLOCK_BOOTTIME also counts the time that the machine sleeps. */
 #include "internal.h"
 
 #include <errno.h>

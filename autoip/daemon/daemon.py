@@ -26,7 +26,7 @@ from autoip.daemon.sd_notify import Notifier
 from autoip.daemon.terminal import Hangup
 from autoip.errors import AutoipError, KernelRefused, NoPermission, NotArp, UsageError
 from autoip.kernel import tcp_connections
-from autoip.kernel.arp_socket import ArpListener, ClockWatch, Timer
+from autoip.kernel.arp_socket import ArpListener
 from autoip.kernel.capabilities import as_owner
 from autoip.kernel.model import (
     AddressAdded,
@@ -40,6 +40,7 @@ from autoip.kernel.model import (
     ethernet_like,
 )
 from autoip.kernel.network import Network
+from autoip.kernel.timers import ClockWatch, Timer
 from autoip.options import Options
 from autoip.paths import network_namespace, runtime_directory, state_directory
 
@@ -61,7 +62,7 @@ class Settings:
         environ: the process's environment.
         script: absolute path of what is told of each address; None if there is no such thing.
         script_style: how, one of `script.STYLES`.
-        program: what `arpsock.load_broadcast` gave, or in words why there is none.
+        program: what `arp_socket.load_broadcast` gave, or in words why there is none.
     """
 
     interfaces: Sequence[str]
@@ -172,6 +173,7 @@ class Daemon:
                 loop.remove_reader(descriptor)
 
     async def _start(self) -> None:
+        """Sweep what a crash left, open the control sockets, and hear of routes."""
         try:
             await self._network.sweep()
         except KernelRefused as error:
@@ -334,9 +336,12 @@ class Daemon:
 
     def _on_frames(self) -> None:
         by_token = {i.token: i for i in self._interfaces if i.token is not None}
+        before = self._kernel.listener.lost
         for received in self._kernel.listener.drain():
             if (interface := by_token.get(received.token)) is not None:
                 interface.received(received)
+        if lost := self._kernel.listener.lost - before:
+            self._log.debug("%d conflicts dropped: more came at once than the queue holds", lost)
 
     def _on_timer(self) -> None:
         self._kernel.timer.acknowledge()

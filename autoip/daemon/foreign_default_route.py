@@ -18,8 +18,8 @@ LOOK_PAUSE = 0.2
 class ForeignDefaultRoute:
     """Follows the default routes of others, of all interfaces and tables.
 
-    The kernel does not tell of routes that go with an address or a link, so after such an event, as
-    after the loss of any other route, all are looked at.  A route that comes counts at once.
+    The kernel does not report routes that go with an address or a link, so after such an event, as
+    after the loss of any other route, all are looked at. A route that comes counts at once.
     """
 
     exists: bool
@@ -48,7 +48,7 @@ class ForeignDefaultRoute:
             self._task = None
 
     def happened(self, event: Event) -> None:
-        """Whatever the kernel told."""
+        """The kernel has reported this."""
         if not self._started:
             return
         if isinstance(event, RouteAdded):

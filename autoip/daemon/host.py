@@ -39,11 +39,11 @@ class Host:
     """Links, addresses, hardware addresses, and somebody else's default route.
 
     Args:
-        foreign_default_route: is told of each event.
+        foreign_default_route: gets each event.
     """
 
     macs: frozenset[bytes]
-    """The hardware addresses of this host's interfaces, no more than the ARP sockets can be told."""
+    """The hardware addresses of this host's interfaces, no more than the ARP sockets can take."""
 
     def __init__(self, foreign_default_route: ForeignDefaultRoute) -> None:
         self.macs = frozenset()

@@ -93,7 +93,7 @@ class Interface:
         self._stranded = StrandedRoutes(reporter, self._network, self._requests)
         self._proxy_arp = ProxyArpDetector()
         self._rivals = Rivals(reporter)
-        self._script: ScriptRunner | None = None  # told of the address, if there is one
+        self._script: ScriptRunner | None = None  # hears of the address, if there is one
         self._ending: asyncio.Task[None] | None = None
         self._host.join(self._owned)
 
@@ -300,7 +300,7 @@ class Interface:
         if self._policy.asks(self._clock()):
             self._requests.request(self._look_for_connections, once="connections")
         if self._negotiator.core is not None:
-            self._obey()
+            self._follow_policy()
             self._take_events()
             usable = self._negotiator.attached
             self._routes.update(self._policy, self._negotiator.address, usable=usable)
@@ -311,7 +311,7 @@ class Interface:
         self._negotiator.watch()
         self._shared.changed()
 
-    def _obey(self) -> None:
+    def _follow_policy(self) -> None:
         """Begin, or stand by, as the policy wants it."""
         if self._policy.wanted:
             if self._negotiator.attached and self._negotiator.state in IDLE:

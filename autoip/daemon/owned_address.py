@@ -1,7 +1,7 @@
 """The address that is on an interface because this daemon has put it there, and all requests about it.
 
 What is, or may be, there is written down first (`lock_file`), so that nothing owned outlives a crash unnoticed.
-The core decides; what became of a request is reported back to it.
+The core decides; each request reports its outcome to the core.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ class OwnedAddress:
         lock_file: keeps the record.
         kernel: takes requests...
         requests: ...in the order of all requests of the interface.
-        negotiator: has the core that is told what became of a request.
-        told: called after that: the core has events, and other requests may wait.
+        negotiator: has the core to which each request reports its outcome.
+        reported: called after that: the core has events, and other requests may wait.
     """
 
     link: Link | None
@@ -76,7 +76,7 @@ class OwnedAddress:
         kernel: Kernel,
         requests: SerialTasks,
         negotiator: Negotiator,
-        told: Callable[[], None],
+        reported: Callable[[], None],
     ) -> None:
         self.link = None
         self._owned: Held | None = None  # what is, or may be, on an interface
@@ -89,7 +89,7 @@ class OwnedAddress:
         self._requests = requests
         self._connections = kernel.connections
         self._negotiator = negotiator
-        self._told = told
+        self._reported = reported
 
     # --- whose an address is -----------------------------------------------------------------
 
@@ -164,7 +164,7 @@ class OwnedAddress:
     # --- requests, one after the other -------------------------------------------------------
 
     def configure(self, address: IPv4Address) -> None:
-        """Put the address on the link, if the core still waits for that; tell the core the outcome."""
+        """Put the address on the link, if the core still waits for that."""
         self._requests.request(partial(self._configure, address))
 
     def remove(self, address: IPv4Address, *, reset: bool = False) -> None:
@@ -182,7 +182,7 @@ class OwnedAddress:
             self.remove(self._owned.address)
 
     def verify(self) -> None:
-        """Tell the core if the address that it holds is no longer on the interface, or on two."""
+        """Report to the core if the address that it holds is no longer on the interface, or on two."""
         self._requests.request(self._verify)
 
     def repair(self) -> None:
@@ -241,7 +241,7 @@ class OwnedAddress:
             core.configured(address, now)
         elif place is Place.ELSEWHERE:
             core.elsewhere(address, now)
-        self._told()
+        self._reported()
 
     async def _add(self, link: Link, address: IPv4Address) -> Place | None:
         """Put the address on the link, unless the core no longer waits for that: None.
@@ -286,7 +286,7 @@ class OwnedAddress:
             core.removed(self._negotiator.clock())
         elif place is Place.ELSEWHERE:
             core.elsewhere(address, self._negotiator.clock())
-            self._told()
+            self._reported()
 
     async def _place(self, link: Link, address: IPv4Address) -> Place:
         """Where the address that is owned is now. Raises KernelRefused.
@@ -321,7 +321,7 @@ class OwnedAddress:
         self._negotiator.answers = why is not None
 
     async def _reset(self, address: IPv4Address) -> None:
-        """End what uses the address while its peers can still be told."""
+        """End what uses the address while its peers can still hear of that."""
         try:
             count = await asyncio.wait_for(self._connections.destroy(address), _RESET_TIMEOUT)
         except asyncio.TimeoutError:

@@ -90,7 +90,7 @@ class OwnedRoutes:
         """
         # From the routable address, so that one that only lingers is kept out of new connections.
         onlink = policy.source if address or policy.kind is Kind.ROUTE_ONLY else None
-        if self._keep(self._onlink, onlink if usable else None):
+        if self._set(self._onlink, onlink if usable else None):
             self._reporter.log(logging.INFO, policy.why)
         # After the route that replaces it: there is always one.
         self._keep(self._demoted, address if usable and policy.yields else None)
@@ -100,11 +100,11 @@ class OwnedRoutes:
             and not policy.yields
             and not self._foreign.exists
         )
-        if self._keep(self._default, address if wanted else None):
+        if self._set(self._default, address if wanted else None):
             text = f"no default route: all is on the link, from {address}"
             self._reporter.log(logging.INFO, text)
 
-    def _keep(self, route: OwnedRoute, source: IPv4Address | None) -> bool:
+    def _set(self, route: OwnedRoute, source: IPv4Address | None) -> bool:
         """Have the route, with this source, or not (None). Return whether it is made, or made anew."""
         wanted = None if source is None or self.link is None else (self.link.index, source)
         if wanted == route.there:

@@ -1,28 +1,25 @@
-"""Packet sockets for ARP, and timers, in the C helper.
+"""Packet sockets for ARP, in the C helper.
 
-The only importer of `autoip.kernel._arpsock`.  Each socket has a thread that waits without the
-interpreter's lock; a `ArpListener` collects what they report.  The kernel's filter lets through nothing
-but conflicts for the watched address; the first of them, once the address is defended, the
-thread answers by itself with the frame given to `ArpSocket.arm()`.
+An `ArpListener` has a thread that waits for all its sockets without the interpreter's lock, and
+collects what that reports. The kernel's filter lets through nothing but conflicts for the watched
+address; the first of them, once the address is defended, the thread answers by itself with the frame
+given to `ArpSocket.arm()`.
 
-Times are seconds on CLOCK_BOOTTIME.  Nothing here is safe to call from two Python threads at
+Times are seconds on CLOCK_BOOTTIME. Nothing here is safe to call from two Python threads at
 the same time.
 """
 
 from __future__ import annotations
 
-import contextlib
 import enum
 import errno
-import math
 import os
 import struct
-import time
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from ipaddress import IPv4Address
 from typing import NamedTuple
 
-from autoip.kernel._arpsock import ffi, lib
+from autoip.kernel.native import check, ffi, lib
 
 FRAME_LENGTH: int = lib.AUTOIP_FRAME_LEN
 OWN_MAX: int = lib.AUTOIP_OWN_MAX
@@ -31,20 +28,16 @@ OWN_MAX: int = lib.AUTOIP_OWN_MAX
 _NS = 1_000_000_000
 _EVENT = struct.Struct("@QQII42s6x")
 _DRAIN_AT_ONCE = 256
-_NEVER_NS = 2**63  # where the kernel's own counter ends
-
-# A sleep shorter than this is none; reading two clocks may take about as long on a busy machine.
-_SLEEP_MIN = 0.1
 
 
 class Phase(enum.IntEnum):
     """What counts as a conflict.
 
-    SILENT: nothing.  PROBE (RFC 3927, 2.2.1): an ARP packet that uses the address, or probes
-    for it by broadcast.  DEFEND (2.5): an ARP packet that uses it, and does not come from another
-    interface of this host (`ArpListener.own`).  Never one with our own hardware address as its sender.
+    SILENT: nothing. PROBE (RFC 3927, 2.2.1): an ARP packet that uses the address, or probes
+    for it by broadcast. DEFEND (2.5): an ARP packet that uses it, and does not come from another
+    interface of this host (`ArpListener.own`). Never one with our own hardware address as its sender.
     ANSWER: as DEFEND, and another host that asks for the address is answered by broadcast (2.5), which
-    is no conflict and not told.
+    is no conflict and not reported.
     """
 
     SILENT = lib.AUTOIP_SILENT
@@ -72,20 +65,20 @@ class Received(NamedTuple):
 
 
 class ArpListener:
-    """The sockets and the queue of their events.  Usable in a with statement.
+    """The sockets and the queue of their events. Usable in a with statement.
 
     Raises:
-        OSError: no memory or descriptors left.
+        OSError: no memory, descriptors or threads left.
     """
 
     def __init__(self) -> None:
         if ffi.sizeof("struct autoip_event") != _EVENT.size:
-            raise ImportError("autoip._arpsock does not belong to this version of autoip")
-        out = ffi.new("struct autoip_reactor **")
-        _check(lib.autoip_reactor_new(out))
+            raise ImportError("autoip.kernel._native does not belong to this version of autoip")
+        out = ffi.new("struct autoip_listener **")
+        check(lib.autoip_listener_new(out))
         # Freed at the latest when nobody holds this object any more.
-        self._reactor = ffi.gc(out[0], lib.autoip_reactor_free)
-        self._fd: int = lib.autoip_reactor_fd(self._reactor)
+        self._listener = ffi.gc(out[0], lib.autoip_listener_free)
+        self._fd: int = lib.autoip_listener_fd(self._listener)
         self._events = ffi.new("struct autoip_event[]", _DRAIN_AT_ONCE)
         self._buffer = ffi.buffer(self._events)
         self._lost = ffi.new("uint64_t *")
@@ -101,12 +94,12 @@ class ArpListener:
         return int(self._lost[0])
 
     def drain(self) -> list[Received]:
-        """All events that wait, the oldest first."""
-        reactor = self._open()
+        """Take all events that wait, the oldest first."""
+        listener = self._open()
         received: list[Received] = []
         while True:
-            count = _check(
-                lib.autoip_reactor_drain(reactor, self._events, _DRAIN_AT_ONCE, self._lost)
+            count = check(
+                lib.autoip_listener_drain(listener, self._events, _DRAIN_AT_ONCE, self._lost)
             )
             received += [
                 Received(token, generation, frame, at / _NS, defended / _NS if defended else None)
@@ -118,29 +111,28 @@ class ArpListener:
                 return received
 
     def open(self, index: int, mac: bytes) -> ArpSocket:
-        """Opens a socket on an interface, in phase SILENT.
+        """Open a socket on an interface, in phase SILENT.
 
         Args:
             index: the interface's index, from 1.
             mac: the interface's own hardware address, 6 bytes.
 
         Raises:
-            OSError: EPERM without CAP_NET_RAW, ENODEV if there is no such interface, EAGAIN if no
-                thread can be started.
+            OSError: EPERM without CAP_NET_RAW, ENODEV if there is no such interface, EMFILE.
         """
-        reactor = self._open()
+        listener = self._open()
         if not isinstance(index, int):
             raise TypeError(f"interface index: an int, not {type(index).__name__}")
         if not 0 < index < 2**31:
             raise ValueError(f"interface index: {index}")
         out = ffi.new("struct autoip_socket **")
-        _check(lib.autoip_socket_open(reactor, index, _bytes(mac, 6, "mac"), out))
+        check(lib.autoip_socket_open(listener, index, _bytes(mac, 6, "mac"), out))
         opened = ArpSocket(self, out[0])
         self._sockets[opened.token] = opened
         return opened
 
     def own(self, macs: Collection[bytes]) -> None:
-        """From now on these are the hardware addresses of this host's interfaces.
+        """Set the hardware addresses of this host's interfaces.
 
         Args:
             macs: 6 bytes each; no more than OWN_MAX.
@@ -149,18 +141,17 @@ class ArpListener:
             OSError: E2BIG, ENOMEM; then what was known before still is.
         """
         packed = b"".join(_bytes(mac, 6, "mac") for mac in macs)
-        _check(lib.autoip_reactor_own(self._open(), packed, len(macs)))
+        check(lib.autoip_listener_own(self._open(), packed, len(macs)))
 
     def close(self) -> None:
-        """Closes all sockets.  Harmless when repeated."""
+        """End the thread and close all sockets. Harmless when repeated."""
         for opened in self._sockets.values():
             opened._pointer = None  # noqa: SLF001 (the two belong together)
         self._sockets.clear()
         self._fd = -1
-        if self._reactor is not None:
-            # All sockets at once: one by one takes the kernel some milliseconds each.
-            ffi.release(self._reactor)
-            self._reactor = None
+        if self._listener is not None:
+            ffi.release(self._listener)
+            self._listener = None
 
     def __enter__(self) -> ArpListener:
         return self
@@ -169,9 +160,9 @@ class ArpListener:
         self.close()
 
     def _open(self) -> ffi.CData:
-        if self._reactor is None:
-            raise OSError(errno.EBADF, "the reactor is closed")
-        return self._reactor
+        if self._listener is None:
+            raise OSError(errno.EBADF, "the listener is closed")
+        return self._listener
 
     def _forget(self, token: int) -> None:
         self._sockets.pop(token, None)
@@ -181,21 +172,21 @@ class ArpSocket:
     """A packet socket on one interface; made by `ArpListener.open()`.
 
     Attributes:
-        token: distinguishes it from every other socket of the reactor, closed ones included.
+        token: distinguishes it from every other socket of the listener, closed ones included.
         generation: the number of watch() calls.
     """
 
-    def __init__(self, reactor: ArpListener, pointer: ffi.CData) -> None:
-        self._reactor = reactor
+    def __init__(self, listener: ArpListener, pointer: ffi.CData) -> None:
+        self._listener = listener
         self._pointer: ffi.CData | None = pointer
         self._sent = ffi.new("uint64_t *")
         self.token: int = lib.autoip_socket_token(pointer)
         self.generation = 0
 
     def watch(self, phase: Phase, address: IPv4Address | None) -> None:
-        """From now on reports conflicts for this address, under a new generation.
+        """Report conflicts for this address from now on, under a new generation.
 
-        None about another address follows, and none for phase SILENT.  Disarms, unless the
+        None about another address follows, and none for phase SILENT. Disarms, unless the
         armed frame is for the same address.
 
         Args:
@@ -216,11 +207,11 @@ class ArpSocket:
         else:
             raise TypeError(f"address: an IPv4Address, not {type(address).__name__}")
         generation = (self.generation + 1) & 0xFFFF_FFFF
-        _check(lib.autoip_socket_watch(sock, phase, number, generation))
+        check(lib.autoip_socket_watch(sock, phase, number, generation))
         self.generation = generation
 
     def send(self, frame: bytes) -> float:
-        """Sends a frame.
+        """Send a frame.
 
         Args:
             frame: 42 bytes, the Ethernet header included; the kernel pads it.
@@ -232,13 +223,13 @@ class ArpSocket:
         Raises:
             OSError: the frame was not sent: ENETDOWN, ENXIO (the interface is gone), ENOBUFS.
         """
-        _check(
+        check(
             lib.autoip_socket_send(self._open(), _bytes(frame, FRAME_LENGTH, "frame"), self._sent)
         )
         return int(self._sent[0]) / _NS
 
     def arm(self, frame: bytes) -> None:
-        """The next conflict in phase DEFEND or ANSWER is answered with this frame, once.
+        """Answer the next conflict in phase DEFEND or ANSWER with this frame, once.
 
         Args:
             frame: 42 bytes, an ARP packet whose sender IP is the watched address.
@@ -246,18 +237,18 @@ class ArpSocket:
         Raises:
             OSError: EINVAL for another sender IP, or in phase SILENT.
         """
-        _check(lib.autoip_socket_arm(self._open(), _bytes(frame, FRAME_LENGTH, "frame")))
+        check(lib.autoip_socket_arm(self._open(), _bytes(frame, FRAME_LENGTH, "frame")))
 
     def disarm(self) -> None:
-        """Once this has returned, no conflict is answered any more."""
+        """Answer no conflict any more, once this has returned."""
         lib.autoip_socket_disarm(self._open())
 
     def close(self) -> None:
-        """Closes the socket; its events that wait stay in the queue.  Harmless when repeated."""
+        """Close the socket; its events that wait stay in the queue. Harmless when repeated."""
         if self._pointer is not None:
             lib.autoip_socket_close(self._pointer)
             self._pointer = None
-            self._reactor._forget(self.token)  # noqa: SLF001 (the two belong together)
+            self._listener._forget(self.token)  # noqa: SLF001 (the two belong together)
 
     def __enter__(self) -> ArpSocket:
         return self
@@ -272,7 +263,7 @@ class ArpSocket:
 
 
 def load_broadcast() -> int | str:
-    """Loads the program that sends ARP packets with a link-local sender by broadcast.
+    """Load the program that sends ARP packets with a link-local sender by broadcast.
 
     It needs CAP_BPF (before Linux 5.8: CAP_SYS_ADMIN) besides CAP_NET_ADMIN, and only here.
 
@@ -286,104 +277,6 @@ def load_broadcast() -> int | str:
     if result in (-errno.EPERM, -errno.EACCES):
         return "no permission to load a program; CAP_BPF gives it"
     return f"cannot load a program: {os.strerror(-result)}"
-
-
-class _Descriptor:
-    """A file descriptor that is closed once."""
-
-    def __init__(self, fd: int) -> None:
-        self._fd = _check(fd)
-
-    def fileno(self) -> int:
-        """The descriptor; -1 after close()."""
-        return self._fd
-
-    def close(self) -> None:
-        """Harmless when repeated."""
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
-
-    def __del__(self) -> None:
-        # Not there if __init__ failed.
-        if getattr(self, "_fd", -1) >= 0:
-            self.close()
-
-
-class Timer(_Descriptor):
-    """A timer on CLOCK_BOOTTIME; its descriptor is readable when the time has come.
-
-    Raises:
-        OSError: no descriptors left.
-    """
-
-    def __init__(self) -> None:
-        super().__init__(lib.autoip_timer_new())
-
-    def set(self, at: float | None) -> None:
-        """Sets the timer anew.
-
-        Args:
-            at: when, in seconds; a time in the past is now.  None: never.
-
-        Raises:
-            ValueError: not a number, or further away than 290 years.
-        """
-        if at is None:
-            nanoseconds = 0
-        else:
-            if not math.isfinite(at) or at * _NS >= _NEVER_NS:
-                raise ValueError(f"time: {at}")
-            # Rounded up: readable never before `at`.  0 would mean never.
-            nanoseconds = max(1, math.ceil(at * _NS))
-        _check(lib.autoip_timer_set(self._fd, nanoseconds))
-
-    def acknowledge(self) -> None:
-        """After the descriptor became readable: it no longer is, until the next time."""
-        with contextlib.suppress(BlockingIOError):
-            os.read(self._fd, 8)
-
-
-class ClockWatch(_Descriptor):
-    """Becomes readable when the machine may have slept.
-
-    Args:
-        boottime: CLOCK_BOOTTIME in seconds; counts the sleep.
-        monotonic: CLOCK_MONOTONIC in seconds; does not.
-
-    Raises:
-        OSError: no descriptors left.
-    """
-
-    def __init__(
-        self,
-        boottime: Callable[[], float] = lambda: time.clock_gettime(time.CLOCK_BOOTTIME),
-        monotonic: Callable[[], float] = lambda: time.clock_gettime(time.CLOCK_MONOTONIC),
-    ) -> None:
-        super().__init__(lib.autoip_clock_watch_new())
-        self._boottime = boottime
-        self._monotonic = monotonic
-        self._slept = self._sleep_so_far()
-
-    def changed(self) -> bool:
-        """Whether the machine has slept since the last call.
-
-        The descriptor also becomes readable when the wall clock is set: then this is False.
-        """
-        _check(lib.autoip_clock_watch_read(self._fd))
-        before, self._slept = self._slept, self._sleep_so_far()
-        return self._slept - before >= _SLEEP_MIN
-
-    def _sleep_so_far(self) -> float:
-        # A pause between the two readings makes the result too small; the best of a few counts.
-        return max(self._boottime() - self._monotonic() for _ in range(3))
-
-
-def _check(result: int) -> int:
-    """The result of a C function; an exception if it is a negative errno."""
-    if result < 0:
-        raise OSError(-result, os.strerror(-result))
-    return result
 
 
 def _bytes(value: bytes, length: int, what: str) -> bytes:

@@ -6,8 +6,6 @@ of root's makes, opens and removes files in a directory of this user with this u
 and with no others (`as_owner`), and only for as long as that takes.  This user's saved ids, which
 `share_with_service` sets while that is permitted, are what allows it later.  They also are the
 record of who this user is, and let this user send signals to the daemon.
-
-The only importer of `autoip.kernel._privileges`.
 """
 
 from __future__ import annotations
@@ -19,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from autoip.errors import MissingCapability
-from autoip.kernel._privileges import ffi, lib
+from autoip.kernel.native import check, ffi, lib
 
 SERVICE_USER = "autoip"
 """The user of the unit, made by share/autoip.sysusers."""
@@ -31,10 +29,10 @@ _NEEDED = {
 
 
 def limit(*, pass_on: bool = False) -> None:
-    """Keeps CAP_NET_RAW and CAP_NET_ADMIN, permitted and effective, and nothing else.
+    """Keep CAP_NET_RAW and CAP_NET_ADMIN, permitted and effective, and nothing else.
 
     Inheritable and ambient sets are emptied, the bounding set is cut down (where CAP_SETPCAP
-    is permitted), and no program started later can gain privileges.  The kernel keeps
+    is permitted), and no program started later can gain privileges. The kernel keeps
     capabilities for each thread: call this before the first thread is started.
 
     Args:
@@ -45,11 +43,11 @@ def limit(*, pass_on: bool = False) -> None:
         OSError: the kernel refused.
     """
     permitted = ffi.new("uint64_t *")
-    _check(lib.autoip_privileges_permitted(permitted))
+    check(lib.autoip_capabilities_permitted(permitted))
     missing = tuple(name for name, bit in _NEEDED.items() if not permitted[0] >> bit & 1)
     if missing:
         raise MissingCapability(missing)
-    _check(lib.autoip_privileges_limit(sum(1 << bit for bit in _NEEDED.values()), pass_on))
+    check(lib.autoip_capabilities_limit(sum(1 << bit for bit in _NEEDED.values()), pass_on))
 
 
 def share_with_service(directories: Iterable[Path]) -> None:
@@ -103,13 +101,8 @@ def as_owner(directory: Path | int) -> Iterator[None]:
     if not theirs:
         yield
         return
-    _check(lib.autoip_privileges_files_as(saved_user, saved_group))
+    check(lib.autoip_capabilities_files_as(saved_user, saved_group))
     try:
         yield
     finally:
-        _check(lib.autoip_privileges_files_as(user, group))
-
-
-def _check(result: int) -> None:
-    if result < 0:
-        raise OSError(-result, os.strerror(-result))
+        check(lib.autoip_capabilities_files_as(user, group))

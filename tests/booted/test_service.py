@@ -36,9 +36,9 @@ def start(guest: Booted, name: str = "eth0") -> None:
     guest.run("systemctl", "start", f"autoip@{name}")
 
 
-def crash(guest: Booted, number: signal.Signals) -> None:
+def crash(guest: Booted, number: signal.Signals, unit: str = "autoip@eth0") -> None:
     """Sends the service's main process a signal. The kill is the shell's own: a minimal Debian has no other."""
-    guest.run("sh", "-c", f"kill -{int(number)} {main_pid(guest)}")
+    guest.run("sh", "-c", f"kill -{int(number)} {main_pid(guest, unit)}")
 
 
 def test_what_the_readme_installs(machine: Booted) -> None:
@@ -250,3 +250,34 @@ def test_power_off(guest: Booted, wire: Sniffer) -> None:
     assert "autoip@eth0.service: Deactivated successfully." in last
     assert "imed out" not in last and "Failed" not in last
     assert guest.run("cat", "/var/lib/needs-network").split()[2] == f"{address}/16"
+
+
+def test_root_beside_the_service(guest: Booted) -> None:
+    """Both use the same directories: neither serves what the other serves, and each takes over what the other left."""
+    by_hand = ("systemd-run", "-q", "--unit=by-hand", "autoip", "run", "eth1", "--up", "--delay=50")
+    start(guest)
+    wait_bound(guest)
+    guest.run(*by_hand)
+    guest.run("autoip", "wait", "eth1", "--timeout", "20")
+    (address,) = addresses(guest, "eth1")
+    guest.run("sh", "-c", "autoip run eth0; test $? = 3")
+    guest.run("systemctl", "stop", "autoip@eth0")
+    assert f" {address} " in guest.run(
+        "autoip", "status", "eth1"
+    )  # the last service took nothing of root's away
+
+    crash(guest, signal.SIGKILL, "by-hand")
+    wait_show(guest, "by-hand", "ActiveState", "failed")
+    assert addresses(guest, "eth1") == [address]
+    start(guest, "eth1")
+    assert wait_bound(guest, "eth1") == address
+    guest.run("sh", "-c", "autoip run eth1; test $? = 3")
+    crash(guest, signal.SIGKILL, "autoip@eth1")
+    guest.run("systemctl", "stop", "autoip@eth1")
+    assert addresses(guest, "eth1") == [address]
+    guest.run("systemctl", "reset-failed", "by-hand")
+    guest.run(*by_hand)
+    guest.run("autoip", "wait", "eth1", "--timeout", "20")
+    assert addresses(guest, "eth1") == [address]
+    guest.run("systemctl", "stop", "by-hand")
+    assert addresses(guest, "eth1") == []

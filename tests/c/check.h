@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "arpsock.h"
+#include "native.h"
 
 #define CHECK(condition)                                                                         \
     do {                                                                                         \

@@ -1,6 +1,6 @@
 /*
- * The program that the kernel runs on what leaves, by itself: the kernel is given frames to try it
- * on (BPF_PROG_TEST_RUN).  Needs CAP_BPF and CAP_NET_ADMIN, else there is nothing to test.
+ * The program that the kernel runs on what leaves, by itself: the kernel is given frames to try
+ * it on (BPF_PROG_TEST_RUN). Needs CAP_BPF and CAP_NET_ADMIN, else there is nothing to test.
  */
 #include "check.h"
 
@@ -14,7 +14,7 @@
 
 static int program;
 
-/* Runs the program on a frame; whether the frame is another one after it, and by what it may be. */
+/* Runs the program on a frame; whether the frame is changed by it, and in what it may be. */
 static bool redirects(const uint8_t *frame, size_t length)
 {
     uint8_t expected[128];
@@ -111,7 +111,7 @@ static void test_lengths(void)
 
     memset(frame, 0xa5, sizeof frame);
     make_reply(frame);
-    /* Of a frame too short the first byte behind the header is the least that the kernel takes. */
+    /* The kernel takes no frame that ends before the first byte behind the header. */
     for (size_t length = 15; length < AUTOIP_FRAME_LEN; length++)
         CHECK(!redirects(frame, length));
     for (size_t length = AUTOIP_FRAME_LEN; length <= sizeof frame; length++)

@@ -1,10 +1,11 @@
 /*
  * The filter by itself: the kernel runs it on a socket pair, and the same frames meet the check
- * in C.  Usage: test_filter [ROUNDS [SEED]]
+ * in C. Usage: test_filter [ROUNDS [SEED]]
  */
 #include "check.h"
 
 #include <errno.h>
+#include <limits.h>
 #include <stdbool.h>
 #include <unistd.h>
 
@@ -12,7 +13,7 @@
 
 static int pair[2];
 
-static void attach(const uint8_t mac[6], uint32_t address, int phase)
+static void attach(const uint8_t mac[6], uint32_t address, enum autoip_phase phase)
 {
     struct sock_filter instructions[AUTOIP_FILTER_MAX];
     struct sock_fprog program = {.filter = instructions};
@@ -23,7 +24,7 @@ static void attach(const uint8_t mac[6], uint32_t address, int phase)
     CHECK(setsockopt(pair[1], SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof program) == 0);
 }
 
-/* Whether the attached filter lets the frame through.  If it does: without the padding. */
+/* Whether the attached filter lets the frame through. If it does: without the padding. */
 static bool kernel_accepts(const uint8_t *frame, size_t length)
 {
     uint8_t got[2048];
@@ -41,7 +42,7 @@ static bool kernel_accepts(const uint8_t *frame, size_t length)
 }
 
 /* What both say; they must agree. */
-static bool accepts(const uint8_t *frame, size_t length, int phase)
+static bool accepts(const uint8_t *frame, size_t length, enum autoip_phase phase)
 {
     /* Exactly as much memory as the frame has: the sanitizers see a read behind it. */
     uint8_t *copy = malloc(length + (length == 0));
@@ -159,7 +160,7 @@ static void test_one_changed_field(void)
 
             make_base(frame, (enum base)base);
             memcpy(frame + change->at, change->bytes, change->length);
-            for (int phase = AUTOIP_SILENT; phase <= AUTOIP_DEFEND; phase++) {
+            for (enum autoip_phase phase = AUTOIP_SILENT; phase <= AUTOIP_DEFEND; phase++) {
                 attach(our_mac, OURS, phase);
                 if (accepts(frame, sizeof frame, phase) != expected[phase]) {
                     fprintf(stderr, "%s, base %d, phase %d: expected %d\n", change->what, base,
@@ -200,10 +201,10 @@ static const struct {
 static void test_questions(void)
 {
     for (size_t i = 0; i < sizeof questions / sizeof *questions; i++)
-        for (int phase = AUTOIP_PROBE; phase <= AUTOIP_ANSWER; phase++) {
+        for (enum autoip_phase phase = AUTOIP_PROBE; phase <= AUTOIP_ANSWER; phase++) {
             uint8_t frame[AUTOIP_FRAME_LEN];
-            int expected = (int)questions[i].verdict;
-            int verdict;
+            enum autoip_verdict expected = questions[i].verdict;
+            enum autoip_verdict verdict;
 
             make_frame(frame, their_mac, OTHER, OURS, 1);
             memcpy(frame + questions[i].at, questions[i].bytes, questions[i].length);
@@ -215,7 +216,7 @@ static void test_questions(void)
                 expected = AUTOIP_NOTHING;
             if (expected == AUTOIP_QUESTION && phase == AUTOIP_PROBE)
                 expected = questions[i].at == 28 && questions[i].bytes[0] == 0 ? AUTOIP_CONFLICT
-                                                                                : AUTOIP_NOTHING;
+                                                                               : AUTOIP_NOTHING;
             if (verdict != expected) {
                 fprintf(stderr, "%s, phase %d: %d, expected %d\n", questions[i].what, phase,
                         verdict, expected);
@@ -240,7 +241,7 @@ static void test_every_bit_of_the_sha(void)
 
 static void test_lengths(void)
 {
-    for (int phase = AUTOIP_SILENT; phase <= AUTOIP_ANSWER; phase++) {
+    for (enum autoip_phase phase = AUTOIP_SILENT; phase <= AUTOIP_ANSWER; phase++) {
         attach(our_mac, OURS, phase);
         for (int base = 0; base < BASES; base++) {
             uint8_t frame[1514];
@@ -264,10 +265,10 @@ static void test_random(unsigned int rounds, uint64_t seed)
     unsigned int accepted = 0;
 
     for (unsigned int round = 0; round < rounds; round++) {
-        int phase = AUTOIP_SILENT + (int)draw(&state, 4);
+        enum autoip_phase phase = (enum autoip_phase)draw(&state, 4);
 
         if (round % 64 == 0 || phase == AUTOIP_SILENT)
-            attach(our_mac, OURS, phase = 1 + (int)draw(&state, 3));
+            attach(our_mac, OURS, phase = (enum autoip_phase)(1 + draw(&state, 3)));
         else
             attach(our_mac, OURS, phase);
         for (int i = 0; i < 16; i++) {
@@ -322,12 +323,14 @@ static void test_other_addresses(void)
 
 static void test_build_errors(void)
 {
+    static const enum autoip_phase unknown[] = {(enum autoip_phase)4,
+                                                (enum autoip_phase)UINT_MAX};
     struct sock_filter out[AUTOIP_FILTER_MAX];
 
-    CHECK(autoip_filter_build(out, AUTOIP_FILTER_MAX, our_mac, OURS, -1) == -EINVAL);
-    CHECK(autoip_filter_build(out, AUTOIP_FILTER_MAX, our_mac, OURS, 4) == -EINVAL);
+    for (unsigned int i = 0; i < sizeof unknown / sizeof *unknown; i++)
+        CHECK(autoip_filter_build(out, AUTOIP_FILTER_MAX, our_mac, OURS, unknown[i]) == -EINVAL);
     CHECK(autoip_filter_build(out, 0, our_mac, OURS, AUTOIP_SILENT) == -ENOSPC);
-    for (int phase = AUTOIP_SILENT; phase <= AUTOIP_ANSWER; phase++) {
+    for (enum autoip_phase phase = AUTOIP_SILENT; phase <= AUTOIP_ANSWER; phase++) {
         int length = autoip_filter_build(out, AUTOIP_FILTER_MAX, our_mac, OURS, phase);
 
         CHECK(length > 0 && length <= AUTOIP_FILTER_MAX);

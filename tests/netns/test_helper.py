@@ -147,10 +147,10 @@ class Wire:
         self._sockets.append(sock)
         return sock
 
-    def open(self, reactor: ArpListener, name: str = "own") -> ArpSocket:
+    def open(self, listener: ArpListener, name: str = "own") -> ArpSocket:
         index = self.index(name)
         with self.inside():
-            return reactor.open(index, OUR_MAC)
+            return listener.open(index, OUR_MAC)
 
     def run(self, code: str) -> subprocess.Popen[str]:
         """A Python process in the namespace; it has said "ready" when this returns."""
@@ -201,32 +201,32 @@ def wire() -> Iterator[Wire]:
 
 
 @pytest.fixture
-def reactor() -> Iterator[ArpListener]:
-    with ArpListener() as reactor:
-        yield reactor
+def listener() -> Iterator[ArpListener]:
+    with ArpListener() as listener:
+        yield listener
 
 
-def collect(reactor: ArpListener, count: int) -> list[Received]:
+def collect(listener: ArpListener, count: int) -> list[Received]:
     """Waits for so many events."""
     events: list[Received] = []
     while len(events) < count:
-        assert select.select([reactor], [], [], 20)[0], f"only {len(events)} events"
-        events += reactor.drain()
+        assert select.select([listener], [], [], 20)[0], f"only {len(events)} events"
+        events += listener.drain()
     assert len(events) == count
     return events
 
 
-def nothing_but(wire: Wire, reactor: ArpListener, frame: bytes) -> None:
+def nothing_but(wire: Wire, listener: ArpListener, frame: bytes) -> None:
     """Sends a conflict; it is the only one: whatever was sent before was none."""
     wire.peer.send(frame)
-    assert [event.frame for event in collect(reactor, 1)] == [frame[:FRAME_LENGTH]]
+    assert [event.frame for event in collect(listener, 1)] == [frame[:FRAME_LENGTH]]
 
 
-def settle(wire: Wire, reactor: ArpListener, sock: ArpSocket) -> None:
+def settle(wire: Wire, listener: ArpListener, sock: ArpSocket) -> None:
     """Watches another address; nothing from before is told any more."""
     sock.watch(Phase.DEFEND, OTHER)
     wire.peer.send(arp(THEIR_MAC, OTHER, OURS))
-    assert [event.generation for event in collect(reactor, 1)] == [sock.generation]
+    assert [event.generation for event in collect(listener, 1)] == [sock.generation]
 
 
 def threads(pid: int) -> dict[str, tuple[int, int]]:
@@ -285,9 +285,9 @@ HOLDER = f"""
 import os, select, sys
 from ipaddress import IPv4Address
 from socket import if_nametoindex
-from autoip.kernel.arp_socket import Phase, Reactor
-reactor = Reactor()
-sock = reactor.open(if_nametoindex("own"), {OUR_MAC!r})
+from autoip.kernel.arp_socket import ArpListener, Phase
+listener = ArpListener()
+sock = listener.open(if_nametoindex("own"), {OUR_MAC!r})
 sock.watch(Phase.DEFEND, IPv4Address("{OURS}"))
 sock.arm({ANNOUNCEMENT!r})
 """
@@ -296,7 +296,8 @@ sock.arm({ANNOUNCEMENT!r})
 def test_unrelated_arp_wakes_nobody(wire: Wire) -> None:
     """Not the program, not the helper's thread: the kernel's filter alone sees it."""
     process = wire.run(
-        HOLDER + "print('ready', flush=True); select.select([reactor, 0], [], []); sys.stdin.read()"
+        HOLDER
+        + "print('ready', flush=True); select.select([listener, 0], [], []); sys.stdin.read()"
     )
     with process:
         noise = [
@@ -335,14 +336,14 @@ def test_defends_while_python_is_busy(wire: Wire) -> None:
     assert wire.nothing_heard()
 
 
-def test_first_conflict_defended_second_not(wire: Wire, reactor: ArpListener) -> None:
-    sock = wire.open(reactor)
+def test_first_conflict_defended_second_not(wire: Wire, listener: ArpListener) -> None:
+    sock = wire.open(listener)
     sock.watch(Phase.DEFEND, OURS)
     sock.arm(ANNOUNCEMENT)
     before = time.clock_gettime(time.CLOCK_BOOTTIME)
     wire.peer.send(CONFLICT)
     wire.peer.send(arp(THEIR_MAC, OURS, OURS, operation=2))
-    first, second = collect(reactor, 2)
+    first, second = collect(listener, 2)
     now = time.clock_gettime(time.CLOCK_BOOTTIME)
     assert first.frame == CONFLICT[:FRAME_LENGTH]
     assert first.token == second.token == sock.token
@@ -356,27 +357,27 @@ def test_first_conflict_defended_second_not(wire: Wire, reactor: ArpListener) ->
 
     sock.arm(ANNOUNCEMENT)
     wire.peer.send(CONFLICT)
-    assert collect(reactor, 1)[0].defended_at is not None
+    assert collect(listener, 1)[0].defended_at is not None
     assert wire.heard()[0] == ANNOUNCEMENT
 
 
-def test_time_of_arrival_is_the_kernels(wire: Wire, reactor: ArpListener) -> None:
+def test_time_of_arrival_is_the_kernels(wire: Wire, listener: ArpListener) -> None:
     """Not the time when the thread, or Python, got round to it."""
-    sock = wire.open(reactor)
+    sock = wire.open(listener)
     sock.watch(Phase.DEFEND, OURS)
     # The kernel begins to stamp frames as they come in a moment after it was asked to.
     for _ in range(50):
         wire.peer.send(CONFLICT)
         after = time.clock_gettime(time.CLOCK_BOOTTIME)
         time.sleep(0.02)
-        if collect(reactor, 1)[0].at <= after:
+        if collect(listener, 1)[0].at <= after:
             return
     pytest.fail("the time stamps are later than the frames")
 
 
-def test_phases(wire: Wire, reactor: ArpListener) -> None:
+def test_phases(wire: Wire, listener: ArpListener) -> None:
     """What is a conflict while the address is probed for, and once it is held."""
-    sock = wire.open(reactor)
+    sock = wire.open(listener)
     probe = arp(THEIR_MAC, NOBODY, OURS)
     refused_always = [
         arp(OUR_MAC, OURS, OURS),  # claim-echo
@@ -390,52 +391,52 @@ def test_phases(wire: Wire, reactor: ArpListener) -> None:
     sock.watch(Phase.PROBE, OURS)
     for frame in [*refused_always, probe, CONFLICT]:
         wire.peer.send(frame)
-    assert [event.frame for event in collect(reactor, 2)] == [
+    assert [event.frame for event in collect(listener, 2)] == [
         probe[:FRAME_LENGTH],
         CONFLICT[:FRAME_LENGTH],
     ]
     sock.watch(Phase.DEFEND, OURS)
     for frame in [*refused_always, probe, CONFLICT]:  # def-probed
         wire.peer.send(frame)
-    assert [event.frame for event in collect(reactor, 1)] == [CONFLICT[:FRAME_LENGTH]]
+    assert [event.frame for event in collect(listener, 1)] == [CONFLICT[:FRAME_LENGTH]]
     sock.watch(Phase.SILENT, None)
     wire.peer.send(CONFLICT)
     wire.peer.send(probe)
-    settle(wire, reactor, sock)
+    settle(wire, listener, sock)
 
 
 @pytest.mark.parametrize("tpid", [0x8100, 0x88A8])
-def test_vlan_tagged_frames_are_no_conflict(wire: Wire, reactor: ArpListener, tpid: int) -> None:
+def test_vlan_tagged_frames_are_no_conflict(wire: Wire, listener: ArpListener, tpid: int) -> None:
     """They belong to another link.  (Tag 0 only carries a priority: the link is ours.)"""
-    sock = wire.open(reactor)
+    sock = wire.open(listener)
     sock.watch(Phase.DEFEND, OURS)
     for vid in (1, 5, 4094):
         wire.peer.send(arp(THEIR_MAC, OURS, OTHER, tags=struct.pack("!HH", tpid, vid)))
     wire.peer.send(arp(THEIR_MAC, OURS, OTHER, tags=struct.pack("!HHHH", tpid, 5, 0x8100, 6)))
-    nothing_but(wire, reactor, arp(PEER_MAC, OURS, OTHER))
+    nothing_but(wire, listener, arp(PEER_MAC, OURS, OTHER))
 
 
-def test_frames_to_others_are_no_conflict(wire: Wire, reactor: ArpListener) -> None:
+def test_frames_to_others_are_no_conflict(wire: Wire, listener: ArpListener) -> None:
     """What a promiscuous interface overhears was not sent to us."""
     wire.ip("link set own promisc on")
-    sock = wire.open(reactor)
+    sock = wire.open(listener)
     sock.watch(Phase.DEFEND, OURS)
     wire.peer.send(arp(THEIR_MAC, OURS, OTHER, to=bytes.fromhex("020000000009")))
-    nothing_but(wire, reactor, arp(PEER_MAC, OURS, OTHER))
-    nothing_but(wire, reactor, arp(THEIR_MAC, OURS, OTHER, to=OUR_MAC))
+    nothing_but(wire, listener, arp(PEER_MAC, OURS, OTHER))
+    nothing_but(wire, listener, arp(THEIR_MAC, OURS, OTHER, to=OUR_MAC))
 
 
-def test_what_we_send_is_no_conflict(wire: Wire, reactor: ArpListener) -> None:
+def test_what_we_send_is_no_conflict(wire: Wire, listener: ArpListener) -> None:
     """Not even with another MAC: only what comes in counts."""
-    sock = wire.open(reactor)
+    sock = wire.open(listener)
     sock.watch(Phase.DEFEND, OURS)
     wire.listen("own").send(CONFLICT)
     assert wire.heard()[0] == CONFLICT
-    nothing_but(wire, reactor, arp(PEER_MAC, OURS, OTHER))
+    nothing_but(wire, listener, arp(PEER_MAC, OURS, OTHER))
 
 
-def test_send_returns_no_earlier_than_the_wire(wire: Wire, reactor: ArpListener) -> None:
-    sock = wire.open(reactor)
+def test_send_returns_no_earlier_than_the_wire(wire: Wire, listener: ArpListener) -> None:
+    sock = wire.open(listener)
 
     def ahead() -> float:
         """How much later than the frame came out of the wire send() says that it was sent."""
@@ -458,9 +459,9 @@ def test_send_returns_no_earlier_than_the_wire(wire: Wire, reactor: ArpListener)
         assert ahead() >= -tolerance
 
 
-def test_swap_under_traffic(wire: Wire, reactor: ArpListener) -> None:
+def test_swap_under_traffic(wire: Wire, listener: ArpListener) -> None:
     """No event of a generation is about an address that this one did not watch."""
-    sock = wire.open(reactor)
+    sock = wire.open(listener)
     watched: dict[int, IPv4Address] = {}
     seen: set[IPv4Address] = set()
     with traffic(wire.peer, [arp(THEIR_MAC, OURS, NOBODY), arp(THEIR_MAC, OTHER, NOBODY)]):
@@ -470,46 +471,46 @@ def test_swap_under_traffic(wire: Wire, reactor: ArpListener) -> None:
             address = (OURS, OTHER)[len(watched) % 2]
             sock.watch(Phase.DEFEND, address)
             watched[sock.generation] = address
-            for event in reactor.drain():
+            for event in listener.drain():
                 assert event.frame[28:32] == watched[event.generation].packed
                 seen.add(watched[event.generation])
 
 
-def test_close_under_traffic(wire: Wire, reactor: ArpListener) -> None:
+def test_close_under_traffic(wire: Wire, listener: ArpListener) -> None:
     with traffic(wire.peer, [CONFLICT]):
         tokens = set()
         for number in range(30):
-            sock = wire.open(reactor)
+            sock = wire.open(listener)
             sock.watch(Phase.DEFEND, OURS)
             if number % 2:
                 sock.arm(ANNOUNCEMENT)
             if number % 3:
-                select.select([reactor], [], [], 20)
+                select.select([listener], [], [], 20)
             sock.close()
             tokens.add(sock.token)
-            assert {event.token for event in reactor.drain()} <= tokens
+            assert {event.token for event in listener.drain()} <= tokens
     assert len(tokens) == 30
-    assert reactor.drain() == []
+    assert listener.drain() == []
 
 
-def test_flood_is_bounded_and_counted(wire: Wire, reactor: ArpListener) -> None:
-    sock = wire.open(reactor)
+def test_flood_is_bounded_and_counted(wire: Wire, listener: ArpListener) -> None:
+    sock = wire.open(listener)
     sock.watch(Phase.DEFEND, OURS)
     for _ in range(5000):
         wire.peer.send(CONFLICT)
     sock.watch(Phase.SILENT, None)
-    events = reactor.drain()
+    events = listener.drain()
     assert 200 < len(events) <= 256
-    assert 0 < reactor.lost <= 5000 - len(events)
+    assert 0 < listener.lost <= 5000 - len(events)
     # It works on as before, as soon as the socket's own buffer has room again.
-    lost = reactor.lost
+    lost = listener.lost
     sock.watch(Phase.DEFEND, OTHER)
     for _ in range(100):
         wire.peer.send(arp(THEIR_MAC, OTHER, OURS))
-        if select.select([reactor], [], [], 0.2)[0]:
+        if select.select([listener], [], [], 0.2)[0]:
             break
-    assert [event.generation for event in collect(reactor, 1)] == [sock.generation]
-    assert reactor.lost == lost
+    assert [event.generation for event in collect(listener, 1)] == [sock.generation]
+    assert listener.lost == lost
 
 
 WAITER = HOLDER + "print('ready', flush=True); sys.stdin.read()"
@@ -535,9 +536,9 @@ def test_interface_removed(wire: Wire) -> None:
         assert process.returncode == 0
 
 
-def test_send_on_an_interface_that_is_down_or_gone(wire: Wire, reactor: ArpListener) -> None:
+def test_send_on_an_interface_that_is_down_or_gone(wire: Wire, listener: ArpListener) -> None:
     """Told as not sent; the first frame after it is up again goes out."""
-    sock = wire.open(reactor)
+    sock = wire.open(listener)
     for _ in range(20):
         wire.ip("link set own down")
         with pytest.raises(OSError, match="Network is down") as error:
@@ -551,32 +552,32 @@ def test_send_on_an_interface_that_is_down_or_gone(wire: Wire, reactor: ArpListe
         sock.send(ANNOUNCEMENT)
     assert error.value.errno == errno.ENXIO
     sock.close()
-    assert reactor.drain() == []
+    assert listener.drain() == []
 
 
-def test_opened_while_down(wire: Wire, reactor: ArpListener) -> None:
+def test_opened_while_down(wire: Wire, listener: ArpListener) -> None:
     wire.ip("link set own down")
-    sock = wire.open(reactor)
+    sock = wire.open(listener)
     sock.watch(Phase.DEFEND, OURS)
     sock.arm(ANNOUNCEMENT)
     wire.up("own", "far")
     wire.peer.send(CONFLICT)
-    assert collect(reactor, 1)[0].defended_at is not None
+    assert collect(listener, 1)[0].defended_at is not None
 
 
-def test_open_errors(wire: Wire, reactor: ArpListener) -> None:
+def test_open_errors(wire: Wire, listener: ArpListener) -> None:
     with pytest.raises(OSError, match="No such device") as error, wire.inside():
-        reactor.open(0x7FFFFFFF, OUR_MAC)
+        listener.open(0x7FFFFFFF, OUR_MAC)
     assert error.value.errno == errno.ENODEV
 
 
-def test_two_hundred_interfaces(wire: Wire, reactor: ArpListener) -> None:
+def test_two_hundred_interfaces(wire: Wire, listener: ArpListener) -> None:
     """Each hears its own link and address, and answers there."""
     count = 200
     wire.ip("".join(f"link add own{n} type veth peer name far{n}\n" for n in range(count)))
     wire.up(*(f"{end}{n}" for n in range(count) for end in ("own", "far")))
     base = int(OURS)
-    socks = [wire.open(reactor, f"own{n}") for n in range(count)]
+    socks = [wire.open(listener, f"own{n}") for n in range(count)]
     for n, sock in enumerate(socks):
         address = IPv4Address(base + n)
         sock.watch(Phase.DEFEND, address)
@@ -587,7 +588,7 @@ def test_two_hundred_interfaces(wire: Wire, reactor: ArpListener) -> None:
                 sender.sendto(
                     arp(THEIR_MAC, IPv4Address(base + n + offset), NOBODY), (f"far{n}", _ETH_P_ARP)
                 )
-    events = collect(reactor, count)
+    events = collect(listener, count)
     assert {event.token for event in events} == {sock.token for sock in socks}
     assert all(event.defended_at is not None for event in events)
-    assert reactor.lost == 0
+    assert listener.lost == 0

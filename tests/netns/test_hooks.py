@@ -437,7 +437,7 @@ def test_a_service_that_is_enabled_keeps_its_own_options(host: Hooked, systemd: 
 def test_the_unit_reads_what_the_hook_writes(systemd: Systemd) -> None:
     text = UNIT.read_text()
     assert "\nEnvironmentFile=-/run/autoip-hooks/unit-%i\n" in text
-    assert "\nExecStart=autoip run %i $AUTOIP_HOOK " in text
+    assert "\nExecStart=autoip run %i $AUTOIP_UP $AUTOIP_HOOK " in text
     (line,) = [line for line in text.splitlines() if line.startswith("ExecStopPost=")]
     script = line.partition("'")[2].rstrip("'").replace("%i", "eth0")
     for result, stays in {"success": False, "signal": True}.items():

@@ -105,10 +105,11 @@ def test_connections_are_reset_before_the_address_goes(
     with pytest.raises(ConnectionAbortedError):
         ours.recv(1)
     gone, _, _ = monitor.wait_for(lambda added, a: not added and a.address == A, PATIENCE)
+    # What came before this announcement has been read by the sniffer as well.
+    claimed_other(port, A, since=since)
     resets = [f for f in port.sniffer.frames(since) if _is_reset(f, A)]
     # The monitor's stamp is its own, so never too early; the frame's is the kernel's.
     assert len(resets) == 1 and resets[0].ns < gone
-    claimed_other(port, A, since=since)
     assert not select.select([other_ours, other_theirs], [], [], 0)[0]
     _talk(other_ours, other_theirs)
     daemon.wait_line(rf"eth0: reset 1 connections from {A}")

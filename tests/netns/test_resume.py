@@ -24,11 +24,11 @@ PROGRAM = """
 import os, sys, time
 from autoip.commands import main
 from autoip.daemon import daemon
-from autoip.kernel import arp_socket
+from autoip.kernel import timers
 
 pipe = os.open(sys.argv.pop(1), os.O_RDWR | os.O_NONBLOCK)
 
-class Watch(arp_socket.ClockWatch):
+class Watch(timers.ClockWatch):
     slept = 0.0
 
     def __init__(self):

@@ -155,6 +155,8 @@ class FakeListener(_Readable):
         self.macs: Collection[bytes] = ()
         self.refuse_open: int | None = None
         """The error number with which the next `open` fails."""
+        self.lost = 0
+        """Conflicts that the queue had no room for."""
         self.refuse_send = 0
         """So many frames are not taken from now on."""
         self._clock = clock
@@ -188,11 +190,12 @@ class FakeListener(_Readable):
         waiting, self._waiting = self._waiting, []
         return waiting
 
-    def deliver(self, packet: ArpPacket) -> int:
-        """A frame that all sockets hear. Return how many let it through."""
+    def deliver(self, packet: ArpPacket, *, quietly: bool = False) -> int:
+        """A frame that all sockets hear. Return how many let it through; quietly: the loop is not woken."""
         caught = [received for sock in self.sockets if (received := sock.catch(packet)) is not None]
         self._waiting += caught
-        self.wake()
+        if not quietly:
+            self.wake()
         return len(caught)
 
     def of(self, mac: bytes) -> list[ArpPacket]:

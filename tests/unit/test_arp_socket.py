@@ -1,15 +1,13 @@
-"""What arp_socket.py refuses before C sees it, and the timers.  No privileges needed."""
+"""What arp_socket.py refuses before C sees it. No privileges needed."""
 
 from __future__ import annotations
 
 import errno
 import gc
-import math
 import os
 import select
 import subprocess
 import sys
-import time
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
@@ -17,19 +15,16 @@ from typing import Any
 import pytest
 
 from autoip.kernel import arp_socket
-from autoip.kernel._arpsock import lib
-from autoip.kernel.arp_socket import ArpListener, ArpSocket, ClockWatch, Phase, Received, Timer
+from autoip.kernel.arp_socket import ArpListener, ArpSocket, Phase, Received
+from autoip.kernel.native import lib
+from autoip.kernel.timers import ClockWatch, Timer
 
 MAC = bytes.fromhex("020000000001")
 FRAME = bytes(arp_socket.FRAME_LENGTH)
 
 
-def now() -> float:
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
-
-
-def readable(*things: Any, within: float = 0) -> bool:
-    return bool(select.select(things, [], [], within)[0])
+def readable(*things: Any) -> bool:
+    return bool(select.select(things, [], [], 0)[0])
 
 
 def descriptors() -> set[str]:
@@ -60,19 +55,19 @@ def test_import_is_light() -> None:
     assert done.stdout == "[]\n"
 
 
-def test_reactor_alone() -> None:
-    with ArpListener() as reactor:
-        assert reactor.fileno() >= 0
-        assert not readable(reactor)
-        assert reactor.drain() == []
-        assert reactor.lost == 0
-    assert reactor.fileno() == -1
-    reactor.close()
+def test_listener_alone() -> None:
+    with ArpListener() as listener:
+        assert listener.fileno() >= 0
+        assert not readable(listener)
+        assert listener.drain() == []
+        assert listener.lost == 0
+    assert listener.fileno() == -1
+    listener.close()
     with pytest.raises(OSError, match="closed") as error:
-        reactor.drain()
+        listener.drain()
     assert error.value.errno == errno.EBADF
     with pytest.raises(OSError, match="closed"):
-        reactor.open(1, MAC)
+        listener.open(1, MAC)
 
 
 def test_nothing_is_left_open() -> None:
@@ -82,7 +77,8 @@ def test_nothing_is_left_open() -> None:
     ArpListener().close()
     assert descriptors() == before
     forgotten: list[object] = [ArpListener(), Timer(), ClockWatch()]
-    assert len(descriptors()) == len(before) + 3
+    # The listener has three: to wait for all sockets, to end its thread, and to wake the program.
+    assert len(descriptors()) == len(before) + 5
     forgotten.clear()
     gc.collect()
     assert descriptors() == before
@@ -104,8 +100,8 @@ def test_nothing_is_left_open() -> None:
     ],
 )
 def test_open_checks(index: Any, mac: Any, error: type[Exception]) -> None:
-    with ArpListener() as reactor, pytest.raises(error):
-        reactor.open(index, mac)
+    with ArpListener() as listener, pytest.raises(error):
+        listener.open(index, mac)
 
 
 class Untouched:
@@ -187,109 +183,3 @@ def test_received_is_a_value() -> None:
     assert one == Received(1, 2, FRAME, 3.0, None)
     with pytest.raises(AttributeError):
         one.at = 4.0  # type: ignore[misc]
-
-
-def test_timer() -> None:
-    timer = Timer()
-    assert not readable(timer)
-    at = now() + 0.02
-    timer.set(at)
-    assert readable(timer, within=20)
-    assert now() >= at
-    timer.acknowledge()
-    assert not readable(timer)
-    timer.acknowledge()  # harmless
-    timer.close()
-    timer.close()
-    assert timer.fileno() == -1
-
-
-@pytest.mark.parametrize("at", [0.0, -1.0, 1e-12, 1.0])
-def test_timer_in_the_past_is_now(at: float) -> None:
-    """0 as well: only None is never."""
-    timer = Timer()
-    timer.set(at)
-    assert readable(timer, within=20)
-    timer.set(None)
-    assert not readable(timer)
-    timer.close()
-
-
-def test_timer_set_again() -> None:
-    timer = Timer()
-    timer.set(now() - 1)
-    assert readable(timer, within=20)
-    timer.set(now() + 3600)
-    assert not readable(timer)
-    timer.close()
-
-
-@pytest.mark.parametrize("at", [math.inf, -math.inf, math.nan, 1e10])
-def test_timer_refuses(at: float) -> None:
-    timer = Timer()
-    with pytest.raises(ValueError, match="time"):
-        timer.set(at)
-    timer.close()
-
-
-def test_timer_is_never_early() -> None:
-    """Times that no whole number of nanoseconds expresses are rounded up."""
-    timer = Timer()
-    for step in range(200):
-        at = now() + 0.0001 + step * 1e-7 / 3
-        timer.set(at)
-        assert readable(timer, within=20)
-        assert now() >= at
-    timer.close()
-
-
-class Clocks:
-    """A machine that can sleep."""
-
-    def __init__(self) -> None:
-        self.running = 1000.0
-        self.slept = 50.0
-
-    def watch(self) -> ClockWatch:
-        return ClockWatch(
-            boottime=lambda: self.running + self.slept, monotonic=lambda: self.running
-        )
-
-
-def test_clock_watch_tells_sleep() -> None:
-    clocks = Clocks()
-    watch = clocks.watch()
-    assert not watch.changed()
-    clocks.running += 5000
-    assert not watch.changed()
-    clocks.slept += 30
-    assert watch.changed()
-    assert not watch.changed()  # once
-    clocks.slept += 0.5
-    assert watch.changed()
-    watch.close()
-    assert watch.fileno() == -1
-
-
-def test_clock_watch_waits() -> None:
-    """Nobody sets the clock here: it must not be readable, nor become so by changed()."""
-    watch = ClockWatch()
-    assert not readable(watch)
-    assert not watch.changed()
-    assert not readable(watch)
-    watch.close()
-
-
-def test_clock_watch_ignores_a_pause_between_the_clocks() -> None:
-    """A process that was pushed aside between two readings did not sleep with the machine."""
-    clocks = Clocks()
-    pauses = iter([0.0, 3.0, 0.0] * 10)
-
-    def monotonic() -> float:
-        clocks.running += next(pauses)
-        return clocks.running
-
-    watch = ClockWatch(boottime=lambda: clocks.running + clocks.slept, monotonic=monotonic)
-    for _ in range(5):
-        assert not watch.changed()
-    watch.close()

@@ -580,7 +580,7 @@ def test_asking_commands_start_light(command: str, tmp_path: Path) -> None:
     assert "autoip.commands.query" in names
     heavy = {"pyroute2", "asyncio", "dataclasses", "ipaddress", "pathlib", "logging", "shutil"}
     heavy |= {
-        "autoip.kernel._arpsock",
+        "autoip.kernel._native",
         "autoip.kernel.rtnetlink",
         "autoip.kernel.network",
         "autoip.daemon.daemon",

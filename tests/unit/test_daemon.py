@@ -23,7 +23,7 @@ from autoip.daemon.lock_file import LockFile
 from autoip.daemon.owned_address import GRACE, REQUEST_TIMEOUT
 from autoip.daemon.owned_routes import REPAIR_PAUSE
 from autoip.errors import AlreadyRunning, KernelRefused, NoPermission, NotArp, UsageError
-from autoip.kernel.arp_socket import Phase
+from autoip.kernel.arp_socket import Phase, Received
 from autoip.kernel.model import (
     IFF_UP,
     PROTOCOL,
@@ -123,6 +123,20 @@ def test_a_conflict_while_probing(tmp_path: Path) -> None:
             assert await world.until_bound() != A
             assert world.report()["conflicts"] == 1
             assert world.asked("add")[0][2] != A
+
+    play(scenario)
+
+
+def test_a_conflict_that_is_here_comes_before_what_time_brings_about(tmp_path: Path) -> None:
+    """The timer wakes the loop first, the frame was there before."""
+
+    async def scenario() -> None:
+        async with World(tmp_path, first=A) as world:
+            await world.until_state("announce-wait")
+            assert world.kernel.listener.deliver(announcement(STRANGER, A), quietly=True) == 1
+            await world.until_state("probing")
+            assert await world.until_bound() != A
+            assert not [asked for asked in world.asked("add") if asked[2] == A]
 
     play(scenario)
 
@@ -1103,6 +1117,20 @@ def test_route_only(tmp_path: Path) -> None:
     play(scenario)
 
 
+def test_no_default_route_from_an_address_that_only_lingers(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        options: dict[str, Any] = {"policy": Kind.FALLBACK, "after": 0.0, "linger": 100.0}
+        async with World(tmp_path, first=A, default_route=True, **options) as world:
+            await world.until_bound()
+            await world.until(lambda: world.network.routes)
+            world.network.put(2, "192.0.2.7")
+            await world.until(lambda: ("default", 2) not in world.network.routes)
+            assert world.address() == A
+            assert world.network.routes == {("onlink", 2): IPv4Address("192.0.2.7")}
+
+    play(scenario)
+
+
 def test_default_route(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with World(tmp_path, first=A, default_route=True) as world:
@@ -1283,19 +1311,13 @@ def test_a_script_whose_first_call_fails_costs_its_interface(tmp_path: Path) -> 
     async def scenario() -> None:
         text = 'case $1 in init) [ "$interface" = eth1 ];; esac'
         async with World(tmp_path, "eth0", "eth1", script=script(tmp_path, text)) as world:
-            async with asyncio.timeout(60) if hasattr(asyncio, "timeout") else _Forever():
-                while len(world.daemon._interfaces) != 1 or not world.said("script init"):
-                    await asyncio.sleep(0.05)
+            await world.until(lambda: world.said("script init: exit"), seconds=60)
+            await world.until(lambda: len(world.daemon._interfaces) == 1, seconds=60)
             world.interface("eth1")
             assert world.said("eth0: script init: exit status 1")
             assert not [*(tmp_path / "run").glob("*-eth0.*")]
 
     asyncio.run(scenario())
-
-
-class _Forever:
-    async def __aenter__(self) -> None: ...
-    async def __aexit__(self, *_: object) -> None: ...
 
 
 class Script:
@@ -1420,5 +1442,26 @@ def test_a_link_that_has_another_index_is_not_confused_with_its_namesake(tmp_pat
             world.network.happens(LinkRemoved(2, "eth0"))
             await world.until(lambda: world.report()["index"] == 7)
             assert await world.until_bound() == A
+
+    play(scenario)
+
+
+def test_each_loss_of_conflicts_is_one_debug_line(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with World(tmp_path, first=A) as world:
+            await world.until_bound()
+            listener, daemon = world.kernel.listener, world.daemon
+            lost = iter((0, 3, 0, 2))
+            drain = listener.drain
+
+            def lose() -> list[Received]:
+                listener.lost += next(lost, 0)
+                return drain()
+
+            listener.drain = lose  # type: ignore[method-assign]
+            for _ in range(4):
+                daemon._on_frames()
+            lines = [line.split(":")[0] for line in world.said("conflicts dropped")]
+            assert lines == ["3 conflicts dropped", "2 conflicts dropped"]
 
     play(scenario)

@@ -16,8 +16,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from autoip.kernel._arpsock import ffi, lib
 from autoip.kernel.arp_socket import FRAME_LENGTH, Phase
+from autoip.kernel.native import ffi, lib
 
 SO_ATTACH_FILTER = 26
 BROADCAST = b"\xff" * 6

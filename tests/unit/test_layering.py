@@ -1,6 +1,6 @@
 """The floor plan of the package: which folder may import from which, and no file in a circle.
 
-The core uses nothing that does input or output, and each outside thing (the compiled modules, pyroute2, jeepney)
+The core uses nothing that does input or output, and each outside thing (the compiled module, pyroute2, jeepney)
 has one importer. A new folder, and a new file beside the folders, has to be given its place here.
 """
 
@@ -73,12 +73,13 @@ PURE = {
 IMPURE_BUILTINS = {"__import__", "breakpoint", "eval", "exec", "input", "open", "print"}
 """Input and output that need no import, and ways around the imports."""
 
-SOLE_IMPORTER = {
-    "autoip.kernel._arpsock": "kernel.arp_socket",
-    "autoip.kernel._privileges": "kernel.capabilities",
-    "jeepney": "daemon.networkmanager.dbus",
-    "pyroute2": "kernel.netlink",
+IMPORTERS = {
+    "autoip.kernel._native": {"kernel.native"},
+    "autoip.kernel.native": {"kernel.arp_socket", "kernel.capabilities", "kernel.timers"},
+    "jeepney": {"daemon.networkmanager.dbus"},
+    "pyroute2": {"kernel.netlink"},
 }
+"""Who may import each of these; nobody else."""
 
 
 def imported(tree: ast.Module, name: str) -> Iterator[str]:
@@ -141,9 +142,9 @@ def violations(package: Path) -> list[str]:
 
 def faults(name: str, full: str, names: set[str]) -> Iterator[str]:
     """What is wrong with file `name` importing `full`."""
-    for owned, owner in SOLE_IMPORTER.items():
-        if (full == owned or full.startswith(owned + ".")) and name != owner:
-            yield f"imports {owned}, which is for {owner} alone"
+    for owned, importers in IMPORTERS.items():
+        if (full == owned or full.startswith(owned + ".")) and name not in importers:
+            yield f"imports {owned}, which is for {', '.join(sorted(importers))} alone"
     room = name.partition(".")[0]
     module = file_of(full, names)
     if module is None:
@@ -168,6 +169,7 @@ def plant(package: Path, name: str, source: str) -> None:
         "core.acd",
         "core.ipv4ll",
         "kernel.network",
+        "kernel.native",
         "daemon.lock_file",
         "errors",
         "__init__",
@@ -210,18 +212,23 @@ def plant(package: Path, name: str, source: str) -> None:
         ("core.ipv4ll", "__import__('os')", "uses __import__()"),
         (
             "daemon.host",
-            "from autoip.kernel import _arpsock",
-            "imports autoip.kernel._arpsock, which",
+            "from autoip.kernel import _native",
+            "imports autoip.kernel._native, which",
+        ),
+        (
+            "kernel.arp_socket",
+            "from autoip.kernel._native import lib",
+            "imports autoip.kernel._native, which",
         ),
         (
             "kernel.network",
-            "from autoip.kernel._arpsock import lib",
-            "imports autoip.kernel._arpsock, which",
+            "from autoip.kernel.native import lib",
+            "imports autoip.kernel.native, which",
         ),
         (
             "commands.main",
-            "import autoip.kernel._privileges",
-            "imports autoip.kernel._privileges, which",
+            "import autoip.kernel.native",
+            "imports autoip.kernel.native, which",
         ),
         ("daemon.host", "import pyroute2", "imports pyroute2, which"),
         ("kernel.network", "from pyroute2.netlink import nlmsg", "imports pyroute2, which"),
@@ -247,7 +254,9 @@ def test_a_circle_is_found(tmp_path: Path) -> None:
     [
         ("core.acd", "from autoip.errors import AutoipError\nfrom autoip.core import ipv4ll"),
         ("core.ipv4ll", "from random import Random\nfrom collections.abc import Callable"),
-        ("kernel.arp_socket", "from autoip.kernel._arpsock import ffi, lib\nimport socket"),
+        ("kernel.native", "from autoip.kernel._native import ffi, lib"),
+        ("kernel.arp_socket", "from autoip.kernel.native import ffi, lib\nimport socket"),
+        ("kernel.timers", "from autoip.kernel.native import check, lib"),
         ("kernel.netlink", "from pyroute2.netlink import nlmsg"),
         ("daemon.interface", "from autoip.kernel import network\nfrom autoip.core.acd import Acd"),
         ("commands.main", "from autoip import __version__\nimport autoip"),

@@ -22,7 +22,7 @@ def run(folder: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize(
     ("compiled", "missing"),
-    [(False, "autoip.kernel._privileges"), (True, "_cffi_backend")],
+    [(False, "autoip.kernel._native"), (True, "_cffi_backend")],
     ids=["no-modules", "no-packages"],
 )
 def test_one_line(tmp_path: Path, compiled: bool, missing: str) -> None:

@@ -81,7 +81,7 @@ def test_wheel_holds_the_package_for_every_python(dist: Path) -> None:
         scripts = wheel.read(f"{info}/entry_points.txt").decode()
     sources = {str(path.relative_to(ROOT)) for path in (ROOT / "autoip").rglob("*.py*")}
     sources = {name for name in sources if not name.endswith(".pyc")}
-    compiled = {"autoip/kernel/_arpsock.abi3.so", "autoip/kernel/_privileges.abi3.so"}
+    compiled = {"autoip/kernel/_native.abi3.so"}
     hooks = {f"autoip/dhcp/hookfiles/{path.name}" for path in (ROOT / "hooks").iterdir()}
     assert sources | compiled | hooks | {"autoip/py.typed"} == {
         name for name in names if name.startswith("autoip/")

@@ -1,8 +1,8 @@
 """NetworkManager: whether it lets an interface have an address of ours, followed on D-Bus.
 
 NetworkManager takes a device that it has not activated, and finds with an address, for one that somebody
-else has configured ("connected (externally)"), and then never connects the profile that is meant for it.  It
-finds such addresses when it starts, too.  So an address is held only while the device is being given
+else has configured ("connected (externally)"), and then never connects the profile that is meant for it. It
+finds such addresses when it starts, too. So an address is held only while the device is being given
 its addresses or has them (states 70 to 100), or where NetworkManager leaves the interface alone.
 
 Where each interface stands is a `Standing`; `TRANSITIONS` and `WAITS` are all that can change it. What
@@ -65,7 +65,7 @@ RETRY_FIRST, RETRY_MAX = 0.5, 30.0
 """Seconds between two attempts to connect to a bus that was there before: doubled each time."""
 
 Permit = Callable[[str, bool, str], None]
-"""Is told of an interface, whether an address may be held there, and why. Must not raise."""
+"""Takes an interface, whether an address may be held there, and why. Must not raise."""
 
 
 class Standing(Enum):
@@ -144,10 +144,10 @@ class _Gate:
 
 
 class Follower:
-    """Follows NetworkManager for some interfaces.  No method raises.
+    """Follows NetworkManager for some interfaces. No method raises.
 
     Args:
-        permit: is told at once in `start`, and of every change.
+        permit: called at once in `start`, and at every change.
         log: the program's logger.
         environ: the process's environment.
     """
@@ -173,7 +173,7 @@ class Follower:
     # --- its life ----------------------------------------------------------------------------
 
     def start(self, interfaces: Iterable[str]) -> None:
-        """Begin.  Says for each interface, by name, whether an address may be held now."""
+        """Begin. Says for each interface, by name, whether an address may be held now."""
         self._gates = {name: _Gate() for name in interfaces}
         if not self._address and not os.path.exists(SYSTEM_BUS):
             self._all(Trigger.NOT_FOLLOWABLE, "there is no D-Bus system bus")
@@ -186,7 +186,7 @@ class Follower:
             self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def stop(self) -> None:
-        """End.  Nothing is permitted or forbidden any more."""
+        """End. Nothing is permitted or forbidden any more."""
         self._owner = ""
         while self._task is not None and not self._task.done():
             # More than once: before Python 3.12 wait_for() may forget it.
@@ -380,14 +380,14 @@ class Follower:
         """The one place where a standing is left for another."""
         gate = self._gates[name]
         gate.close()
-        told = gate.standing is not None and (allows(gate.standing), gate.why)
+        before = gate.standing is not None and (allows(gate.standing), gate.why)
         gate.standing, gate.why = standing, why
         if standing in WAITS:
             seconds, then = WAITS[standing]
             reason = why if then is Standing.OPEN else then.value
             loop = asyncio.get_running_loop()
             gate.timer = loop.call_later(seconds, self._enter, name, then, reason)
-        if told != (allows(standing), why):
+        if before != (allows(standing), why):
             self._permit(name, allows(standing), why)
 
     # --- calls -------------------------------------------------------------------------------

@@ -1,37 +1,44 @@
 /*
  * Threads, queue and reflex, on socket pairs instead of packet sockets: no privileges needed.
- * The other end of a pair plays the link.  Usage: test_reactor [ROUNDS]
+ * The other end of a pair plays the link. Usage: test_listener [ROUNDS]
  */
 #include "check.h"
 #include "internal.h"
 
 #include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
 #include <poll.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <unistd.h>
 
+#include <linux/if_packet.h>
+#include <linux/sockios.h>
+#include <net/if.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 
 #define EVENTS 1024
 
 struct host {
-    struct autoip_reactor *reactor;
+    struct autoip_listener *listener;
     struct autoip_socket *sock;
     int link;
 };
 
 static struct autoip_event events[EVENTS];
 
-static struct autoip_socket *adopt(struct autoip_reactor *reactor, int *link)
+static struct autoip_socket *adopt(struct autoip_listener *listener, int *link)
 {
     struct autoip_socket *sock = NULL;
     int pair[2];
 
     CHECK(socketpair(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0, pair) == 0);
-    CHECK(autoip_socket_adopt(reactor, pair[0], our_mac, &sock) == 0);
+    CHECK(autoip_socket_adopt(listener, pair[0], our_mac, &sock) == 0);
     *link = pair[1];
     return sock;
 }
@@ -40,14 +47,14 @@ static struct host host_new(void)
 {
     struct host host;
 
-    CHECK(autoip_reactor_new(&host.reactor) == 0);
-    host.sock = adopt(host.reactor, &host.link);
+    CHECK(autoip_listener_new(&host.listener) == 0);
+    host.sock = adopt(host.listener, &host.link);
     return host;
 }
 
 static void host_free(struct host *host)
 {
-    autoip_reactor_free(host->reactor);
+    autoip_listener_free(host->listener);
     close(host->link);
 }
 
@@ -68,14 +75,14 @@ static bool readable(int fd, int timeout_ms)
 }
 
 /* Waits until `count` events have come, into `events`, and no longer than that. */
-static uint64_t collect(struct autoip_reactor *reactor, int count)
+static uint64_t collect(struct autoip_listener *listener, int count)
 {
     uint64_t lost = 0;
     int got = 0;
 
     while (got < count) {
-        CHECK(readable(autoip_reactor_fd(reactor), 20000));
-        got += autoip_reactor_drain(reactor, events + got, (size_t)(EVENTS - got), &lost);
+        CHECK(readable(autoip_listener_fd(listener), 20000));
+        got += autoip_listener_drain(listener, events + got, (size_t)(EVENTS - got), &lost);
     }
     CHECK(got == count);
     return lost;
@@ -93,7 +100,7 @@ static void settle(struct host *host)
 {
     CHECK(autoip_socket_watch(host->sock, AUTOIP_DEFEND, OTHER, 99) == 0);
     conflict(host->link, OTHER);
-    collect(host->reactor, 1);
+    collect(host->listener, 1);
     CHECK(events[0].generation == 99);
 }
 
@@ -103,17 +110,17 @@ static void test_event(void)
     uint64_t before = autoip_now();
     uint64_t lost = 99;
 
-    CHECK(autoip_reactor_drain(host.reactor, events, EVENTS, &lost) == 0 && lost == 0);
-    CHECK(!readable(autoip_reactor_fd(host.reactor), 0));
+    CHECK(autoip_listener_drain(host.listener, events, EVENTS, &lost) == 0 && lost == 0);
+    CHECK(!readable(autoip_listener_fd(host.listener), 0));
     CHECK(autoip_socket_watch(host.sock, AUTOIP_PROBE, OURS, 7) == 0);
     conflict(host.link, OURS);
-    CHECK(collect(host.reactor, 1) == 0);
+    CHECK(collect(host.listener, 1) == 0);
     CHECK(events[0].token == autoip_socket_token(host.sock) && events[0].token != 0);
     CHECK(events[0].generation == 7);
     CHECK(events[0].defended_ns == 0);
     CHECK(events[0].received_ns >= before && events[0].received_ns <= autoip_now());
     CHECK(memcmp(events[0].frame + 22, their_mac, 6) == 0);
-    CHECK(!readable(autoip_reactor_fd(host.reactor), 0));
+    CHECK(!readable(autoip_listener_fd(host.listener), 0));
     host_free(&host);
 }
 
@@ -131,7 +138,7 @@ static void test_silence(void)
     CHECK(send(host.link, frame, 41, 0) == 41);
     CHECK(send(host.link, frame, 0, 0) == 0);
     conflict(host.link, OURS);
-    collect(host.reactor, 1); /* this one, and none of those before */
+    collect(host.listener, 1); /* this one, and none of those before */
     CHECK(memcmp(events[0].frame + 22, their_mac, 6) == 0 && events[0].frame[31] == 20);
     CHECK(autoip_socket_watch(host.sock, AUTOIP_SILENT, 0, 2) == 0);
     conflict(host.link, OURS);
@@ -152,7 +159,7 @@ static void test_reflex(void)
     for (int round = 0; round < 3; round++) {
         conflict(host.link, OURS);
         conflict(host.link, OURS);
-        collect(host.reactor, 2);
+        collect(host.listener, 2);
         CHECK(events[0].defended_ns >= events[0].received_ns);
         CHECK(events[0].defended_ns <= autoip_now());
         CHECK(events[1].defended_ns == 0); /* once */
@@ -163,12 +170,13 @@ static void test_reflex(void)
     }
     autoip_socket_disarm(host.sock);
     conflict(host.link, OURS);
-    collect(host.reactor, 1);
+    collect(host.listener, 1);
     CHECK(events[0].defended_ns == 0 && !answered(host.link, frame, 0));
     host_free(&host);
 }
 
-/* claim-echo: what another interface of this host sends is no conflict once the address is held. */
+/* claim-echo: what another interface of this host sends is no conflict once the address is held.
+ */
 static void test_own(void)
 {
     static const uint8_t others[][6] = {
@@ -182,12 +190,12 @@ static void test_own(void)
     uint8_t frame[AUTOIP_FRAME_LEN];
 
     make_frame(announcement, our_mac, OURS, OURS, 1);
-    CHECK(autoip_reactor_own(host.reactor, others[0], 3) == 0);
+    CHECK(autoip_listener_own(host.listener, others[0], 3) == 0);
 
     /* Before it is held: one, so that two interfaces on one link end with different addresses. */
     CHECK(autoip_socket_watch(host.sock, AUTOIP_PROBE, OURS, 1) == 0);
     conflict(host.link, OURS);
-    collect(host.reactor, 1);
+    collect(host.listener, 1);
 
     CHECK(autoip_socket_watch(host.sock, AUTOIP_DEFEND, OURS, 2) == 0);
     CHECK(autoip_socket_arm(host.sock, announcement) == 0);
@@ -199,26 +207,26 @@ static void test_own(void)
     make_frame(frame, others[2], OURS, OTHER, 1);
     frame[AUTOIP_SHA_AT + 5] ^= 1;
     CHECK(send(host.link, frame, sizeof frame, 0) == sizeof frame);
-    collect(host.reactor, 1);
+    collect(host.listener, 1);
     CHECK(events[0].frame[AUTOIP_SHA_AT + 5] == 0x03);
     CHECK(events[0].defended_ns != 0 && answered(host.link, frame, 5000));
     CHECK(!answered(host.link, frame, 0));
 
     /* After an error all is as it was; the last word counts. */
-    CHECK(autoip_reactor_own(host.reactor, many[0], AUTOIP_OWN_MAX + 1) == -E2BIG);
+    CHECK(autoip_listener_own(host.listener, many[0], AUTOIP_OWN_MAX + 1) == -E2BIG);
     conflict(host.link, OURS);
     make_frame(frame, many[0], OURS, OTHER, 1);
     CHECK(send(host.link, frame, sizeof frame, 0) == sizeof frame);
-    collect(host.reactor, 1);
+    collect(host.listener, 1);
     CHECK(events[0].frame[AUTOIP_SHA_AT] == 0);
-    CHECK(autoip_reactor_own(host.reactor, many[0], AUTOIP_OWN_MAX) == 0);
+    CHECK(autoip_listener_own(host.listener, many[0], AUTOIP_OWN_MAX) == 0);
     CHECK(send(host.link, frame, sizeof frame, 0) == sizeof frame);
     conflict(host.link, OURS);
-    collect(host.reactor, 1);
+    collect(host.listener, 1);
     CHECK(memcmp(events[0].frame + AUTOIP_SHA_AT, their_mac, 6) == 0);
-    CHECK(autoip_reactor_own(host.reactor, NULL, 0) == 0);
+    CHECK(autoip_listener_own(host.listener, NULL, 0) == 0);
     conflict(host.link, OURS);
-    collect(host.reactor, 1);
+    collect(host.listener, 1);
     host_free(&host);
 }
 
@@ -229,17 +237,17 @@ static void test_own_under_traffic(int rounds)
     struct host host = host_new();
     uint8_t frame[AUTOIP_FRAME_LEN];
 
-    CHECK(autoip_reactor_own(host.reactor, macs[0], 1) == 0);
+    CHECK(autoip_listener_own(host.listener, macs[0], 1) == 0);
     CHECK(autoip_socket_watch(host.sock, AUTOIP_DEFEND, OURS, 1) == 0);
     for (int round = 0; round < rounds; round++) {
         conflict(host.link, OURS);
-        CHECK(autoip_reactor_own(host.reactor, macs[0], 1 + (size_t)(round % 2)) == 0);
+        CHECK(autoip_listener_own(host.listener, macs[0], 1 + (size_t)(round % 2)) == 0);
     }
     /* Both lists have their_mac: none of these is told. */
     make_frame(frame, our_mac, OURS, OURS, 1);
     frame[AUTOIP_SHA_AT + 5] = 9;
     CHECK(send(host.link, frame, sizeof frame, 0) == sizeof frame);
-    collect(host.reactor, 1);
+    collect(host.listener, 1);
     CHECK(events[0].frame[AUTOIP_SHA_AT + 5] == 9);
     host_free(&host);
 }
@@ -285,13 +293,13 @@ static void test_answer(void)
     make_frame(expected, our_mac, OURS, OURS, 1);
     CHECK(autoip_socket_arm(host.sock, expected) == 0);
     conflict(host.link, OURS);
-    collect(host.reactor, 1);
+    collect(host.listener, 1);
     CHECK(events[0].generation == 2 && events[0].defended_ns != 0);
     CHECK(answered(host.link, frame, 20000));
     CHECK(memcmp(frame, expected, sizeof frame) == 0);
 
     /* Another interface of this host knows it without. */
-    CHECK(autoip_reactor_own(host.reactor, their_mac, 1) == 0);
+    CHECK(autoip_listener_own(host.listener, their_mac, 1) == 0);
     ask(host.link, 2);
     CHECK(!answered(host.link, frame, 100));
     CHECK(autoip_socket_watch(host.sock, AUTOIP_SILENT, 0, 3) == 0);
@@ -316,7 +324,7 @@ static void test_questions_too_many(void)
             count++;
     }
     conflict(host.link, OURS);
-    collect(host.reactor, 1); /* all that was asked before it has been seen */
+    collect(host.listener, 1); /* all that was asked before it has been seen */
     bound = 16 + (autoip_now() - started) / 50000000;
     while (answered(host.link, frame, 0))
         count++;
@@ -341,22 +349,22 @@ static void test_arm(void)
     CHECK(autoip_socket_watch(host.sock, AUTOIP_PROBE, OURS, 2) == 0);
     CHECK(autoip_socket_arm(host.sock, ours) == 0);
     conflict(host.link, OURS);
-    collect(host.reactor, 1);
+    collect(host.listener, 1);
     CHECK(events[0].defended_ns == 0 && !answered(host.link, frame, 0));
     CHECK(autoip_socket_watch(host.sock, AUTOIP_DEFEND, OURS, 3) == 0);
     conflict(host.link, OURS);
-    collect(host.reactor, 1);
+    collect(host.listener, 1);
     CHECK(events[0].defended_ns != 0 && answered(host.link, frame, 5000));
 
     /* Another address disarms, and stays disarmed when the first returns. */
     CHECK(autoip_socket_arm(host.sock, ours) == 0);
     CHECK(autoip_socket_watch(host.sock, AUTOIP_DEFEND, OTHER, 4) == 0);
     conflict(host.link, OTHER);
-    collect(host.reactor, 1);
+    collect(host.listener, 1);
     CHECK(events[0].defended_ns == 0 && !answered(host.link, frame, 0));
     CHECK(autoip_socket_watch(host.sock, AUTOIP_DEFEND, OURS, 5) == 0);
     conflict(host.link, OURS);
-    collect(host.reactor, 1);
+    collect(host.listener, 1);
     CHECK(events[0].defended_ns == 0 && !answered(host.link, frame, 0));
 
     /* So does silence. */
@@ -364,14 +372,14 @@ static void test_arm(void)
     CHECK(autoip_socket_watch(host.sock, AUTOIP_SILENT, OURS, 6) == 0);
     CHECK(autoip_socket_watch(host.sock, AUTOIP_DEFEND, OURS, 7) == 0);
     conflict(host.link, OURS);
-    collect(host.reactor, 1);
+    collect(host.listener, 1);
     CHECK(events[0].defended_ns == 0 && !answered(host.link, frame, 0));
 
     /* After an error all is as it was. */
     CHECK(autoip_socket_arm(host.sock, ours) == 0);
-    CHECK(autoip_socket_watch(host.sock, 4, OTHER, 8) == -EINVAL);
+    CHECK(autoip_socket_watch(host.sock, (enum autoip_phase)4, OTHER, 8) == -EINVAL);
     conflict(host.link, OURS);
-    collect(host.reactor, 1);
+    collect(host.listener, 1);
     CHECK(events[0].generation == 7);
     CHECK(events[0].defended_ns != 0 && answered(host.link, frame, 5000));
     host_free(&host);
@@ -386,18 +394,18 @@ static void test_watch_refused(void)
     const int on = 1;
     int pair[2];
 
-    CHECK(autoip_reactor_new(&host.reactor) == 0);
+    CHECK(autoip_listener_new(&host.listener) == 0);
     CHECK(socketpair(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0, pair) == 0);
-    CHECK(autoip_socket_adopt(host.reactor, pair[0], our_mac, &sock) == 0);
+    CHECK(autoip_socket_adopt(host.listener, pair[0], our_mac, &sock) == 0);
     make_frame(ours, our_mac, OURS, OURS, 1);
     CHECK(autoip_socket_watch(sock, AUTOIP_DEFEND, OURS, 1) == 0);
     CHECK(autoip_socket_arm(sock, ours) == 0);
     CHECK(setsockopt(pair[0], SOL_SOCKET, SO_LOCK_FILTER, &on, sizeof on) == 0);
     CHECK(autoip_socket_watch(sock, AUTOIP_PROBE, OTHER, 2) == -EPERM);
     conflict(pair[1], OURS);
-    collect(host.reactor, 1);
+    collect(host.listener, 1);
     CHECK(events[0].generation == 1 && events[0].defended_ns != 0);
-    autoip_reactor_free(host.reactor);
+    autoip_listener_free(host.listener);
     close(pair[1]);
 }
 
@@ -418,12 +426,12 @@ static void test_send_fails(void)
         taken++; /* until the other end has no more room */
     CHECK(result == -EAGAIN && taken > 0 && sent != 0 && sent <= autoip_now());
     conflict(host.link, OURS);
-    collect(host.reactor, 1);
+    collect(host.listener, 1);
     CHECK(events[0].defended_ns == 0);
     while (taken-- > 0)
         CHECK(answered(host.link, frame, 5000));
     conflict(host.link, OURS);
-    collect(host.reactor, 1);
+    collect(host.listener, 1);
     CHECK(events[0].defended_ns == 0 && !answered(host.link, frame, 0));
     host_free(&host);
 }
@@ -437,11 +445,11 @@ static void test_small_drain(void)
     for (int i = 0; i < 5; i++)
         conflict(host.link, OURS);
     for (int i = 0; i < 5; i++) {
-        CHECK(readable(autoip_reactor_fd(host.reactor), 20000));
-        CHECK(autoip_reactor_drain(host.reactor, events, 1, &lost) == 1);
+        CHECK(readable(autoip_listener_fd(host.listener), 20000));
+        CHECK(autoip_listener_drain(host.listener, events, 1, &lost) == 1);
     }
-    CHECK(autoip_reactor_drain(host.reactor, events, 1, &lost) == 0);
-    CHECK(!readable(autoip_reactor_fd(host.reactor), 0));
+    CHECK(autoip_listener_drain(host.listener, events, 1, &lost) == 0);
+    CHECK(!readable(autoip_listener_fd(host.listener), 0));
     host_free(&host);
 }
 
@@ -458,19 +466,19 @@ static void test_flood(void)
 
     make_frame(ours, our_mac, OURS, OURS, 1);
     for (int i = 1; i < LINKS; i++)
-        socks[i] = adopt(host.reactor, &links[i]);
+        socks[i] = adopt(host.listener, &links[i]);
     for (int i = 0; i < LINKS; i++)
         CHECK(autoip_socket_watch(socks[i], AUTOIP_DEFEND, OURS, 1) == 0);
 
     for (int i = 0; i < FLOOD; i++)
         conflict(links[0], OURS);
     while (lost < FLOOD - EACH) /* the thread may be behind */
-        CHECK(autoip_reactor_drain(host.reactor, events, 0, &lost) == 0);
+        CHECK(autoip_listener_drain(host.listener, events, 0, &lost) == 0);
     CHECK(autoip_socket_arm(socks[0], ours) == 0);
     conflict(links[0], OURS);
     CHECK(answered(links[0], frame, 20000)); /* full, but the defence goes on */
     conflict(links[1], OURS);                /* and the other link is heard */
-    CHECK(collect(host.reactor, EACH + 1 + 1) == FLOOD - EACH);
+    CHECK(collect(host.listener, EACH + 1 + 1) == FLOOD - EACH);
     {
         int defended = 0;
         int second = 0;
@@ -487,17 +495,18 @@ static void test_flood(void)
         for (int k = 0; k < EACH + 10; k++)
             conflict(links[i], OURS);
     while (lost < FLOOD - EACH + LINKS * (EACH + 10) - ORDINARY)
-        CHECK(autoip_reactor_drain(host.reactor, events, 0, &lost) == 0);
+        CHECK(autoip_listener_drain(host.listener, events, 0, &lost) == 0);
     for (int i = 0; i < LINKS; i++) {
         CHECK(autoip_socket_arm(socks[i], ours) == 0);
         conflict(links[i], OURS);
         CHECK(answered(links[i], frame, 20000));
     }
-    CHECK(collect(host.reactor, ORDINARY + LINKS) == FLOOD - EACH + LINKS * (EACH + 10) - ORDINARY);
+    CHECK(collect(host.listener, ORDINARY + LINKS) ==
+          FLOOD - EACH + LINKS * (EACH + 10) - ORDINARY);
 
     /* And it works on as before. */
     conflict(links[3], OURS);
-    collect(host.reactor, 1);
+    collect(host.listener, 1);
     CHECK(events[0].token == autoip_socket_token(socks[3]));
     for (int i = 1; i < LINKS; i++)
         close(links[i]);
@@ -507,21 +516,21 @@ static void test_flood(void)
 static void test_many_sockets(void)
 {
     enum { SOCKETS = 200 };
-    struct autoip_reactor *reactor;
+    struct autoip_listener *listener;
     struct autoip_socket *socks[SOCKETS];
     int links[SOCKETS];
     bool heard[SOCKETS] = {false};
 
-    CHECK(autoip_reactor_new(&reactor) == 0);
+    CHECK(autoip_listener_new(&listener) == 0);
     for (int i = 0; i < SOCKETS; i++) {
-        socks[i] = adopt(reactor, &links[i]);
+        socks[i] = adopt(listener, &links[i]);
         CHECK(autoip_socket_watch(socks[i], AUTOIP_DEFEND, OURS + (uint32_t)i, (uint32_t)i) == 0);
     }
     for (int i = 0; i < SOCKETS; i++) {
         conflict(links[i], OURS + (uint32_t)i);
         conflict(links[i], OURS + (uint32_t)i + 1); /* the next one's address, here nobody's */
     }
-    collect(reactor, SOCKETS);
+    collect(listener, SOCKETS);
     for (int i = 0; i < SOCKETS; i++) {
         uint32_t which = events[i].generation;
 
@@ -529,7 +538,7 @@ static void test_many_sockets(void)
         CHECK(events[i].token == autoip_socket_token(socks[which]));
         heard[which] = true;
     }
-    autoip_reactor_free(reactor);
+    autoip_listener_free(listener);
     for (int i = 0; i < SOCKETS; i++)
         close(links[i]);
 }
@@ -579,7 +588,7 @@ static void test_swap_under_traffic(int rounds)
             CHECK(autoip_socket_arm(host.sock, ours) == 0);
         while (answered(host.link, frame, 0))
             CHECK(memcmp(frame, ours, sizeof frame) == 0);
-        count = autoip_reactor_drain(host.reactor, events, EVENTS, &lost);
+        count = autoip_listener_drain(host.listener, events, EVENTS, &lost);
         for (int i = 0; i < count; i++) {
             uint8_t expected[4];
 
@@ -598,16 +607,16 @@ static void test_swap_under_traffic(int rounds)
 /* Closed in the middle of traffic, armed or not; the next socket gets nothing of the former's. */
 static void test_close_under_traffic(int rounds)
 {
-    struct autoip_reactor *reactor;
+    struct autoip_listener *listener;
     uint8_t ours[AUTOIP_FRAME_LEN];
     uint32_t last_token = 0;
     uint64_t lost;
 
     make_frame(ours, our_mac, OURS, OURS, 1);
-    CHECK(autoip_reactor_new(&reactor) == 0);
+    CHECK(autoip_listener_new(&listener) == 0);
     for (int round = 0; round < rounds; round++) {
         struct noise noise = {.link = -1};
-        struct autoip_socket *sock = adopt(reactor, &noise.link);
+        struct autoip_socket *sock = adopt(listener, &noise.link);
         pthread_t thread;
 
         CHECK(autoip_socket_token(sock) > last_token);
@@ -617,42 +626,130 @@ static void test_close_under_traffic(int rounds)
         if (round % 2)
             CHECK(autoip_socket_arm(sock, ours) == 0);
         if (round % 3)
-            CHECK(autoip_reactor_drain(reactor, events, EVENTS, &lost) >= 0);
+            CHECK(autoip_listener_drain(listener, events, EVENTS, &lost) >= 0);
         if (round % 4 == 3)
-            autoip_reactor_free(reactor);
+            autoip_listener_free(listener);
         else
             autoip_socket_close(sock);
         atomic_store(&noise.stop, true);
         CHECK(pthread_join(thread, NULL) == 0);
         close(noise.link);
         if (round % 4 == 3) {
-            CHECK(autoip_reactor_new(&reactor) == 0);
+            CHECK(autoip_listener_new(&listener) == 0);
             last_token = 0;
         }
     }
-    autoip_reactor_free(reactor);
+    autoip_listener_free(listener);
 }
 
-/* Events of a closed socket stay in the queue and are taken out in order. */
+/* Waits until the helper has read all that was sent; it handles what it has read at once. */
+static void wait_read(int link)
+{
+    int unread = 1;
+
+    while (unread > 0)
+        CHECK(ioctl(link, SIOCOUTQ, &unread) == 0);
+}
+
+/*
+ * Events of a closed socket stay in the queue and are taken out in order. Its place is given to
+ * the next one, which knows nothing of what the former watched and had armed.
+ */
 static void test_close_with_events(void)
 {
     struct host host = host_new();
     struct autoip_socket *second;
     uint32_t token = autoip_socket_token(host.sock);
+    uint8_t ours[AUTOIP_FRAME_LEN];
     int link;
 
+    make_frame(ours, our_mac, OURS, OURS, 1);
     CHECK(autoip_socket_watch(host.sock, AUTOIP_DEFEND, OURS, 1) == 0);
     conflict(host.link, OURS);
-    CHECK(readable(autoip_reactor_fd(host.reactor), 20000));
+    CHECK(readable(autoip_listener_fd(host.listener), 20000));
+    CHECK(autoip_socket_arm(host.sock, ours) == 0);
     autoip_socket_close(host.sock);
-    second = adopt(host.reactor, &link); /* gets the same place */
-    CHECK(autoip_socket_watch(second, AUTOIP_DEFEND, OURS, 1) == 0);
+    second = adopt(host.listener, &link);
     conflict(link, OURS);
-    collect(host.reactor, 2);
+    wait_read(link);
+    CHECK(autoip_socket_watch(second, AUTOIP_DEFEND, OURS, 2) == 0);
+    conflict(link, OURS);
+    collect(host.listener, 2);
     CHECK(events[0].token == token && events[1].token == autoip_socket_token(second));
     CHECK(token != events[1].token);
+    CHECK(events[1].generation == 2 && events[1].defended_ns == 0);
     close(link);
     host_free(&host);
+}
+
+/* Writes a line to a file of /proc; false if that is not allowed. */
+static bool tell_proc(const char *path, const char *line)
+{
+    int fd = open(path, O_WRONLY | O_CLOEXEC);
+    bool written = fd >= 0 && write(fd, line, strlen(line)) == (ssize_t)strlen(line);
+
+    if (fd >= 0)
+        close(fd);
+    return written;
+}
+
+/* In a network of its own, where "lo" is number 1 and up; false if that is not allowed. */
+static bool enter_network(void)
+{
+    struct ifreq lo = {.ifr_name = "lo", .ifr_flags = IFF_UP};
+    char map[32];
+    int fd;
+
+    (void)snprintf(map, sizeof map, "0 %u 1", (unsigned int)getuid());
+    if (unshare(CLONE_NEWNET) < 0 &&
+        (unshare(CLONE_NEWUSER | CLONE_NEWNET) < 0 || !tell_proc("/proc/self/uid_map", map)))
+        return false;
+    fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    CHECK(fd >= 0 && ioctl(fd, SIOCSIFFLAGS, &lo) == 0);
+    close(fd);
+    return true;
+}
+
+/*
+ * On a packet socket: the filter, the kernel's time of each frame, and a second socket in the
+ * memory of the first.
+ */
+static void test_packet_socket(int rounds)
+{
+    static const uint8_t mac[6] = {0};
+    struct sockaddr_ll to = {.sll_family = AF_PACKET, .sll_ifindex = 1};
+    struct autoip_listener *listener;
+    struct autoip_socket *sock;
+    uint8_t frame[60] = {0};
+    int link = socket(AF_PACKET, SOCK_RAW | SOCK_CLOEXEC, 0);
+
+    make_frame(frame, their_mac, OURS, OTHER, 1);
+    CHECK(link >= 0);
+    CHECK(autoip_listener_new(&listener) == 0);
+    CHECK(autoip_socket_open(listener, 1, mac, &sock) == 0);
+    CHECK(autoip_socket_watch(sock, AUTOIP_DEFEND, OURS, 7) == 0);
+    for (int round = 0; round < rounds; round++) {
+        uint64_t before = autoip_now();
+
+        frame[27] = (uint8_t)round;
+        CHECK(sendto(link, frame, sizeof frame, 0, (struct sockaddr *)&to, sizeof to) == 60);
+        collect(listener, 1);
+        CHECK(memcmp(events[0].frame, frame, AUTOIP_FRAME_LEN) == 0 && events[0].generation == 7);
+        /* The two clocks are not read at the same time. */
+        CHECK(events[0].received_ns + 1000000 >= before);
+        CHECK(events[0].received_ns <= autoip_now());
+    }
+    autoip_socket_close(sock);
+    CHECK(autoip_socket_open(listener, 1, mac, &sock) == 0); /* in the same place, silent */
+    CHECK(sendto(link, frame, sizeof frame, 0, (struct sockaddr *)&to, sizeof to) == 60);
+    CHECK(autoip_socket_watch(sock, AUTOIP_DEFEND, OTHER, 8) == 0);
+    make_frame(frame, their_mac, OTHER, OURS, 2);
+    CHECK(sendto(link, frame, sizeof frame, 0, (struct sockaddr *)&to, sizeof to) == 60);
+    collect(listener, 1);
+    CHECK(events[0].generation == 8 && events[0].frame[21] == 2);
+    CHECK(autoip_socket_open(listener, INT_MAX, mac, &sock) == -ENODEV);
+    autoip_listener_free(listener);
+    close(link);
 }
 
 static void test_timers(void)
@@ -676,20 +773,24 @@ static void test_timers(void)
 
 static void test_errors(void)
 {
-    struct autoip_reactor *reactor;
+    struct autoip_listener *listener;
     struct autoip_socket *sock = NULL;
 
-    autoip_reactor_free(NULL);
-    CHECK(autoip_reactor_new(&reactor) == 0);
-    CHECK(autoip_socket_open(reactor, 0, our_mac, &sock) == -EINVAL && sock == NULL);
-    CHECK(autoip_socket_open(reactor, -1, our_mac, &sock) == -EINVAL && sock == NULL);
-    autoip_reactor_free(reactor);
+    autoip_listener_free(NULL);
+    CHECK(autoip_listener_new(&listener) == 0);
+    CHECK(autoip_socket_open(listener, 0, our_mac, &sock) == -EINVAL && sock == NULL);
+    CHECK(autoip_socket_open(listener, -1, our_mac, &sock) == -EINVAL && sock == NULL);
+    autoip_listener_free(listener);
 }
 
 int main(int argc, char **argv)
 {
     int rounds = argc > 1 ? atoi(argv[1]) : 200;
 
+    if (enter_network())
+        test_packet_socket(rounds);
+    else
+        printf("listener: no packet sockets, a network of its own is not allowed\n");
     test_event();
     test_silence();
     test_reflex();
@@ -708,6 +809,6 @@ int main(int argc, char **argv)
     test_close_under_traffic(rounds);
     test_timers();
     test_errors();
-    printf("reactor: ok (%d rounds)\n", rounds);
+    printf("listener: ok (%d rounds)\n", rounds);
     return 0;
 }

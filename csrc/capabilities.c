@@ -1,8 +1,8 @@
 /*
- * Gives up capabilities.  The kernel keeps them for each thread, so this belongs to the time
+ * Gives up capabilities. The kernel keeps them for each thread, so this belongs to the time
  * when there is only one.
  */
-#include "privileges.h"
+#include "internal.h"
 
 #include <errno.h>
 #include <string.h>
@@ -30,7 +30,7 @@ static int capabilities_write(const struct __user_cap_data_struct data[WORDS])
     return syscall(SYS_capset, &header, data) < 0 ? -errno : 0;
 }
 
-int autoip_privileges_permitted(uint64_t *permitted)
+int autoip_capabilities_permitted(uint64_t *permitted)
 {
     struct __user_cap_data_struct data[WORDS];
     int result = capabilities_read(data);
@@ -42,7 +42,7 @@ int autoip_privileges_permitted(uint64_t *permitted)
 }
 
 /* Shrinks the bounding set, which limits what a program started later can gain. */
-static int drop_bounding(uint64_t keep)
+static int capabilities_drop_bounding(uint64_t keep)
 {
     for (unsigned long capability = 0; capability < 64; capability++) {
         int held = prctl(PR_CAPBSET_READ, capability, 0, 0, 0);
@@ -58,10 +58,10 @@ static int drop_bounding(uint64_t keep)
 }
 
 /*
- * Programs started later keep the capabilities.  Root's do without; where it is forbidden
+ * Programs started later keep the capabilities. Root's do without; where it is forbidden
  * (SECBIT_NO_CAP_AMBIENT_RAISE) they say themselves what they may not do.
  */
-static void raise_ambient(uint64_t capabilities)
+static void capabilities_raise_ambient(uint64_t capabilities)
 {
     for (unsigned long capability = 0; capability < 64; capability++) {
         if ((capabilities >> capability & 1) != 0)
@@ -69,14 +69,14 @@ static void raise_ambient(uint64_t capabilities)
     }
 }
 
-int autoip_privileges_limit(uint64_t keep, int pass_on)
+int autoip_capabilities_limit(uint64_t keep, bool pass_on)
 {
     struct __user_cap_data_struct data[WORDS];
     const uint64_t setpcap = (uint64_t)1 << CAP_SETPCAP;
     uint64_t permitted;
     int result;
 
-    result = autoip_privileges_permitted(&permitted);
+    result = autoip_capabilities_permitted(&permitted);
     if (result < 0)
         return result;
     if ((permitted & keep) != keep)
@@ -89,12 +89,13 @@ int autoip_privileges_limit(uint64_t keep, int pass_on)
         data[0].effective = (uint32_t)setpcap;
         result = capabilities_write(data);
         if (result == 0)
-            result = drop_bounding(keep);
+            result = capabilities_drop_bounding(keep);
         if (result < 0)
             return result;
     }
 
-    memset(data, 0, sizeof data); /* the inheritable set is emptied, and with it the ambient one */
+    memset(data, 0,
+           sizeof data); /* the inheritable set is emptied, and with it the ambient one */
     data[0].effective = data[0].permitted = (uint32_t)keep;
     data[1].effective = data[1].permitted = (uint32_t)(keep >> 32);
     if (pass_on) {
@@ -105,15 +106,16 @@ int autoip_privileges_limit(uint64_t keep, int pass_on)
     if (result < 0)
         return result;
     if (pass_on)
-        raise_ambient(keep);
+        capabilities_raise_ambient(keep);
     if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
         return -errno;
     return 0;
 }
 
-int autoip_privileges_files_as(uint32_t user, uint32_t group)
+int autoip_capabilities_files_as(uint32_t user, uint32_t group)
 {
-    /* Neither function reports a failure: each gives what there was before, also for an impossible id. */
+    /* Neither function reports a failure: each gives what there was before, also for an
+     * impossible id. */
     (void)setfsgid(group);
     if ((uint32_t)setfsgid((gid_t)-1) != group)
         return -EPERM;

@@ -1,0 +1,92 @@
+"""Builds `autoip.kernel._native` with cffi. Run by setup.py, from the top of the source tree."""
+
+from cffi import FFI
+
+ffibuilder = FFI()
+
+# What Python may see of native.h. The compiler fills in "..." from the header itself.
+ffibuilder.cdef(
+    """
+    #define AUTOIP_FRAME_LEN ...
+    #define AUTOIP_FILTER_MAX ...
+    #define AUTOIP_OWN_MAX ...
+    #define CAP_NET_ADMIN ...
+    #define CAP_NET_RAW ...
+
+    enum autoip_phase {
+        AUTOIP_SILENT, AUTOIP_PROBE, AUTOIP_DEFEND, AUTOIP_ANSWER, ...
+    };
+    enum autoip_verdict { AUTOIP_NOTHING, AUTOIP_CONFLICT, AUTOIP_QUESTION, ... };
+
+    struct sock_filter { uint16_t code; uint8_t jt; uint8_t jf; uint32_t k; };
+
+    struct autoip_event {
+        uint64_t received_ns;
+        uint64_t defended_ns;
+        uint32_t token;
+        uint32_t generation;
+        uint8_t frame[...];
+    };
+
+    int autoip_filter_build(struct sock_filter *out, size_t capacity, const uint8_t *mac,
+                            uint32_t address, enum autoip_phase phase);
+    enum autoip_verdict autoip_filter_accepts(const uint8_t *frame, size_t length,
+                                              const uint8_t *mac, uint32_t address,
+                                              enum autoip_phase phase);
+
+    struct autoip_listener;
+    struct autoip_socket;
+
+    int autoip_listener_new(struct autoip_listener **out);
+    void autoip_listener_free(struct autoip_listener *listener);
+    int autoip_listener_fd(const struct autoip_listener *listener);
+    int autoip_listener_own(struct autoip_listener *listener, const uint8_t *macs, size_t count);
+    int autoip_listener_drain(struct autoip_listener *listener, struct autoip_event *out,
+                             size_t capacity, uint64_t *lost);
+
+    int autoip_socket_open(struct autoip_listener *listener, int ifindex, const uint8_t *mac,
+                           struct autoip_socket **out);
+    uint32_t autoip_socket_token(const struct autoip_socket *sock);
+    int autoip_socket_watch(struct autoip_socket *sock, enum autoip_phase phase, uint32_t address,
+                            uint32_t generation);
+    int autoip_socket_send(struct autoip_socket *sock, const uint8_t *frame,
+                           uint64_t *sent_ns);
+    int autoip_socket_arm(struct autoip_socket *sock, const uint8_t *frame);
+    void autoip_socket_disarm(struct autoip_socket *sock);
+    void autoip_socket_close(struct autoip_socket *sock);
+
+    int autoip_broadcast_load(void);
+
+    int autoip_timer_new(void);
+    int autoip_timer_set(int fd, uint64_t at_ns);
+    int autoip_clock_watch_new(void);
+    int autoip_clock_watch_read(int fd);
+
+    int autoip_capabilities_permitted(uint64_t *permitted);
+    int autoip_capabilities_limit(uint64_t keep, bool pass_on);
+    int autoip_capabilities_files_as(uint32_t user, uint32_t group);
+    """
+)
+
+ffibuilder.set_source(
+    "autoip.kernel._native",
+    '#include <linux/capability.h>\n#include "native.h"',
+    sources=[
+        "csrc/assembler.c",
+        "csrc/broadcast.c",
+        "csrc/capabilities.c",
+        "csrc/filter.c",
+        "csrc/listener.c",
+        "csrc/socket.c",
+        "csrc/timer.c",
+    ],
+    depends=["csrc/assembler.h", "csrc/internal.h", "csrc/native.h"],
+    include_dirs=["csrc"],
+    define_macros=[("_GNU_SOURCE", None)],
+    # Hidden: calls from one file of the helper to another go straight there.
+    extra_compile_args=["-std=gnu11", "-O2", "-pthread", "-fvisibility=hidden", "@csrc/warnings"],
+    extra_link_args=["-pthread"],
+)
+
+if __name__ == "__main__":
+    ffibuilder.compile(verbose=True)

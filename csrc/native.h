@@ -1,0 +1,203 @@
+/*
+ * The C helper of autoip: a packet socket for each interface, a kernel filter that lets
+ * through nothing but conflicts, and a thread that answers the first of them at once; an eBPF
+ * program for what leaves; timers; capabilities.
+ *
+ * Every function returns 0 (or a count) or a negative errno. Nothing here logs, calls
+ * Python or has global state. Addresses are in host byte order, times are nanoseconds on
+ * CLOCK_BOOTTIME.
+ *
+ * Threads: each listener has one, for all its sockets. The functions that take a listener or a
+ * socket are for one other thread at a time.
+ */
+#ifndef AUTOIP_NATIVE_H
+#define AUTOIP_NATIVE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <linux/filter.h>
+
+/* An ARP packet for IPv4 in an Ethernet II frame, without the padding. */
+#define AUTOIP_FRAME_LEN 42
+
+/* Hardware addresses of this host that a listener knows, at most. */
+#define AUTOIP_OWN_MAX 4096
+
+/* As many instructions as the longest filter can have. */
+#define AUTOIP_FILTER_MAX 32
+
+/* What counts as a conflict depends on how far a claim is. */
+enum autoip_phase {
+    /* No address: no frame passes. */
+    AUTOIP_SILENT = 0,
+    /* RFC 3927, 2.2.1: whoever uses the candidate, and whoever probes for it. */
+    AUTOIP_PROBE = 1,
+    /* RFC 3927, 2.5: whoever uses our address. A probe for it is only a question. */
+    AUTOIP_DEFEND = 2,
+    /* The same, and questions for our address are answered: see autoip_socket_watch(). */
+    AUTOIP_ANSWER = 3
+};
+
+/* What a frame is. */
+enum autoip_verdict {
+    AUTOIP_NOTHING = 0,
+    AUTOIP_CONFLICT = 1,
+    /* Another host asks, or probes, for our address. Only in phase AUTOIP_ANSWER. */
+    AUTOIP_QUESTION = 2
+};
+
+/* A conflict, as it is told to the program. */
+struct autoip_event {
+    uint64_t received_ns; /* when the kernel got the frame */
+    uint64_t defended_ns; /* when the armed frame had been sent; 0: it was not */
+    uint32_t token;       /* the socket */
+    uint32_t generation;  /* what the socket was told to watch: the number given then */
+    uint8_t frame[AUTOIP_FRAME_LEN];
+};
+
+struct autoip_listener;
+struct autoip_socket;
+
+/* -- filter.c ------------------------------------------------------------------------- */
+
+/*
+ * Writes the filter for this hardware address, IPv4 address and phase to `out`.
+ * Returns the number of instructions; -EINVAL for an unknown phase, -ENOSPC if `capacity`
+ * is too small (AUTOIP_FILTER_MAX always suffices).
+ */
+int autoip_filter_build(struct sock_filter *out, size_t capacity, const uint8_t mac[6],
+                        uint32_t address, enum autoip_phase phase);
+
+/*
+ * The same rule in C, for a frame that the filter has let through. What is not in the
+ * bytes (direction, VLAN tag) only the kernel can look at.
+ */
+enum autoip_verdict autoip_filter_accepts(const uint8_t *frame, size_t length,
+                                          const uint8_t mac[6], uint32_t address,
+                                          enum autoip_phase phase);
+
+/* -- listener.c ------------------------------------------------------------------------ */
+
+/* Starts the thread. *out is set only on success. */
+int autoip_listener_new(struct autoip_listener **out);
+
+/* Ends the thread and closes all sockets: pointers to them are no longer valid. */
+void autoip_listener_free(struct autoip_listener *listener);
+
+/* A descriptor that is readable while events wait. It stays the listener's: never close it. */
+int autoip_listener_fd(const struct autoip_listener *listener);
+
+/*
+ * From now on these are the hardware addresses of all interfaces of this host, 6 bytes each. One
+ * that is a frame's sender is no conflict once an address is defended, on any socket: by default
+ * Linux answers ARP for all its addresses on all its interfaces, and two of them can be on one
+ * link. -E2BIG for more than AUTOIP_OWN_MAX. After an error all is as it was.
+ */
+int autoip_listener_own(struct autoip_listener *listener, const uint8_t *macs, size_t count);
+
+/*
+ * Moves up to `capacity` events to `out`, the oldest first, and returns how many. *lost is
+ * the number of conflicts, since the start, for which there was no room.
+ */
+int autoip_listener_drain(struct autoip_listener *listener, struct autoip_event *out,
+                          size_t capacity, uint64_t *lost);
+
+/*
+ * Opens a packet socket for ARP on an interface (CAP_NET_RAW), silent until it is told what
+ * to watch. `mac` is the interface's own hardware address.
+ */
+int autoip_socket_open(struct autoip_listener *listener, int ifindex, const uint8_t mac[6],
+                       struct autoip_socket **out);
+
+/* The same for a datagram socket that is already there; it is ours on success only. */
+int autoip_socket_adopt(struct autoip_listener *listener, int fd, const uint8_t mac[6],
+                        struct autoip_socket **out);
+
+/* A number that no other socket of this listener has, or had. */
+uint32_t autoip_socket_token(const struct autoip_socket *sock);
+
+/*
+ * From now on watches this address in this phase. Events that follow carry `generation`;
+ * none of them is about what was watched before. An armed frame for another address is
+ * disarmed, and any armed frame by AUTOIP_SILENT. After an error all is as it was.
+ *
+ * In phase AUTOIP_ANSWER the thread answers whoever asks for the address, by broadcast (RFC 3927,
+ * 2.5) and at a bounded rate. The program hears nothing of it.
+ */
+int autoip_socket_watch(struct autoip_socket *sock, enum autoip_phase phase, uint32_t address,
+                        uint32_t generation);
+
+/*
+ * Sends a frame. *sent_ns is read when the kernel has taken it: the frame is on the wire no
+ * later than that, unless a queue of the interface holds it.
+ */
+int autoip_socket_send(struct autoip_socket *sock, const uint8_t frame[AUTOIP_FRAME_LEN],
+                       uint64_t *sent_ns);
+
+/*
+ * The next conflict in phase AUTOIP_DEFEND or AUTOIP_ANSWER is answered with this frame by the
+ * thread, once.
+ * -EINVAL if the frame's sender IP is not the watched address.
+ */
+int autoip_socket_arm(struct autoip_socket *sock, const uint8_t frame[AUTOIP_FRAME_LEN]);
+
+/* Once this has returned, nothing is sent any more except by autoip_socket_send(). */
+void autoip_socket_disarm(struct autoip_socket *sock);
+
+/* Closes the socket. Its events that wait in the queue stay there. */
+void autoip_socket_close(struct autoip_socket *sock);
+
+/* -- broadcast.c ---------------------------------------------------------------------- */
+
+/*
+ * Loads the program that sends ARP packets with a link-local sender by broadcast (CAP_BPF and
+ * CAP_NET_ADMIN; before Linux 5.8 CAP_SYS_ADMIN). Returns a descriptor, closed on exec, with
+ * which it can be attached to the egress of any number of interfaces; or a negative errno.
+ */
+int autoip_broadcast_load(void);
+
+/* -- timer.c -------------------------------------------------------------------------- */
+
+/* CLOCK_BOOTTIME now. */
+uint64_t autoip_now(void);
+
+/* A timer descriptor on CLOCK_BOOTTIME, or a negative errno. */
+int autoip_timer_new(void);
+
+/* Makes the descriptor readable at that time; at once if it is past. 0: never. */
+int autoip_timer_set(int fd, uint64_t at_ns);
+
+/*
+ * A descriptor that becomes readable when the wall clock jumps: it was set, or the machine
+ * slept. Or a negative errno.
+ */
+int autoip_clock_watch_new(void);
+
+/* 1 if the clock jumped since the last call, 0 if not, or a negative errno. */
+int autoip_clock_watch_read(int fd);
+
+/* -- capabilities.c ------------------------------------------------------------------- */
+
+/* Capabilities as bit sets: bit N is the capability with number N. */
+
+/* The calling thread's permitted set. */
+int autoip_capabilities_permitted(uint64_t *permitted);
+
+/*
+ * Leaves the calling thread `keep`, permitted and effective, and nothing else: inheritable and
+ * ambient sets are emptied, the bounding set is cut down to `keep` (where CAP_SETPCAP is
+ * permitted), and programs started later cannot gain any. With `pass_on` such programs have
+ * `keep` as well, whatever the user. -EPERM, with nothing changed, if `keep` is not permitted.
+ */
+int autoip_capabilities_limit(uint64_t keep, bool pass_on);
+
+/*
+ * Gives the calling thread the rights of this user and group on files, and on nothing else. Each
+ * has to be the thread's real, effective or saved one, or needs CAP_SETUID or CAP_SETGID; -EPERM
+ * otherwise, and then the rights may be those of the group already.
+ */
+int autoip_capabilities_files_as(uint32_t user, uint32_t group);
+
+#endif
