@@ -93,7 +93,7 @@ class OwnedRoutes:
         if self._set(self._onlink, onlink if usable else None):
             self._reporter.log(logging.INFO, policy.why)
         # After the route that replaces it: there is always one.
-        self._keep(self._demoted, address if usable and policy.yields else None)
+        self._set(self._demoted, address if usable and policy.yields else None)
         wanted = (
             usable
             and self._options.default_route
