@@ -15,7 +15,7 @@ from autoip import config, interfaces, journal, paths
 from autoip.commands.arguments import COMMANDS, texts
 from autoip.config import Config
 from autoip.core.policy import Kind
-from autoip.errors import AlreadyRunning, AutoipError, UsageError
+from autoip.errors import AlreadyRunning, AutoipError, NotArp, UsageError
 from autoip.options import CONFIGURED, RUN, WORDS, Options
 
 _DESCRIPTION = """\
@@ -190,11 +190,24 @@ def serve(arguments: Arguments, environ: Mapping[str, str]) -> None:
     try:
         _serve(arguments, environ, logger)
     except AutoipError as error:
+        if arguments.hook and isinstance(error, NotArp):
+            # A DHCP client, or a network manager, calls its hooks for tunnels as well.
+            _nothing_to_serve(str(error), environ, logger)
+            return
         # A client fails again and again, and each time its hook starts us.
         often = unread and isinstance(error, AlreadyRunning)
         if (arguments.to_syslog or unread) and not often:
             log.failed_to_syslog(str(error))  # to stderr it goes as any command's failure
         raise
+
+
+def _nothing_to_serve(why: str, environ: Mapping[str, str], logger: logging.Logger) -> None:
+    """A hook has started this for nothing, and that is no failure."""
+    from autoip.daemon.sd_notify import Notifier
+
+    logger.info("%s", why)
+    # A service manager takes the end of what was never ready for a failure, and starts it again.
+    Notifier(environ).ready()
 
 
 def _close_inherited() -> None:
@@ -224,7 +237,8 @@ def _serve(arguments: Arguments, environ: Mapping[str, str], logger: logging.Log
         [interfaces.proper(name) for name in arguments.interfaces], arguments, configuration
     )
     if arguments.hook and not configuration.hooks(arguments.interfaces[0]):
-        logger.info("%s: not for hooks to start, by the configuration", arguments.interfaces[0])
+        text = f"{arguments.interfaces[0]}: not for hooks to start, by the configuration"
+        _nothing_to_serve(text, environ, logger)
         return
 
     # These imports take most of the start: a mistake in what was asked for is told before.

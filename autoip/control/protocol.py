@@ -102,7 +102,7 @@ EVENTS: Mapping[str, str] = {
 
 STATES: Mapping[str, str] = {
     "no-link": "the interface is missing, down or without carrier",
-    "standby": "no address is wanted now: the policy, or a network manager, says so",
+    "standby": "no address is wanted now: the policy, a network manager, or the interface's master says so",
     "probing": "a candidate is being probed",
     "announce-wait": "all probes are sent; the address is free if nobody objects",
     "configuring": "the address is being put on the interface",

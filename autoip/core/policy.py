@@ -9,8 +9,8 @@
 
 `route-only` never wants one: only link-local destinations are to be reached from the routable address.
 
-Above that there is a gate that others can close: a network manager that must not see a foreign
-address yet.  Sans-IO as `acd` is: the time is an argument, and `next_timer` says when to call.
+Above that there are gates that others can close: the interface's master, and a network manager that must
+not see a foreign address yet.  Sans-IO as `acd` is: the time is an argument, and `next_timer` says when to call.
 """
 
 from __future__ import annotations
@@ -30,6 +30,13 @@ class Kind(Enum):
     ALONGSIDE = "alongside"
     FALLBACK = "fallback"
     ROUTE_ONLY = "route-only"
+
+
+class Gate(Enum):
+    """What can forbid an address. Where several do, the reason of the first one is reported."""
+
+    MASTER = "the interface is a port of another one"
+    MANAGER = "a network manager"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +91,7 @@ class Policy:
         self._after = after
         self._linger = linger
         self._link = False
-        self._closed: str | None = None  # why the gate is closed
+        self._closed: dict[Gate, str] = {}  # the gates that are closed, and why
 
     # --- what the caller tells ---------------------------------------------------------------
 
@@ -120,9 +127,11 @@ class Policy:
             case Superseded() if routable is None:
                 self._wait(now)
 
-    def permit(self, allowed: bool, why: str) -> None:
-        """Open or close the gate; `why` it is closed."""
-        self._closed = None if allowed else why
+    def permit(self, gate: Gate, allowed: bool, why: str) -> None:
+        """Open or close a gate; `why` it is closed."""
+        self._closed.pop(gate, None)
+        if not allowed:
+            self._closed[gate] = why
 
     def connections(self, used: bool, now: float) -> None:
         """The answer to `asks`: whether connections use the link-local address."""
@@ -152,7 +161,7 @@ class Policy:
     @property
     def wanted(self) -> bool:
         """Whether the interface is to have a link-local address."""
-        return self._closed is None and not isinstance(self.state, Waiting | Superseded)
+        return not self._closed and not isinstance(self.state, Waiting | Superseded)
 
     @property
     def yields(self) -> bool:
@@ -162,6 +171,8 @@ class Policy:
     @property
     def source(self) -> IPv4Address | None:
         """The routable address from which link-local destinations are to be reached, if any."""
+        if Gate.MASTER in self._closed:
+            return None
         return self.routable if self.yields or self.kind is Kind.ROUTE_ONLY else None
 
     def asks(self, now: float) -> bool:
@@ -184,8 +195,9 @@ class Policy:
     @property
     def why(self) -> str:
         """Why there is to be an address, or none, in words."""
-        if self._closed is not None:
-            return self._closed
+        for gate in Gate:
+            if gate in self._closed:
+                return self._closed[gate]
         if self.kind is Kind.ROUTE_ONLY:
             return f"only a route, from {self.routable or 'a routable address, once there is one'}"
         match self.state:

@@ -337,7 +337,8 @@ class Daemon:
             self._kernel.listener.own(self._own_macs)
         for interface in self._interfaces:
             link = self._host.link(interface.name)
-            if link is None or link != interface.link:
+            # The master of a port may have another name.
+            if link is None or link != interface.link or link.is_port:
                 interface.link_changed(link)
 
     def _on_frames(self) -> None:

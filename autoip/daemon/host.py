@@ -79,6 +79,13 @@ class Host:
         """The link of that name, the newest one; None: there is none."""
         return {link.name: link for link in self._links.values()}.get(name)
 
+    def master(self, link: Link) -> str:
+        """The name of the bridge, bond or team that the link is a port of; empty: of none."""
+        if not link.is_port or link.master is None:
+            return ""
+        master = self._links.get(link.master)
+        return master.name if master is not None else f"interface {link.master}"
+
     def addresses(self, index: int) -> list[Address]:
         """The IPv4 addresses of the interface `index`, whoever set them."""
         return [address for address in self._addresses.values() if address.index == index]

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from autoip.core import acd, ipv4ll
 from autoip.core.ipv4ll import Ipv4ll, State
-from autoip.core.policy import Policy
+from autoip.core.policy import Gate, Policy
 from autoip.core.proxy_arp import ProxyArpDetector
 from autoip.daemon.address_memory import AddressMemory
 from autoip.daemon.address_store import AddressStore
@@ -33,6 +33,7 @@ from autoip.daemon.reporter import Reporter
 from autoip.daemon.rivals import Rivals
 from autoip.daemon.serial_tasks import SerialTasks
 from autoip.daemon.status import status, summary
+from autoip.daemon.stranded_routes import StrandedRoutes
 from autoip.kernel.arp_socket import Received
 from autoip.kernel.model import Address, Link
 from autoip.options import Options
@@ -93,6 +94,7 @@ class Interface:
         )
         foreign = self._host.foreign_default_route
         self._routes = OwnedRoutes(reporter, self._network, self._requests, foreign, options)
+        self._stranded = StrandedRoutes(reporter, self._network, self._requests)
         self._proxy_arp = ProxyArpDetector()
         self._rivals = Rivals(reporter)
         self._script: ScriptRunner | None = None  # hears of the address, if there is one
@@ -178,6 +180,7 @@ class Interface:
             before, self.link = self.link, link
             self._owned.link = self._routes.link = link
             appeared = link is not None and (before is None or before.index != link.index)
+            self._obey_master()
             if link is not None and appeared:
                 self._meet(link)
             # If it goes down later, somebody has set it down, and is obeyed.
@@ -197,9 +200,15 @@ class Interface:
         """A link of the interface's name has come."""
         self._routes.take_over(link)
         self._owned.take_over(link, self._host.addresses(link.index), self._memory)
-        if link.master is not None:
-            text = "belongs to a bridge or bond, which gets its frames"
-            self.reporter.log(logging.WARNING, text)
+
+    def _obey_master(self) -> None:
+        """Allow an address only while the link is no port of another interface."""
+        before = self._policy.why
+        master = self._host.master(self.link) if self.link is not None else ""
+        self._policy.permit(Gate.MASTER, not master, f"belongs to {master}")
+        standing_by = self._negotiator.state is State.STANDBY
+        if standing_by and master and before != self._policy.why:
+            self.reporter.log(logging.INFO, self._policy.why)  # else the transition is the log line
 
     def _lose_link(self, why: str, *, asked: bool = False) -> None:
         self._policy.link(False, self._clock())
@@ -269,10 +278,10 @@ class Interface:
         self._routes.put_back()
 
     def permit(self, allowed: bool, why: str = "") -> None:
-        """Allow the interface to have an address, or not and `why`; then one that it has goes."""
+        """A network manager allows an address, or forbids it and `why`; then one that there is goes."""
         self._news("permit", allowed=allowed, why=why)
         with self._recovery.guarded("permit"):
-            self._policy.permit(allowed, why)
+            self._policy.permit(Gate.MANAGER, allowed, why)
             self._pump()
 
     def restart(self, why: str, *, asked: bool = True) -> None:
@@ -290,9 +299,11 @@ class Interface:
     def _addresses_changed(self) -> None:
         """The policy learns which addresses there are now."""
         with self._recovery.guarded("addresses"):
-            routable = next((other.address for other in self._others() if other.routable), None)
+            others = self._others()
+            routable = next((other.address for other in others if other.routable), None)
             held = self._negotiator.address is not None
             self._policy.addressed(routable, self._clock(), held=held)
+            self._stranded.update(self.link, others, self._owned.address)
             self._pump()
             if self._ending is None:
                 self._rivals.check(self._others)

@@ -98,6 +98,11 @@ class OwnedAddress:
         """The address that is probed for or held."""
         return self._negotiator.candidate
 
+    @property
+    def address(self) -> IPv4Address | None:
+        """The address that is, or may be, on an interface."""
+        return self._owned.address if self._owned is not None else None
+
     def has_put(self, index: int, address: IPv4Address) -> bool:
         """Whether the address, if the interface `index` seems to have it, was put there from here.
 

@@ -1,6 +1,7 @@
 """Owned routes that come and go with the addresses of one interface, and are put back if removed.
 
-Two kinds (see `kernel.onlink_routes`): to link-local destinations from a routable address, and the default route.
+Two kinds (see `kernel.onlink_routes`): to link-local destinations from a routable address, and the default route. While
+the first is there, the one that the link-local address brought with it comes last.
 """
 
 from __future__ import annotations
@@ -66,6 +67,7 @@ class OwnedRoutes:
     ) -> None:
         self.link = None
         self._onlink = OwnedRoute(network.set_onlink, network.remove_onlink)
+        self._demoted = OwnedRoute(network.demote, network.promote)
         self._default = OwnedRoute(network.set_default, network.remove_default)
         self._reporter = reporter
         self._requests = requests
@@ -90,6 +92,8 @@ class OwnedRoutes:
         onlink = policy.source if address or policy.kind is Kind.ROUTE_ONLY else None
         if self._set(self._onlink, onlink if usable else None):
             self._reporter.log(logging.INFO, policy.why)
+        # After the route that replaces it: there is always one.
+        self._set(self._demoted, address if usable and policy.yields else None)
         wanted = (
             usable
             and self._options.default_route
@@ -122,7 +126,7 @@ class OwnedRoutes:
     def put_back(self) -> None:
         """Put all that there should be; they may be there."""
         self.close()
-        for route in (self._onlink, self._default):
+        for route in (self._onlink, self._demoted, self._default):
             if self.link is not None and route.there is not None:
                 self._requests.request(partial(route.put, self.link, route.there[1]))
 

@@ -1,7 +1,9 @@
 """The IPv4 addresses of the interfaces: which there are, and adding and removing ours.
 
 An address A on interface number N is added as A/16 with broadcast 169.254.255.255; its connected route gets
-the metric 1000 + N, so that several interfaces with link-local addresses have one route each. The addresses
+the metric 1000 + N, so that several interfaces with link-local addresses have one route each. One that is to
+take no part in new connections is demoted: its route gets the metric 3000 + N, behind those of all other
+interfaces, and behind the route from a routable address (see `onlink_routes`). The addresses
 of other programs stay, also where the kernel would remove them with ours.
 """
 
@@ -23,6 +25,7 @@ from autoip.kernel.model import PROTOCOL, Address, Link
 from autoip.kernel.netlink import Request, Requests
 
 METRIC_BASE = 1000
+DEMOTED_METRIC_BASE = 3000
 LABEL_MAX = 15
 
 
@@ -42,6 +45,7 @@ class Addresses:
         self._limit = limit
         self._remove_lock = asyncio.Lock()
         self._checked = False
+        self._demoted: dict[int, tuple[Link, IPv4Address]] = {}  # by the interface's index
 
     async def all(self) -> list[Address]:
         """All IPv4 addresses. Raises KernelRefused."""
@@ -75,7 +79,7 @@ class Addresses:
                 self._checked = True
                 if message.get_attr("IFA_PROTO") != PROTOCOL:
                     self._limit("the kernel does not keep who set an address (IFA_PROTO, 5.18)")
-                if message.get_attr("IFA_RT_PRIORITY") != METRIC_BASE + link.index:
+                if message.get_attr("IFA_RT_PRIORITY") != self._metric(link, address):
                     self._limit("the kernel gives addresses no metric (IFA_RT_PRIORITY, 4.18)")
 
     async def remove(self, index: int, address: IPv4Address) -> None:
@@ -84,12 +88,32 @@ class Addresses:
         async with self._remove_lock:
             await self._remove_alone(index, address)
 
+    async def demote(self, link: Link, address: IPv4Address) -> None:
+        """Have the route of `address` behind all others until `promote`. Raises KernelRefused."""
+        self._demoted[link.index] = link, address
+        await self._set_metric(link, address)
+
+    async def promote(self, index: int) -> None:
+        """Undo `demote`. The address, and the interface, may have gone. Raises KernelRefused."""
+        if (demoted := self._demoted.pop(index, None)) is not None:
+            await self._set_metric(*demoted)
+
+    async def _set_metric(self, link: Link, address: IPv4Address) -> None:
+        # The kernel would add an address that is not there.
+        async with self._remove_lock:
+            if any(_is(message, address) for message in await self._messages(link.index)):
+                await self.add(link, address, replace=True)
+
+    def _metric(self, link: Link, address: IPv4Address) -> int:
+        _, demoted = self._demoted.get(link.index, (link, None))
+        return (DEMOTED_METRIC_BASE if demoted == address else METRIC_BASE) + link.index
+
     async def _add(self, link: Link, address: IPv4Address, scope: int, *, replace: bool) -> None:
         attributes: list[tuple[str, object]] = [
             ("IFA_ADDRESS", address.packed),
             ("IFA_LOCAL", address.packed),
             ("IFA_BROADCAST", LINK_LOCAL_NETWORK.broadcast_address.packed),
-            ("IFA_RT_PRIORITY", METRIC_BASE + link.index),
+            ("IFA_RT_PRIORITY", self._metric(link, address)),
             ("IFA_PROTO", PROTOCOL),
         ]
         label = os.fsencode(f"{link.name}:{self._label_suffix}")

@@ -36,8 +36,9 @@ class Link:
     kind: str | None
     """Driver kind of a virtual interface ("veth", "bridge", "vlan"); None for hardware."""
     master: int | None
-    """Index of the bridge, bond, team or VRF that this is a port of."""
-    port_of_bridge: bool
+    """Index of the bridge, bond, team or VRF that has this interface."""
+    port_kind: str | None
+    """Driver kind of the master ("bridge", "bond", "team", "openvswitch", "vrf"), if it has one."""
     altnames: tuple[str, ...] = ()
     """Alternative names (Linux 5.5)."""
     carrier_changes: int = 0
@@ -53,6 +54,14 @@ class Link:
         """Frames can be sent and received: up, with carrier, and not waiting for 802.1X or Wi-Fi."""
         wanted = IFF_UP | IFF_RUNNING | IFF_LOWER_UP
         return self.flags & (wanted | IFF_DORMANT) == wanted
+
+    @property
+    def is_port(self) -> bool:
+        """Whether a bridge, bond or team gets its frames, so that an address here would be of no use.
+
+        A VRF is a routing table: its interfaces keep their addresses and their frames.
+        """
+        return self.master is not None and self.port_kind != "vrf"
 
     @property
     def speaks_arp(self) -> bool:
@@ -171,8 +180,7 @@ def ethernet_like(links: Sequence[Link]) -> list[Link]:
         link
         for link in links
         if link.speaks_arp
-        and link.master is None
-        and not link.port_of_bridge
+        and not link.is_port
         and link.kind != "veth"
         and not _is_docker(link.name)
     ]

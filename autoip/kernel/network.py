@@ -12,8 +12,9 @@ What `add_address` sets up for an address on an interface, and `remove_address` 
 Before the first address `add_address` also makes ARP leave the interface by broadcast where it must (see
 `arp_broadcast`). That stays from one address to the next, until `release`.
 
-Beside a routable address `set_onlink` has link-local destinations reached from that one, and with a
-link-local one `set_default` has everything else reached on the link (see `onlink_routes`).
+Beside a routable address `set_onlink` has link-local destinations reached from that one; `demote` has the route
+of the link-local address come after it. With a link-local one `set_default` has everything else reached on the
+link (see `onlink_routes`).
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ from autoip.kernel.netlink import Request, Requests
 from autoip.kernel.onlink_routes import OnlinkRoutes
 from autoip.kernel.rtnetlink import read_address, read_link, read_route, text
 from autoip.kernel.source_routing import TABLE_BASE, SourceRules
+from autoip.kernel.stranded_routes import StrandedRoutes
 
 LABEL_SUFFIX = "autoip"
 """After the interface's name and a colon, the label."""
@@ -80,6 +82,7 @@ class Network:
         self._rules = SourceRules(self._requests)
         self._broadcast = Broadcast(self._requests, program)
         self._onlink = OnlinkRoutes(self._requests, TABLE_BASE)
+        self._stranded = StrandedRoutes(self._requests, self._addresses)
         self._pending: deque[Event] = deque()
         self._links: dict[int, Link] = {}
         self._lost = False
@@ -185,6 +188,14 @@ class Network:
         """Undo `set_onlink`, also that of a crashed instance. Raises KernelRefused."""
         await self._onlink.remove(index)
 
+    async def demote(self, link: Link, address: IPv4Address) -> None:
+        """Have the route that comes with `address` behind all others. Raises KernelRefused."""
+        await self._addresses.demote(link, address)
+
+    async def promote(self, index: int) -> None:
+        """Undo `demote`. Raises KernelRefused."""
+        await self._addresses.promote(index)
+
     async def set_default(self, link: Link, source: IPv4Address) -> None:
         """Reach everything by `link` from `source`, behind all other routes. Raises KernelRefused."""
         await self._onlink.set_default(link, source)
@@ -192,6 +203,10 @@ class Network:
     async def remove_default(self, index: int) -> None:
         """Undo `set_default`, also that of a crashed instance. Raises KernelRefused."""
         await self._onlink.remove_default(index)
+
+    async def remove_stranded(self, index: int, ours: IPv4Address) -> list[str]:
+        """Remove routes that outlived the last other address: see `StrandedRoutes.remove`."""
+        return await self._stranded.remove(index, ours)
 
     def follow_routes(self) -> None:
         """From now on report routes as well. Every change of any route then wakes the process.

@@ -1,9 +1,10 @@
 """What is reached on a link without a router: routes of scope link (RFC 3927 section 2.6.2).
 
 Link-local destinations from a routable address: ``169.254.0.0/16 dev N scope link src ROUTABLE metric
-500+N``, before the route that comes with a link-local address of ours (metric 1000+N. So new
-connections of ours have the routable address as their source (section 1.9), and what is under way
-keeps the one that it has.
+2000+N``, before the route of the interface's own link-local address, which is demoted meanwhile (metric
+3000+N, see `addresses`), and behind the routes of other interfaces' addresses (metric 1000+M). So new connections
+by this interface have the routable address as their source (section 1.9), what is under way keeps the one that
+it has, and destinations on the links of the others are reached there.
 
 Everything from a link-local address: ``default dev N scope link src ADDRESS metric 1690000000+N``, a
 metric behind everybody else's.  It is also in the address's own table (see `source_routing`), so that of
@@ -24,7 +25,7 @@ from autoip.kernel import netlink, rtnetlink
 from autoip.kernel.model import PROTOCOL, Link
 from autoip.kernel.netlink import Request, Requests
 
-METRIC_BASE = 500
+METRIC_BASE = 2000
 DEFAULT_METRIC_BASE = 1690000000
 
 

@@ -22,6 +22,7 @@ RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE = 0x1, 0x10, 0x40
 RTNLGRP_IPV4_ROUTE = 7
 RTEXT_FILTER_SKIP_STATS = 8
 RTN_UNICAST, RTN_THROW = 1, 9
+RTPROT_KERNEL = 2
 RT_SCOPE_LINK = 253
 RT_TABLE_MAIN, RT_TABLE_LOCAL = 254, 255
 FR_ACT_TO_TBL = 1
@@ -89,9 +90,12 @@ class _RouteMessage(nlmsg):  # type: ignore[misc]
     nla_map = (
         (1, "RTA_DST", "cdata"),
         (4, "RTA_OIF", "uint32"),
+        (5, "RTA_GATEWAY", "cdata"),
         (6, "RTA_PRIORITY", "uint32"),
         (7, "RTA_PREFSRC", "cdata"),
         (15, "RTA_TABLE", "uint32"),
+        (18, "RTA_VIA", "cdata"),
+        (30, "RTA_NH_ID", "uint32"),
     )
 
 
@@ -186,7 +190,7 @@ def read_link(message: Any) -> Link | None:
         flags=message["flags"],
         kind=None if kind is None else text(kind),
         master=message.get_attr("IFLA_MASTER"),
-        port_of_bridge=port_kind is not None and text(port_kind) in ("bridge", "openvswitch"),
+        port_kind=None if port_kind is None else text(port_kind),
         altnames=tuple(text(name) for number, name in altnames if number == 53),
         carrier_changes=message.get_attr("IFLA_CARRIER_CHANGES") or 0,
     )

@@ -161,6 +161,48 @@ async def test_if_alias_attributes(kernel: Network, host: Namespace) -> None:
         await kernel.remove_address(link.index, OURS)
 
 
+@with_network
+async def test_stranded_routes_without_our_address(kernel: Network, host: Namespace) -> None:
+    """If ours has gone meanwhile the kernel has removed what there was: the rest came later."""
+    veth(host)
+    link = await ready_link(kernel, "v0")
+    host.ip("route add 198.18.0.0/24 via 192.0.2.1 dev v0 onlink")
+    assert await kernel.remove_stranded(link.index, OURS) == []
+    assert host.ip("route show 198.18.0.0/24")
+    await kernel.add_address(link, OURS)
+    assert await kernel.remove_stranded(link.index, OURS) == ["198.18.0.0/24 via 192.0.2.1"]
+    assert not host.ip("route show 198.18.0.0/24")
+
+
+@with_network
+async def test_demoted_address(kernel: Network, host: Namespace) -> None:
+    """Its route comes last, also when it is repaired; a missing address is not added again."""
+    veth(host)
+    link = await ready_link(kernel, "v0")
+    await kernel.add_address(link, OURS)
+
+    def route() -> str:
+        return host.ip("route show 169.254.0.0/16").strip()
+
+    usual = "169.254.0.0/16 dev v0 proto kernel scope link src {} metric {}"
+    await kernel.demote(link, OURS)
+    assert route() == usual.format(OURS, 3000 + link.index)
+    await kernel.add_address(link, OURS, replace=True)
+    assert route() == usual.format(OURS, 3000 + link.index)
+    assert host.link_local("v0") == [OURS]
+    assert kernel.limits == []
+    for _ in range(2):
+        await kernel.promote(link.index)
+        assert route() == usual.format(OURS, 1000 + link.index)
+    await kernel.demote(link, OURS)
+    await kernel.remove_address(link.index, OURS)
+    await kernel.demote(link, OURS)
+    await kernel.promote(link.index)
+    assert route() == "" and host.link_local("v0") == []
+    await kernel.add_address(link, OURS)
+    assert route() == usual.format(OURS, 1000 + link.index)
+
+
 @pytest.mark.parametrize(
     ("name", "label"),
     [
@@ -556,14 +598,14 @@ async def test_leaving_a_bridge_is_no_removal(kernel: Network, host: Namespace) 
     host.ip("link set v0 master br0")
     port = await link_of(kernel, "v0")
     bridge = await link_of(kernel, "br0")
-    assert port.port_of_bridge
+    assert port.is_port and port.port_kind == "bridge"
     assert port.master == bridge.index
     assert port not in ethernet_like([port])
     host.ip("link set v0 nomaster")
     events = await settle(kernel, host)
     assert not any(isinstance(event, LinkRemoved) for event in events)
     free = await link_of(kernel, "v0")
-    assert not free.port_of_bridge
+    assert not free.is_port and free.port_kind is None
     assert free.master is None
     assert kernel._links[free.index] == free
 

@@ -13,7 +13,9 @@ from collections.abc import Iterator
 from ipaddress import IPv4Address
 from pathlib import Path
 
-from lab import Daemon, Namespace, Port
+import pytest
+
+from lab import Daemon, Namespace, Port, Switch
 
 from .conftest import MakeDaemon
 from .helpers import NETNS, PEER, A, bind, claimed, configuration, wait_until
@@ -21,7 +23,7 @@ from .helpers import NETNS, PEER, A, bind, claimed, configuration, wait_until
 pytestmark = NETNS
 
 STATIC = IPv4Address("192.0.2.5")
-OTHER = IPv4Address("192.0.2.6")
+NEAR = IPv4Address("169.254.88.88")
 FAST = ("--delay", "50", "--ip", str(A))
 
 
@@ -105,6 +107,53 @@ def test_another_lease_is_the_source_while_it_lingers(port: Port, make_autoip: M
     assert port.host.link_local(port.name) == [address]
     assert daemon.stop() == 0
     assert "169.254" not in port.host.ip("route show table all")
+
+
+@pytest.mark.parametrize("lingers", ["eth0", "eth1"])
+def test_it_lingers_and_the_other_link_keeps_its_neighbours(
+    port: Port, make_autoip: MakeDaemon, stack: contextlib.ExitStack, lingers: str
+) -> None:
+    """fwd-several, fwd-source: no packet to the other link is lost; by its own the lease is the source."""
+    host = port.host
+    second = stack.enter_context(Switch()).attach(host, "eth1", mac="02:00:00:00:00:e1")
+    ports = {each.name: each for each in (port, second)}
+    lingering = ports.pop(lingers)
+    (other,) = ports.values()
+    other.switch.namespace.ip(f"addr add {PEER}/16 brd + dev {other.far}")
+    lingering.switch.namespace.ip(f"addr add {NEAR}/16 brd + dev {lingering.far}")
+    lingering.switch.namespace.ip(f"route add 192.0.2.0/24 dev {lingering.far}")
+    bind(other, make_autoip(other, "--delay", "50"))
+    daemon = make_autoip(lingering, *fallback(0, 60))
+    address = bind(lingering, daemon)
+
+    def sources() -> tuple[str, str]:
+        """Of new connections to a neighbour by the interface that lingers, and by whichever is right."""
+        by = json.loads(host.ip(f"-j route get {NEAR} oif {lingers}"))[0]["prefsrc"]
+        return str(by), str(json.loads(host.ip(f"-j route get {PEER}"))[0]["dev"])
+
+    started = host.popen(_pinging(300), stdout=-1) if lingers == "eth1" else None
+    for _ in range(2):
+        before = sources()
+        assert before == (str(address), "eth0")
+        lease(lingering)
+        wait_until(lambda: sources() == (str(STATIC), other.name), "the lease as source")
+        ping = host.popen(_pinging(50), stdout=-1)
+        assert b"50 received" in ping.communicate(timeout=60)[0]
+        near = ("ping", "-c", "1", "-W", "5", str(NEAR))
+        host.run(*near, "-I", lingers)  # to the lease, as the source
+        host.run(*near, "-I", str(address))  # what is underway
+        expire(lingering)
+        wait_until(lambda b=before: sources() == b, "ours as source")  # type: ignore[misc]
+    if started is not None:
+        assert b"300 received" in started.communicate(timeout=60)[0]
+    lease(lingering)
+    wait_until(lambda: sources()[0] == str(STATIC), "the lease as source")
+    assert daemon.stop() == 0
+    assert f"169.254.0.0/16 dev {lingers}" not in host.ip("route show table all")
+
+
+def _pinging(count: int) -> list[str]:
+    return ["ping", "-q", "-c", str(count), "-i", "0.02", "-W", "10", str(PEER)]
 
 
 def test_static_address_that_is_there_first(port: Port, make_autoip: MakeDaemon) -> None:

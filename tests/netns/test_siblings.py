@@ -216,20 +216,6 @@ def _served_with(port: Port, daemons: Sequence[Daemon], names: Sequence[str]) ->
     assert settled()
 
 
-@requires_kernel_feature("bridge")
-def test_bridge_and_its_port(
-    port: Port, make_autoip: MakeDaemon, stack: contextlib.ExitStack
-) -> None:
-    """claim-echo, 3.4: they have one hardware address, so one sequence of candidates, and do not hear each other."""
-    host = port.host
-    host.ip("link add br0 type bridge stp_state 0 forward_delay 0")
-    host.ip(f"link set br0 address {port.mac}")
-    host.ip("link set eth0 master br0")
-    host.ip("link set br0 up")
-    bridge = stack.enter_context(Daemon(host, "br0", [*autoip_command(), "br0", *FAST]))
-    _served_with(port, [make_autoip(port, *FAST), bridge], ["eth0", "br0"])
-
-
 @requires_kernel_feature("macvlan")
 def test_macvlan_and_its_parent(
     port: Port, make_autoip: MakeDaemon, stack: contextlib.ExitStack

@@ -44,7 +44,7 @@ def mac_of(number: int) -> bytes:
 def link_of(index: int = 2, name: str = "eth0", mac: bytes | None = None, **changes: Any) -> Link:
     """A link that is ready, but for the changes."""
     mac = mac_of(index) if mac is None else mac
-    return replace(Link(index, name, mac, 1, READY, None, None, False), **changes)
+    return replace(Link(index, name, mac, 1, READY, None, None, None), **changes)
 
 
 class FakeSocket:
@@ -211,6 +211,9 @@ class FakeNetwork:
         self.links: dict[int, Link] = {}
         self.present: dict[tuple[int, IPv4Address], Address] = {}
         self.routes: dict[tuple[str, int], IPv4Address] = {}
+        self.demoted: dict[int, IPv4Address] = {}
+        self.stranded: list[str] = []
+        """What `remove_stranded` finds."""
         self.asked: list[tuple[Any, ...]] = []
         """Every request that changes something, in order."""
         self.foreign_default = False
@@ -336,6 +339,14 @@ class FakeNetwork:
         await self._ask("remove_onlink", index)
         return self.routes.pop(("onlink", index), None) is not None
 
+    async def demote(self, link: Link, address: IPv4Address) -> None:
+        await self._ask("demote", link.index, address)
+        self.demoted[link.index] = address
+
+    async def promote(self, index: int) -> None:
+        await self._ask("promote", index)
+        self.demoted.pop(index, None)
+
     async def set_default(self, link: Link, source: IPv4Address) -> None:
         await self._ask("set_default", link.index, source)
         self.routes["default", link.index] = source
@@ -343,6 +354,11 @@ class FakeNetwork:
     async def remove_default(self, index: int) -> bool:
         await self._ask("remove_default", index)
         return self.routes.pop(("default", index), None) is not None
+
+    async def remove_stranded(self, index: int, ours: IPv4Address) -> list[str]:
+        await self._ask("remove_stranded", index, ours)
+        found, self.stranded = self.stranded, []
+        return found
 
     async def other_default(self) -> bool:
         await self._steps(self._before, "other_default")

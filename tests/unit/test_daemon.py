@@ -775,13 +775,94 @@ def test_up(tmp_path: Path) -> None:
     play(scenario)
 
 
-def test_a_port_of_a_bridge_is_warned_of(tmp_path: Path) -> None:
+PORT: dict[str, Any] = {"master": 5, "port_kind": "bridge"}
+
+
+def test_a_port_has_no_address_as_long_as_it_is_one(tmp_path: Path) -> None:
+    """if-master: from the start, when the interface gets a master, and until the master goes."""
+
+    async def scenario() -> None:
+        world = World(tmp_path, first=A)
+        world.network.links[2] = link_of(2, **PORT)
+        world.network.links[5] = link_of(5, "br0", kind="bridge")
+        async with world:
+            await world.until_state("standby")
+            assert world.report()["why"] == "belongs to br0"
+            assert world.interface().summary == "eth0: standby (belongs to br0)"
+            await asyncio.sleep(100)
+            assert world.asked("add") == [] and world.kernel.listener.sent == []
+            for _ in range(2):
+                world.network.plug(link_of(2))
+                assert await world.until_bound() == A
+                world.network.asked.clear()
+                world.network.plug(link_of(2, **PORT))
+                await world.until(lambda: not world.network.owned(2), 1)
+                # At once, and with it the filter; no request of ours comes after these.
+                assert world.asked("add", "remove", "release") == [("remove", 2, A), ("release", 2)]
+                assert world.report()["state"] == "standby"
+                assert world.report()["why"] == "belongs to br0"
+            assert len(world.said("-> standby: belongs to br0")) == 3
+            assert len(world.said("belongs to br0")) == 3
+            world.network.plug(link_of(5, "lan", kind="bridge"))
+            await world.until(lambda: world.report()["why"] == "belongs to lan")
+            assert len(world.said("belongs to lan")) == 1
+
+    play(scenario)
+
+
+def test_a_port_that_stands_by_already(tmp_path: Path) -> None:
+    """One line, although there is no transition; a network manager's word changes nothing."""
+
+    async def scenario() -> None:
+        async with World(tmp_path, first=A, policy=Kind.FALLBACK) as world:
+            world.network.put(2, "192.0.2.5")
+            await world.until_state("standby")
+            world.network.plug(link_of(2, **PORT))
+            await world.until(lambda: world.report()["why"] == "belongs to interface 5")
+            world.network.take(2, IPv4Address("192.0.2.5"))
+            world.daemon._permit("eth0", False, "not now")
+            world.daemon._permit("eth0", True, "")
+            await asyncio.sleep(100)
+            assert world.report()["why"] == "belongs to interface 5"
+            assert len(world.said("belongs to")) == 1
+            assert world.asked("add") == []
+            world.network.plug(link_of(2))
+            assert await world.until_bound() == A
+
+    play(scenario)
+
+
+def test_a_bond_takes_its_port(tmp_path: Path) -> None:
+    """It demands that the port is down, and gives it another hardware address while it is its own."""
+
+    async def scenario() -> None:
+        async with World(tmp_path, first=A) as world:
+            await world.until_bound()
+            port: dict[str, Any] = {"master": 5, "port_kind": "bond"}
+            world.network.plug(link_of(5, "bond0", kind="bond"))
+            world.network.plug(link_of(2, flags=0))
+            world.network.plug(link_of(2, flags=0, **port))
+            world.network.plug(link_of(2, mac=mac_of(77), **port))
+            await world.until_state("standby")
+            assert world.report()["why"] == "belongs to bond0"
+            assert world.network.owned(2) == []
+            await asyncio.sleep(100)
+            assert world.kernel.listener.of(mac_of(77)) == []
+            world.network.plug(link_of(2))
+            assert await world.until_bound() == A
+
+    play(scenario)
+
+
+def test_an_interface_of_a_vrf_has_an_address(tmp_path: Path) -> None:
+    """A VRF is a routing table: its interfaces keep their addresses."""
+
     async def scenario() -> None:
         world = World(tmp_path)
-        world.network.links[2] = link_of(2, master=5)
+        world.network.links[2] = link_of(2, master=5, port_kind="vrf")
         async with world:
             await world.until_bound()
-            assert len(world.said("belongs to a bridge or bond")) == 1
+            assert world.said("belongs to") == []
 
     play(scenario)
 
@@ -885,6 +966,76 @@ def test_leftovers_that_cannot_be_swept(tmp_path: Path) -> None:
     play(scenario)
 
 
+# --- the last other address goes -----------------------------------------------------------------
+
+
+def test_routes_that_the_kernel_would_have_removed(tmp_path: Path) -> None:
+    """co-route: they are asked for once, when the last address that is not ours goes, and at no other time."""
+
+    async def scenario() -> None:
+        async with World(tmp_path, first=A) as world:
+            lease, other = IPv4Address("192.0.2.7"), IPv4Address("198.51.100.7")
+            # The kernel does it, as long as there is no address of ours.
+            world.network.put(2, str(lease))
+            await world.until_state("probing")
+            world.network.take(2, lease)
+            await world.until_bound()
+            assert world.asked("remove_stranded") == []
+            for address in (lease, other):
+                world.network.put(2, str(address))
+            world.network.take(2, lease)
+            await asyncio.sleep(1)
+            assert world.asked("remove_stranded") == []
+            world.network.stranded = ["default via 192.0.2.1", "10.0.0.0/8 via 192.0.2.2"]
+            world.network.take(2, other)
+            await world.until(lambda: world.asked("remove_stranded"), 1)
+            (line,) = world.said("removed with the last other address")
+            assert line.endswith(": default via 192.0.2.1, 10.0.0.0/8 via 192.0.2.2")
+            # An address of another interface, and ours when it is taken off and comes back, are none.
+            world.network.put(9, "192.0.2.9")
+            world.network.take(9, IPv4Address("192.0.2.9"))
+            world.network.take(2, A)
+            await asyncio.sleep(10)
+            assert await world.until_bound() == A
+            assert world.asked("remove_stranded") == [("remove_stranded", 2, A)]
+
+    play(scenario)
+
+
+def test_the_last_other_address_goes_in_a_message_that_is_lost(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with World(tmp_path, first=A) as world:
+            await world.until_bound()
+            world.network.put(2, "192.0.2.7")
+            await world.until(lambda: world.report()["others"])
+            world.network.take(2, IPv4Address("192.0.2.7"))
+            world.network.lose_messages()
+            await world.until(lambda: world.asked("remove_stranded"), 2)
+
+    play(scenario)
+
+
+def test_the_interface_goes_with_all_its_addresses(tmp_path: Path) -> None:
+    """The kernel removes everything; its successor of the same name has nothing to lose."""
+
+    async def scenario() -> None:
+        async with World(tmp_path, first=A) as world:
+            await world.until_bound()
+            world.network.put(2, "192.0.2.7")
+            await world.until(lambda: world.report()["others"])
+            world.network.mute = True
+            world.network.take(2, A)
+            world.network.unplug(2)
+            world.network.plug(link_of(7))
+            world.network.speak()
+            await world.until(lambda: world.report()["index"] == 7)
+            assert await world.until_bound() == A
+            # At most for the old one, where nothing is left.
+            assert ("remove_stranded", 7, A) not in world.network.asked
+
+    play(scenario)
+
+
 # --- the policy ----------------------------------------------------------------------------------
 
 
@@ -900,6 +1051,8 @@ def test_fallback(tmp_path: Path) -> None:
             world.network.put(2, "192.0.2.7")
             await world.until(lambda: world.network.routes)
             assert world.network.routes == {("onlink", 2): IPv4Address("192.0.2.7")}
+            # The route of the address comes last as long as another one replaces it.
+            await world.until(lambda: world.network.demoted == {2: A}, 1)
             assert world.report()["step"] == "release"
             # A connection keeps the address beyond the linger...
             await asyncio.sleep(100 + 3 * CONNECTIONS_INTERVAL)
@@ -914,6 +1067,16 @@ def test_fallback(tmp_path: Path) -> None:
             assert world.report()["why"] == "the interface has 192.0.2.7"
             world.network.take(2, IPv4Address("192.0.2.7"))
             assert await world.until_bound() == A
+            assert world.network.demoted == {}
+            asked = ("set_onlink", "demote", "promote", "remove_onlink")
+            world.network.asked.clear()
+            world.network.put(2, "192.0.2.8")
+            await world.until(lambda: world.network.demoted)
+            world.network.take(2, IPv4Address("192.0.2.8"))
+            await world.until(lambda: not world.network.routes)
+            assert world.network.demoted == {}
+            assert sorted(request for request, *_ in world.asked(*asked)) == sorted(asked)
+            assert world.network.owned(2) == [A]
 
     play(scenario)
 

@@ -26,7 +26,7 @@ def a_link(**changes: Any) -> Link:
         "flags": IFF_UP | IFF_RUNNING | IFF_LOWER_UP,
         "kind": None,
         "master": None,
-        "port_of_bridge": False,
+        "port_kind": None,
     }
     return Link(**{**values, **changes})
 
@@ -44,7 +44,8 @@ def a_link(**changes: Any) -> Link:
         ({"kind": "bridge", "name": "docker0"}, False),
         ({"kind": "veth"}, False),
         ({"master": 7}, False),
-        ({"port_of_bridge": True}, False),
+        ({"master": 7, "port_kind": "openvswitch"}, False),
+        ({"master": 7, "port_kind": "vrf"}, True),
         ({"flags": IFF_LOOPBACK}, False),
         ({"flags": IFF_NOARP}, False),
         ({"hardware_type": 772}, False),

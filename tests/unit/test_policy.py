@@ -6,7 +6,7 @@ from ipaddress import IPv4Address
 
 import pytest
 
-from autoip.core.policy import CONNECTIONS_INTERVAL, Kind, Policy
+from autoip.core.policy import CONNECTIONS_INTERVAL, Gate, Kind, Policy
 from autoip.kernel.model import Address
 
 LEASE = IPv4Address("192.0.2.5")
@@ -181,11 +181,38 @@ def test_route_only() -> None:
 def test_gate(kind: Kind) -> None:
     policy = Policy(kind, 0.0, LINGER)
     policy.link(True, 100.0)
-    policy.permit(False, "another manager is not ready")
+    policy.permit(Gate.MANAGER, False, "another manager is not ready")
     assert not wanted(policy)
     assert policy.why == "another manager is not ready"
-    policy.permit(True, "")
+    policy.permit(Gate.MANAGER, True, "")
     assert wanted(policy)
+
+
+def test_two_gates() -> None:
+    """Each is opened by the one that closed it; the master's reason is reported first."""
+    policy = Policy(Kind.ALONGSIDE, 0.0, LINGER)
+    policy.link(True, 100.0)
+    policy.permit(Gate.MANAGER, False, "not yet")
+    policy.permit(Gate.MASTER, False, "belongs to br0")
+    assert policy.why == "belongs to br0"
+    policy.permit(Gate.MANAGER, True, "")
+    assert not wanted(policy) and policy.why == "belongs to br0"
+    policy.permit(Gate.MANAGER, False, "not yet")
+    policy.permit(Gate.MASTER, True, "")
+    assert not wanted(policy) and policy.why == "not yet"
+    policy.permit(Gate.MANAGER, True, "")
+    assert wanted(policy)
+
+
+def test_a_port_has_no_route_either() -> None:
+    """if-master: its route to link-local destinations would win over its master's."""
+    policy = Policy(Kind.ROUTE_ONLY, 0.0, LINGER)
+    policy.addressed(LEASE, 200.0, held=False)
+    policy.permit(Gate.MANAGER, False, "not yet")
+    assert source(policy) == LEASE
+    policy.permit(Gate.MASTER, False, "belongs to br0")
+    assert source(policy) is None
+    assert policy.why == "belongs to br0"
 
 
 @pytest.mark.parametrize(

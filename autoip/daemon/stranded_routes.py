@@ -1,0 +1,53 @@
+"""The last address but the owned one goes: the routes that the kernel would have removed with it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection
+from functools import partial
+from ipaddress import IPv4Address
+from typing import final
+
+from autoip.daemon.protocols import Network
+from autoip.daemon.reporter import Reporter
+from autoip.daemon.serial_tasks import SerialTasks
+from autoip.kernel.model import Address, Link
+
+
+@final
+class StrandedRoutes:
+    """Of one interface.
+
+    Args:
+        reporter: of the interface.
+        network: finds and removes them...
+        requests: ...in the order of all requests of the interface.
+    """
+
+    def __init__(self, reporter: Reporter, network: Network, requests: SerialTasks) -> None:
+        self._reporter = reporter
+        self._network = network
+        self._requests = requests
+        self._others_on: int | None = None  # the index of the interface, if it has other addresses
+
+    def update(
+        self, link: Link | None, others: Collection[Address], owned: IPv4Address | None
+    ) -> None:
+        """The addresses of the interface may have changed.
+
+        Args:
+            link: what the interface is now.
+            others: its addresses that are not owned.
+            owned: the address that is, or may be, on it because of this daemon.
+        """
+        before = self._others_on
+        self._others_on = link.index if link is not None and others else None
+        gone = link is not None and before == link.index and not others
+        # Where nothing is owned the kernel has done it itself.
+        if gone and before is not None and owned is not None:
+            self._requests.request(partial(self._remove, before, owned))
+
+    async def _remove(self, index: int, owned: IPv4Address) -> None:
+        if removed := await self._network.remove_stranded(index, owned):
+            text = f"removed with the last other address: {', '.join(removed)}"
+            self._reporter.log(logging.INFO, text)
