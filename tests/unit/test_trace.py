@@ -395,7 +395,7 @@ def test_a_file_that_cannot_be_had(tmp_path: Path, make: Callable[[Path], object
 def test_the_command_refuses_a_file_that_is_no_trace(tmp_path: Path, file: Path) -> None:
     make_foreign(file)
     environ = {**os.environ, "RUNTIME_DIRECTORY": str(tmp_path), "STATE_DIRECTORY": str(tmp_path)}
-    command = [sys.executable, "-m", "autoip", "none0", "--trace", str(file)]
+    command = [sys.executable, "-m", "autoip", "run", "none0", "--trace", str(file)]
     ended = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
     assert ended.returncode == 2
     (line,) = ended.stderr.splitlines()
