@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections import Counter
 from collections.abc import Generator
 
@@ -25,6 +26,18 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     counted += [f"{n} {reason}" for reason, n in reasons.most_common() if "root" not in reason]
     if counted:
         terminalreporter.write_line(f"skipped {len(skipped)} tests: " + ", ".join(counted))
+
+
+def pytest_configure() -> None:
+    """Let no test inherit that a signal is ignored.
+
+    A shell ignores SIGINT for what it starts in the background, nohup(1) ignores SIGHUP, and so would each program
+    that a test starts.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

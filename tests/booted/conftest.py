@@ -27,14 +27,15 @@ rm -rf build
 """What needs the network, which a booted machine does not have: afterwards the README's block does without it."""
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="package", autouse=True)
 def _nothing_left() -> Iterator[None]:
     yield
     assert leftovers() == []
 
 
 @pytest.fixture(
-    scope="session",
+    # Off again before the next test of another folder, which looks whether anything is left.
+    scope="package",
     # One worker has all tests of a Debian, so at most one machine of each is on.
     params=[
         pytest.param(suite, marks=pytest.mark.xdist_group(f"booted-{suite}")) for suite in SUITES

@@ -269,6 +269,7 @@ def test_reapply(managed: Managed) -> None:
     managed.connected()
     daemon = managed.autoip()
     address = daemon.wait_address(60)
+    managed.port.sniffer.wait_count(lambda f: f.is_announcement, 2, 30)
     since = managed.port.sniffer.mark()
     managed.nm.nmcli("device modify eth0 ipv4.route-metric 150")
     assert claimed(managed.port, since=since) == address

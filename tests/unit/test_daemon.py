@@ -867,11 +867,7 @@ def test_an_interface_of_a_vrf_has_an_address(tmp_path: Path) -> None:
     play(scenario)
 
 
-def test_sleep_and_signal(tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    # Ignored at the start, as under nohup, it would be ignored for ever.
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    request.addfinalizer(lambda: signal.signal(signal.SIGHUP, before))
-
+def test_sleep_and_signal(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with World(tmp_path, first=A) as world:
             await world.until_bound()
