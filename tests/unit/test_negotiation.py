@@ -14,8 +14,9 @@ import pytest
 from autoip.core import acd, arp, constants, ipv4ll
 from autoip.core.acd import Defence
 from autoip.core.arp import BROADCAST, NO_ADDRESS, NO_HARDWARE, ArpPacket, Operation
+from autoip.core.candidates import draw_candidate
 from autoip.core.constants import Timing, is_candidate
-from autoip.core.ipv4ll import State, draw_candidate
+from autoip.core.ipv4ll import State
 from autoip.errors import CoreMisuse
 from tests.unit.fake_kernel import mac_of
 from tests.unit.virtual_link import Host, VirtualLink

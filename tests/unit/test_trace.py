@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from autoip.core import acd, constants, ipv4ll
+from autoip.core import acd, candidates, constants, ipv4ll
 from autoip.core.acd import Defence
 from autoip.core.arp import parse
 from autoip.core.constants import DEFEND_INTERVAL, PROBE_NUM
@@ -230,7 +230,7 @@ def test_a_trace_happens_again(name: str) -> None:
         (constants, "PROBE_MIN", 0.9, "sent"),
         (constants, "ANNOUNCE_WAIT", 1.9, "sent"),
         (ipv4ll, "MAX_CONFLICTS", 1, "receive"),
-        (ipv4ll, "LAST_CANDIDATE", IPv4Address("169.254.3.255"), "receive"),
+        (candidates, "LAST_CANDIDATE", IPv4Address("169.254.3.255"), "receive"),
     ],
 )
 def test_a_changed_constant_is_found(
@@ -244,8 +244,6 @@ def test_a_changed_constant_is_found(
 ) -> None:
     record(tmp_path, file)
     monkeypatch.setattr(module, name, value)
-    if name == "LAST_CANDIDATE":
-        monkeypatch.setattr(ipv4ll, "_CANDIDATES", 3 * 256)
     difference = replay.replay(file.read_bytes())[1]
     assert difference is not None and difference.then["call"] == call
 

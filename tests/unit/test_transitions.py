@@ -85,7 +85,7 @@ class Host:
             case Cause.REMOVED:
                 self.core._removals = MAX_CONFLICTS - 1 if limited else int(again)
                 self.core.removed(self.now)
-            case Cause.ELSEWHERE:
+            case Cause.ON_SIBLING:
                 self.core.conflicts = MAX_CONFLICTS - 1 if limited else 0
                 self.core.elsewhere(self.address, self.now)
             case Cause.REFUSED:
