@@ -10,8 +10,8 @@ import os
 import re
 from collections import namedtuple
 
-from autoip import interfaces
 from autoip.errors import UsageError
+from autoip.kernel import interface_names
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # `typing` takes milliseconds to import
@@ -141,7 +141,7 @@ def interface_name(name: str) -> str:
             f"{name!r}: not an interface name; allowed are 1 to {_IFNAME_MAX} bytes without"
             " blanks, '/' and ':'"
         )
-    if "," in name and not interfaces.exists(name):
+    if "," in name and not interface_names.exists(name):
         words = " ".join(filter(None, name.split(",")))
         raise UsageError(f"{name!r}: a comma separates no names, blanks do: {words}")
     return name
@@ -149,7 +149,7 @@ def interface_name(name: str) -> str:
 
 def is_pattern(name: str) -> bool:
     """Return whether the name is a pattern (`*`, `?`, `[...]`), and not an interface that is called so."""
-    return bool(re.search(r"[*?[]", name)) and not interfaces.exists(name)
+    return bool(re.search(r"[*?[]", name)) and not interface_names.exists(name)
 
 
 def one_interface_name(name: str) -> str:

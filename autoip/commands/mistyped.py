@@ -8,9 +8,9 @@ from __future__ import annotations
 from difflib import SequenceMatcher
 from operator import itemgetter
 
-from autoip import interfaces
 from autoip.commands.arguments import COMMANDS
 from autoip.errors import UsageError
+from autoip.kernel import interface_names
 from autoip.option_table import interface_name, is_pattern
 
 TYPE_CHECKING = False
@@ -46,7 +46,7 @@ def check(words: Sequence[str], options: Iterable[Option]) -> None:
     places = _operands(words, options)
     for place in places:
         word = words[place]
-        if interfaces.exists(word):
+        if interface_names.exists(word):
             continue
         if place == places[0] or word not in COMMANDS:
             interface_name(word)
@@ -74,7 +74,7 @@ def _refused(word: str, words: Sequence[str], places: Sequence[int]) -> str:
     if behind is not None:
         others = [words[place] for place in places if words[place] != behind]
         return f"{what}; a command comes first: autoip {' '.join([behind, *others])}"
-    present = interfaces.names()
+    present = interface_names.names()
     command = _OTHER_WORDS.get(word.lower()) or nearest(word.lower(), COMMANDS)
     meant = nearest(word, [name for name in present if name not in words])
     wait = f"'autoip run {word}' waits for an interface of that name"

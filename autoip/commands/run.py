@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autoip import config, interfaces, journal, paths
+from autoip import config, journal, paths
 from autoip.commands.arguments import COMMANDS, texts
 from autoip.config import Config
 from autoip.core.policy import Kind
 from autoip.errors import AlreadyRunning, AutoipError, NotArp, UsageError
+from autoip.kernel import interface_names
 from autoip.options import CONFIGURED, RUN, WORDS, Options
 
 _DESCRIPTION = """\
@@ -234,7 +235,7 @@ def _import_asyncio() -> None:
 def _serve(arguments: Arguments, environ: Mapping[str, str], logger: logging.Logger) -> None:
     configuration = configured(arguments)
     check_policy(
-        [interfaces.proper(name) for name in arguments.interfaces], arguments, configuration
+        [interface_names.proper(name) for name in arguments.interfaces], arguments, configuration
     )
     if arguments.hook and not configuration.hooks(arguments.interfaces[0]):
         text = f"{arguments.interfaces[0]}: not for hooks to start, by the configuration"

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from autoip import interfaces
 from autoip.commands import main, mistyped, query
 from autoip.control.server import Server
 from autoip.daemon.lock_file import LockFile
+from autoip.kernel import interface_names
 from autoip.kernel.arp_socket import ArpListener
 from autoip.option_table import interface_name, is_pattern
 
@@ -80,8 +80,8 @@ CLUMSY: dict[str, tuple[int, str]] = {
 @pytest.fixture
 def present(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine with these interfaces."""
-    monkeypatch.setattr(interfaces, "names", lambda: list(PRESENT))
-    monkeypatch.setattr(interfaces, "exists", PRESENT.__contains__)
+    monkeypatch.setattr(interface_names, "names", lambda: list(PRESENT))
+    monkeypatch.setattr(interface_names, "exists", PRESENT.__contains__)
 
 
 @pytest.fixture
@@ -132,7 +132,7 @@ def test_what_exists_is_no_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
     from autoip.options import RUN
 
     strange = ["stauts", "eth0,eth1", "eth*"]
-    monkeypatch.setattr(interfaces, "exists", strange.__contains__)
+    monkeypatch.setattr(interface_names, "exists", strange.__contains__)
     mistyped.check(strange, RUN)
     assert [interface_name(name) for name in strange] == strange
     assert not is_pattern("eth*")
@@ -140,12 +140,12 @@ def test_what_exists_is_no_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_interfaces_of_this_machine() -> None:
-    assert "lo" in interfaces.names()
-    assert interfaces.exists("lo")
-    assert interfaces.proper("lo") == "lo"
+    assert "lo" in interface_names.names()
+    assert interface_names.exists("lo")
+    assert interface_names.proper("lo") == "lo"
     for name in ("no-such-one", "", "a\0b", "x" * 40):
-        assert not interfaces.exists(name)
-        assert interfaces.proper(name) == name
+        assert not interface_names.exists(name)
+        assert interface_names.proper(name) == name
 
 
 # --- nothing typed at all --------------------------------------------------------------------------
