@@ -254,8 +254,8 @@ class FakeNetwork:
         """A link goes with all its addresses."""
         for key in [key for key in self.present if key[0] == index]:
             self.happens(AddressRemoved(self.present.pop(key)))
-        link = self.links.pop(index)
-        self.happens(LinkRemoved(index, link.name))
+        self.links.pop(index)
+        self.happens(LinkRemoved(index))
 
     def put(self, index: int, address: str, prefixlen: int = 24, **changes: Any) -> Address:
         """Somebody else puts an address on a link."""

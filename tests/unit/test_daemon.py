@@ -1138,7 +1138,7 @@ def test_default_route(tmp_path: Path) -> None:
             await world.until(lambda: world.network.routes)
             assert world.network.routes == {("default", 2): A}
             world.network.foreign_default = True
-            world.network.happens(RouteAdded(Route(5, 0, 254, 4)))
+            world.network.happens(RouteAdded())
             await world.until(lambda: not world.network.routes)
             # While another one is there, the loss of a route changes nothing.
             world.network.happens(RouteRemoved(Route(5, 0, 254, 4)))
@@ -1439,7 +1439,7 @@ def test_a_link_that_has_another_index_is_not_confused_with_its_namesake(tmp_pat
             world.network.plug(world.network.links[7])
             del world.network.links[2]
             world.network.happens(AddressRemoved(world.network.present.pop((2, A))))
-            world.network.happens(LinkRemoved(2, "eth0"))
+            world.network.happens(LinkRemoved(2))
             await world.until(lambda: world.report()["index"] == 7)
             assert await world.until_bound() == A
 
