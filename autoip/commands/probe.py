@@ -1,6 +1,6 @@
 """The command `probe`: RFC 5227 for any IPv4 address, without a daemon.
 
-Says whether an address is free before somebody configures it.  Nothing is configured here.
+Reports whether an address is free before somebody configures it. Nothing is configured here.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ OPTIONS = (
 
 
 def main(words: Sequence[str]) -> int:
-    """Probe an address; 0: free, 1: in use, and the holder's MAC is told."""
+    """Probe an address and print the result. Return 0: free, 1: in use, with the MAC of that host."""
     given = texts(
         "probe",
         OPTIONS,
@@ -83,7 +83,13 @@ def main(words: Sequence[str]) -> int:
 
 
 def _look_up(name: str) -> tuple[int, bytes]:
-    """Index and hardware address of an interface that can send ARP now."""
+    """Return index and hardware address of an interface that can send ARP now.
+
+    Raises:
+        UsageError: there is no such interface.
+        NotArp: it never can.
+        CannotTell: it cannot now.
+    """
     request = struct.pack("16s24x", name.encode("utf-8", "surrogateescape"))
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
         try:
@@ -106,22 +112,22 @@ def _look_up(name: str) -> tuple[int, bytes]:
 def _holder(
     name: str, index: int, mac: bytes, address: IPv4Address, timing: Timing
 ) -> ArpPacket | None:
-    """The packet by which another host objects; None if nobody does."""
+    """Return the packet by which another host objects; None: none does."""
     try:
-        with ArpListener() as reactor, reactor.open(index, mac) as sock:
+        with ArpListener() as listener, listener.open(index, mac) as sock:
             sock.watch(Phase.PROBE, address)
-            return _negotiate(reactor, sock, Acd(address, mac, timing, Random(), _now()))
+            return _negotiate(listener, sock, Acd(address, mac, timing, Random(), _now()))
     except PermissionError:
         raise NoPermission("no permission: CAP_NET_RAW missing; run as root") from None
     except OSError as error:
         raise CannotTell(f"{name}: {error.strerror}") from error
 
 
-def _negotiate(reactor: ArpListener, sock: ArpSocket, detector: Acd) -> ArpPacket | None:
+def _negotiate(listener: ArpListener, sock: ArpSocket, detector: Acd) -> ArpPacket | None:
     while detector.listen is Listen.PROBE:
         if (at := detector.next_timer()) is not None:
-            select.select([reactor], [], [], max(at - _now(), 0.0))
-        for received in reactor.drain():
+            select.select([listener], [], [], max(at - _now(), 0.0))
+        for received in listener.drain():
             if (packet := parse(received.frame)) is not None:
                 detector.receive(packet, received.at)
         detector.handle_timer(_now())
