@@ -1,6 +1,6 @@
 """The negotiation core on a virtual link, row by row of the requirements table.
 
-The name of each test, or its docstring, carries the id of the row that it proves.
+The name of each test, or its docstring, has the id of the row that it proves.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def test_sel_metadata() -> None:
 
 
 def candidates(number: int, count: int = 5) -> list[IPv4Address]:
-    """The candidates of a host all of whose candidates are taken."""
+    """Return the candidates of a host that loses each of them."""
     link = VirtualLink(number)
     host = link.add(number)
     host.link_up()
@@ -124,7 +124,7 @@ def test_sel_seed_same_mac_same_sequence() -> None:
 
 
 def test_sel_seed_is_stable_across_pythons() -> None:
-    """An address that people wrote on the box is still its address after an update."""
+    """The address of a hardware address never changes: people write it on the box."""
     assert [str(c) for c in candidates(1, 3)] == PINNED
 
 
@@ -259,7 +259,7 @@ def test_claim_conflict_at_the_last_moment() -> None:
     claim_until(host, link, State.CONFIGURING)
     host.receive(reply(A))
     link.run(LONG)
-    # The kernel was told already: it must be told to take the address off again.
+    # The kernel was asked for the address already: it must be removed again.
     assert ipv4ll.Unconfigure(A, conflict=False) in host.of(ipv4ll.Unconfigure)
     assert host.on_interface not in (None, A)
     assert not [s for s in link.announcements(host) if s.packet.spa == A]
@@ -283,7 +283,7 @@ NO_CONFLICTS = {
 def test_no_conflict(name: str, state: State) -> None:
     link, host = alone(first=A)
     claim_until(host, link, state)
-    # Straight into the core: what the filter would have stopped is judged again.
+    # Straight into the core, which checks again what the filter would have stopped.
     host.core.receive(NO_CONFLICTS[name], link.now)
     host.pump()
     link.run(LONG)
@@ -329,7 +329,7 @@ def claim_until_limited_or_probed(host: Host, link: VirtualLink) -> None:
 
 
 def test_claim_rate_survives_the_link() -> None:
-    """A cable that is pulled and put back does not lift the limit."""
+    """A cable that is pulled and plugged in again does not lift the limit."""
     link, host = alone()
     for _ in range(constants.MAX_CONFLICTS):
         assert host.core.candidate is not None
@@ -446,7 +446,7 @@ def test_def_yield_is_judged_by_when_the_frame_came() -> None:
 
 
 def test_def_once_right_after_boot() -> None:
-    """No conflict yet is not the same as a conflict at time zero."""
+    """A first conflict just after boot is defended: none before is not one at time zero."""
     link = VirtualLink()
     link.now = 0.0
     host = link.add(1, first=A, timing=Timing.from_delay(1))
@@ -504,7 +504,7 @@ def test_def_refused_by_the_kernel_is_sent_when_it_can_be() -> None:
 
 
 def test_def_probed() -> None:
-    """Another host's probe is answered (by the kernel) and is no reason to give up."""
+    """Another host's probe is answered (by the kernel) and is not a reason to give up."""
     link, host = bound()
     other = link.add(2, first=A)
     other.link_up()
@@ -598,7 +598,7 @@ def test_if_removed_it_comes_back_at_once_and_is_announced() -> None:
     assert host.on_interface == A
     assert len(link.probes(host)) == 0
     assert len(link.announcements(host)) == constants.ANNOUNCE_NUM
-    # Long after that once more.
+    # Again, long after that.
     _removed(link, host)
     link.run(LONG)
     assert (host.on_interface, len(link.probes(host))) == (A, 0)
@@ -617,7 +617,7 @@ def test_if_removed_again_soon_it_is_probed() -> None:
 
 
 def test_a_removal_does_not_make_a_conflict_forgotten() -> None:
-    """def-yield: what was disputed before it was taken off is given up at the next dispute, if that is soon."""
+    """def-yield: an address that was removed after a conflict is given up at the next one, if that is soon."""
     link, host = bound()
     host.receive(arp.announcement(STRANGER, A))
     _removed(link, host)
@@ -700,7 +700,7 @@ def test_misuse_is_refused() -> None:
 
 
 def test_every_transition_of_the_table_happens() -> None:
-    """The table holds no transition that the code does not make, and the code none beside it."""
+    """The table has exactly the transitions that the code makes."""
     seen: set[tuple[type, acd.Trigger]] = set()
     original = acd.Acd._go
 
@@ -728,8 +728,8 @@ def test_transitions_are_reported_once_each() -> None:
     host.receive(request(A, A))
     host.receive(request(A, A))
     host.link_down()
-    told = host.of(ipv4ll.Transition)
-    names = [(e.old.value, e.new.value) for e in told]
+    changes = host.of(ipv4ll.Transition)
+    names = [(e.old.value, e.new.value) for e in changes]
     assert names == [
         ("no-link", "probing"),
         ("probing", "announce-wait"),
@@ -739,7 +739,7 @@ def test_transitions_are_reported_once_each() -> None:
         ("bound", "probing"),
         ("probing", "no-link"),
     ]
-    given_up = told[5]
+    given_up = changes[5]
     assert "02:00:00:00:03:e7" in given_up.why
     assert given_up.step == "probe 1/3"
     assert given_up.step_at is not None
@@ -760,7 +760,7 @@ CHANGED = {
 
 
 def biography(timing: Timing) -> list[tuple[float, bytes]]:
-    """All that a host sends in a life with every kind of conflict."""
+    """Return all that a host sends in a life with every kind of conflict."""
     link = VirtualLink(3)
     host = link.add(1, first=A, timing=timing)
     host.link_up()
@@ -793,7 +793,7 @@ def test_each_constant_changes_behaviour(name: str, monkeypatch: pytest.MonkeyPa
         assert biography(Timing()) != before
 
 
-# --- another interface of this host on the same link ---------------------------------------------
+# --- a sibling on the same link ------------------------------------------------------------------
 
 
 SIBLING = mac_of(2)
@@ -801,7 +801,7 @@ SIBLING = mac_of(2)
 
 @pytest.mark.parametrize("packet", [request(A, B, SIBLING), reply(A, SIBLING)])
 def test_claim_echo_sibling_in_use(packet: ArpPacket) -> None:
-    """claim-echo: our own kernel, speaking of the address on another interface, is no conflict."""
+    """claim-echo: ARP of our own kernel for the address from a sibling is not a conflict."""
     link, host = bound(sibling=SIBLING.__eq__)
     link.wire.clear()
     for _ in range(3):
@@ -810,14 +810,14 @@ def test_claim_echo_sibling_in_use(packet: ArpPacket) -> None:
     assert host.on_interface == A
     assert link.wire == []
     assert not host.of(acd.Defended) and not host.of(acd.Conflict)
-    # Any other host's is one.
+    # That of any other host is.
     host.receive(request(A, B))
     assert len(host.of(acd.Defended)) == 1
 
 
 @pytest.mark.parametrize("packet", [request(A, B, SIBLING), request(NO_ADDRESS, A, SIBLING)])
 def test_claim_echo_sibling_before_use(packet: ArpPacket) -> None:
-    """3.4: before use it is one, so that two interfaces on one link end with different addresses."""
+    """3.4: before use it is, so that two interfaces on one link get different addresses."""
     link, host = alone(first=A, sibling=SIBLING.__eq__)
     link.run(2.0)
     assert host.state() is State.PROBING
@@ -827,7 +827,7 @@ def test_claim_echo_sibling_before_use(packet: ArpPacket) -> None:
 
 
 def test_sibling_while_the_kernel_is_asked() -> None:
-    """The kernel may answer on the other interface before the core is told that it has the address."""
+    """The kernel may answer on the sibling before the core has the call of `configured`."""
     link, host = alone(first=A, sibling=SIBLING.__eq__)
     host.configure_delay = 1.0
     while host.state() is not State.CONFIGURING:
@@ -839,7 +839,7 @@ def test_sibling_while_the_kernel_is_asked() -> None:
 
 
 def test_address_elsewhere() -> None:
-    """Found on another interface: given up, not as lost to another host, and never tried at once."""
+    """An address on a sibling is given up, not as lost to another host, and not tried again at once."""
     link, host = bound()
     host.core.elsewhere(B, link.now)
     assert host.state() is State.BOUND
@@ -852,7 +852,7 @@ def test_address_elsewhere() -> None:
 
 
 def test_addresses_elsewhere_are_rate_limited() -> None:
-    """claim-rate: however often an address turns out to be on another interface."""
+    """claim-rate: the limit holds for addresses on siblings too."""
     link, host = alone()
     host.configure_delay = 10000.0
     for _ in range(constants.MAX_CONFLICTS):

@@ -1,4 +1,4 @@
-"""Whether there is to be an address: co-lease, co-lost, RFC 3927 section 1.9, under a virtual clock."""
+"""Whether there should be an address: co-lease, co-lost, RFC 3927 section 1.9, under a virtual clock."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ def fallback(after: float = AFTER, *, link: bool = True) -> Policy:
 
 
 def wanted(policy: Policy) -> bool:
-    """A call, because mypy takes an attribute to stay as it was compared."""
+    """A call, because mypy assumes that a compared attribute never changes."""
     return policy.wanted
 
 
 def source(policy: Policy) -> IPv4Address | None:
-    """As `wanted`."""
+    """A call for the same reason."""
     return policy.source
 
 
 def source_of(policy: Policy) -> IPv4Address | None:
-    """What new connections of ours are to have as their source, if not the link-local address."""
+    """Return the source of new connections, if it is not the link-local address."""
     return policy.routable if policy.yields else None
 
 
@@ -57,7 +57,7 @@ def test_fallback_waits_for_after_once_the_link_is_ready() -> None:
     policy.handle_timer(1e9)
     assert not wanted(policy)
     policy.link(True, 100.0)
-    policy.link(True, 105.0)  # said again: it does not start anew
+    policy.link(True, 105.0)  # reported again: it does not start anew
     assert policy.next_timer() == 110.0
     policy.handle_timer(109.9)
     assert not wanted(policy)
@@ -189,7 +189,7 @@ def test_gate(kind: Kind) -> None:
 
 
 def test_two_gates() -> None:
-    """Each is opened by the one that closed it; the master's reason is reported first."""
+    """Each gate opens alone; the master's reason is reported first."""
     policy = Policy(Kind.ALONGSIDE, 0.0, LINGER)
     policy.link(True, 100.0)
     policy.permit(Gate.MANAGER, False, "not yet")

@@ -18,7 +18,7 @@ OTHER = b"\x02\0\0\0\0\x02"
 
 
 class Host:
-    """A core, brought into a state by what would bring it there."""
+    """A core, brought into a state by the calls that lead there."""
 
     def __init__(self, state: State) -> None:
         self.core = Ipv4ll(MAC, Timing(), Random(1), Random(2), defence=Defence.ABANDON)
