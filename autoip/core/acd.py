@@ -134,7 +134,7 @@ class Trigger(Enum):
     SILENCE = "nobody objected for ANNOUNCE_WAIT"
     CONFIGURED = "address put on the interface"
     ANNOUNCED = "ANNOUNCE_NUM announcements sent"
-    REMOVED = "address taken off by somebody else"
+    REMOVED = "address removed by somebody else"
     CONFLICT = "conflict before use"
     GIVEN_UP = "conflict in use, not defended"
 
@@ -269,7 +269,7 @@ class Acd:
                     self._go(Trigger.CONFLICT, Ended())
                     self._events.append(Conflict(self.address, packet, in_use=False))
             case Announcing() | Bound():
-                # Another host's *probe* is answered by the kernel and is no reason to
+                # Another host's *probe* is answered by the kernel and is not a reason to
                 # give the address up.
                 if claimed:
                     self._conflict_in_use(self.state, packet, at, defended_at)

@@ -396,7 +396,7 @@ class Ipv4ll:
 
     def _current(self) -> Acd:
         if self._acd is None:
-            raise CoreMisuse("no packet was to be sent")
+            raise CoreMisuse("no packet was due")
         return self._acd
 
     def _take_events(self, now: float) -> None:

@@ -58,7 +58,7 @@ def share_with_service(directories: Iterable[Path]) -> None:
 
     Args:
         directories: those that do not exist are made, for the service's user. One that exists
-            is left as it is, whoever owns it.
+            is left as it is, whatever its owner.
     """
     if os.geteuid() != 0:
         return

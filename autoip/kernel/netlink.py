@@ -24,7 +24,7 @@ def _import_codec() -> Any:
     """Return the class of a netlink message in pyroute2, without the rest of pyroute2.
 
     Python runs a package's own code before it imports a module of the package, and pyroute2's loads every
-    protocol that pyroute2 knows: 13 MB, and 30 times as long as the codec takes. The codec needs none of
+    protocol that pyroute2 has: 13 MB, and 30 times as long as the codec takes. The codec needs none of
     it. So an empty package stands in for the real one during the import. Afterwards both are forgotten:
     other code that imports pyroute2 gets a whole one of its own.
     """
