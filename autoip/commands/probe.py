@@ -23,15 +23,13 @@ from autoip.core.constants import Timing
 from autoip.daemon.negotiator import offer
 from autoip.errors import CannotTell, NoPermission, NotArp, UsageError
 from autoip.kernel.arp_socket import ArpListener, ArpSocket, Phase
+from autoip.kernel.model import ARPHRD_ETHER, IFF_LOOPBACK, IFF_NOARP, IFF_RUNNING
 from autoip.option_table import Option, one_interface_name
 from autoip.options import DELAY
 
 _SIOCGIFFLAGS = 0x8913
 _SIOCGIFHWADDR = 0x8927
 _SIOCGIFINDEX = 0x8933
-_IFF_RUNNING = 0x40
-_IFF_NOARP_OR_LOOPBACK = 0x80 | 0x8
-_ARPHRD_ETHER = 1
 
 IN_USE = 1
 """Exit status: another host has the address."""
@@ -102,9 +100,9 @@ def _look_up(name: str) -> tuple[int, bytes]:
     (index,) = struct.unpack_from("=i", answers[0], 16)
     (flags,) = struct.unpack_from("=H", answers[1], 16)
     hardware_type, mac = struct.unpack_from("=H6s", answers[2], 16)
-    if hardware_type != _ARPHRD_ETHER or flags & _IFF_NOARP_OR_LOOPBACK:
+    if hardware_type != ARPHRD_ETHER or flags & (IFF_LOOPBACK | IFF_NOARP):
         raise NotArp(f"{name}: not an interface that speaks ARP over Ethernet")
-    if not flags & _IFF_RUNNING:
+    if not flags & IFF_RUNNING:
         raise CannotTell(f"{name}: down or without carrier, so nobody can be asked")
     return index, mac
 

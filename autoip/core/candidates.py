@@ -51,12 +51,11 @@ class Candidates:
         preferred, self.preferred = self.preferred, None
         if preferred is not None and is_candidate(preferred) and not self._avoid(preferred):
             return preferred
-        candidate = draw_candidate(self._addresses)
         for _ in range(_DRAWS):
-            if candidate not in self._lost and not self._avoid(candidate):
-                break
             candidate = draw_candidate(self._addresses)
-        return candidate
+            if candidate not in self._lost and not self._avoid(candidate):
+                return candidate
+        return draw_candidate(self._addresses)
 
     def lose(self, candidate: IPv4Address) -> None:
         """Do not draw this address again soon: another host or a sibling has it."""

@@ -86,11 +86,8 @@ TRANSITIONS: Mapping[Cause, tuple[frozenset[State], frozenset[State]]] = {
     Cause.LINK_LOST: (_CANDIDATE | _WAIT | {State.STANDBY}, frozenset({State.NO_LINK})),
     Cause.NOT_WANTED: (_CANDIDATE | _WAIT | {State.NO_LINK}, frozenset({State.STANDBY})),
     Cause.CONFLICT: (_CANDIDATE, _NEXT),
-    Cause.REMOVED: (
-        HELD,
-        _NEXT | {State.CONFIGURING},
-    ),
-    Cause.ON_SIBLING: (frozenset({State.CONFIGURING, State.ANNOUNCING, State.BOUND}), _NEXT),
+    Cause.REMOVED: (HELD, _NEXT | {State.CONFIGURING}),
+    Cause.ON_SIBLING: (HELD | {State.CONFIGURING}, _NEXT),
     Cause.REFUSED: (frozenset({State.CONFIGURING}), frozenset({State.PAUSED})),
     Cause.PAUSE_OVER: (_WAIT, frozenset({State.PROBING})),
 }
@@ -410,8 +407,7 @@ class Ipv4ll:
                     self._events.append(event)
                     self._after_conflict(event, now)
                 case acd.AnnouncementSent(number=1):
-                    self._events.append(event)
-                    self._events.append(Claimed(event.address))
+                    self._events.extend((event, Claimed(event.address)))
                 case _:
                     self._events.append(event)
         if self.state is State.ANNOUNCE_WAIT:

@@ -151,9 +151,7 @@ class Addresses:
         secondaries = [
             other
             for other in others
-            if other["flags"] & rtnetlink.IFA_F_SECONDARY
-            and _in_prefix(other)
-            and other is not ours
+            if other["flags"] & rtnetlink.IFA_F_SECONDARY and _in_prefix(other)
         ]
         if ours["flags"] & rtnetlink.IFA_F_SECONDARY or not secondaries:
             await self._remove(index, address)
@@ -223,10 +221,9 @@ class Addresses:
     async def _messages(self, index: int) -> list[Any]:
         """Return RTM_NEWADDR messages of the IPv4 addresses of the interface; 0: of all interfaces."""
         fields = {"family": socket.AF_INET, "index": index}
+        request = Request("list addresses", rtnetlink.RTM_GETADDR, fields)
         try:
-            found = await self._requests.dump(
-                Request("list addresses", rtnetlink.RTM_GETADDR, fields)
-            )
+            found = await self._requests.dump(request)
         except KernelRefused as problem:
             if index and problem.errno in netlink.GONE:
                 return []

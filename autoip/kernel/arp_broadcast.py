@@ -61,10 +61,8 @@ class Filter:
     @property
     def ours(self) -> bool:
         """Whether this daemon, or an instance before it, made the filter."""
-        return (self.kind, self.name) == (_BPF, FILTER_NAME) and self.handle in (
-            HANDLE,
-            HANDLE_WITH_HOOK,
-        )
+        marked = self.handle in (HANDLE, HANDLE_WITH_HOOK)
+        return marked and (self.kind, self.name) == (_BPF, FILTER_NAME)
 
 
 @final
