@@ -274,7 +274,7 @@ class Ipv4ll:
         self._report(why, Cause.LINK_READY)
 
     def link_down(self, why: str = "link is lost", *, asked: bool = False) -> None:
-        """Give up what was probed or held: the link is another one now (section 2.2). Harmless when repeated.
+        """Give up candidate or address: the link may be another one (section 2.2). Harmless when repeated.
 
         Args:
             why: in words.
