@@ -7,7 +7,7 @@ needs the queueing discipline "clsact", which has filters and queues nothing.
 * The clsact of another program stays, with its filters. Ours runs before them, if none of them has
   priority 1, and lets all of them run (TC_ACT_UNSPEC). Its priority is one that nobody has.
 * The clsact that we made is removed at the end, unless another program has a filter in it by then.
-  The handle of our filter records that we made it, which is so known after a crash as well.
+  The handle of our filter records that we made it, also for the time after a crash.
 * To make or remove a clsact, the kernel stops the interface's queues for a moment, and loses what is
   sent just then. So it stays from one address to the next, until none is wanted.
 
