@@ -7,11 +7,11 @@ from pathlib import Path
 from .namespace import Namespace
 
 _STRANGERS = ("avahi-autoipd", "zzz_avahi-autoipd", "resolved", "timesyncd")
-"""Hooks of packages that happen to be installed; they would act for themselves."""
+"""Hooks of packages that happen to be installed, which would act on their own."""
 
 
 def give_own_files(namespace: Namespace) -> None:
-    """From now on what the host's programs write to /etc and /var/lib goes with the namespace."""
+    """Give the host its own /etc and /var/lib, which go with the namespace."""
     script = """
         set -e
         mkdir /run/lab-etc
@@ -30,12 +30,12 @@ def give_own_files(namespace: Namespace) -> None:
 
 
 def read(namespace: Namespace, path: str) -> str:
-    """A file as the host's programs see it; empty if there is none."""
+    """Return a file of the host's programs; empty if there is none."""
     return namespace.run("cat", path, check=False)
 
 
 def write(namespace: Namespace, path: str, text: str, mode: int = 0o644) -> None:
-    """Writes a file there; the folder is made if need be."""
+    """Write a file there; make the folder if need be."""
     folder = str(Path(path).parent)
     script = 'mkdir -p "$1" && cat >"$2" && chmod "$3" "$2"'
     namespace.run("sh", "-c", script, "sh", folder, path, f"{mode:o}", stdin=text)
