@@ -1,7 +1,7 @@
 """The benchmarks: `python -m bench [NAME ...]`.
 
-Needs root, a C compiler, and what the tests need.  Everything happens in network namespaces of its own.
-Exit status 0 if all was measured, whether or not the targets were reached; see --check.
+Needs root, a C compiler, and what the tests need. Everything happens in network namespaces of its own.
+Exit status 0 if everything was measured, whether or not the targets were reached; see --check.
 """
 
 from __future__ import annotations

@@ -137,7 +137,7 @@ def test_conflict_after_the_last_probe(case: Case, what: str) -> None:
 
 
 def _gave_up(case: Case, machine: Machine, address: IPv4Address, sent: int, what: str) -> None:
-    """Another candidate after this stamp, and not this one any more."""
+    """Check for another candidate after this stamp, and not this one any more."""
     sniffer = machine.port.sniffer
     case.until(
         lambda: any(f.tpa != address for f in after(sniffer.probes(), sent)),
@@ -231,7 +231,7 @@ def test_rate_limit(case: Case) -> None:
     machine.start()
 
     def firsts() -> list[ArpFrame]:
-        """The first probe for each candidate."""
+        """Return the first probe for each candidate."""
         return list({frame.tpa: frame for frame in reversed(sniffer.probes())}.values())[::-1]
 
     limited = MAX_CONFLICTS + 2

@@ -23,7 +23,7 @@ APART = DEFEND_INTERVAL + 1.5
 def defended(
     case: Case, machine: Machine, address: IPv4Address, sent: int, timeout: float = 5
 ) -> bool:
-    """Within the time: True if an announcement answers the conflict, False if the address is given up."""
+    """Return within the time: True if an announcement answers the conflict, False if the address is given up."""
     until = time.monotonic() + timeout
     while time.monotonic() < until:
         if after(machine.port.sniffer.announcements(address), sent):
@@ -52,7 +52,7 @@ CONFLICTS: dict[str, Callable[[str, IPv4Address], bytes]] = {
 def test_conflict_is_noticed(case: Case, what: str) -> None:
     machine = case.machine()
     address = case.settled(machine)
-    time.sleep(12)  # what is noticed early may not be noticed later
+    time.sleep(12)  # an event that is missed now cannot be found later
     sent = machine.port.send_stamped(CONFLICTS[what](machine.port.mac, address))
     how = "defended" if defended(case, machine, address, sent) else "given up"
     case.holds(f"{what}: {how}")
@@ -104,7 +104,7 @@ def test_second_conflict(case: Case, apart: int) -> None:
         lambda: after(sniffer.probes(), sent), f"{address} is given up, and no other one is tried"
     )
     if after(sniffer.probes(), sent)[0].tpa == address:
-        case.quiet(machine)  # what comes of it belongs to the proof
+        case.quiet(machine)  # the consequence belongs to the proof
         again = "claimed" if machine.link_local() == [address] else "tried"
         case.short(f"{address} is given up, then the same one is {again} again", since=first - 1)
     case.claimed(machine, other_than=address)
@@ -140,7 +140,7 @@ def test_gives_up_at_once(case: Case) -> None:
 
 
 def self_said(case: Case, capability: str) -> str:
-    """Why no option was needed."""
+    """Return why the case needed no option."""
     said = case.about.always.get(capability)
     return f" ({said})" if said else ""
 
@@ -192,10 +192,10 @@ def test_replies_are_broadcast(case: Case) -> None:
 
 @pytest.mark.row("def-broadcast", seconds=30)
 def test_requests_are_broadcast(case: Case) -> None:
-    """The kernel asks a neighbour that it knows again, by unicast."""
+    """The kernel asks a neighbour in its cache again, by unicast."""
     machine = case.machine()
     name = machine.port.name
-    # The kernel's times for this, shortened: they say when it asks, not how.
+    # The kernel's times for this, shortened: they set when it asks, not how.
     machine.host.run(
         *("sysctl", "-q", "-w", f"net.ipv4.neigh.{name}.base_reachable_time_ms=1000"),
         f"net.ipv4.neigh.{name}.delay_first_probe_time=1",

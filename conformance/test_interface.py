@@ -18,7 +18,7 @@ from .test_defence import defended
 from .verdict import NotApplicable
 
 LINK = 253
-"""The scope, as the kernel has it."""
+"""The scope `link` in the kernel's numbers."""
 
 
 def entry(machine: Machine, address: IPv4Address) -> Address:
@@ -115,7 +115,7 @@ def test_interface_comes_back(case: Case) -> None:
 
 
 def _without_carrier(machine: Machine, seconds: float = 3) -> int:
-    """The cable is pulled for so long; the mark from which it is back."""
+    """Pull the cable for so long; return the mark from which it is back."""
     machine.port.carrier(False)
     time.sleep(seconds)
     since = machine.port.sniffer.mark()
@@ -199,7 +199,7 @@ def test_resume(case: Case) -> None:
 
 
 def _configuration(machine: Machine) -> list[str]:
-    """Addresses, routes and rules; what the kernel counts down is left out."""
+    """Return addresses, routes and rules, without the numbers that the kernel counts down."""
     name = machine.port.name
     shown = [machine.host.ip(f"-4 addr show dev {name}"), machine.host.ip("rule")]
     shown += [machine.host.ip("route show table all"), machine.host.run("tc", "qdisc")]

@@ -174,7 +174,7 @@ class Booted:
         return time.monotonic() - started
 
     def reboot(self, *, cable: bool = True) -> float:
-        """Switch it off and on again, as `boot`. systemd-nspawn ends at a reboot of its guest, so the guest powers off."""
+        """Switch it off and on again, as `boot`: at a reboot of its guest systemd-nspawn would end."""
         self.power_off()
         return self.boot(cable=cable)
 

@@ -167,13 +167,13 @@ class Daemon:
 
     @property
     def lines(self) -> list[str]:
-        """Return its output so far, standard output and standard error together."""
+        """Its output so far, standard output and standard error together."""
         with self._news:
             return [text for _, text in self._lines]
 
     @property
     def stamped(self) -> list[tuple[int, str]]:
-        """Return the output, each line with the time at which it was read (CLOCK_REALTIME, ns)."""
+        """The output, each line with the time at which it was read (CLOCK_REALTIME, ns)."""
         with self._news:
             return list(self._lines)
 

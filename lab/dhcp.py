@@ -60,7 +60,7 @@ class DhcpServer(Daemon):
 
     @property
     def pool(self) -> tuple[IPv4Address, IPv4Address]:
-        """Return the first and the last address that it leases."""
+        """The first and the last address that it leases."""
         return self.network[100], self.network[199]
 
     def arguments(self) -> list[str]:

@@ -140,7 +140,7 @@ class Port:
         self._wait_carries()
 
     def _wait_carries(self, timeout: float = 5) -> None:
-        """Returns at once if the host's end is down."""
+        """Wait until the host's end carries frames; return at once if it is down."""
         if "UP" not in json.loads(self.host.ip(f"-j link show {self.name}"))[0]["flags"]:
             return
         until = time.monotonic() + timeout

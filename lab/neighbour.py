@@ -16,13 +16,13 @@ from .namespace import Namespace
 ETH_P_ARP = 0x0806
 
 Rule = Callable[["Neighbour", ArpFrame], Iterable[bytes]]
-"""Return the host's answer to a frame: none, or some frames."""
+"""The host's answer to a frame: none, or some frames."""
 
 
 def answers_probes(
     first: int | None = None, addresses: Container[IPv4Address] | None = None
 ) -> Rule:
-    """Answers probes by "that is mine": the first so many (None: every one, as proxy ARP does), for these addresses."""
+    """Answer probes by a claim: the first so many (None: every one, as proxy ARP does), for these addresses."""
     answered = 0
 
     def rule(host: Neighbour, frame: ArpFrame) -> Iterable[bytes]:
@@ -38,7 +38,7 @@ def answers_probes(
 
 
 def probes_too(first: int | None = 1) -> Rule:
-    """Wants the same address at the same time: answers the first so many probes by a probe of its own."""
+    """Try the same address at the same time: answer the first so many probes by a probe."""
     sent = 0
 
     def rule(host: Neighbour, frame: ArpFrame) -> Iterable[bytes]:
@@ -57,7 +57,7 @@ def echoes(host: Neighbour, frame: ArpFrame) -> Iterable[bytes]:
 
 
 def disputes_announcements(first: int | None = None) -> Rule:
-    """Disputes the first so many announcements (None: every one): the address is never given in peace."""
+    """Dispute the first so many announcements (None: every one)."""
     sent = 0
 
     def rule(host: Neighbour, frame: ArpFrame) -> Iterable[bytes]:
@@ -110,7 +110,7 @@ class Neighbour(Reader):
 
     @property
     def answered(self) -> list[ArpFrame]:
-        """Return the frames that it answered, in order."""
+        """The frames that it answered, in order."""
         with self._lock:
             return list(self._answered)
 

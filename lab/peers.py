@@ -68,7 +68,7 @@ class Peer(Daemon):
 
     @property
     def pid(self) -> int:
-        """Return the program's pid: the shell's child, once the shell has started it. Raises LabError."""
+        """The program's pid: the shell's child, once the shell has started it. Raises LabError."""
         until = time.monotonic() + 5
         name = Path(self.path).name
         while self.running and time.monotonic() < until:

@@ -43,7 +43,7 @@ class Syslog(Reader):
 
     @property
     def lines(self) -> list[str]:
-        """Return all lines so far, each with its priority and tag."""
+        """All lines so far, each with its priority and tag."""
         return [line for _, line in list(self._lines)]
 
     def wait_empty(self, timeout: float = 30) -> None:

@@ -184,7 +184,7 @@ class _Filter:
         self._context = ctypes.c_void_p(self._library.seccomp_init(ctypes.c_uint32(otherwise)))
 
     def rule(self, action: int, call: str, *comparisons: tuple[int, int, int, int]) -> None:
-        """Add a rule for `call` with these (argument, operator, a, b); ignore a call that this machine does not have."""
+        """Add a rule for `call` with these (argument, operator, a, b); ignore a call that is not of this machine."""
         number = self._library.seccomp_syscall_resolve_name(call.encode())
         if number < 0:
             return
