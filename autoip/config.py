@@ -70,30 +70,23 @@ class Config:
 
     def choices(self, interface: str) -> dict[str, Any]:
         """Return the choices for an interface, by field of `Options`."""
-        found: dict[str, Any] = {}
-        for section in self._sections:
-            if section.matches(interface):
-                found.update(section.choices)
-        return found
+        return dict(pair for section in self._of(interface) for pair in section.choices.items())
 
     def places(self, interface: str) -> dict[str, str]:
         """Return the place of each choice for an interface, ``FILE:LINE``, by field of `Options`."""
-        found: dict[str, str] = {}
-        for section in self._sections:
-            if section.matches(interface):
-                found.update(section.places)
-        return found
+        return dict(pair for section in self._of(interface) for pair in section.places.items())
 
     def hooks(self, interface: str) -> bool:
         """Return whether a DHCP client's hook may start autoip for the interface."""
         allowed = not any(fnmatch.fnmatchcase(interface, made) for made in _CONTAINERS)
         named_only = not allowed
-        for section in self._sections:
-            if section.hooks is None or not section.matches(interface):
-                continue
-            if section.names or not section.hooks or not named_only:
+        for section in self._of(interface):
+            if section.hooks is not None and (section.names or not section.hooks or not named_only):
                 allowed = section.hooks
         return allowed
+
+    def _of(self, interface: str) -> list[Section]:
+        return [section for section in self._sections if section.matches(interface)]
 
 
 def load(file: Path | None = None) -> Config:

@@ -37,11 +37,7 @@ class Client(Daemon):
 
     def close(self) -> None:
         # A hook that still runs must leave nothing behind.
-        if self.running:
-            try:
-                self.stop(3)
-            except LabError:
-                self.kill()
+        self.end(3)
         self.log.unlink(missing_ok=True)
         super().close()
 

@@ -183,17 +183,14 @@ class Daemon:
 
     def wait_line(self, pattern: str, timeout: float = 10, *, since: int = 0) -> str:
         """Wait for the first line, from number `since` on, that has the regular expression. Raises LabError."""
-        until = time.monotonic() + timeout
         with self._news:
-            while True:
-                for _, text in self._lines[since:]:
-                    if re.search(pattern, text):
-                        return text
-                left = until - time.monotonic()
-                if left <= 0:
-                    break
-                self._news.wait(left)
-        raise LabError(f"{self.label} did not say {pattern!r} within {timeout} s")
+            line = self._news.wait_for(lambda: self._line(pattern, since), timeout)
+        if line is None:
+            raise LabError(f"{self.label} did not print {pattern!r} within {timeout} s")
+        return line
+
+    def _line(self, pattern: str, since: int) -> str | None:
+        return next((text for _, text in self._lines[since:] if re.search(pattern, text)), None)
 
     def entries(self) -> Iterable[tuple[int, str, str]]:
         """For the timeline."""
@@ -277,6 +274,14 @@ class Daemon:
         if self.running:
             self.signal(signal.SIGTERM)
         return self.wait(timeout)
+
+    def end(self, timeout: float) -> None:
+        """Stop it if it runs; after `timeout` seconds, kill it."""
+        if self.running:
+            try:
+                self.stop(timeout)
+            except LabError:
+                self.kill()
 
     def kill(self) -> None:
         """Send SIGKILL: a crash."""

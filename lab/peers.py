@@ -44,7 +44,7 @@ class Peer(Daemon):
 
     def __init__(self, port: Port, candidate: IPv4Address | None = None) -> None:
         if candidate is not None and not self.takes_candidate:
-            raise ValueError(f"{self.program} cannot be told a candidate")
+            raise ValueError(f"{self.program} takes no first candidate")
         path = find_program(self.program)
         if path is None:
             raise LabError(f"{self.program} is not installed (Debian package {self.package})")
@@ -86,11 +86,7 @@ class Peer(Daemon):
         self.wait()
 
     def close(self) -> None:
-        if self.running:
-            try:
-                self.stop(3)
-            except LabError:
-                self.kill()
+        self.end(3)
         super().close()
 
     @classmethod

@@ -231,17 +231,14 @@ class AddressMonitor(Reader):
         self, predicate: Callable[[bool, rtnl.Address], bool], timeout: float
     ) -> tuple[int, bool, rtnl.Address]:
         """Wait for the first event whose (added, address) fits. Raises LabError after `timeout` seconds."""
-        until = time.monotonic() + timeout
+
+        def found() -> tuple[int, bool, rtnl.Address] | None:
+            return next((event for event in self._events if predicate(event[1], event[2])), None)
+
         with self._news:
-            while True:
-                for event in self._events:
-                    if predicate(event[1], event[2]):
-                        return event
-                left = until - time.monotonic()
-                if left <= 0:
-                    break
-                self._news.wait(left)
-        raise LabError(f"no such address event within {timeout} s")
+            if (event := self._news.wait_for(found, timeout)) is None:
+                raise LabError(f"no such address event within {timeout} s")
+            return event
 
     def entries(self) -> Iterable[tuple[int, str, str]]:
         """For the timeline."""

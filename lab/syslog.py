@@ -74,7 +74,7 @@ class Syslog(Reader):
                 if re.search(pattern, line):
                     return line
             if time.monotonic() > until:
-                raise LabError(f"syslog was not told {pattern!r} within {timeout} s")
+                raise LabError(f"syslog did not get {pattern!r} within {timeout} s")
             time.sleep(0.01)
 
     def entries(self) -> Iterable[tuple[int, str, str]]:
