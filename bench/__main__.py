@@ -83,7 +83,7 @@ def main() -> int:
             results.append(result)
             print(f"\n{result.text()}\n  ({time.monotonic() - start:.0f} s)", flush=True)
     missed = [
-        f"{result.name}: {target.says}"
+        f"{result.name}: {target.figure}"
         for result in results
         for target in result.targets
         if not target.reached

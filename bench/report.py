@@ -16,14 +16,14 @@ class Target:
     """One figure and its target.
 
     Attributes:
-        says: the name of the figure.
+        figure: the name of the figure.
         limit: the target.
         measured: in the same unit; NaN if it could not be measured.
         unit: of both.
         at_least: whether more is better.
     """
 
-    says: str
+    figure: str
     limit: float
     measured: float
     unit: str
@@ -41,7 +41,7 @@ class Target:
         sign = ">=" if self.at_least else "<="
         unit = f" {self.unit}".rstrip()
         return (
-            self.says,
+            self.figure,
             f"{sign} {number(self.limit)}{unit}",
             f"{number(self.measured)}{unit}",
             "reached" if self.reached else "MISSED",

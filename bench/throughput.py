@@ -75,8 +75,8 @@ def measure(setting: Setting) -> Result:
         ours = rates[direction, "helper"]
         for means, factor in (("socket", SOCKET_FACTOR), ("scapy", SCAPY_FACTOR)):
             ratio = ours / rates[direction, means]
-            says = f"{direction}: helper to {TITLES[means]}"
-            result.targets.append(Target(says, factor, ratio, "times", at_least=True))
+            figure = f"{direction}: helper to {TITLES[means]}"
+            result.targets.append(Target(figure, factor, ratio, "times", at_least=True))
     result.notes = [
         (
             "Rates by CPU time of all threads of the process, the kernel's part of their system calls included:"

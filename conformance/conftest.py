@@ -34,7 +34,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "row(id, seconds, must): the requirement that a case proves")
     if config.option.dut is None:
-        raise pytest.UsageError('--dut "COMMAND {netns} {ifname}" says what is tested')
+        raise pytest.UsageError('--dut "COMMAND {netns} {ifname}" must name the program')
     try:
         config.stash[_ABOUT] = read_about(config.option.dut, config.option.about)
     except (ValueError, KeyError) as error:

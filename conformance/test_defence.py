@@ -1,4 +1,4 @@
-"""What happens to an address that is held when another host wants it (RFC 3927, 2.5)."""
+"""The defence of an address that another host claims (RFC 3927, 2.5)."""
 
 from __future__ import annotations
 
@@ -67,9 +67,12 @@ def test_one_defence(case: Case) -> None:
         case.short(f"gives {address} up at the first conflict, as 2.5(a) allows", since=sent - 1)
     held = still_held(machine, address, 3)
     case.require(held, f"{address} is announced, and given up nevertheless", since=sent - 1)
-    told = [f for f in after(machine.port.sniffer.arp(), sent) if f.spa == address]
-    case.require(len(told) == 1 and told[0].is_announcement, f"{len(told)} frames, not one defence")
-    case.holds(f"one announcement after {(told[0].ns - sent) / 1e6:.1f} ms")
+    sent_since = [f for f in after(machine.port.sniffer.arp(), sent) if f.spa == address]
+    case.require(
+        len(sent_since) == 1 and sent_since[0].is_announcement,
+        f"{len(sent_since)} frames, not one defence",
+    )
+    case.holds(f"one announcement after {(sent_since[0].ns - sent) / 1e6:.1f} ms")
 
 
 @pytest.mark.parametrize("apart", [2, 6])
@@ -132,17 +135,17 @@ def test_gives_up_at_once(case: Case) -> None:
     address = case.settled(machine, options=[option] if option else [])
     sent = case.conflict(machine.port, address)
     case.until(lambda: address not in machine.link_local(), f"{address} is kept", 10)
-    told = after(machine.port.sniffer.announcements(address), sent)
-    case.require(not told, f"{address} is defended", since=sent - 1)
+    announced = after(machine.port.sniffer.announcements(address), sent)
+    case.require(not announced, f"{address} is defended", since=sent - 1)
     case.claimed(machine, other_than=address)
-    reason = self_said(case, "abandon")
+    reason = own_reason(case, "abandon")
     case.holds(f"given up, another claimed{reason}")
 
 
-def self_said(case: Case, capability: str) -> str:
+def own_reason(case: Case, capability: str) -> str:
     """Return why the case needed no option."""
-    said = case.about.always.get(capability)
-    return f" ({said})" if said else ""
+    reason = case.about.always.get(capability)
+    return f" ({reason})" if reason else ""
 
 
 @pytest.mark.row("def-reset", seconds=25)

@@ -15,7 +15,7 @@ from lab import ArpFrame, frames
 
 from .case import OTHER, PATIENCE, ROUTABLE, ROUTER, Case, connection, listed
 from .device import SLOW_START, Machine
-from .test_defence import defended, self_said
+from .test_defence import defended, own_reason
 
 FAR = IPv4Address("17.2.3.4")
 """A host that is on the link, and whose address is of another network (B III.1)."""
@@ -124,7 +124,7 @@ def test_every_destination_is_on_the_link(case: Case) -> None:
         ),
         f"no datagram reaches {FAR}",
     )
-    case.holds(f"{FAR} is asked for{self_said(case, 'default-route')}")
+    case.holds(f"{FAR} is asked for{own_reason(case, 'default-route')}")
 
 
 @pytest.mark.row("fwd-any", seconds=20, must=False)

@@ -68,7 +68,7 @@ def fact(text: str) -> None:
 class Shown(Daemon):
     """A daemon whose lines are shown as they come."""
 
-    def said(self, text: str) -> None:
+    def printed(self, text: str) -> None:
         say(f"   | {text}")
 
     def await_line(self, pattern: str, since: int = 0) -> None:

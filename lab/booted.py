@@ -40,7 +40,7 @@ mkdir up work root
 mount -t overlay -o "lowerdir=$1,upperdir=up,workdir=work" autoip-lab root
 # systemd-nspawn looks at what is at this place: it gets a view of cgroup2 alone, whatever the machine has.
 mount -t cgroup2 autoip-lab /sys/fs/cgroup
-# The guest shares the machine's devices. It is told of its network interfaces, and triggers no others.
+# The guest shares the machine's devices. It gets events of its network interfaces, and triggers no others.
 folder=root/etc/systemd/system/systemd-udev-trigger.service.d
 mkdir -p "$folder"
 printf '%s\\n' '[Service]' ExecStart= 'ExecStart=udevadm trigger --action=add --subsystem-match=net' >"$folder/lab.conf"
@@ -50,7 +50,7 @@ printf '%s\\n' '[Service]' ExecStart= 'ExecStart=udevadm trigger --action=add --
 _BOOT = f"""
 mkdir -p "$1"
 echo $$ >"$1/cgroup.procs"
-# A writable /sys lets systemd-udevd run; the kernel tells it of the interfaces of its own namespace.
+# A writable /sys lets systemd-udevd run; the kernel sends it events of its own namespace's interfaces.
 export SYSTEMD_NSPAWN_API_VFS_WRITABLE=yes
 exec systemd-nspawn --quiet --register=no --keep-unit --boot --directory={_PLACE}/root --machine="$2" \\
     --private-network --network-veth-extra=peer0:eth0 --network-veth-extra=peer1:eth1 \\
@@ -151,7 +151,7 @@ class Booted:
         """Return the output of systemd-nspawn, after killing it."""
         assert self._nspawn is not None
         self._nspawn.kill()
-        return self._nspawn.communicate()[0].decode(errors="replace").strip() or "nothing was said"
+        return self._nspawn.communicate()[0].decode(errors="replace").strip() or "no output"
 
     def _wait(self, until: float, what: str, *command: str) -> None:
         while self.run(*command, check=False).strip() != "yes":

@@ -155,12 +155,12 @@ class Daemon:
                 text = raw.decode(errors="replace").rstrip("\r\n")
                 ns = time.time_ns()
                 # Before the threads that wait for the line go on.
-                self.said(text)
+                self.printed(text)
                 with self._news:
                     self._lines.append((ns, text))
                     self._news.notify_all()
 
-    def said(self, text: str) -> None:
+    def printed(self, text: str) -> None:
         """Handle a line of output, in a thread; a subclass may show it."""
 
     # Its output

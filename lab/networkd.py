@@ -86,7 +86,7 @@ class NetworkdClient(Client):
         return "\n".join(line for line in lines if not line.startswith(own))
 
     def networkctl(self, *words: str) -> str:
-        """The command, with what it says."""
+        """Run the command; return its output."""
         return self.namespace.run("networkctl", "--no-pager", *words)
 
     def close(self) -> None:

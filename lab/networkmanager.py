@@ -125,8 +125,8 @@ class NetworkManager(Daemon):
 
     def device_state(self, interface: str) -> int:
         """Return the number of the device's state, as NM_DEVICE_STATE; 0 if it has no such device."""
-        told = self.nmcli(f"-g GENERAL.STATE device show {interface}", check=False)
-        number = told.split(" ", 1)[0]
+        state = self.nmcli(f"-g GENERAL.STATE device show {interface}", check=False)
+        number = state.split(" ", 1)[0]
         return int(number) if number.isdigit() else 0
 
     def wait_state(self, interface: str, *wanted: int, timeout: float = 60) -> int:
@@ -140,8 +140,7 @@ class NetworkManager(Daemon):
 
     def active(self, interface: str) -> str:
         """Return the name of the profile that is active on the interface; empty if there is none."""
-        told = self.nmcli(f"-g GENERAL.CONNECTION device show {interface}", check=False)
-        return told.strip()
+        return self.nmcli(f"-g GENERAL.CONNECTION device show {interface}", check=False).strip()
 
     def states(self, interface: str) -> list[tuple[int, int]]:
         """Return the changes of the device's state that it logged so far, as (old, new)."""

@@ -124,7 +124,7 @@ class Image:
         found: dict[str, None] = {}
         for path in paths:
             *names, _ = self._real(path)[len(self.root) :].split("/")
-            found |= dict.fromkeys(itertools.accumulate(names, "{}/{}".format))
+            found |= dict.fromkeys([*itertools.accumulate(names, "{}/{}".format)][1:])
         return [path for path in found if not self.exists(path)]
 
     def put(self, entries: Mapping[str, Entry], keep: Mapping[str, str]) -> None:
