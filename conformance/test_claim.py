@@ -258,7 +258,7 @@ def test_rate_limit(case: Case) -> None:
     recovered = (announced.ns - max(f.ns for f in sniffer.arp(from_host=False))) / 1e9
     case.require(recovered < LONGEST_PAUSE, f"claimed {seconds(recovered)} after the last conflict")
     case.quiet(machine)
-    # The count begins anew: another conflict is no reason to wait.
+    # The count begins anew: another conflict is not a reason to wait.
     since = sniffer.mark()
     sent = case.conflict(machine.port, address)
     time.sleep(0.5)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from .namespace import Namespace
 
-_STRANGERS = ("avahi-autoipd", "zzz_avahi-autoipd", "resolved", "timesyncd")
+_FOREIGN_HOOKS = ("avahi-autoipd", "zzz_avahi-autoipd", "resolved", "timesyncd")
 """Hooks of packages that happen to be installed, which would act on their own."""
 
 
@@ -23,10 +23,10 @@ def give_own_files(namespace: Namespace) -> None:
         mkdir /var/lib/dhcp
         umount /run/lab-etc
         rmdir /run/lab-etc
-        find /etc/dhcp /etc/network -type f \\( {strangers} \\) -delete
+        find /etc/dhcp /etc/network -type f \\( {foreign} \\) -delete
     """
-    strangers = " -o ".join(f"-name {name}" for name in _STRANGERS)
-    namespace.run("sh", "-c", script.replace("{strangers}", strangers))
+    foreign = " -o ".join(f"-name {name}" for name in _FOREIGN_HOOKS)
+    namespace.run("sh", "-c", script.replace("{foreign}", foreign))
 
 
 def read(namespace: Namespace, path: str) -> str:

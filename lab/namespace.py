@@ -67,7 +67,7 @@ def _leave_the_others() -> tuple[int, int]:
     _mount("none", "/", "none", MS_REC | MS_PRIVATE)
     # A private /run: programs of the tests must neither find this machine's services nor leave a file.
     _mount("autoip-lab", "/run", "tmpfs", MS_NOSUID | MS_NODEV, "mode=755")
-    # /sys/class/net shows the namespace of whoever mounted it. Without root a container may refuse: not needed then.
+    # /sys/class/net shows the namespace of its mounter. Without root a container may refuse: not needed then.
     with contextlib.suppress(OSError):
         _mount("autoip-lab", "/sys", "sysfs", MS_NOSUID | MS_NODEV | MS_NOEXEC)
     # No IPv6: silence on the wire is then silence. A kernel without it has no such file.

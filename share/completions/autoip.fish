@@ -2,14 +2,14 @@
 # The parts between "begin" and "end" are written by `python -m tools.documents` from the tables of options.
 
 function __autoip_interfaces
-    # A bonding driver puts a file there that is no interface.
+    # A bonding driver puts a file there that is not an interface.
     for path in /sys/class/net/*/
         basename $path
     end
 end
 
 function __autoip_words
-    # What stands before the last comma stays.
+    # The text before the last comma stays.
     set -l before (string match -r '.*,' -- (commandline -ct))
     # begin WORDS
     set -l words if=(__autoip_interfaces) ip= delay= debug abandon
