@@ -137,7 +137,7 @@ def test_conflict_after_the_last_probe(case: Case, what: str) -> None:
 
 
 def _gave_up(case: Case, machine: Machine, address: IPv4Address, sent: int, what: str) -> None:
-    """Another candidate after this stamp, and not this one any more."""
+    """Check for another candidate after this stamp, and not this one any more."""
     sniffer = machine.port.sniffer
     case.until(
         lambda: any(f.tpa != address for f in after(sniffer.probes(), sent)),
@@ -167,19 +167,19 @@ def test_own_frames_reflected(case: Case) -> None:
     case.holds("probes, announcements and requests came back, one candidate")
 
 
-@pytest.mark.parametrize("told", [None, COMMON], ids=["at random", "the same candidate"])
+@pytest.mark.parametrize("first", [None, COMMON], ids=["at random", "the same candidate"])
 @pytest.mark.row("claim-echo", seconds=25)
-def test_two_interfaces_on_one_link(case: Case, told: IPv4Address | None) -> None:
-    if told:
+def test_two_interfaces_on_one_link(case: Case, first: IPv4Address | None) -> None:
+    if first:
         case.needs("candidate")
     machine = case.machine(plugged=True)
     second = case.switch.attach(machine.host, "eth1", plugged=True)
     case.sniffers.append(second.sniffer)
     if "several" in case.about.can:
-        machine.start(candidate=told, interfaces=["eth0", "eth1"])
+        machine.start(candidate=first, interfaces=["eth0", "eth1"])
     else:
-        machine.start(candidate=told, interfaces=["eth0"])
-        machine.start(candidate=told, interfaces=["eth1"])
+        machine.start(candidate=first, interfaces=["eth0"])
+        machine.start(candidate=first, interfaces=["eth1"])
     has = machine.host.link_local
     case.until(
         lambda: len(has("eth0")) == len(has("eth1")) == 1 and has("eth0") != has("eth1"),
@@ -199,7 +199,7 @@ def test_two_interfaces_on_one_link(case: Case, told: IPv4Address | None) -> Non
         for frame in port.sniffer.announcements(address)
     ]
     case.require(len(defences) <= 2 * ANNOUNCE_NUM + 2, "the two defend against each other")
-    both = "two interfaces on one link" + (", told the same candidate" if told else "")
+    both = "two interfaces on one link" + (", told the same candidate" if first else "")
     case.holds(f"{both}: two addresses")
 
 
@@ -231,7 +231,7 @@ def test_rate_limit(case: Case) -> None:
     machine.start()
 
     def firsts() -> list[ArpFrame]:
-        """The first probe for each candidate."""
+        """Return the first probe for each candidate."""
         return list({frame.tpa: frame for frame in reversed(sniffer.probes())}.values())[::-1]
 
     limited = MAX_CONFLICTS + 2
@@ -254,11 +254,11 @@ def test_rate_limit(case: Case) -> None:
         )
     case.require(pause <= LONGEST_PAUSE, f"a pause of {seconds(pause)} between two candidates")
     address = case.claimed(machine, timeout=LONGEST_PAUSE)
-    told = sniffer.announcements(address)[0]
-    recovered = (told.ns - max(f.ns for f in sniffer.arp(from_host=False))) / 1e9
+    announced = sniffer.announcements(address)[0]
+    recovered = (announced.ns - max(f.ns for f in sniffer.arp(from_host=False))) / 1e9
     case.require(recovered < LONGEST_PAUSE, f"claimed {seconds(recovered)} after the last conflict")
     case.quiet(machine)
-    # The count begins anew: another conflict is no reason to wait.
+    # The count begins anew: another conflict is not a reason to wait.
     since = sniffer.mark()
     sent = case.conflict(machine.port, address)
     time.sleep(0.5)
@@ -297,8 +297,8 @@ def test_announcements(case: Case) -> None:
     machine = case.machine()
     address = case.settled(machine)
     time.sleep(4)
-    told = [f for f in machine.port.sniffer.arp() if f.spa == address]
-    gratuitous = [f for f in told if f.tpa == address]
+    own = [f for f in machine.port.sniffer.arp() if f.spa == address]
+    gratuitous = [f for f in own if f.tpa == address]
     if len(gratuitous) != ANNOUNCE_NUM:
         case.short(f"{len(gratuitous)} announcements ({gaps_text(gratuitous)} apart)")
     for frame in gratuitous:

@@ -67,7 +67,7 @@ def fact(text: str) -> None:
 class Shown(Daemon):
     """A daemon whose lines are printed as they come."""
 
-    def said(self, text: str) -> None:
+    def printed(self, text: str) -> None:
         show(f"   | {text}")
 
     def await_line(self, pattern: str, since: int = 0) -> None:

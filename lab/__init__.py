@@ -1,6 +1,6 @@
 """A laboratory for programs that speak ARP: namespaces, cables, sniffers, scripted hosts, real programs.
 
-It knows nothing of autoip's inside. Standard library only.
+It uses nothing of autoip's inside. Standard library only.
 """
 
 from . import frames, journal, machine

@@ -17,9 +17,9 @@ from .programs import find_program
 
 
 class DhcpServer(Daemon):
-    """A server at `port`, which has to be plugged in; not started yet.
+    """A server at `port`, which must be plugged in; not started yet.
 
-    It has the first address of `network` and gives the 100th to the 199th away for `lease` seconds, with itself as the
+    It has the first address of `network` and leases the 100th to the 199th for `lease` seconds, with itself as the
     name server and, unless `router` is false, as the router.
     """
 
@@ -27,9 +27,9 @@ class DhcpServer(Daemon):
     package = ""
     """Debian's package."""
     shortest_lease = 1
-    """Seconds; the program gives no shorter one."""
+    """Seconds of the shortest lease that the program gives."""
     ready = ""
-    """What it says when it can be asked."""
+    """The line that it logs when it is ready."""
 
     def __init__(
         self,
@@ -60,25 +60,25 @@ class DhcpServer(Daemon):
 
     @property
     def pool(self) -> tuple[IPv4Address, IPv4Address]:
-        """The first and the last address that it gives away."""
+        """The first and the last address that it leases."""
         return self.network[100], self.network[199]
 
     def arguments(self) -> list[str]:
-        """The program's words: in the foreground, logging to standard error. Writes the files that it reads."""
+        """Write the files that the program reads; return its words: in the foreground, logging to standard error."""
         raise NotImplementedError
 
     def leases(self) -> dict[str, IPv4Address]:
-        """The address that each hardware address was given last, by the server's own file."""
+        """Return the last address of each hardware address, by the server's own file."""
         raise NotImplementedError
 
     def start(self, *arguments: str, die_with_us: bool = True) -> None:
-        """Starts it and waits until it answers."""
+        """Start it and wait until it answers."""
         since = len(self.lines)
         super().start(*arguments, die_with_us=die_with_us)
         self.wait_line(self.ready, 30, since=since)
 
     def set_lease(self, seconds: int) -> None:
-        """For all leases given from the next start on."""
+        """Set the seconds of all leases from the next start on."""
         if self.running:
             raise LabError(f"{self.label} runs")
         self.lease = seconds
@@ -102,7 +102,7 @@ class Dhcpd(DhcpServer):
         ]
         config.write_text(
             "authoritative;\nddns-update-style none;\nping-check off;\n"
-            # Else a client that asks again within a quarter of its lease is given what is left of it.
+            # Without this a client that asks again within a quarter of its lease gets only the rest of it.
             "dhcp-cache-threshold 0;\n"
             f"default-lease-time {self.lease};\nmin-lease-time {self.lease};\n"
             f"max-lease-time {self.lease};\n"
@@ -114,7 +114,7 @@ class Dhcpd(DhcpServer):
 
     def leases(self) -> dict[str, IPv4Address]:
         found: dict[str, IPv4Address] = {}
-        # A journal: what comes later is true.
+        # A journal: a later entry replaces an earlier one.
         blocks = re.findall(
             r"^lease (\S+) \{(.*?)^\}", _read(self.lease_file), re.MULTILINE | re.DOTALL
         )
@@ -154,7 +154,7 @@ class Dnsmasq(DhcpServer):
             f"--dhcp-range={first},{last},{self.network.netmask},{self.lease}",
             f"--dhcp-option=option:dns-server,{self.address}",
         ]
-        # An option without a value: sent to nobody, where the default would be the server itself.
+        # An option without a value is not sent; the default would be the server itself.
         router = f",{self.address}" if self.router else ""
         return [*options, f"--dhcp-option=option:router{router}"]
 

@@ -1,4 +1,4 @@
-"""A systemd unit without systemd: what its file says, and a program run with just what it allows.
+"""A systemd unit without systemd: the settings of its file, and a program that runs with just what they allow.
 
     python -m lab.unit UNIT UID DIRECTORY... -- COMMAND...
 
@@ -46,7 +46,7 @@ Unit = Mapping[str, list[str]]
 
 
 def read(path: Path) -> Unit:
-    """All settings of the file: for each name its values in order."""
+    """Return all settings of the file: for each name its values in order."""
     settings: defaultdict[str, list[str]] = defaultdict(list)
     for line in path.read_text(encoding="utf-8").splitlines():
         name, equals, value = line.partition("=")
@@ -60,7 +60,7 @@ def yes(unit: Unit, name: str) -> bool:
 
 
 def expand(name: str) -> set[str]:
-    """The system calls of a group (`@system-service`), as systemd knows them; of a single call: itself."""
+    """Return the system calls of a group (`@system-service`) of systemd; of a single call: itself."""
     if not name.startswith("@"):
         return {name}
     command = ["systemd-analyze", "--no-pager", "syscall-filter", name]
@@ -71,7 +71,7 @@ def expand(name: str) -> set[str]:
 
 
 def allowed_calls(unit: Unit) -> set[str]:
-    """SystemCallFilter= as systemd.exec(5) defines it for a list that begins with what is allowed."""
+    """Return SystemCallFilter= as systemd.exec(5) defines it for a list that begins with allowed calls."""
     calls = expand("@default")
     for value in unit["SystemCallFilter"]:
         names: set[str] = set()
@@ -107,7 +107,7 @@ class _MountAttributes(ctypes.Structure):
 
 
 def _read_only(path: str, on: bool = True) -> None:
-    """With all that is mounted below it (mount_setattr(2), Linux 5.12)."""
+    """Make a mount and all mounts below it read-only, or with `on` false writable (mount_setattr(2), Linux 5.12)."""
     wanted = _MountAttributes(set=MS_RDONLY if on else 0, clear=0 if on else MS_RDONLY)
     at_fdcwd, at_recursive = -100, 0x8000
     arguments = (path.encode(), at_recursive, ctypes.byref(wanted), ctypes.sizeof(wanted))
@@ -177,14 +177,14 @@ def _library() -> Any:
 
 
 class _Filter:
-    """A seccomp filter for this process and what it becomes."""
+    """A seccomp filter for this process and the program that it executes."""
 
     def __init__(self, otherwise: int) -> None:
         self._library = _library()
         self._context = ctypes.c_void_p(self._library.seccomp_init(ctypes.c_uint32(otherwise)))
 
     def rule(self, action: int, call: str, *comparisons: tuple[int, int, int, int]) -> None:
-        """`call` with these (argument, operator, a, b); a call that this machine does not have is left out."""
+        """Add a rule for `call` with these (argument, operator, a, b); ignore a call that is not of this machine."""
         number = self._library.seccomp_syscall_resolve_name(call.encode())
         if number < 0:
             return
@@ -206,7 +206,7 @@ def _errno(name: str) -> int:
 
 
 def _refuse_some(unit: Unit) -> None:
-    """What is refused by argument: address families, namespaces, memory that is written and executed."""
+    """Refuse by argument: address families, namespaces, memory that is written and executed."""
     refused = _Filter(SCMP_ACT_ALLOW)
     families = {getattr(socket, name) for name in " ".join(unit["RestrictAddressFamilies"]).split()}
     for family in set(range(64)) - families if families else ():
@@ -236,7 +236,7 @@ def _allow_few(unit: Unit, calls: Iterable[str]) -> None:
 
 
 def _capabilities(values: Sequence[str]) -> str:
-    """As setpriv(1) wants them: CAP_NET_RAW is +net_raw."""
+    """Return capabilities in the form of setpriv(1): CAP_NET_RAW is +net_raw."""
     names = " ".join(values).split()
     return ",".join("+" + name.lower().removeprefix("cap_") for name in names)
 

@@ -1,6 +1,6 @@
 """The command `probe`: RFC 5227 for any IPv4 address, without a daemon.
 
-Reports whether an address is free before somebody configures it. Nothing is configured here.
+Reports whether an address is free before somebody configures it; configures nothing.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ OPTIONS = (
 
 
 def main(words: Sequence[str]) -> int:
-    """Probe an address and print the result. Return 0: free, 1: in use, with the MAC of that host."""
+    """Probe an address and print the answer, with the other host's MAC; return 0: free, 1: in use."""
     given = texts(
         "probe",
         OPTIONS,
@@ -81,12 +81,12 @@ def main(words: Sequence[str]) -> int:
 
 
 def _look_up(name: str) -> tuple[int, bytes]:
-    """Return index and hardware address of an interface that can send ARP now.
+    """Return the index and hardware address of an interface.
 
     Raises:
         UsageError: there is no such interface.
-        NotArp: it never can.
-        CannotTell: it cannot now.
+        NotArp: it is not an Ethernet interface with ARP.
+        CannotTell: it is down, or has no carrier.
     """
     request = struct.pack("16s24x", name.encode("utf-8", "surrogateescape"))
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
@@ -110,7 +110,12 @@ def _look_up(name: str) -> tuple[int, bytes]:
 def _holder(
     name: str, index: int, mac: bytes, address: IPv4Address, timing: Timing
 ) -> ArpPacket | None:
-    """Return the packet by which another host objects; None: none does."""
+    """Return the packet by which another host objects; None if no host does.
+
+    Raises:
+        NoPermission: CAP_NET_RAW is missing.
+        CannotTell: the kernel refused a socket or a packet.
+    """
     try:
         with ArpListener() as listener, listener.open(index, mac) as sock:
             sock.watch(Phase.PROBE, address)

@@ -470,7 +470,7 @@ def test_systemctl_fails(host: Hooked, systemd: Systemd, how: str) -> None:
         says = r"hook: eth0: systemctl start autoip@eth0 failed with status 1"
     else:
         systemd.state("")
-        says = r"hook: eth0: systemctl does not tell of autoip@eth0"
+        says = r"hook: eth0: systemctl does not report the state of autoip@eth0"
     systemd.call("start")
     host.syslog.wait_line(says)
     assert len(host.complaints()) == 1

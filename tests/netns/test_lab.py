@@ -362,7 +362,7 @@ def test_daemon_lines_status_usage_and_second_start(port: Port) -> None:
         while (usage := daemon.usage()).voluntary == 0 and time.monotonic() < until:
             time.sleep(0.01)  # on a busy machine it has not gone to sleep yet
         assert usage.threads == 1 and usage.voluntary > 0 and usage.rss_kib > 100
-        with pytest.raises(LabError, match="did not say 'never'"):
+        with pytest.raises(LabError, match="did not print 'never'"):
             daemon.wait_line("never", 0.1)
         assert daemon.stop() == 7
         assert "bye" in daemon.output
