@@ -99,7 +99,7 @@ def test_damaged_memory_costs_a_warning(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with World(tmp_path) as world:
             await world.until_bound()
-            assert world.said("is damaged: not JSON")
+            assert world.logged("is damaged: not JSON")
 
     play(scenario)
 
@@ -110,7 +110,7 @@ def test_a_memory_that_cannot_be_written_costs_a_warning(tmp_path: Path) -> None
     async def scenario() -> None:
         async with World(tmp_path) as world:
             await world.until_bound()
-            assert world.said("cannot write")
+            assert world.logged("cannot write")
 
     play(scenario)
 
@@ -162,7 +162,7 @@ def test_a_conflict_is_defended_and_the_next_one_lost(tmp_path: Path) -> None:
             assert address != A and world.network.owned(2) == [address]
             # The connections were reset before the address went.
             assert world.kernel.connections.destroyed == [A]
-            assert world.said(f"reset 1 connections from {A}")
+            assert world.logged(f"reset 1 connections from {A}")
 
     play(scenario)
 
@@ -186,7 +186,7 @@ def test_connections_that_cannot_be_reset(
             world.claims(A)
             await world.until(lambda: world.address() is None)
             assert await world.until_bound() != A
-            (found,) = world.said("are not reset")
+            (found,) = world.logged("are not reset")
             assert line in found
             assert any("are not reset" in limit for limit in world.report()["limits"]) is not hangs
 
@@ -200,7 +200,7 @@ def test_an_answer_to_who_asks_where_the_kernel_sends_by_unicast(tmp_path: Path)
             await world.until_bound()
             (sock,) = world.kernel.listener.sockets
             assert sock.phase is Phase.ANSWER
-            assert len(world.said("by unicast")) == 1
+            assert len(world.logged("by unicast")) == 1
             assert any("no program" in limit for limit in world.report()["limits"])
 
     play(scenario)
@@ -212,7 +212,7 @@ def test_frames_that_the_kernel_does_not_take_do_not_count(tmp_path: Path) -> No
             world.kernel.listener.refuse_send = 4
             await world.until_bound()
             assert len(world.kernel.listener.of(mac_of(2))) == 5
-            assert len(world.said("the kernel did not take a frame")) == 4
+            assert len(world.logged("the kernel did not take a frame")) == 4
 
     play(scenario)
 
@@ -373,7 +373,7 @@ def test_another_hardware_address(tmp_path: Path) -> None:
             first = await world.until_bound()
             world.network.plug(link_of(2, mac=mac_of(77)))
             await world.until_state("probing")
-            assert world.said("hardware address changed")
+            assert world.logged("hardware address changed")
             assert await world.until_bound() == first  # what the interface had comes first
             assert world.asked("remove") == [("remove", 2, first)]
             assert world.kernel.listener.macs == {mac_of(77)}
@@ -387,7 +387,7 @@ def test_a_carrier_that_flaps_unseen(tmp_path: Path) -> None:
             await world.until_bound()
             world.network.plug(link_of(2, carrier_changes=2))
             await world.until_state("probing")
-            assert world.said("carrier was lost for a moment")
+            assert world.logged("carrier was lost for a moment")
             assert await world.until_bound() == A
             assert len(world.kernel.listener.opened) == 2  # that of the start, and one
 
@@ -423,7 +423,7 @@ def test_a_removal_that_never_answers_does_not_hold_up_the_rest(tmp_path: Path) 
             world.network.before("remove", never)
             world.interface().restart("test")
             begin = world.now
-            await world.until(lambda: world.said("the kernel did not answer a request"))
+            await world.until(lambda: world.logged("the kernel did not answer a request"))
             assert world.now - begin == pytest.approx(WORK_TIMEOUT, abs=0.1)
             await world.until_state("probing")
 
@@ -451,7 +451,7 @@ def test_a_removal_that_the_kernel_refuses_is_logged(tmp_path: Path) -> None:
             await world.until_bound()
             world.network.before("remove", refused(errno.EPERM))
             world.interface().restart("test")
-            await world.until(lambda: world.said("test: EPERM"))
+            await world.until(lambda: world.logged("test: EPERM"))
 
     play(scenario)
 
@@ -605,7 +605,7 @@ def test_an_address_that_another_interface_has_already(tmp_path: Path) -> None:
             world.network.plug(link_of(9, "dummy0"))
             world.network.put(9, str(A), 16)
             assert await world.until_bound() != A
-            assert world.said("address is on another interface of this host")
+            assert world.logged("address is on another interface of this host")
             assert ("add", 2, A) not in world.network.asked
 
     play(scenario)
@@ -642,7 +642,7 @@ def test_a_bug_in_one_interface(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             begin = world.now
             world.claims(address)
             await world.until_state("no-link")
-            assert world.said("eth0: internal error (frame): ZeroDivisionError('bug')")
+            assert world.logged("eth0: internal error (frame): ZeroDivisionError('bug')")
             await world.until(lambda: not world.network.owned(2))
             assert world.address("eth1") == other
             await world.until_state("probing")
@@ -650,7 +650,7 @@ def test_a_bug_in_one_interface(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             assert await world.until_bound() == address
             assert world.claims(other) == 1
             await world.until(lambda: world.report("eth1")["defences"] == 1)
-            assert not world.said("eth1: internal error")
+            assert not world.logged("eth1: internal error")
 
     play(scenario)
 
@@ -666,7 +666,7 @@ def test_a_bug_between_configure_and_configured(tmp_path: Path) -> None:
                 raise ZeroDivisionError("bug")
 
             world.network.after("add", bug)
-            await world.until(lambda: world.said("internal error (request)"))
+            await world.until(lambda: world.logged("internal error (request)"))
             await world.until(lambda: world.asked("remove"))
             assert world.network.owned(2) == []
             assert await world.until_bound() == A
@@ -686,7 +686,7 @@ def test_a_bug_while_a_configure_waits(tmp_path: Path) -> None:
                     raise ZeroDivisionError("bug")
 
             world.network.before("addresses", bug)
-            await world.until(lambda: world.said("internal error (test)"))
+            await world.until(lambda: world.logged("internal error (test)"))
             await asyncio.sleep(CONFIGURE_RETRY / 2)
             assert world.asked("add") == []
             assert await world.until_bound() == A
@@ -705,7 +705,7 @@ def test_a_bug_in_the_handling_of_an_event(tmp_path: Path, monkeypatch: pytest.M
             with monkeypatch.context() as patch:
                 patch.setattr(world.interface(), "address_added", bug)
                 world.network.put(2, "192.0.2.7")
-                await world.until(lambda: world.said("internal error in AddressAdded"))
+                await world.until(lambda: world.logged("internal error in AddressAdded"))
             world.network.unplug(2)
             await world.until_state("no-link")
 
@@ -721,10 +721,10 @@ def test_no_socket_can_be_opened(tmp_path: Path) -> None:
             world.kernel.listener.refuse_open = errno.ENETDOWN  # gone again: netlink will report
             world.network.plug(link_of(7))
             await asyncio.sleep(1)
-            assert world.report()["state"] == "no-link" and not world.said("internal error")
+            assert world.report()["state"] == "no-link" and not world.logged("internal error")
             world.kernel.listener.refuse_open = errno.EMFILE
             world.network.plug(link_of(7, carrier_changes=1))
-            await world.until(lambda: world.said("internal error (link)"))
+            await world.until(lambda: world.logged("internal error (link)"))
             await world.until_bound()
 
     play(scenario)
@@ -751,10 +751,10 @@ def test_what_is_in_the_way(tmp_path: Path, changes: dict[str, Any], why: str) -
             await world.until(lambda: not world.network.owned(2))
             world.network.plug(link_of(2, **changes, altnames=("other",)))
             await asyncio.sleep(1)
-            assert len(world.said(why)) == 1  # in the transition
+            assert len(world.logged(why)) == 1  # in the transition
             world.network.plug(link_of(2))
             assert await world.until_bound() == A
-            assert world.said("link is ready")
+            assert world.logged("link is ready")
 
     play(scenario)
 
@@ -801,11 +801,11 @@ def test_a_port_has_no_address_as_long_as_it_is_one(tmp_path: Path) -> None:
                 assert world.asked("add", "remove", "release") == [("remove", 2, A), ("release", 2)]
                 assert world.report()["state"] == "standby"
                 assert world.report()["why"] == "belongs to br0"
-            assert len(world.said("-> standby: belongs to br0")) == 3
-            assert len(world.said("belongs to br0")) == 3
+            assert len(world.logged("-> standby: belongs to br0")) == 3
+            assert len(world.logged("belongs to br0")) == 3
             world.network.plug(link_of(5, "lan", kind="bridge"))
             await world.until(lambda: world.report()["why"] == "belongs to lan")
-            assert len(world.said("belongs to lan")) == 1
+            assert len(world.logged("belongs to lan")) == 1
 
     play(scenario)
 
@@ -824,7 +824,7 @@ def test_a_port_that_stands_by_already(tmp_path: Path) -> None:
             world.daemon._permit("eth0", True, "")
             await asyncio.sleep(100)
             assert world.report()["why"] == "belongs to interface 5"
-            assert len(world.said("belongs to")) == 1
+            assert len(world.logged("belongs to")) == 1
             assert world.asked("add") == []
             world.network.plug(link_of(2))
             assert await world.until_bound() == A
@@ -862,7 +862,7 @@ def test_an_interface_of_a_vrf_has_an_address(tmp_path: Path) -> None:
         world.network.links[2] = link_of(2, master=5, port_kind="vrf")
         async with world:
             await world.until_bound()
-            assert world.said("belongs to") == []
+            assert world.logged("belongs to") == []
 
     play(scenario)
 
@@ -873,11 +873,11 @@ def test_sleep_and_signal(tmp_path: Path) -> None:
             await world.until_bound()
             world.kernel.clock_watch.sleep()
             await world.until_state("probing")
-            assert world.said("the machine slept")
+            assert world.logged("the machine slept")
             assert await world.until_bound() == A
             signal.raise_signal(signal.SIGHUP)
             await world.until_state("probing")
-            assert world.said("asked to by SIGHUP")
+            assert world.logged("asked to by SIGHUP")
             await world.until_bound()
             signal.raise_signal(signal.SIGTERM)
             assert world._task is not None
@@ -901,7 +901,7 @@ def test_a_recorded_leftover_is_taken_over(tmp_path: Path) -> None:
         world.network.put(2, str(B), 16)
         async with world:
             assert await world.until_bound() == B
-            assert world.said(f"takes over {B} from an instance that died")
+            assert world.logged(f"takes over {B} from an instance that died")
             # Off before the first probe, and on again after the last one.
             assert world.asked("add", "remove") == [("remove", 2, B), ("add", 2, B)]
             assert world.asked("remove_onlink", "remove_default")[:2] == [
@@ -961,7 +961,7 @@ def test_leftovers_that_cannot_be_swept(tmp_path: Path) -> None:
         world.network.before("sweep", refused(errno.EPERM))
         async with world:
             await world.until_bound()
-            assert world.said("leftovers of a crash stay: test: EPERM")
+            assert world.logged("leftovers of a crash stay: test: EPERM")
 
     play(scenario)
 
@@ -989,7 +989,7 @@ def test_routes_that_the_kernel_would_have_removed(tmp_path: Path) -> None:
             world.network.stranded = ["default via 192.0.2.1", "10.0.0.0/8 via 192.0.2.2"]
             world.network.take(2, other)
             await world.until(lambda: world.asked("remove_stranded"), 1)
-            (line,) = world.said("removed with the last other address")
+            (line,) = world.logged("removed with the last other address")
             assert line.endswith(": default via 192.0.2.1, 10.0.0.0/8 via 192.0.2.2")
             # An address of another interface, and ours when it is taken off and comes back, are none.
             world.network.put(9, "192.0.2.9")
@@ -1090,7 +1090,7 @@ def test_fallback_where_connections_cannot_be_asked_for(tmp_path: Path) -> None:
             world.network.put(2, "192.0.2.7")
             await world.until_state("standby")
             assert any("no connections can be waited for" in x for x in world.network.limits)
-            await world.until(lambda: world.said("no connections can be waited for"))
+            await world.until(lambda: world.logged("no connections can be waited for"))
 
     play(scenario)
 
@@ -1231,7 +1231,7 @@ def test_control(tmp_path: Path) -> None:
             assert answer == {**world.report(), "step_in": answer["step_in"]}
             await world.asks("refresh")
             await world.until_state("probing")
-            assert world.said("asked to")
+            assert world.logged("asked to")
             await world.asks("stop")
             assert [i.name for i in world.daemon._interfaces] == ["eth1"]
             await world.asks("stop", "eth1")
@@ -1248,7 +1248,7 @@ def test_a_control_socket_that_cannot_be_had(tmp_path: Path) -> None:
         deep.mkdir()
         async with World(deep) as world:
             await world.until_bound()
-            assert world.said("no control socket")
+            assert world.logged("no control socket")
 
     play(scenario)
 
@@ -1311,10 +1311,10 @@ def test_a_script_whose_first_call_fails_costs_its_interface(tmp_path: Path) -> 
     async def scenario() -> None:
         text = 'case $1 in init) [ "$interface" = eth1 ];; esac'
         async with World(tmp_path, "eth0", "eth1", script=script(tmp_path, text)) as world:
-            await world.until(lambda: world.said("script init: exit"), seconds=60)
+            await world.until(lambda: world.logged("script init: exit"), seconds=60)
             await world.until(lambda: len(world.daemon._interfaces) == 1, seconds=60)
             world.interface("eth1")
-            assert world.said("eth0: script init: exit status 1")
+            assert world.logged("eth0: script init: exit status 1")
             assert not [*(tmp_path / "run").glob("*-eth0.*")]
 
     asyncio.run(scenario())
@@ -1371,7 +1371,7 @@ def test_an_interface_that_is_served_already(tmp_path: Path) -> None:
                 await other.daemon.run()
             other = World(tmp_path, "eth0", "eth1")
             task = asyncio.get_running_loop().create_task(other.daemon.run())
-            await world.until(lambda: other.said("eth0: autoip already runs here"))
+            await world.until(lambda: other.logged("eth0: autoip already runs here"))
             await world.until(lambda: other.daemon._interfaces)
             other.daemon._stop.set()
             await task
@@ -1461,7 +1461,7 @@ def test_each_loss_of_conflicts_is_one_debug_line(tmp_path: Path) -> None:
             listener.drain = lose  # type: ignore[method-assign]
             for _ in range(4):
                 daemon._on_frames()
-            lines = [line.split(":")[0] for line in world.said("conflicts dropped")]
+            lines = [line.split(":")[0] for line in world.logged("conflicts dropped")]
             assert lines == ["3 conflicts dropped", "2 conflicts dropped"]
 
     play(scenario)

@@ -453,7 +453,7 @@ _OK = b"OK 0123456789abcdef\r\n"
         ([], "closed the connection|reset by peer"),
         ([b"REJECTED ANONYMOUS\r\n"], "does not speak D-Bus"),
         ([b"\xff" * 9000], "does not speak D-Bus"),
-        ([_OK, b"garbage of more than sixteen bytes"], "no message"),
+        ([_OK, b"garbage of more than sixteen bytes"], "not a message"),
         ([_OK, b"l\x04\x00\x01" + b"\xff\xff\xff\x7f" + b"\x01\0\0\0" + bytes(8)], "closed"),
         ([_OK, b"l\x02\x00\x01" + bytes(8) + b"\x08\0\0\0" + b"\xff" * 8], "closed"),
     ],
@@ -483,7 +483,7 @@ def test_a_bus_that_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("address", ["", "tcp:host=localhost", "nonsense", "unix:", ";;;"])
 def test_addresses_that_cannot_be_used(address: str) -> None:
-    with pytest.raises(BusLost, match="no address of a bus"):
+    with pytest.raises(BusLost, match="not a usable address of a bus"):
         dbus.socket_of(address)
 
 

@@ -127,7 +127,7 @@ def test_all_that_a_core_can_be_told_happens_again(tmp_path: Path, file: Path) -
             await world.until_bound("eth1")
             address = await world.until_bound()
             world.network.take(2, address)
-            await world.until(lambda: world.said("removed by somebody else"))
+            await world.until(lambda: world.logged("removed by somebody else"))
             await world.until_bound()
             world.network.put(2, str(world.address("eth1")))
             await world.until_state("probing", "eth1")
@@ -169,7 +169,7 @@ def test_a_bug_of_the_core_is_recorded(
         async with World(tmp_path, first=A, trace=file) as world:
             with monkeypatch.context() as patch:
                 patch.setattr(acd.Acd, "announce", broken)
-                await world.until(lambda: world.said("planted"))
+                await world.until(lambda: world.logged("planted"))
             await world.until_bound()
 
     play(scenario)
@@ -452,7 +452,7 @@ def test_a_bug_in_the_recording_costs_the_trace_alone(
         async with World(tmp_path, first=A, trace=file) as world:
             monkeypatch.setattr(trace.TracedCore, "outcome", broken)
             assert await world.until_bound() == A
-            assert len(world.said("no more is traced: RuntimeError('planted')")) == 1
-            assert not world.said("internal error")
+            assert len(world.logged("no more is traced: RuntimeError('planted')")) == 1
+            assert not world.logged("internal error")
 
     play(scenario)
