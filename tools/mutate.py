@@ -304,7 +304,12 @@ def main() -> int:
     parser.add_argument("--equivalent", action="store_true", help="only those of the list")
     parser.add_argument("file", nargs="*", help="files of autoip/core, e.g. acd.py; none: all")
     args = parser.parse_args()
-    files = [CORE / name for name in args.file] or sorted(CORE.glob("*.py"))
+    every = sorted(CORE.glob("*.py"))
+    files = [file for file in every if not args.file or file.name in args.file]
+    if len(files) < len(set(args.file)):
+        parser.error(f"FILE must be one of {' '.join(file.name for file in every)}")
+    if args.jobs < 1 or (args.sample is not None and args.sample < 1):
+        parser.error("N must be at least 1")
     start = time.monotonic()
     found = [mutant for file in files for mutant in mutants(file)]
     listed = {
