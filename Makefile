@@ -121,6 +121,9 @@ check: $(VENV)/.dev ## linters, types, formats, coverage of the unit tests, C wa
 	$(GIVE_BACK) $(NO_ASLR) $(MAKE) --no-print-directory -C tests/c asan tsan
 	$(GIVE_BACK) $(MAKE) --no-print-directory -C tests/c valgrind
 
+mutate: $(VENV)/.dev ## change one thing at a time in autoip/core: do its unit tests notice? (ARGS="--sample 150": a part)
+	$(GIVE_BACK) $(PY) -m tools.mutate $(ARGS)
+
 bench: $(VENV)/.dev ## the benchmarks, each beside what it is measured against (root)
 	$(DEPS)
 	@exec $(AS_ROOT) $(PY) -m bench $(ARGS)
@@ -229,5 +232,5 @@ $(VENV)/.dev: pyproject.toml setup.py | $(VENV)/.ready
 	@$(AS_OWNER) $(PIP) install --no-build-isolation -e '.[bench,dev,test]'
 	@$(AS_OWNER) touch $@
 
-.PHONY: help setup run test check bench conformance build install install-folders install-program \
+.PHONY: help setup run test check mutate bench conformance build install install-folders install-program \
 	install-data uninstall clean remake

@@ -131,7 +131,7 @@ class Transition:
     address: IPv4Address | None
     step: str
     step_at: float | None
-    lost: bool = False
+    lost: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -429,8 +429,6 @@ class Ipv4ll:
         self._try_unless(self.conflicts >= MAX_CONFLICTS, now)
 
     def _leave(self, idle: State, why: str, cause: Cause, *, asked: bool) -> None:
-        if self.state is idle:
-            return
         self._candidates.preferred = self.remembered
         self._drop(conflict=False)
         self._idle = idle

@@ -158,6 +158,15 @@ def test_sel_a_lost_candidate_is_not_drawn_again() -> None:
     assert core.candidate not in (None, lost)
 
 
+def test_sel_lost_candidates_are_remembered_up_to_a_bound() -> None:
+    _, host = alone()
+    for _ in range(constants.MAX_CONFLICTS + 5):
+        host.core.conflicts = 0
+        assert host.core.candidate is not None
+        host.receive(reply(host.core.candidate))
+    assert len(host.core._lost) == constants.MAX_CONFLICTS
+
+
 def test_sel_draw_ends_when_everything_is_to_be_avoided() -> None:
     _, host = alone(avoid=lambda _: True)
     assert host.core.candidate is not None
@@ -186,7 +195,8 @@ def test_claim_num_and_wait(delay: int) -> None:
 
 
 def test_claim_delay_scales_the_probe_phase_alone() -> None:
-    assert Timing.from_delay(2000) == Timing()
+    assert Timing.from_delay(constants.DELAY_DEFAULT) == Timing.from_delay(2000) == Timing()
+    assert Timing.from_delay(100).slack == pytest.approx(0.025)
     short = Timing.from_delay(200)
     assert (short.probe_wait, short.probe_min, short.probe_max, short.announce_wait) == (
         pytest.approx((0.1, 0.1, 0.2, 0.2))
@@ -221,6 +231,14 @@ def test_claim_probe_form() -> None:
         )
     for sent in link.announcements(host):
         assert sent.packet == ArpPacket(Operation.REQUEST, host.mac, A, NO_HARDWARE, A, BROADCAST)
+    # What the caller is given, in order.
+    assert [event for _, event in host.events if not isinstance(event, ipv4ll.Transition)] == [
+        *(acd.ProbeSent(A, number) for number in (1, 2, 3)),
+        ipv4ll.Configure(A),
+        acd.AnnouncementSent(A, 1),
+        ipv4ll.Claimed(A),
+        acd.AnnouncementSent(A, 2),
+    ]
 
 
 def claim_until(host: Host, link: VirtualLink, state: State) -> None:
@@ -249,6 +267,9 @@ def test_claim_conflict(name: str, state: State) -> None:
     assert host.core.candidate != A
     assert host.state() is State.PROBING
     assert host.core.conflicts == 1
+    assert host.of(acd.Conflict) == [acd.Conflict(A, CONFLICTS[name], in_use=False)]
+    verb = "probes for" if name == "probe" else "claims"
+    assert f" {verb} {A}" in host.of(ipv4ll.Transition)[-1].why
     link.run(LONG)
     assert A not in [address for address, _, _ in host.held]
 
@@ -462,8 +483,8 @@ def test_def_abandon() -> None:
     link.wire.clear()
     host.receive(request(A, A))
     assert host.on_interface is None
-    (event,) = host.of(ipv4ll.Unconfigure)
-    assert event == ipv4ll.Unconfigure(A, conflict=True)
+    assert host.of(ipv4ll.Unconfigure) == [ipv4ll.Unconfigure(A, conflict=True)]
+    assert host.of(acd.Conflict) == [acd.Conflict(A, request(A, A), in_use=True)]
     link.run(LONG)
     assert host.core.address not in (None, A)
     assert not [s for s in link.wire if s.packet.spa == A]
@@ -478,6 +499,10 @@ def test_def_while_announcing() -> None:
     link.run(LONG)
     assert host.state() is State.BOUND
     assert len(link.announcements(host)) == constants.ANNOUNCE_NUM + 1
+    assert host.of(acd.Defended) == [acd.Defended(A, request(A, A), 0.0, reflex=False)]
+    # The end of DEFEND_INTERVAL is a timer, but not a step that anybody waits for.
+    last = host.of(ipv4ll.Transition)[-1]
+    assert (last.new, last.step, last.step_at) == (State.BOUND, "", None)
 
 
 @pytest.mark.parametrize("pause", [1.0, 5.0])
@@ -669,11 +694,95 @@ def test_configure_failed_is_tried_again() -> None:
     core.configure_failed(A, link.now, "no memory")
     assert host.state() is State.PAUSED
     assert core.remembered == A
-    assert core.next_timer() == link.now + constants.CONFIGURE_RETRY
+    assert core.next_timer() == link.now + 10.0
     core.configured(A, link.now)
     core.handle_timer(link.now + constants.CONFIGURE_RETRY)
     assert host.state() is State.PROBING
     assert core.candidate == A
+
+
+def test_if_removed_after_exactly_defend_interval_is_not_soon() -> None:
+    link, host = bound()
+    _removed(link, host)
+    link.run(0.0)
+    assert host.on_interface == A
+    link.run(constants.DEFEND_INTERVAL)
+    _removed(link, host)
+    assert host.state() is State.CONFIGURING
+
+
+# --- one address by itself -----------------------------------------------------------------------
+
+
+def announcing(sibling: bytes = b"") -> acd.Acd:
+    """A detector whose address was put on the interface at 0.0, and not announced yet."""
+    detector = acd.Acd(A, mac_of(1), Timing(), Random(0), -20.0, sibling=sibling.__eq__)
+    while not isinstance(detector.state, acd.Configuring):
+        at = detector.next_timer()
+        assert at is not None
+        detector.handle_timer(at)
+        if detector.to_send(at) is not None:
+            detector.sent(at)
+    detector.announce(0.0)
+    while detector.next_event() is not None:
+        pass
+    return detector
+
+
+def state_of(detector: acd.Acd) -> acd.State:
+    """A call, because mypy takes an attribute to stay as it was compared."""
+    return detector.state
+
+
+def test_acd_without_siblings_ends_with_a_conflict() -> None:
+    detector = acd.Acd(A, mac_of(1), Timing(), Random(0), 0.0)
+    detector.state = acd.Configuring()
+    detector.receive(reply(A), 1.0)
+    assert detector.next_event() == acd.Conflict(A, reply(A), in_use=False)
+    assert state_of(detector) == acd.Ended()
+    assert detector.listen is acd.Listen.NOTHING
+
+
+def test_acd_that_gives_up_has_ended() -> None:
+    detector = announcing()
+    detector.receive(reply(A), 1.0, 1.25)
+    assert detector.next_event() == acd.Defended(A, reply(A), 0.25, reflex=True)
+    # The helper answered once more: it is not given up, whatever the interval says.
+    detector.receive(reply(A), 2.0, 2.5)
+    assert detector.next_event() == acd.Defended(A, reply(A), 0.5, reflex=True)
+    detector.receive(reply(A), 3.0)
+    assert detector.next_event() == acd.Conflict(A, reply(A), in_use=True)
+    assert state_of(detector) == acd.Ended()
+
+
+def test_acd_sibling_while_announcing() -> None:
+    detector = announcing(SIBLING)
+    detector.receive(reply(A, SIBLING), 1.0)
+    assert detector.state == acd.Announcing(0, 0.0, acd.Guard())
+
+
+def test_acd_defence_that_is_refused_while_announcing() -> None:
+    """The defence is offered again by itself; the announcement stays due when it was."""
+    detector = announcing()
+    detector.sent(0.0)
+    detector.next_event()
+    detector.receive(reply(A), 1.0)
+    assert detector.next_timer() == 1.0
+    detector.refused(1.0)
+    assert detector.next_timer() == 1.0 + constants.SEND_RETRY
+    detector.sent(1.5)
+    assert detector.next_event() == acd.Defended(A, reply(A), 0.5, reflex=False)
+    assert detector.next_timer() == constants.ANNOUNCE_INTERVAL
+
+
+def test_acd_reflex_while_the_kernel_refuses_announcements() -> None:
+    detector = announcing()
+    detector.receive(reply(A), 0.0, 0.0)
+    detector.refused(constants.DEFEND_INTERVAL - constants.SEND_RETRY / 2)
+    assert detector.reflex is None
+    assert detector.next_timer() == constants.DEFEND_INTERVAL
+    detector.handle_timer(constants.DEFEND_INTERVAL)
+    assert detector.reflex == arp.announcement(mac_of(1), A)
 
 
 # --- the contract of the core --------------------------------------------------------------------
@@ -681,7 +790,7 @@ def test_configure_failed_is_tried_again() -> None:
 
 def test_misuse_is_refused() -> None:
     link, host = alone()
-    with pytest.raises(CoreMisuse):
+    with pytest.raises(CoreMisuse, match="link_up"):
         host.core.link_up(link.now)
     host.core.link_down()
     with pytest.raises(CoreMisuse):
@@ -691,6 +800,10 @@ def test_misuse_is_refused() -> None:
     detector = acd.Acd(A, mac_of(1), Timing(), Random(0), 0.0)
     with pytest.raises(CoreMisuse):
         detector.announce(0.0)
+    with pytest.raises(CoreMisuse, match="removed"):
+        detector.removed()
+    with pytest.raises(CoreMisuse, match="cannot be left"):
+        detector._go(acd.Trigger.GIVEN_UP, acd.Ended())
     detector.receive(reply(A), 0.0)
     assert detector.state == acd.Ended()
     with pytest.raises(CoreMisuse):
@@ -739,10 +852,31 @@ def test_transitions_are_reported_once_each() -> None:
         ("bound", "probing"),
         ("probing", "no-link"),
     ]
+    assert [e.why for e in changes[:5]] == [
+        "link is ready",
+        "3 probes sent",
+        "nobody objected",
+        "address is on the interface",
+        "2 announcements sent",
+    ]
+    assert [e.lost for e in changes] == [False] * 5 + [True, False]
     given_up = changes[5]
     assert "02:00:00:00:03:e7" in given_up.why
     assert given_up.step == "probe 1/3"
     assert given_up.step_at is not None
+
+
+def test_the_constants_are_those_of_the_rfc() -> None:
+    """RFC 3927 section 9."""
+    assert (constants.PROBE_WAIT, constants.PROBE_NUM) == (1, 3)
+    assert (constants.PROBE_MIN, constants.PROBE_MAX) == (1, 2)
+    assert (constants.ANNOUNCE_WAIT, constants.ANNOUNCE_NUM, constants.ANNOUNCE_INTERVAL) == (
+        2,
+        2,
+        2,
+    )
+    assert (constants.MAX_CONFLICTS, constants.RATE_LIMIT_INTERVAL) == (10, 60)
+    assert constants.DEFEND_INTERVAL == 10
 
 
 CHANGED = {
