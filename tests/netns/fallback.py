@@ -20,12 +20,11 @@ from lab.client import Client
 
 from .conftest import MakeHost
 from .helpers import LINK_LOCAL, PEER, wait_until
-from .hooked import LINGER, Hooked, MakeHooked, routable
+from .hooked import CONFIG, LINGER, Hooked, MakeHooked, routable
 from .talk import Talk
 
 AFTER = 2
 """Seconds that a daemon waits which was started before DHCP had its chance, by the configuration of these hosts."""
-CONFIG = f"[*]\ndelay = 100\nlinger = {LINGER}\n"
 
 MakeClient = Callable[..., tuple[Hooked, Client]]
 

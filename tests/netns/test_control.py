@@ -12,7 +12,7 @@ import stat
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, suppress
 from ipaddress import IPv4Address
 from typing import Any
 
@@ -230,18 +230,6 @@ def test_status_of_a_missing_interface(port: Port, make_autoip: MakeDaemon) -> N
     assert run(daemon, "status later0").status == 1
 
 
-def test_status_without_a_daemon(port: Port, daemon: Daemon) -> None:
-    assert run(daemon, "status").status == 3
-    assert run(daemon, "status eth0").status == 3
-    claim(port, daemon)
-    ran = run(daemon, "status --json eth0 eth7")
-    assert ran.status == 3
-    assert [r["state"] for r in ran.json["interfaces"]][1] == "not-running"
-    assert daemon.stop() == 0
-    assert run(daemon, "status eth0").status == 3
-    assert list(daemon.runtime.iterdir()) == []
-
-
 # --- watch -----------------------------------------------------------------------------------
 
 
@@ -308,19 +296,6 @@ def test_watch_survives_a_restart(port: Port, daemon: Daemon, watch: Watch) -> N
     assert watch.running
     watch.signal(signal.SIGINT)
     assert watch.wait() == 0
-
-
-def test_watch_lines_for_people(port: Port, daemon: Daemon, stack: ExitStack) -> None:
-    claim(port, daemon)
-    watch = Watch(daemon, "eth0")
-    watch.command.remove("--json")
-    stack.enter_context(watch).start()
-    stamp = r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d eth0: "
-    watch.wait_line(rf"{stamp}(bound|announcing) {A}$")
-    port.send(frames.conflict_request(RIVAL, A))
-    watch.wait_line(rf"{stamp}defended {A} against {RIVAL} after \d+\.\d\d ms$")
-    daemon.kill()
-    watch.wait_line(rf"{stamp}the daemon is gone; waiting for it$")
 
 
 # --- stop, refresh, wait ---------------------------------------------------------------------
@@ -433,49 +408,6 @@ def test_the_daemons_own_user_may_change(port: Port, daemon: Daemon) -> None:
     assert daemon.wait() == 0
 
 
-def test_two_namespaces_share_a_run_time_directory(
-    make_host: MakeHost, make_autoip: MakeDaemon
-) -> None:
-    here, there = make_host(), make_host()
-    first, second = (make_autoip(p, "--delay", "50") for p in (here, there))
-    second.env["RUNTIME_DIRECTORY"] = str(first.runtime)
-    held = bind(here, first)
-    assert run(second, "status").status == 3
-    other = bind(there, second)
-    assert len(list(first.runtime.glob("*-eth0.sock"))) == 2
-    assert report(first)["address"] == str(held)
-    assert report(second)["address"] == str(other)
-    assert run(first, "stop eth0").status == 0
-    assert first.wait() == 0
-    assert report(second)["address"] == str(other)
-    assert second.running
-
-
-def test_the_socket_of_a_crash(port: Port, daemon: Daemon) -> None:
-    claim(port, daemon)
-    daemon.kill()
-    assert len(list(daemon.runtime.glob("*.sock"))) == 1
-    assert run(daemon, "status eth0").status == 3
-    assert run(daemon, "stop eth0").status == 3
-    since = port.sniffer.mark()
-    daemon.start()
-    port.sniffer.wait_announcement(A, since=since, timeout=PATIENCE)
-    assert run(daemon, "status eth0").status == 0
-
-
-def test_no_control_socket_costs_only_itself(port: Port, daemon: Daemon) -> None:
-    """A run-time directory with too long a name: said, and the address is claimed all the same."""
-    long = daemon.folder / ("x" * 120)
-    long.mkdir(mode=0o755)
-    daemon.env["RUNTIME_DIRECTORY"] = str(long)
-    claim(port, daemon)
-    daemon.wait_line("eth0: no control socket .*: AF_UNIX path too long")
-    ran = run(daemon, "status eth0")
-    assert ran.status == 1
-    assert ran.err.endswith(": AF_UNIX path too long\n")
-    assert ran.err.count("\n") == 1
-
-
 # --- clients that mean no good ---------------------------------------------------------------
 
 
@@ -548,22 +480,6 @@ def test_under_attack_others_are_served(port: Port, daemon: Daemon, pest: Pest) 
     assert daemon.running
     assert "internal error" not in daemon.output
     assert "Traceback" not in daemon.output
-
-
-def test_a_thousand_connections_at_once(port: Port, daemon: Daemon, stack: ExitStack) -> None:
-    bind(port, daemon)
-    path = str(daemon.runtime / socket_name(port.host.inode, "eth0"))
-    socks: list[socket.socket] = []
-    for _ in range(1000):
-        sock = stack.enter_context(closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)))
-        sock.connect(path)
-        socks.append(sock)
-    assert run(daemon, "status eth0").status == 0
-    assert run(daemon, "status eth0", prefix=AS_NOBODY).status == 0
-    assert len(os.listdir(f"/proc/{daemon.pid}/fd")) < 100
-    since = port.sniffer.mark()
-    port.send(frames.conflict_request(RIVAL, A))
-    port.sniffer.wait_announcement(A, since=since, timeout=PATIENCE)
 
 
 # --- probe -----------------------------------------------------------------------------------

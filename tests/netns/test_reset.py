@@ -10,11 +10,10 @@ from ipaddress import IPv4Address
 
 import pytest
 
-from autoip.kernel import tcp_connections
-from lab import AddressMonitor, Daemon, Frame, Namespace, Port, frames
+from lab import AddressMonitor, Frame, Namespace, Port, frames
 
 from .commands import report
-from .conftest import MakeDaemon, autoip_command
+from .conftest import MakeDaemon
 from .helpers import (
     ETHERTYPE_IPV4,
     NETNS,
@@ -24,7 +23,6 @@ from .helpers import (
     A,
     bind,
     claimed_other,
-    wait_until,
 )
 
 pytestmark = NETNS
@@ -114,46 +112,3 @@ def test_connections_are_reset_before_the_address_goes(
     _talk(other_ours, other_theirs)
     daemon.wait_line(rf"eth0: reset 1 connections from {A}")
     assert report(daemon)["limits"] == []
-
-
-def test_a_defended_address_keeps_its_connections(
-    port: Port, neighbour: Namespace, make_autoip: MakeDaemon, stack: contextlib.ExitStack
-) -> None:
-    """def-reset, def-once: only an address that is given up."""
-    daemon = make_autoip(port, *FAST)
-    bind(port, daemon)
-    listener = stack.enter_context(port.host.call(socket.create_server, ("0.0.0.0", PORT)))
-    listener.settimeout(PATIENCE)
-    ours, theirs = stack.enter_context(_connected(listener, neighbour, A))
-    since = port.sniffer.mark()
-    port.send(frames.conflict_request(RIVAL, A))
-    port.sniffer.wait_announcement(A, PATIENCE, since=since)
-    wait_until(lambda: report(daemon)["defences"] == 1, "the defence is told")
-    _talk(ours, theirs)
-
-
-def test_kernel_that_cannot(port: Port, neighbour: Namespace, stack: contextlib.ExitStack) -> None:
-    """def-reset: without CONFIG_INET_DIAG_DESTROY one warning, a line in the status, and the address goes."""
-    # A request that no kernel has, and its answer taken for the one of such a kernel.
-    program = (
-        "import errno, sys; from autoip.commands import main; from autoip.daemon import owned_address;"
-        "from autoip.kernel import tcp_connections;"
-        "tcp_connections.SOCK_DESTROY = 22;"
-        "tcp_connections.SOCK_DIAG.questions[22] = tcp_connections._Question;"
-        "owned_address._NO_RESET[errno.EINVAL] = owned_address._NO_RESET[errno.EOPNOTSUPP];"
-        "sys.exit(main.main(sys.argv[1:]))"
-    )
-    assert tcp_connections.SOCK_DESTROY == 21
-    command = [autoip_command()[0], "-c", program, "eth0", *FAST]
-    daemon = stack.enter_context(Daemon(port.host, "eth0", command))
-    bind(port, daemon)
-    listener = stack.enter_context(port.host.call(socket.create_server, ("0.0.0.0", PORT)))
-    listener.settimeout(PATIENCE)
-    _, theirs = stack.enter_context(_connected(listener, neighbour, A))
-    since = port.sniffer.mark()
-    _dispute(port)
-    claimed_other(port, A, since=since)
-    assert not select.select([theirs], [], [], 0)[0]
-    line = "are not reset: the kernel lacks CONFIG_INET_DIAG_DESTROY"
-    assert [line in limit for limit in report(daemon)["limits"]] == [True]
-    assert sum(line in said for said in daemon.lines) == 1
