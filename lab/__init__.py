@@ -14,7 +14,6 @@ from .neighbour import (
     Neighbour,
     Rule,
     answers_probes,
-    disputes_announcements,
     echoes,
     probes_too,
 )
@@ -44,7 +43,6 @@ __all__ = [
     "SystemBus",
     "Usage",
     "answers_probes",
-    "disputes_announcements",
     "echoes",
     "frames",
     "gaps",

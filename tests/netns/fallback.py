@@ -177,7 +177,7 @@ class Fallback:
     def test_the_client_is_undisturbed(
         self, make_host: MakeHost, make_client: MakeClient, server: Dhcpd
     ) -> None:
-        """Two hosts, one without autoip: what the client does and leaves is the same but for our address."""
+        """co-dhcp: two hosts, one without autoip: what the client does and leaves is the same but for our address."""
         ports = [make_host(plugged=True) for _ in range(2)]
         (host, beside), (_, alone) = (
             make_client(port, hooks=hooks) for port, hooks in zip(ports, (True, False), strict=True)
@@ -265,7 +265,7 @@ class Fallback:
     def test_connections_survive(
         self, port: Port, make_client: MakeClient, make_host: MakeHost, server: Dhcpd
     ) -> None:
-        """One over link-local the arrival of a lease, one over the lease the release of link-local."""
+        """co-session: one over link-local the arrival of a lease, one over the lease the release of link-local."""
         peer = make_host(plugged=True)
         peer.host.ip(f"addr add {PEER}/16 dev eth0")
         host, client = make_client(port)

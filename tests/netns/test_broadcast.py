@@ -22,6 +22,7 @@ from autoip.kernel.network import Network
 from lab import ArpFrame, Daemon, Frame, LabError, Namespace, Port, frames
 from tests.fed_socket import feed
 
+from .commands import report
 from .conftest import MakeDaemon, autoip_command
 from .helpers import (
     NETNS,
@@ -41,7 +42,6 @@ pytestmark = NETNS
 
 FAST = ("--delay", "50", "--ip", str(A))
 STATIC = IPv4Address("192.0.2.5")
-ROUTER = IPv4Address("192.0.2.1")
 WITHOUT_BPF = ["setpriv", "--bounding-set=-bpf,-sys_admin", "--inh-caps=-all", "--"]
 """As in a container: the capabilities that load a program cannot be had."""
 BY_UNICAST = "the kernel sends ARP for the address by unicast"
@@ -422,7 +422,7 @@ def test_many_interfaces(stack: contextlib.ExitStack) -> None:
     program = arp_socket.load_broadcast()
     assert isinstance(program, int), program
     stack.callback(os.close, program)
-    before = host.run("tc", "qdisc")
+    before = host.run("tc", "qdisc"), host.ip("rule"), host.ip("route show table all")
 
     async def on_each(step: Callable[[Network, Link, IPv4Address], Awaitable[object]]) -> None:
         kernel = Network(program=program)
@@ -445,9 +445,11 @@ def test_many_interfaces(stack: contextlib.ExitStack) -> None:
         for number in range(count):
             shown = host.run("tc", "filter", "show", "dev", f"d{number}", "egress")
             assert len(re.findall("autoip direct-action", shown)) == 1
+        assert host.ip("rule").count("proto 169") == count
         host.run("ip", "addr", "flush", "to", "169.254.0.0/16")
     host.call(asyncio.run, on_each(off))
-    assert host.run("tc", "qdisc") == before
+    after = host.run("tc", "qdisc"), host.ip("rule"), host.ip("route show table all")
+    assert after == before
 
 
 def _added(port: Port, program: int, before: Callable[[Network], object]) -> str | None:
@@ -502,15 +504,6 @@ def refused(stack: contextlib.ExitStack, port: Port) -> Daemon:
     return stack.enter_context(Daemon(port.host, "eth0", command))
 
 
-def limits(daemon: Daemon) -> list[str]:
-    """What `status` says."""
-    command = [*autoip_command(), "status", "eth0", "--json"]
-    asked = daemon.namespace.popen(command, env=daemon.env, stdout=-1)
-    out = asked.communicate(timeout=PATIENCE)[0]
-    found: list[str] = json.loads(out)["interfaces"][0]["limits"]
-    return found
-
-
 def test_refused_answers_besides(port: Port, refused: Daemon) -> None:
     """def-broadcast: the kernel's answer, and the same once more for everyone."""
     bind(port, refused)
@@ -530,7 +523,7 @@ def test_refused_is_told_once(port: Port, refused: Daemon) -> None:
         since = port.sniffer.mark()
         refused.signal(signal.SIGHUP)
         claimed(port, since=since)
-    [limit] = limits(refused)
+    [limit] = report(refused)["limits"]
     assert BY_UNICAST in limit and "CAP_BPF" in limit
     assert refused.output.count(BY_UNICAST) == 1
     since = port.sniffer.mark()
@@ -561,7 +554,7 @@ def test_refused_answers_nothing_else(port: Port, refused: Daemon) -> None:
 
 
 def test_refused_and_flooded(port: Port, refused: Daemon) -> None:
-    """However many ask, there are a few answers by broadcast; and a conflict is still defended against."""
+    """def-bounded: however many ask, there are a few answers by broadcast; and a conflict is still defended against."""
     bind(port, refused)
     since = port.sniffer.mark()
     first = port.send_stamped(question(port))
@@ -585,7 +578,7 @@ def test_refused_but_a_filter_was_left(
     refused.env = first.env
     bind(port, refused)
     assert answers_by_broadcast(port)
-    assert limits(refused) == []
+    assert report(refused)["limits"] == []
     assert BY_UNICAST not in refused.output
     assert refused.stop() == 0
     assert configuration(port.host) + picture(port) == before
@@ -598,7 +591,7 @@ def test_an_ingress_qdisc_is_in_the_way(port: Port, make_autoip: MakeDaemon) -> 
     before = configuration(port.host) + picture(port)
     daemon = make_autoip(port, *FAST)
     bind(port, daemon)
-    [limit] = limits(daemon)
+    [limit] = report(daemon)["limits"]
     assert BY_UNICAST in limit and "ingress" in limit
     assert picture(port) == before[-3:]
     assert sorted(f.broadcast for f in replies(port, question(port), 2)) == [False, True]
@@ -606,7 +599,7 @@ def test_an_ingress_qdisc_is_in_the_way(port: Port, make_autoip: MakeDaemon) -> 
     since = port.sniffer.mark()
     daemon.signal(signal.SIGHUP)
     claimed(port, since=since)
-    assert limits(daemon) == []
+    assert report(daemon)["limits"] == []
     assert answers_by_broadcast(port)
     assert daemon.stop() == 0
     assert hook(port) == ""

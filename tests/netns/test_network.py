@@ -342,33 +342,6 @@ async def test_if_many_each_peer_reaches_its_interface(
     assert (host.ip("rule"), addresses(host, "v0"), addresses(host, "v1")) == before
 
 
-@with_network
-async def test_two_hundred_interfaces(kernel: Network, host: Namespace) -> None:
-    count = 200
-    batch(
-        host,
-        "".join(
-            f"link add v{n} type veth peer name p{n}\nlink set v{n} up\nlink set p{n} up\n"
-            for n in range(count)
-        ),
-    )
-    while True:
-        links, _ = await kernel.snapshot()
-        ours = [link for link in links if link.name.startswith("v")]
-        if all(link.ready for link in ours):
-            break
-        await asyncio.sleep(0.1)
-    before = host.ip("rule"), host.ip("route show table all")
-    wanted = {link.index: IPv4Address(f"169.254.9.{n}") for n, link in enumerate(ours)}
-    await asyncio.gather(*(kernel.add_address(link, wanted[link.index]) for link in ours))
-    _, found = await kernel.snapshot()
-    assert {a.index: a.address for a in found if a.proto == 169} == wanted
-    assert host.ip("rule").count("proto 169") == count
-    await asyncio.gather(*(kernel.remove_address(i, a) for i, a in wanted.items()))
-    assert (host.ip("rule"), host.ip("route show table all")) == before
-    assert [a for a in await kernel.addresses() if a.proto == 169] == []
-
-
 # Removal
 
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import socket
 import time
 from dataclasses import dataclass
-from ipaddress import IPv4Address
 
 import pytest
 
@@ -27,6 +25,7 @@ from tests.require import requires_program
 from .conftest import MakeHost, autoip_command
 from .helpers import NETNS, PEER, claimed, wait_until
 from .hooked import Hooked, MakeHooked, routable
+from .talk import Talk
 
 pytestmark = [
     *NETNS,
@@ -102,42 +101,16 @@ def server(make_host: MakeHost, stack: contextlib.ExitStack) -> Dhcpd:
     return stack.enter_context(Dhcpd(make_host("srv0", plugged=True)))
 
 
-class Session:
-    """A TCP connection from another host to an address, over which something is said from time to time."""
-
-    def __init__(self, peer: Port, host: Namespace, address: IPv4Address) -> None:
-        peer.host.ip(f"addr add {PEER}/16 dev {peer.name} scope link")
-        listener = host.call(socket.create_server, (str(address), 7777))
-        self.near: socket.socket
-        with listener:
-            listener.settimeout(30)
-            self.far = peer.host.call(socket.create_connection, (str(address), 7777), 30)
-            self.near, _ = listener.accept()
-        self.near.settimeout(30)
-
-    def __enter__(self) -> Session:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.near.close()
-        self.far.close()
-
-    def say(self) -> None:
-        """In both directions. Raises OSError if the connection does not live any more."""
-        for one, other in ((self.near, self.far), (self.far, self.near)):
-            one.sendall(b"alive")
-            assert other.recv(5) == b"alive"
-
-
 def no_lease(managed: Managed, seconds: float, peer: Port) -> None:
     """Nobody answers DHCP: an address comes and stays, with a connection over it."""
     daemon = managed.autoip()
     managed.stack.enter_context(monitor := AddressMonitor(managed.host))
     address = daemon.wait_address(60)
-    managed.stack.enter_context(session := Session(peer, managed.host, address))
+    peer.host.ip(f"addr add {PEER}/16 dev {peer.name} scope link")
+    talk = managed.stack.enter_context(Talk(managed.host, address, peer.host, PEER))
     until = time.monotonic() + seconds
     while time.monotonic() < until:
-        session.say()
+        talk.alive()
         time.sleep(1)
     assert daemon.addresses() == [address]
     seen = [(added, event.address) for _, added, event in monitor.events() if event.link_local]

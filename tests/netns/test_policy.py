@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import socket
-from collections.abc import Iterator
 from ipaddress import IPv4Address
 
 import pytest
@@ -17,6 +15,7 @@ from lab import Daemon, Port, Switch
 
 from .conftest import MakeDaemon
 from .helpers import NETNS, PEER, A, bind, claimed, configuration, wait_until
+from .talk import Talk
 
 pytestmark = NETNS
 
@@ -125,28 +124,6 @@ def _pinging(count: int) -> list[str]:
     return ["ping", "-q", "-c", str(count), "-i", "0.02", "-W", "10", str(PEER)]
 
 
-@contextlib.contextmanager
-def connection(port: Port, ours: IPv4Address) -> Iterator[socket.socket]:
-    """A TCP connection that a neighbour made to `ours`; the neighbour's end."""
-    far = port.switch.namespace
-
-    def serve() -> socket.socket:
-        listener = socket.create_server((str(ours), 7777))
-        listener.settimeout(20)
-        return listener
-
-    def connect() -> socket.socket:
-        return socket.create_connection((str(ours), 7777), timeout=20)
-
-    with port.host.call(serve) as listener, far.call(connect) as client:
-        server, _ = listener.accept()
-        with server:
-            server.settimeout(20)
-            yield client
-            client.sendall(b"still there")
-            assert server.recv(100) == b"still there"
-
-
 def test_connection_over_the_lease_survives_the_release(
     port: Port, make_autoip: MakeDaemon
 ) -> None:
@@ -155,9 +132,10 @@ def test_connection_over_the_lease_survives_the_release(
     daemon = make_autoip(port, *fallback(0, 0.5))
     bind(port, daemon)
     lease(port)
-    with connection(port, STATIC):
+    with Talk(port.host, STATIC, far, IPv4Address("192.0.2.1")) as talk:
         wait_standby(daemon)
         wait_until(lambda: port.host.link_local(port.name) == [], "the release")
+        talk.alive()
 
 
 def test_killed_while_it_lingers(port: Port, make_autoip: MakeDaemon) -> None:

@@ -78,33 +78,6 @@ def refused(daemon: Daemon, status: int) -> str:
     return line
 
 
-# Exit status 2: nothing is touched
-
-CANDIDATES = r"169\.254\.1\.0 to 169\.254\.254\.255"
-BAD: dict[str, tuple[list[str], str]] = {
-    "ip elsewhere": (["eth0", "--ip", "10.0.0.1"], rf"10\.0\.0\.1: .*{CANDIDATES}"),
-    "ip too low": (["eth0", "--ip", "169.254.0.5"], CANDIDATES),
-    "ip too high": (["eth0", "--ip", "169.254.255.0"], CANDIDATES),
-    "ip of the metadata": (["eth0", "--ip", "169.254.169.254"], r"but for 169\.254\.169\.254"),
-    "ip no address": (["eth0", "--ip", "x"], CANDIDATES),
-    "ip twice": (["eth0", "--ip", str(A), "-o", "ip=169.254.9.9"], "one value"),
-    "ip for two": (["run", "eth0", "eth1", "--ip", str(A)], "one interface"),
-    "delay 0": (["eth0", "--delay", "0"], "delay 0: .*1 to 8000"),
-    "delay 9000": (["eth0", "--delay", "9000"], "delay 9000: .*1 to 8000"),
-    "delay fraction": (["eth0", "--delay", "2.5"], "1 to 8000"),
-    "delay negative": (["eth0", "--delay=-5"], "1 to 8000"),
-    "delay x": (["eth0", "-o", "delay=x"], "delay x: .*1 to 8000"),
-    "o foo": (["eth0", "-o", "foo"], "'foo'; allowed are if=IFACE, ip=ADDRESS, delay=MS"),
-    "o debug=1": (["eth0", "-o", "debug=1"], "debug takes no value"),
-    "o ip": (["eth0", "-o", "ip"], "ip needs a value"),
-    "o empty": (["-o", ""], "allowed are"),
-    "o if empty": (["-o", "if="], "not an interface name"),
-    "long name": (["a" * 16], "15"),
-    "path": (["../x"], "not an interface name"),
-    "unknown option": (["eth0", "--nonsense"], "--nonsense.*--help"),
-}
-
-
 # Which interface
 
 
@@ -343,15 +316,6 @@ def test_progress_on_a_terminal(port: Port, make_program: MakeProgram) -> None:
     claim(port, daemon)
     daemon.wait_line("claimed")
     assert not any("probe 1/3 for" in line for line in daemon.lines)
-
-
-def test_terminal_goes_away(port: Port, make_program: MakeProgram) -> None:
-    """The terminal is closed: the address is kept, and taken off at the end."""
-    master, wrapper = _terminal()
-    daemon = make_program(port.host, "eth0", *FAST, "--debug", wrapper=wrapper)
-    bind_silently(port, daemon)
-    os.close(master)
-    _lives_without_stderr(port, daemon)
 
 
 def _lives_without_stderr(port: Port, daemon: Daemon) -> None:

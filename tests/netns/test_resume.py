@@ -64,12 +64,10 @@ def sleeper(port: Port, stack: ExitStack) -> tuple[Daemon, Sleep]:
     return daemon, sleep
 
 
-@pytest.mark.parametrize("echo", [False, True], ids=["", "echo"])
-def test_probed_again(port: Port, sleeper: tuple[Daemon, Sleep], echo: bool) -> None:
+def test_probed_again(port: Port, sleeper: tuple[Daemon, Sleep]) -> None:
     """if-resume, claim-echo: from the first probe, off the interface meanwhile; the same one, if it is free."""
     daemon, sleep = sleeper
-    if echo:
-        port.neighbour(echoes)
+    port.neighbour(echoes)
     bind(port, daemon)
     for _ in range(2):
         since = port.sniffer.mark()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import time
 from ipaddress import IPv4Address
@@ -38,7 +37,6 @@ STATIC = IPv4Address("192.0.2.5")
 ROUTER = IPv4Address("192.0.2.1")
 FAR = IPv4Address("17.2.3.4")
 """The Bonjour Conformance Test's neighbour, whose address is not of our link."""
-NEAR = IPv4Address("17.1.1.1")
 """Its host with a routable address, that is to talk to a link-local neighbour."""
 
 
@@ -64,16 +62,6 @@ def _wait_default(host: Namespace, there: bool) -> None:
 def _wait_onlink(host: Namespace, source: IPv4Address | None) -> None:
     wanted = [] if source is None else [str(source)]
     wait_until(lambda: [r["prefsrc"] for r in _onlink(host)] == wanted, f"our route from {source}")
-
-
-def _reachable(host: Namespace, address: IPv4Address) -> bool:
-    try:
-        host.send_udp(address)
-    except OSError as error:
-        if error.errno == errno.ENETUNREACH:
-            return False
-        raise
-    return True
 
 
 # --default-route

@@ -62,6 +62,8 @@ async def never() -> None:
 
 
 def test_claim_and_stop(tmp_path: Path) -> None:
+    """if-stop, claim-before-use: what is put on the interface, when, and that it is taken off."""
+
     async def scenario() -> None:
         async with World(tmp_path, first=A) as world:
             assert await world.until_bound() == A
@@ -83,11 +85,14 @@ def test_claim_and_stop(tmp_path: Path) -> None:
 
 
 def test_the_saved_address_comes_first(tmp_path: Path) -> None:
+    """sel-memory, sel-ip: but for one that was asked for, which is remembered from then on."""
+
     async def scenario() -> None:
         async with World(tmp_path) as world:
             address = await world.until_bound()
-        async with World(tmp_path, first=None) as world:
-            assert await world.until_bound() == address
+        for first, expected in ((None, address), (B, B), (None, B)):
+            async with World(tmp_path, first=first) as world:
+                assert await world.until_bound() == expected
 
     play(scenario)
 
@@ -142,6 +147,8 @@ def test_a_conflict_that_is_here_comes_before_what_time_brings_about(tmp_path: P
 
 
 def test_a_conflict_is_defended_and_the_next_one_lost(tmp_path: Path) -> None:
+    """def-once, def-yield, def-reset: connections are reset when the address goes, not by a defence."""
+
     async def scenario() -> None:
         async with World(tmp_path, first=A) as world:
             await world.until_bound()
@@ -154,6 +161,7 @@ def test_a_conflict_is_defended_and_the_next_one_lost(tmp_path: Path) -> None:
             assert not armed(sock)
             await asyncio.sleep(DEFEND_INTERVAL + 0.1)
             assert armed(sock)  # it would be defended again
+            assert world.kernel.connections.destroyed == []
             world.claims(A)
             await asyncio.sleep(1)
             world.claims(A)
@@ -321,7 +329,7 @@ def test_a_link_that_vanishes_while_the_address_is_being_configured(tmp_path: Pa
 def test_a_link_that_is_back_under_another_index_while_a_removal_is_under_way(
     tmp_path: Path,
 ) -> None:
-    """Nothing is sent on the new link before the removal is done, and the address is tried first there."""
+    """if-gone: nothing is sent on the new link before the removal is done, and the address is tried first there."""
 
     async def scenario() -> None:
         async with World(tmp_path, first=A) as world:
@@ -368,6 +376,8 @@ def test_no_probe_before_the_lost_address_is_off(tmp_path: Path) -> None:
 
 
 def test_another_hardware_address(tmp_path: Path) -> None:
+    """if-mac: probed again with the new one, which the filter and the listener know."""
+
     async def scenario() -> None:
         async with World(tmp_path) as world:
             first = await world.until_bound()
@@ -584,6 +594,8 @@ def test_the_echo_of_a_removal_comes_late_and_another_address_is_held(tmp_path: 
 
 
 def test_siblings_do_not_take_one_address(tmp_path: Path) -> None:
+    """if-many, claim-echo: two on one link, told the same candidate."""
+
     async def scenario() -> None:
         async with World(tmp_path, "eth0", "eth1", first=A) as world:
             one, other = await world.until_bound("eth0"), await world.until_bound("eth1")
@@ -742,6 +754,8 @@ def test_no_socket_can_be_opened(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_in_the_way(tmp_path: Path, changes: dict[str, Any], why: str) -> None:
+    """if-wait, if-carrier: the reason is in the status, and once in the log; the former address comes first."""
+
     async def scenario() -> None:
         async with World(tmp_path, first=A) as world:
             await world.until_bound()
@@ -1040,6 +1054,8 @@ def test_the_interface_goes_with_all_its_addresses(tmp_path: Path) -> None:
 
 
 def test_fallback(tmp_path: Path) -> None:
+    """co-lease, co-lost, co-session, fwd-source, fwd-several: a life beside a routable address."""
+
     async def scenario() -> None:
         options: dict[str, Any] = {"policy": Kind.FALLBACK, "after": 10.0, "linger": 100.0}
         async with World(tmp_path, first=A, **options) as world:
@@ -1132,6 +1148,8 @@ def test_no_default_route_from_an_address_that_only_lingers(tmp_path: Path) -> N
 
 
 def test_default_route(tmp_path: Path) -> None:
+    """fwd-any: it is there while no other one is."""
+
     async def scenario() -> None:
         async with World(tmp_path, first=A, default_route=True) as world:
             await world.until_bound()

@@ -113,10 +113,6 @@ def test_one_clear_line_and_nothing_is_changed(
     assert list(untouched.iterdir()) == []
 
 
-def test_there_are_enough_of_them() -> None:
-    assert len(CLUMSY) >= 30
-
-
 @pytest.mark.usefixtures("present")
 @pytest.mark.parametrize(
     "line", ["eth0", "eth0 usb0", "--delay 200 eth0", "-o if=wlan7", "--debug", "-o if=x eth0", ""]
