@@ -170,6 +170,9 @@ def play(scenario: Callable[[], Awaitable[None]]) -> None:
     virtual_time.run(bounded())
 
 
+played = virtual_time.played_by(play)
+
+
 @contextlib.contextmanager
 def no_network_manager(directory: Path) -> Any:
     """The machine's own D-Bus is none of the test's business."""
