@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from ipaddress import IPv4Address
 from typing import ClassVar
 
@@ -41,6 +41,8 @@ class Fallback:
     """The event that tells of a renewal; empty: the client tells nothing."""
     words: ClassVar[str]
     """How its hook has the daemon started."""
+    events: ClassVar[Mapping[str, list[str]]]
+    """What its hook calls of the shared script for each event, in words that `called` understands."""
     no_carrier: ClassVar[str] = ""
     """The event that tells of a pulled cable."""
     lease: ClassVar[int]
@@ -55,6 +57,10 @@ class Fallback:
 
     def give_up(self, client: Client) -> None:
         """The client is told to let the interface go."""
+        raise NotImplementedError
+
+    def called(self, port: Port, words: str) -> list[str]:
+        """What its hook calls at that event."""
         raise NotImplementedError
 
     def second(self, client: Client, port: Port) -> Client:
@@ -107,6 +113,10 @@ class Fallback:
         return stack.enter_context(Dhcpd(make_host(plugged=True)))
 
     # --- the tests -------------------------------------------------------------------------------
+
+    def test_words(self, port: Port, make_client: MakeClient) -> None:
+        make_client(port)
+        assert {words: self.called(port, words) for words in self.events} == self.events
 
     @pytest.mark.parametrize("name", ["eth0", "fifteen-letters"])
     def test_no_server_then_a_lease_then_the_end(

@@ -217,19 +217,6 @@ def test_status_without_an_address(port: Port, make_autoip: MakeDaemon) -> None:
     assert re.search(rf"probing +\({found['candidate']}\) +- +probe 2/3 in \d\.\d s", text)
 
 
-def test_status_of_a_missing_interface(port: Port, make_autoip: MakeDaemon) -> None:
-    """Every field is there, whatever is not."""
-    daemon = make_autoip(port, "later0", "--delay", "50")
-    claim(port, daemon)
-    ran = run(daemon, "status --json")
-    assert ran.status == 1
-    later = ran.json["interfaces"][1]
-    _check_status(later)
-    assert (later["interface"], later["index"], later["mac"]) == ("later0", None, None)
-    assert run(daemon, "status eth0").status == 0
-    assert run(daemon, "status later0").status == 1
-
-
 # --- watch -----------------------------------------------------------------------------------
 
 
@@ -331,47 +318,6 @@ def test_stop_one_of_two_then_the_last(port: Port, make_autoip: MakeDaemon) -> N
     assert list(daemon.runtime.iterdir()) == []
 
 
-def test_refresh_probes_again(port: Port, daemon: Daemon) -> None:
-    bind(port, daemon)
-    since = port.sniffer.mark()
-    assert run(daemon, "refresh eth0") == Ran(0, "", "")
-    port.sniffer.wait_announcement(A, since=since, timeout=PATIENCE)
-    probes = port.sniffer.probes(A, since)
-    assert len(probes) == 3
-    assert run(daemon, "refresh eth1").status == 3
-
-
-def test_wait(port: Port, make_autoip: MakeDaemon, stack: ExitStack) -> None:
-    """Started before the daemon, and still there when the address comes."""
-    daemon = make_autoip(port, "--delay", "300")
-    ran = run(daemon, "wait eth0 --timeout 0.2")
-    assert (ran.status, ran.out) == (3, "")
-    waiting = Watch(daemon)
-    waiting.command = [*autoip_command(), "wait", "eth0"]
-    stack.enter_context(waiting).start()
-    daemon.start()
-    port.sniffer.wait_probe(timeout=PATIENCE)
-    assert waiting.running
-    assert run(daemon, "wait eth0 --timeout 0").status == 1
-    assert waiting.wait(PATIENCE) == 0
-    assert len(port.host.link_local("eth0")) == 1
-    assert run(daemon, "wait eth0 --timeout 0") == Ran(0, "", "")
-    assert run(daemon, "wait eth0") == Ran(0, "", "")
-    port.carrier(False)
-    daemon.wait_no_address()
-    assert run(daemon, "wait eth0 --timeout 0.2") == Ran(1, "", "")
-
-
-def test_an_interrupted_wait_is_no_success(port: Port, daemon: Daemon, stack: ExitStack) -> None:
-    waiting = Watch(daemon)
-    waiting.command = [*autoip_command(), "wait", "eth0"]
-    stack.enter_context(waiting).start()
-    # The handler is there when Python runs our code; until then SIGINT kills, which is fine too.
-    time.sleep(0.5)
-    waiting.signal(signal.SIGINT)
-    assert waiting.wait(PATIENCE) in (130, -signal.SIGINT)
-
-
 # --- who may ---------------------------------------------------------------------------------
 
 
@@ -390,22 +336,6 @@ def test_an_unprivileged_user_may_read_and_not_change(port: Port, daemon: Daemon
     assert stat.S_IMODE(path.stat().st_mode) == 0o666
     [lock] = daemon.runtime.glob("*.lock")
     assert stat.S_IMODE(lock.stat().st_mode) == 0o600
-
-
-def test_the_daemons_own_user_may_change(port: Port, daemon: Daemon) -> None:
-    for folder in (daemon.runtime, daemon.state):
-        os.chown(folder, NOBODY, NOBODY)
-    daemon.command = [
-        *("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"),
-        *("--inh-caps=-all,+net_raw,+net_admin", "--ambient-caps=-all,+net_raw,+net_admin", "--"),
-        *daemon.command,
-    ]
-    bind(port, daemon)
-    stranger = ("setpriv", "--reuid=1", "--regid=1", "--clear-groups", "--")
-    assert run(daemon, "stop eth0", prefix=stranger).status == 4
-    assert run(daemon, "refresh eth0", prefix=AS_NOBODY).status == 0
-    assert run(daemon, "stop eth0", prefix=AS_NOBODY).status == 0
-    assert daemon.wait() == 0
 
 
 # --- clients that mean no good ---------------------------------------------------------------
@@ -539,31 +469,6 @@ def test_probe_beside_a_daemon(port: Port, daemon: Daemon) -> None:
     assert run(daemon, f"probe eth0 {B} --delay 50").status == 0
     assert daemon.addresses() == [A]
     assert report(daemon)["state"] == "bound"
-
-
-@pytest.mark.parametrize(
-    "words",
-    [
-        "::1",
-        "fe80::1",
-        "169.254.1",
-        "169.254.1.1/16",
-        "0.0.0.0",
-        "127.0.0.1",
-        "224.0.0.1",
-        "255.255.255.255",
-        "host",
-        "192.0.2.1 --delay 0",
-        "192.0.2.1 --delay 8001",
-        "192.0.2.1 extra",
-    ],
-)
-def test_probe_refuses(words: str, port: Port, alone: Daemon) -> None:
-    ran = run(alone, f"probe eth0 {words}")
-    assert ran.status == 2
-    assert ran.out == ""
-    assert ran.err.count("\n") == 1
-    assert port.sniffer.arp() == []
 
 
 def test_probe_where_nobody_can_be_asked(port: Port, alone: Daemon) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import re
 from ipaddress import IPv4Address
+from typing import ClassVar
 
 import pytest
 
@@ -13,7 +13,7 @@ from lab.client import Client
 from tests.require import requires_program
 
 from .conftest import MakeHost
-from .fallback import Fallback, MakeClient, calls
+from .fallback import Fallback, calls
 from .helpers import NETNS
 from .hooked import CONFIG, LINGER, Hooked, MakeHooked, routable
 
@@ -34,6 +34,17 @@ class TestDhclient(Fallback):
     renewed = "RENEW"
     words = "run --hook"
     lease = LEASE
+    events: ClassVar = {
+        "FAIL": ["start eth0"],
+        "TIMEOUT": ["start eth0"],
+        "EXPIRE": ["start eth0"],
+        "RELEASE": ["stop eth0"],
+        "STOP": ["stop eth0"],
+        "PREINIT": [],
+        "BOUND": [],
+        "RENEW": [],
+        "": [],
+    }
 
     def give_up(self, client: Client) -> None:
         assert isinstance(client, Dhclient)
@@ -42,26 +53,9 @@ class TestDhclient(Fallback):
     def provoke(self, port: Port, client: Client) -> None:
         """It fails again by itself."""
 
-    @pytest.mark.parametrize(
-        ("reason", "called"),
-        [
-            ("FAIL", ["start eth0"]),
-            ("TIMEOUT", ["start eth0"]),
-            ("EXPIRE", ["start eth0"]),
-            ("RELEASE", ["stop eth0"]),
-            ("STOP", ["stop eth0"]),
-            ("PREINIT", []),
-            ("BOUND", []),
-            ("RENEW", []),
-            ("", []),
-        ],
-    )
-    def test_words(
-        self, port: Port, make_client: MakeClient, reason: str, called: list[str]
-    ) -> None:
-        make_client(port)
-        env = {"interface": "eth0", "reason": reason}
-        assert calls(port, "/etc/dhcp/dhclient-exit-hooks.d/autoip", env=env) == called
+    def called(self, port: Port, words: str) -> list[str]:
+        env = {"interface": "eth0", "reason": words}
+        return calls(port, "/etc/dhcp/dhclient-exit-hooks.d/autoip", env=env)
 
 
 @pytest.fixture
@@ -159,74 +153,6 @@ def test_a_lease_of_another_time(
 
 
 # --- whatever is broken on our side ------------------------------------------------------------------
-
-
-def no_interpreter(host: Hooked) -> str:
-    host.program.write_text("#!/nowhere/python3\n")
-    return rf"hook: eth0: {re.escape(str(host.program))} cannot be run"
-
-
-def no_program(host: Hooked) -> str:
-    host.program.unlink()
-    return rf"hook: eth0: {re.escape(str(host.program))} cannot be run"
-
-
-def broken_program(host: Hooked) -> str:
-    host.program.write_text("#!/bin/sh\necho Traceback >&2; exit 1\n")
-    return r"hook: eth0: .* run --hook eth0 ended with status 1"
-
-
-def unreadable_configuration(host: Hooked) -> str:
-    machine.write(host.host, "/etc/autoip.conf", "[*]\npolicy = sometimes\n")
-    return r"/etc/autoip\.conf:2: policy sometimes: "
-
-
-def full_run(host: Hooked) -> str:
-    host.host.run("mount", "-t", "tmpfs", "-o", "size=4k,mode=755", "full", "/run")
-    host.host.run("dd", "if=/dev/zero", "of=/run/full", "bs=4k", check=False)
-    return r"hook: eth0: cannot write /run/autoip-hooks/"
-
-
-def no_run(host: Hooked) -> str:
-    host.host.run("mount", "-t", "tmpfs", "-o", "ro", "none", "/run")
-    return r"hook: eth0: cannot write /run/autoip-hooks/"
-
-
-BROKEN = [
-    no_interpreter,
-    no_program,
-    broken_program,
-    unreadable_configuration,
-    full_run,
-    no_run,
-]
-
-
-@pytest.mark.parametrize("break_it", BROKEN, ids=lambda function: function.__name__)
-def test_what_is_broken_on_our_side_is_one_line_to_syslog(
-    port: Port,
-    host: Hooked,
-    server: Dhcpd,
-    stack: contextlib.ExitStack,
-    break_it: object,
-) -> None:
-    assert callable(break_it)
-    says = break_it(host)
-    # One failure, then a lease: the retry is long enough for the server to be there.
-    client = stack.enter_context(Dhclient(port, timeout=1, retry=5))
-    client.start()
-    client.wait_reason("FAIL")
-    host.syslog.wait_line(says)
-    server.start()
-    lease = client.wait_bound()
-    assert routable(port) == [lease]
-    assert client.running
-    assert set(client.reasons()) == {"PREINIT", "FAIL", "BOUND"}
-    assert not [line for line in client.lines if "sh:" in line or "autoip" in line]
-    # A daemon that could be started may have its own to say about a full disk.
-    lines = [line for line in host.complaints() if " lock file " not in line]
-    assert len(lines) == client.reasons().count("FAIL")
-    assert all(re.search(says, line) for line in lines)
 
 
 def test_nothing_leaks_into_the_script_of_the_client(port: Port, host: Hooked) -> None:

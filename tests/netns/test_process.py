@@ -6,7 +6,6 @@ import io
 import os
 import pty
 import re
-import shlex
 import signal
 import socket
 import sys
@@ -67,15 +66,6 @@ def shell(script: str, *words: str) -> list[str]:
     """A wrapper: the script, with the program and its arguments as "$@" after the words $1, $2..."""
     shift = f"; shift {len(words)}" if words else ""
     return ["sh", "-c", f'a="$1"{shift}; {script}', "sh", *words]
-
-
-def refused(daemon: Daemon, status: int) -> str:
-    """It ends with this status and one line, which is given."""
-    daemon.start()
-    assert daemon.wait() == status, daemon.output
-    [line] = daemon.lines
-    assert line.startswith("autoip: ")
-    return line
 
 
 # Which interface
@@ -154,13 +144,6 @@ def _let_nobody_in(namespace: Namespace) -> None:
     """
     paths = {os.path.realpath(p) for p in (sys.base_prefix, sys.prefix, REPOSITORY)}
     namespace.run("sh", "-c", script, "sh", *sorted(paths, key=len))
-
-
-def test_as_nobody_without_capabilities(port: Port, make_program: MakeProgram) -> None:
-    """Exit status 4 for an ordinary user."""
-    _let_nobody_in(port.host)
-    daemon = make_program(port.host, "eth0", wrapper=_as_nobody())
-    assert "CAP_NET_RAW and CAP_NET_ADMIN missing" in refused(daemon, 4)
 
 
 def test_as_nobody_with_the_two_capabilities(port: Port, make_program: MakeProgram) -> None:
@@ -495,35 +478,3 @@ def test_ctrl_c_at_any_moment(port: Port, make_program: MakeProgram) -> None:
     daemon.signal(signal.SIGINT)
     assert daemon.wait() == 0
     assert configuration(port.host) == before
-
-
-def test_a_mistyped_command_changes_nothing(port: Port, make_program: MakeProgram) -> None:
-    """No frame, no file, no address: a word that is neither command nor interface, and one after an interface."""
-    wait_ready(port)
-    before = configuration(port.host)
-    for words, nearest in (
-        (["stauts", "eth0"], "autoip status eth0"),
-        (["eth0", "status"], "autoip status eth0"),
-        (["eth0", "eth9"], "autoip run eth9"),
-        (["eth0,eth9"], "eth0 eth9"),
-    ):
-        daemon = make_program(port.host, *words)
-        assert nearest in refused(daemon, 2)
-        assert list(daemon.runtime.iterdir()) == list(daemon.state.iterdir()) == []
-    assert configuration(port.host) == before
-    assert port.sniffer.arp() == []
-
-
-def test_bare_on_a_terminal(port: Port, make_program: MakeProgram) -> None:
-    """The help while no daemon runs, the status while one does; no second daemon either way."""
-    daemon = make_program(port.host, "eth0", *FAST)
-    wait_ready(port)
-    command = shlex.join(autoip_command())
-    typed = ["env", f"RUNTIME_DIRECTORY={daemon.runtime}", "script", "-qec", command, "/dev/null"]
-    ran = port.host.run(*typed)
-    assert "examples:" in ran and "autoip status" in ran
-    assert port.sniffer.arp() == []
-    bind(port, daemon)
-    ran = port.host.run(*typed)
-    assert re.search(rf"(?m)^eth0 +bound +{A} ", ran)
-    assert "examples:" not in ran
