@@ -140,10 +140,13 @@ def test_conflict_after_the_last_probe(case: Case, what: str) -> None:
 def _gave_up(case: Case, machine: Machine, address: IPv4Address, sent: int, what: str) -> None:
     """Another candidate after this stamp, and not this one any more."""
     sniffer = machine.port.sniffer
-    case.until(
-        lambda: any(f.tpa != address for f in after(sniffer.probes(), sent)),
-        f"{what} for the candidate {address}: no other one is tried",
-    )
+
+    def another() -> bool:
+        return any(f.tpa != address for f in after(sniffer.probes(), sent))
+
+    otherwise = f"{what} for the candidate {address}: no other one is tried"
+    case.until(lambda: another() or address in machine.link_local(), otherwise)
+    case.require(another(), otherwise)
     # A probe may already have been on its way.
     again = [f for f in after(sniffer.arp(), sent + 200_000_000) if address in (f.spa, f.tpa)]
     case.require(not again, f"{what} for the candidate {address}: it goes on with it")

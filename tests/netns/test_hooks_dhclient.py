@@ -55,7 +55,7 @@ class TestDhclient(Fallback):
 
     def called(self, port: Port, words: str) -> list[str]:
         env = {"interface": "eth0", "reason": words}
-        return calls(port, "/etc/dhcp/dhclient-exit-hooks.d/autoip", env=env)
+        return calls(port, "sh", "/etc/dhcp/dhclient-exit-hooks.d/autoip", env=env)
 
 
 @pytest.fixture
