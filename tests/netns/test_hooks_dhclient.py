@@ -54,8 +54,10 @@ class TestDhclient(Fallback):
         """It fails again by itself."""
 
     def called(self, port: Port, words: str) -> list[str]:
+        # It is read by dhclient-script, whose output is dhclient's.
         env = {"interface": "eth0", "reason": words}
-        return calls(port, "sh", "/etc/dhcp/dhclient-exit-hooks.d/autoip", env=env)
+        script = ". /etc/dhcp/dhclient-exit-hooks.d/autoip >/run/said 2>&1"
+        return calls(port, "sh", "-c", script, env=env)
 
 
 @pytest.fixture
