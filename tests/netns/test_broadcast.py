@@ -365,23 +365,6 @@ def test_stopped_before_it_claims(port: Port, make_autoip: MakeDaemon) -> None:
     assert configuration(port.host) + picture(port) == before
 
 
-def test_interface_gone_and_back(port: Port, make_autoip: MakeDaemon) -> None:
-    """if-gone: the new one gets its own filter."""
-    daemon = make_autoip(port, *FAST)
-    bind(port, daemon)
-    for _ in range(2):
-        port.delete()
-        daemon.wait_line("waits: there is no such interface")
-        since = port.sniffer.mark()
-        port.create()
-        assert claimed(port, since=since) == A
-        assert len(ours(port)) == 1
-        assert answers_by_broadcast(port)
-    assert daemon.stop() == 0
-    assert hook(port) == ""
-    assert BY_UNICAST not in daemon.output
-
-
 @pytest.mark.parametrize("processes", [1, 2])
 def test_two_interfaces(port: Port, make_autoip: MakeDaemon, processes: int) -> None:
     """if-many: each has its filter; the end of one does not touch the other."""

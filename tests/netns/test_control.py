@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import re
 import signal
-import socket
 import stat
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from ipaddress import IPv4Address
 from typing import Any
 
 import pytest
 
-from autoip.control.protocol import EVENT, EVENTS, PROBE, STATES, STATUS, socket_name
+from autoip.control.protocol import EVENT, EVENTS, PROBE, STATES, STATUS
 from lab import Daemon, LabError, Port, frames
 
 from .commands import Ran, report, run
@@ -336,80 +332,6 @@ def test_an_unprivileged_user_may_read_and_not_change(port: Port, daemon: Daemon
     assert stat.S_IMODE(path.stat().st_mode) == 0o666
     [lock] = daemon.runtime.glob("*.lock")
     assert stat.S_IMODE(lock.stat().st_mode) == 0o600
-
-
-# --- clients that mean no good ---------------------------------------------------------------
-
-
-class Pest:
-    """Does something to the control socket again and again, in a thread, until `close`."""
-
-    def __init__(self, daemon: Daemon) -> None:
-        self.path = str(daemon.runtime / socket_name(daemon.namespace.inode, daemon.interface))
-        self.rounds = 0
-        self._held: list[socket.socket] = []
-        self._end = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        while not self._end.is_set():
-            self.round()
-            self.rounds += 1
-
-    def round(self) -> None:
-        """As many of each kind as fit: silent, half a line, garbage, deep, large, deaf watchers."""
-        with suppress(OSError):
-            self._hold(b"")
-            self._hold(b'{"request":')
-            self._hold(b"\x00\xff" * 400 + b"\n")
-            self._hold(b"[" * 4000 + b"\n")
-            self._hold(b'{"request":"watch"}\n')
-            self._hold(b"x" * 100_000)
-
-    def _hold(self, data: bytes) -> None:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._held.append(sock)
-        if len(self._held) > 200:
-            self._held.pop(0).close()
-        sock.setblocking(False)
-        sock.connect(self.path)
-        sock.send(data)
-
-    def close(self) -> None:
-        self._end.set()
-        self._thread.join(PATIENCE)
-        for sock in self._held:
-            sock.close()
-
-
-@pytest.fixture
-def pest(port: Port, daemon: Daemon) -> Iterator[Pest]:
-    bind(port, daemon)
-    pest = Pest(daemon)
-    yield pest
-    pest.close()
-
-
-def test_under_attack_others_are_served(port: Port, daemon: Daemon, pest: Pest) -> None:
-    """As another user, who has connections of her own; defence and claim as ever; memory bounded."""
-    before = daemon.usage().rss_kib
-    wait_until(lambda: pest.rounds >= 50, "the first rounds")
-    for _ in range(5):
-        assert run(daemon, "status eth0", prefix=AS_NOBODY).status == 0
-    since = port.sniffer.mark()
-    port.send(frames.conflict_request(RIVAL, A))
-    port.sniffer.wait_announcement(A, since=since, timeout=PATIENCE)
-    since = port.sniffer.mark()
-    daemon.signal(signal.SIGHUP)
-    port.sniffer.wait_count(lambda f: f.is_announcement, 2, PATIENCE, since=since)
-    assert len(port.sniffer.probes(A, since)) == 3
-    wait_until(lambda: pest.rounds >= 1000, "a thousand rounds", 2 * PATIENCE)
-    assert daemon.usage().rss_kib - before < 8_000
-    assert len(os.listdir(f"/proc/{daemon.pid}/fd")) < 100
-    assert daemon.running
-    assert "internal error" not in daemon.output
-    assert "Traceback" not in daemon.output
 
 
 # --- probe -----------------------------------------------------------------------------------

@@ -7,7 +7,6 @@ import re
 import signal
 import threading
 import time
-from contextlib import ExitStack
 from ipaddress import IPv4Address
 
 import pytest
@@ -17,12 +16,11 @@ from lab import (
     Daemon,
     Namespace,
     Port,
-    Switch,
     frames,
 )
 from lab.rtnl import Address
 
-from .conftest import MakeDaemon, MakeHost
+from .conftest import MakeDaemon
 from .helpers import (
     NETNS,
     PATIENCE,
@@ -165,6 +163,7 @@ def test_interface_pulled_out_and_put_back(port: Port, make_autoip: MakeDaemon) 
     _claims_again(port, since, first)
     assert port.host.index("eth0") != before
     assert _rules(port.host) == [str(A)]
+    assert "clsact" in port.host.run("tc", "qdisc")
     # Replaced so quickly that the new one may be there when the loss of the former is told.
     since = port.sniffer.mark()
     port.delete()
@@ -187,21 +186,6 @@ def test_renamed_away_and_back(port: Port, make_autoip: MakeDaemon) -> None:
     assert port.sniffer.arp(since) == []
     port.rename("eth0")
     _claims_again(port, since)
-
-
-def test_another_interface_gets_the_name(
-    port: Port, switch: Switch, make_autoip: MakeDaemon
-) -> None:
-    """if-gone: eth0 is renamed away and another interface becomes eth0."""
-    spare = switch.attach(port.host, "spare")
-    daemon = make_autoip(port, *FAST)
-    claim(port, daemon)
-    port.rename("lan0")
-    since = spare.sniffer.mark()
-    spare.rename("eth0")
-    wait_until(lambda: port.host.link_local("lan0") == [], "the address is taken off")
-    address = claimed(spare, since=since)
-    assert spare.sniffer.probes(address, since)[0].sha == spare.mac
 
 
 def test_carrier_lost_for_a_moment(port: Port, make_autoip: MakeDaemon) -> None:
@@ -328,38 +312,6 @@ def test_stop_with_the_address_already_gone(port: Port, make_autoip: MakeDaemon)
 
 
 # One instance
-
-
-def _beside(daemon: Daemon, namespace: Namespace | None = None) -> Daemon:
-    """Another program with the same command and the same run-time folder."""
-    return Daemon(
-        namespace or daemon.namespace,
-        daemon.interface,
-        daemon.command,
-        env={"RUNTIME_DIRECTORY": str(daemon.runtime)},
-    )
-
-
-def test_same_name_in_two_namespaces(
-    make_host: MakeHost, make_autoip: MakeDaemon, stack: ExitStack
-) -> None:
-    """if-one: two containers that share the run-time folder may each have an eth0; also after a crash."""
-    ports = [make_host() for _ in range(2)]
-    daemon = make_autoip(ports[0], *FAST)
-    second = stack.enter_context(_beside(daemon, ports[1].host))
-    claim(ports[0], daemon)
-    claim(ports[1], second)
-    assert len(list(daemon.runtime.glob("*.lock"))) == 2
-    daemon.kill()
-    since = ports[1].sniffer.mark()
-    assert second.stop() == 0
-    second.start()
-    assert claimed(ports[1], since=since) == A
-    assert ports[0].host.link_local("eth0") == [A]
-    since = ports[0].sniffer.mark()
-    daemon.start()
-    _claims_again(ports[0], since)
-    assert not any("takes over" in line for line in second.lines)
 
 
 @pytest.mark.parametrize("record", ["kept", "lost"])

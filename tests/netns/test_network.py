@@ -23,8 +23,6 @@ from autoip.errors import KernelRefused
 from autoip.kernel import netlink, network, rtnetlink
 from autoip.kernel.addresses import Addresses
 from autoip.kernel.model import (
-    IFF_LOWER_UP,
-    IFF_RUNNING,
     Address,
     AddressAdded,
     AddressRemoved,
@@ -581,22 +579,6 @@ async def test_leaving_a_bridge_is_no_removal(kernel: Network, host: Namespace) 
     assert not free.is_port and free.port_kind is None
     assert free.master is None
     assert kernel._links[free.index] == free
-
-
-@with_network
-async def test_dormant_is_not_ready(kernel: Network, host: Namespace) -> None:
-    """if-wait: 802.1X, or Wi-Fi before association."""
-    veth(host)
-    await ready_link(kernel, "v0")
-    host.ip("link set v0 mode dormant")
-    host.ip("link set v0 down")
-    host.ip("link set v0 up")
-    wait_until(lambda: link_state(host, "v0")["operstate"] == "DORMANT", "dormant")
-    link = await link_of(kernel, "v0")
-    assert link.flags & IFF_LOWER_UP
-    assert not link.flags & IFF_RUNNING
-    assert link.up
-    assert not link.ready
 
 
 @with_network

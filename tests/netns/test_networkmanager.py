@@ -18,7 +18,6 @@ from lab import (
     NetworkManager,
     Port,
     SystemBus,
-    machine,
 )
 from tests.require import requires_program
 
@@ -371,18 +370,6 @@ def test_the_service_survives_what_the_dispatcher_tells(managed: Managed) -> Non
     assert daemon.running
     managed.port.carrier(True)
     assert daemon.wait_address(60) == address
-
-
-def test_the_dispatcher_takes_the_files(managed: Managed) -> None:
-    # It silently skips those that others could write, or that are not root's.
-    found = managed.host.run(
-        *("stat", "-c", "%U %a %n"),
-        "/etc/NetworkManager/dispatcher.d/90-autoip",
-        "/etc/NetworkManager/dispatcher.d/pre-down.d/90-autoip",
-    ).splitlines()
-    assert [line.split()[:2] for line in found] == [["root", "755"], ["root", "755"]]
-    conf = machine.read(managed.host, "/etc/NetworkManager/conf.d/90-autoip.conf")
-    assert "match-device=interface-name:eth0\n" in conf
 
 
 def test_only_the_named_interface_asks_for_ever(managed: Managed) -> None:
