@@ -80,9 +80,9 @@ def test_enable_now_returns_without_an_address(guest: Booted, name: str, why: st
 
 def test_what_the_unit_allows_is_enough(guest: Booted, wire: Sniffer) -> None:
     """def-broadcast, a script, and not one line of a library that misses something; and no more is allowed."""
-    guest.write("/etc/autoip-script", '#!/bin/sh\necho "script: $*" >&2\n')
-    guest.run("chmod", "755", "/etc/autoip-script")
-    options = "--delay 50 --script /etc/autoip-script"
+    guest.write("/opt/script", '#!/bin/sh\necho "script: $*" >&2\n')
+    guest.run("chmod", "755", "/opt/script")
+    options = "--delay 50 --script /opt/script"
     drop_in(guest, "autoip@eth0", f'[Service]\nEnvironment="AUTOIP_OPTIONS={options}"\n')
     start(guest)
     address = wait_bound(guest)
