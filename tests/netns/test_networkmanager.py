@@ -361,8 +361,8 @@ def test_the_hook_leaves_others_alone(managed: Managed, server: Dhcpd) -> None:
 
 def test_the_service_survives_what_the_dispatcher_tells(managed: Managed) -> None:
     # `down` comes and nothing else while NetworkManager tries again.
+    daemon = managed.autoip()  # there before the dispatcher would start one
     managed.connected(ipv6__method="link-local")
-    daemon = managed.autoip()
     address = daemon.wait_address(60)
     managed.port.carrier(False)
     managed.nm.wait_state("eth0", 20, timeout=60)
