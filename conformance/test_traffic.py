@@ -231,7 +231,7 @@ def test_lease_comes(case: Case) -> None:
     case.holds(f"{address} is kept, a connection lives on")
 
 
-@pytest.mark.row("co-lease", seconds=135)
+@pytest.mark.row("co-lease", seconds=35)
 def test_lease_comes_to_a_fallback(case: Case) -> None:
     option = case.needs("fallback")
     machine, address, _ = _underway(case, [option] if option else [], 6)

@@ -50,7 +50,7 @@ class Dhclient(Client):
         line = self.wait_line(r"bound to ", timeout, since=since)
         return IPv4Address(line.split("bound to ")[1].split()[0])
 
-    def leases(self) -> str:
+    def lease(self) -> str:
         """Return its file of leases, without what differs between two hosts and two moments."""
         text = re.sub(r"\d{4}/\d\d/\d\d \d\d:\d\d:\d\d", "TIME", self.lease_file.read_text())
         text = re.sub(r"fixed-address \S+;", "fixed-address ADDRESS;", text)

@@ -184,11 +184,6 @@ class Port:
             self.up()
         self.name = name
 
-    def set_mtu(self, mtu: int) -> None:
-        """Set the MTU at both ends."""
-        self.host.ip(f"link set {self.name} mtu {mtu}")
-        self.switch.namespace.ip(f"link set {self.far} mtu {mtu}")
-
     def plug(self) -> None:
         """Put the cable into the bridge: the host gets the frames of the other plugged hosts."""
         self.switch.namespace.ip(f"link set {self.far} master {self.switch.bridge()}")

@@ -56,20 +56,6 @@ def echoes(host: Neighbour, frame: ArpFrame) -> Iterable[bytes]:
     return [frame.data]
 
 
-def disputes_announcements(first: int | None = None) -> Rule:
-    """Dispute the first so many announcements (None: every one)."""
-    sent = 0
-
-    def rule(host: Neighbour, frame: ArpFrame) -> Iterable[bytes]:
-        nonlocal sent
-        if not frame.is_announcement or (first is not None and sent >= first):
-            return []
-        sent += 1
-        return [frames.announcement(host.mac, frame.spa)]
-
-    return rule
-
-
 @final
 class Neighbour(Reader):
     """A host at an interface of a namespace (a port's far end, or a host's own interface)."""

@@ -74,7 +74,6 @@ need_dhcp() {
     ((EUID == 0)) || return 0
     need isc-dhcp-client dhclient
     need isc-dhcp-server dhcpd
-    need dnsmasq-base dnsmasq
     need network-manager NetworkManager
     need dbus dbus-daemon
     need udhcpc udhcpc

@@ -170,6 +170,9 @@ def play(scenario: Callable[[], Awaitable[None]]) -> None:
     virtual_time.run(bounded())
 
 
+played = virtual_time.played_by(play)
+
+
 @contextlib.contextmanager
 def no_network_manager(directory: Path) -> Any:
     """Keep the machine's own D-Bus out of the test."""

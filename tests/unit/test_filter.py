@@ -131,7 +131,7 @@ def arp_like(draw: st.DrawFn) -> bytes:
 def test_kernel_helper_and_rule_agree(
     pair: FilteredPair, frame: bytes, mac: bytes, address: IPv4Address, phase: Phase
 ) -> None:
-    """claim-conflict, claim-echo, claim-unicast-probe, def-detect, def-probed, def-broadcast."""
+    """claim-conflict, claim-echo, claim-unicast-probe, def-detect, def-probed, def-broadcast: as the rule."""
     expected = rule(frame, mac, address, phase)
     assert pair.passes(frame, mac, address, phase) == expected
     assert (
