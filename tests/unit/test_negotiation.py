@@ -164,7 +164,7 @@ def test_sel_lost_candidates_are_remembered_up_to_a_bound() -> None:
         host.core.conflicts = 0
         assert host.core.candidate is not None
         host.receive(reply(host.core.candidate))
-    assert len(host.core._lost) == constants.MAX_CONFLICTS
+    assert len(host.core._candidates._lost) == constants.MAX_CONFLICTS
 
 
 def test_sel_draw_ends_when_everything_is_to_be_avoided() -> None:
