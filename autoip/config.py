@@ -124,7 +124,7 @@ def _sections(path: Path) -> list[Section]:
             elif pair[1] == HOOKS.name:
                 sections[-1] = replace(sections[-1], hooks=HOOKS.value(pair[2]))
             elif (option := CONFIGURED.get(pair[1])) is not None:
-                choices[option.field] = option.value(pair[2])
+                choices[option.field] = option.combined([pair[2]])
                 places[option.field] = f"{path}:{number}"
             else:
                 raise UsageError(f"{pair[1]}: allowed are {', '.join([*CONFIGURED, HOOKS.name])}")

@@ -47,7 +47,8 @@ class Option(_Row):
         configured: whether the configuration file may choose it for an interface.
         word: its name among the words of `-o`; empty: `-o` does not take it.
         implies: name of another option and the text that this flag gives it.
-        repeat: of several texts `same` demands that they mean the same, `last` takes the last, `all` takes each once.
+        repeat: of several texts `same` demands that they mean the same, `last` takes the last, `all` takes each once,
+            `list` each once of those that commas separate, but for a value None.
         operand: how often it is given, by its place instead of its name: `1`, `?` (at most once), `+` (at least once)
             or `*`; empty: it is given by its name.
         offers: what completions offer besides `values`: `files`, `folders`, `interfaces`, or `words` (of `-o`).
@@ -106,9 +107,11 @@ class Option(_Row):
         """
         if not texts and (default := self.default if self.metavar else "no"):
             texts = [default]
+        if self.repeat == "list":
+            texts = [part.strip() for text in texts for part in text.split(",")]
         values = [self.value(text) for text in (texts[-1:] if self.repeat == "last" else texts)]
-        if self.repeat == "all":
-            return tuple(dict.fromkeys(values))
+        if self.repeat in ("all", "list"):
+            return tuple(value for value in dict.fromkeys(values) if value is not None)
         if any(value != values[0] for value in values):
             given = " and ".join(dict.fromkeys(texts))
             raise UsageError(f"{self.flag} was given as {given}; give one value")

@@ -11,17 +11,20 @@ import os
 import re
 from contextlib import suppress
 from dataclasses import dataclass
-from ipaddress import AddressValueError, IPv4Address
+from ipaddress import AddressValueError, IPv4Address, IPv4Network
 from pathlib import Path
+from typing import Final, Literal, TypeAlias
 
 from autoip.core.acd import Defence
+from autoip.core.candidates import Pool
 from autoip.core.constants import (
     DELAY_DEFAULT,
     DELAY_MAX,
     DELAY_MIN,
+    EXCLUDED,
     FIRST_CANDIDATE,
     LAST_CANDIDATE,
-    METADATA_ADDRESS,
+    LINK_LOCAL_NETWORK,
     is_candidate,
 )
 from autoip.core.policy import Kind
@@ -37,12 +40,19 @@ LINGER_DEFAULT = 120.0
 """Seconds for which the link-local address stays beside a new routable one."""
 
 
+MAC: Final = "mac"
+"""Among the first candidates: the address that follows from the hardware address."""
+First: TypeAlias = tuple[IPv4Address | Literal["mac"], ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Options:
     """The user's choices for an interface.
 
     Attributes:
-        first: first candidate; None: the last address of the interface, else one from its MAC.
+        first: first candidates, in order; none: the last address of the interface, else one drawn for its MAC.
+        network: from which all candidates come, less what RFC 3927 section 2.1 reserves.
+        excluded: networks whose addresses are never candidates.
         defence: what to do about a conflict in use.
         delay: longest pause between two probes, in milliseconds.
         bring_up: whether to set the interface up if it is down when it appears.
@@ -52,7 +62,9 @@ class Options:
         default_route: whether all destinations are on the link while there is no default route.
     """
 
-    first: IPv4Address | None = None
+    first: First = ()
+    network: IPv4Network = LINK_LOCAL_NETWORK
+    excluded: tuple[IPv4Network, ...] = EXCLUDED
     defence: Defence = Defence.ONCE
     delay: int = DELAY_DEFAULT
     bring_up: bool = False
@@ -61,15 +73,66 @@ class Options:
     linger: float = LINGER_DEFAULT
     default_route: bool = False
 
+    @property
+    def pool(self) -> Pool:
+        """The addresses that may be candidates."""
+        return Pool(self.network, self.excluded)
 
-def _candidate(text: str) -> IPv4Address:
+    def check(self) -> None:
+        """Check what several options together make of the candidates.
+
+        Raises:
+            UsageError: there is no candidate, or a first candidate may not be claimed.
+        """
+        pool = self.pool
+        if pool.empty:
+            raise UsageError(f"range {self.network}: exclude leaves no address of it")
+        for address in self.first:
+            if address == MAC or pool.allows(address):
+                continue
+            if (network := pool.excluding(address)) is not None:
+                raise UsageError(
+                    f"ip {address}: exclude has {network}; give another exclude, or none"
+                )
+            raise UsageError(f"ip {address}: not in the range {self.network}")
+
+
+def _candidate(text: str) -> IPv4Address | Literal["mac"]:
+    if text == MAC:
+        return MAC
     with suppress(AddressValueError):
         if is_candidate(address := IPv4Address(text)):
             return address
     raise UsageError(
-        f"not an address to claim; allowed are {FIRST_CANDIDATE} to"
-        f" {LAST_CANDIDATE} but for {METADATA_ADDRESS}"
+        f"not an address to claim; allowed are {FIRST_CANDIDATE} to {LAST_CANDIDATE}, and {MAC}"
     )
+
+
+def _network(text: str) -> IPv4Network | None:
+    """Return a network of link-local addresses, or an address as one; None if there is none."""
+    with suppress(ValueError):
+        if (network := IPv4Network(text)).subnet_of(LINK_LOCAL_NETWORK):
+            return network
+    return None
+
+
+def _range(text: str) -> IPv4Network:
+    network = _network(text)
+    if network is None or not (
+        network == LINK_LOCAL_NETWORK or (is_candidate(network[0]) and is_candidate(network[-1]))
+    ):
+        raise UsageError(
+            f"not a network within {FIRST_CANDIDATE} to {LAST_CANDIDATE}, like 169.254.10.0/24"
+        )
+    return network
+
+
+def _excluded(text: str) -> IPv4Network | None:
+    if text != "none" and (network := _network(text)) is None:
+        raise UsageError(
+            f"not an address or a network of {LINK_LOCAL_NETWORK}, like 169.254.169.0/24, nor none"
+        )
+    return None if text == "none" else network
 
 
 def _delay(text: str) -> int:
@@ -104,10 +167,26 @@ _ROWS = (
     ),
     Option(
         "ip", "ADDRESS",
-        f"first candidate, {FIRST_CANDIDATE} to {LAST_CANDIDATE}; after a conflict random ones follow",
-        f"Not {METADATA_ADDRESS}, and only with one interface."
+        f"first candidate, {FIRST_CANDIDATE} to {LAST_CANDIDATE}, or `mac`; after conflicts random ones follow",
+        "Several are tried in order: `ip = 169.254.20.20, mac`. `mac` is the address whose last two octets are those of"
+        " the hardware address, each clamped to the range: as LXI instruments do. Addresses only with one interface."
         " The default is the address that the interface had last, else one drawn from its hardware address.",
-        read=_candidate, into="first", configured=True, word="ip",
+        read=_candidate, into="first", configured=True, word="ip", repeat="list",
+    ),
+    Option(
+        "range", "NETWORK",
+        f"the network from which candidates come; default {LINK_LOCAL_NETWORK}, less its first and last 256",
+        f"Another one is within {FIRST_CANDIDATE} to {LAST_CANDIDATE}, like `169.254.10.0/24`. It departs from RFC 3927"
+        " section 2.1, and conflicts get more likely. An address that the interface had last and that is not in the"
+        " range is not tried again.",
+        read=_range, into="network", configured=True, default=str(LINK_LOCAL_NETWORK),
+    ),
+    Option(
+        "exclude", "NETWORK",
+        f"addresses or networks that are never claimed, or `none`; default {','.join(map(str, EXCLUDED))}",
+        "Several: `exclude = 169.254.169.0/24, 169.254.20.1`. What is given replaces the default, which has the clouds'"
+        " metadata addresses.",
+        read=_excluded, into="excluded", configured=True, repeat="list", default=",".join(map(str, EXCLUDED)),
     ),
     DELAY,
     Option("debug", "", "verbose", word="debug"),

@@ -15,11 +15,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 from typing import Any, TypeAlias
 
 from autoip.core.acd import Defence
 from autoip.core.arp import ArpPacket, parse
+from autoip.core.candidates import Pool
 from autoip.core.constants import Timing
 from autoip.core.ipv4ll import Ipv4ll
 from autoip.daemon.trace import FORMAT, Build, TracedCore, draws, plain
@@ -81,7 +82,7 @@ class _Again:
     def __init__(self, start: Line) -> None:
         self._answers: deque[list[Any]] = deque()
         self._line: Line | None = None
-        first = start["first"]
+        pool = start["pool"]
         self._core = TracedCore(
             self._record,
             start["delay"],
@@ -90,7 +91,8 @@ class _Again:
             draws(partial(self._answer, "addresses")),
             draws(partial(self._answer, "jitter")),
             defence=Defence[start["defence"]],
-            first=None if first is None else IPv4Address(first),
+            first=[IPv4Address(address) for address in start["first"]],
+            pool=Pool(IPv4Network(pool["network"]), tuple(map(IPv4Network, pool["excluded"]))),
             avoid=partial(self._answer, "avoid"),
             sibling=partial(self._answer, "sibling"),
         )

@@ -62,6 +62,8 @@ def _text(option: Option, options: Options) -> str:
 
 def _shown(option: Option, value: Any) -> str:
     """Return a value as it would be typed; `-` for none."""
+    if isinstance(value, tuple):
+        return ",".join(map(str, value)) or "-"
     if value is None:
         return "-"
     if not option.metavar:

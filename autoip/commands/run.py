@@ -17,7 +17,7 @@ from autoip.config import Config
 from autoip.core.policy import Kind
 from autoip.errors import AlreadyRunning, AutoipError, NotArp, UsageError
 from autoip.kernel import interface_names
-from autoip.options import CONFIGURED, RUN, WORDS, Options
+from autoip.options import CONFIGURED, MAC, RUN, WORDS, Options
 
 _DESCRIPTION = """\
 Give network interfaces an IPv4 link-local address (169.254.0.0/16) by the rules of RFC 3927,
@@ -107,7 +107,7 @@ def parse(arguments: Sequence[str]) -> Arguments:
         raise UsageError(
             "--default-route is for a link-local address; with route-only there is none"
         )
-    if "first" in choices and len(named) > 1:
+    if len(named) > 1 and any(address != MAC for address in choices.get("first", ())):
         raise UsageError("--ip is for one interface; with several, start one autoip for each")
     if result.hook and len(named) != 1:
         raise UsageError("--hook is for one interface, which has to be named")
@@ -143,9 +143,18 @@ def by_hook(arguments: Arguments) -> dict[str, Any]:
 
 
 def options_of(interface: str, arguments: Arguments, configuration: Config) -> Options:
-    """Return the options in force: each from the command line, else the configuration, else `--hook` or the default."""
+    """Return the options in force: each from the command line, else the configuration, else `--hook` or the default.
+
+    Raises:
+        UsageError: they leave no candidate, or exclude one that was chosen.
+    """
     chosen = {**by_hook(arguments), **configuration.choices(interface), **arguments.choices}
-    return Options(**chosen)
+    options = Options(**chosen)
+    try:
+        options.check()
+    except UsageError as problem:
+        raise UsageError(f"{interface}: {problem}") from None
+    return options
 
 
 def configured(arguments: Arguments) -> Config:

@@ -3,26 +3,92 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
-from ipaddress import IPv4Address
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
 from random import Random
 
-from autoip.core.constants import FIRST_CANDIDATE, LAST_CANDIDATE, MAX_CONFLICTS, is_candidate
+from autoip.core.constants import (
+    EXCLUDED,
+    FIRST_CANDIDATE,
+    LAST_CANDIDATE,
+    LINK_LOCAL_NETWORK,
+    MAX_CONFLICTS,
+)
 
 _DRAWS = 1000
 """Draws after which an address that should be avoided is accepted: the loop must end."""
 
 
-def draw_candidate(addresses: Random) -> IPv4Address:
-    """Draw a candidate, uniformly from all that `is_candidate` allows.
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """The addresses that may be candidates.
 
-    Only `Random.random` is used, whose sequence for a seed is the same in every Python.
+    Attributes:
+        network: from which they come, less what RFC 3927 section 2.1 reserves.
+        excluded: networks whose addresses are never candidates.
     """
-    while True:
-        draw = addresses.random() * (int(LAST_CANDIDATE) - int(FIRST_CANDIDATE) + 1)
-        candidate = FIRST_CANDIDATE + int(draw)
-        if is_candidate(candidate):
-            return candidate
+
+    network: IPv4Network = LINK_LOCAL_NETWORK
+    excluded: tuple[IPv4Network, ...] = EXCLUDED
+
+    @property
+    def first(self) -> IPv4Address:
+        """The first address, excluded or not."""
+        return max(self.network[0], FIRST_CANDIDATE)
+
+    @property
+    def last(self) -> IPv4Address:
+        """The last address, excluded or not."""
+        return min(self.network[-1], LAST_CANDIDATE)
+
+    def allows(self, address: IPv4Address) -> bool:
+        """Return whether the address may be claimed."""
+        return self.first <= address <= self.last and self.excluding(address) is None
+
+    def excluding(self, address: IPv4Address) -> IPv4Network | None:
+        """Return the excluded network that has the address; None: there is none."""
+        return next((network for network in self.excluded if address in network), None)
+
+    @property
+    def empty(self) -> bool:
+        """Whether no address may be claimed."""
+        address = self.first
+        while address <= self.last:
+            if (network := self.excluding(address)) is None:
+                return False
+            address = network[-1] + 1
+        return True
+
+    def draw(self, addresses: Random) -> IPv4Address:
+        """Draw a candidate, uniformly from all that are allowed; the pool must not be empty.
+
+        Only `Random.random` is used, whose sequence for a seed is the same in every Python.
+        """
+        while True:
+            draw = addresses.random() * (int(self.last) - int(self.first) + 1)
+            candidate = self.first + int(draw)
+            if self.allows(candidate):
+                return candidate
+
+    def of_mac(self, mac: bytes) -> IPv4Address:
+        """Return the address whose last octets are those of the MAC (6 bytes), each clamped to the pool.
+
+        The first and the last address of a network bound each octet by itself, so the result is in between;
+        it may be excluded.
+        """
+        low, high = self.first.packed, self.last.packed
+        wanted = low[:2] + mac[-2:]
+        return IPv4Address(
+            bytes(
+                min(max(octet, least), most)
+                for octet, least, most in zip(wanted, low, high, strict=True)
+            )
+        )
+
+
+ALL = Pool()
+"""What may be claimed unless the user chooses otherwise."""
 
 
 class Candidates:
@@ -31,31 +97,36 @@ class Candidates:
     Args:
         addresses: random source.
         avoid: whether a sibling has the address, so that it cannot be a candidate.
-        preferred: the first candidate; None: a random one.
+        listed: the first candidates, in order; random ones follow.
+        pool: the addresses that may be candidates.
     """
 
     def __init__(
         self,
         addresses: Random,
         avoid: Callable[[IPv4Address], bool],
-        preferred: IPv4Address | None,
+        listed: Sequence[IPv4Address],
+        pool: Pool,
     ) -> None:
-        self.preferred = preferred
-        """The next candidate, if it is allowed; None: a random one."""
+        self.preferred = next(iter(listed), None)
+        """The next candidate, if it is allowed; None: the next of the list, or a random one."""
+        self._listed = deque(listed[1:])
         self._addresses = addresses
         self._avoid = avoid
+        self._pool = pool
         self._lost: deque[IPv4Address] = deque(maxlen=MAX_CONFLICTS)
 
     def take(self) -> IPv4Address:
-        """Return the next candidate: the preferred one, once, else a random one."""
-        preferred, self.preferred = self.preferred, None
-        if preferred is not None and is_candidate(preferred) and not self._avoid(preferred):
-            return preferred
+        """Return the next candidate: the preferred one, once, else the next of the list, else a random one."""
+        while wanted := self.preferred or (self._listed.popleft() if self._listed else None):
+            self.preferred = None
+            if self._pool.allows(wanted) and not self._avoid(wanted):
+                return wanted
         for _ in range(_DRAWS):
-            candidate = draw_candidate(self._addresses)
+            candidate = self._pool.draw(self._addresses)
             if candidate not in self._lost and not self._avoid(candidate):
                 return candidate
-        return draw_candidate(self._addresses)
+        return self._pool.draw(self._addresses)
 
     def lose(self, candidate: IPv4Address) -> None:
         """Do not draw this address again soon: another host or a sibling has it."""

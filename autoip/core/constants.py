@@ -40,8 +40,9 @@ LAST_CANDIDATE = IPv4Address("169.254.254.255")
 
 # --- ours ------------------------------------------------------------------------------------------
 
-METADATA_ADDRESS = IPv4Address("169.254.169.254")
-"""Where clouds serve instance metadata; a host that took it would break its neighbours."""
+EXCLUDED = (IPv4Network("169.254.169.0/24"), IPv4Network("169.254.170.0/24"))
+"""Where clouds serve instance metadata: a host that took such an address would break its neighbours. The default of
+the option `exclude`."""
 
 SEND_RETRY = 0.1
 """Pause before a packet that the kernel refused is offered again."""
@@ -58,8 +59,8 @@ LATENESS_MAX = 0.1
 
 
 def is_candidate(address: IPv4Address) -> bool:
-    """Return whether the address may be claimed: RFC 3927 section 2.1, and not METADATA_ADDRESS."""
-    return FIRST_CANDIDATE <= address <= LAST_CANDIDATE and address != METADATA_ADDRESS
+    """Return whether RFC 3927 section 2.1 lets a host claim the address."""
+    return FIRST_CANDIDATE <= address <= LAST_CANDIDATE
 
 
 @dataclass(frozen=True, slots=True)

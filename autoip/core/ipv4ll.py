@@ -13,7 +13,7 @@ so that a host finds the same address again (section 2.1); `jitter` for the paus
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from ipaddress import IPv4Address
@@ -23,7 +23,7 @@ from typing import TypeAlias
 from autoip.core import acd
 from autoip.core.acd import Acd, Defence, Listen
 from autoip.core.arp import ArpPacket, format_mac
-from autoip.core.candidates import Candidates
+from autoip.core.candidates import ALL, Candidates, Pool
 from autoip.core.constants import (
     ANNOUNCE_NUM,
     CONFIGURE_RETRY,
@@ -189,7 +189,8 @@ class Ipv4ll:
         addresses: random source of the candidates.
         jitter: random source of the pauses.
         defence: what to do about a conflict in use.
-        first: first candidate; after a conflict random ones follow.
+        first: the first candidates, in order; after a conflict with the last random ones follow.
+        pool: the addresses that may be candidates.
         avoid: whether a sibling has the address, so that it cannot be a candidate.
         sibling: whether a hardware address is that of a sibling; see `Acd`.
     """
@@ -202,7 +203,8 @@ class Ipv4ll:
         jitter: Random,
         *,
         defence: Defence = Defence.ONCE,
-        first: IPv4Address | None = None,
+        first: Sequence[IPv4Address] = (),
+        pool: Pool = ALL,
         avoid: Callable[[IPv4Address], bool] = lambda _: False,
         sibling: Callable[[bytes], bool] = lambda _: False,
     ) -> None:
@@ -212,7 +214,7 @@ class Ipv4ll:
         self._jitter = jitter
         self._defence = defence
         self._sibling = sibling
-        self._candidates = Candidates(addresses, avoid, first)
+        self._candidates = Candidates(addresses, avoid, first, pool)
         self._acd: Acd | None = None
         self._waiting: _Waiting | None = None
         self._idle = State.NO_LINK  # why there is neither a candidate nor a pause

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from ipaddress import IPv4Address
 from typing import final
 
 from autoip.daemon.address_store import AddressStore
 from autoip.daemon.reporter import Reporter
 from autoip.errors import StateProblem
+from autoip.options import MAC, Options
 
 
 @final
@@ -19,20 +21,30 @@ class AddressMemory:
     Args:
         reporter: of the interface.
         store: the files.
-        chosen: the user's first candidate.
+        options: the user's choices, with the first candidates and the pool.
     """
 
-    def __init__(self, reporter: Reporter, store: AddressStore, chosen: IPv4Address | None) -> None:
+    def __init__(self, reporter: Reporter, store: AddressStore, options: Options) -> None:
         self.leftover: IPv4Address | None = None
         """The address that a crashed instance has left on the interface."""
         self._reporter = reporter
         self._store = store
-        self._chosen = chosen
+        self._options = options
         self._writing: asyncio.Task[None] | None = None
 
-    def first(self, mac: bytes) -> IPv4Address | None:
-        """Return what to try first: what the user chose, a crash left, autoip saved, or avahi-autoipd saved."""
-        return self._chosen or self.leftover or self.saved(mac) or self._saved_by_avahi(mac)
+    def first(self, mac: bytes) -> Sequence[IPv4Address]:
+        """Return what to try first: what the user chose, else what a crash left, autoip or avahi-autoipd saved."""
+        pool = self._options.pool
+        if chosen := self._options.first:
+            return [pool.of_mac(mac) if address == MAC else address for address in chosen]
+        address = self.leftover or self.saved(mac) or self._saved_by_avahi(mac)
+        if address is None:
+            return ()
+        if not pool.allows(address):
+            text = f"does not try {address} again, which is excluded or not in the range"
+            self._reporter.log(logging.INFO, text)
+            return ()
+        return (address,)
 
     def saved(self, mac: bytes) -> IPv4Address | None:
         """Return the address saved last for this hardware address; None also for a damaged file."""
@@ -63,6 +75,6 @@ class AddressMemory:
         except StateProblem as problem:
             self._reporter.log(logging.DEBUG, str(problem))
             return None
-        if address is not None:
+        if address is not None and self._options.pool.allows(address):
             self._reporter.log(logging.INFO, f"tries {address} first, which avahi-autoipd saved")
         return address

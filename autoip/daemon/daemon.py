@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from autoip.control.protocol import socket_name
 from autoip.control.server import Clients, Handler, Server
+from autoip.core.constants import LINK_LOCAL_NETWORK
 from autoip.core.policy import Kind
 from autoip.daemon.address_store import AddressStore
 from autoip.daemon.foreign_default_route import ForeignDefaultRoute
@@ -43,6 +44,7 @@ from autoip.kernel.model import (
 )
 from autoip.kernel.network import Network
 from autoip.kernel.timers import ClockWatch, Timer
+from autoip.log import NOTICE
 from autoip.options import Options
 from autoip.paths import network_namespace, runtime_directory, state_directory
 
@@ -215,6 +217,9 @@ class Daemon:
         lock_file = LockFile.acquire(directory, name)
         if lock_file.warning:
             self._log.warning("%s: %s", name, lock_file.warning)
+        if options.network != LINK_LOCAL_NETWORK:
+            text = "%s: candidates only from %s, a departure from RFC 3927 section 2.1"
+            self._log.log(NOTICE, text, name, options.network)
         reporter = Reporter(
             name,
             self._log,

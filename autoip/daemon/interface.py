@@ -35,7 +35,7 @@ from autoip.daemon.status import status, summary
 from autoip.daemon.stranded_routes import StrandedRoutes
 from autoip.kernel.arp_socket import Received
 from autoip.kernel.model import Address, Link
-from autoip.options import Options
+from autoip.options import MAC, Options
 
 if TYPE_CHECKING:
     from autoip.daemon.script import ScriptRunner
@@ -82,7 +82,7 @@ class Interface:
         self._network = shared.kernel.network
         self._trace = None if shared.trace is None else shared.trace.of(self.name, self._clock)
         self._policy = Policy(options.policy, options.after, options.linger)
-        self._memory = AddressMemory(reporter, shared.store, options.first)
+        self._memory = AddressMemory(reporter, shared.store, options)
         self._recovery = Recovery(reporter, self._abandon, lambda: self.link_changed(self.link))
         self._requests = SerialTasks(WORK_TIMEOUT, self._recovery.request_failed, self.tick)
         self._negotiator = Negotiator(
@@ -213,7 +213,8 @@ class Interface:
 
     def _make_core(self, mac: bytes) -> Ipv4ll:
         before = self._negotiator.core
-        first = (before.remembered if before is not None else None) or self._memory.first(mac)
+        kept = None if before is None or MAC in self.options.first else before.remembered
+        first = self._memory.first(mac) if kept is None else (kept,)
         avoid = partial(self._host.is_taken, asking=self._owned)
         make = Ipv4ll if self._trace is None else self._trace.maker(self.options.delay)
         return new_core(mac, self.options, first, avoid, self._host.is_sibling, make)

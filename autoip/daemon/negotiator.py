@@ -7,7 +7,7 @@ the core's events.
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from random import Random
@@ -71,7 +71,7 @@ def offer(
 def new_core(
     mac: bytes,
     options: Options,
-    first: IPv4Address | None,
+    first: Sequence[IPv4Address],
     avoid: Callable[[IPv4Address], bool],
     sibling: Callable[[bytes], bool],
     make: Callable[..., Ipv4ll] = Ipv4ll,
@@ -84,6 +84,7 @@ def new_core(
         _JITTER,
         defence=options.defence,
         first=first,
+        pool=options.pool,
         avoid=avoid,
         sibling=sibling,
     )

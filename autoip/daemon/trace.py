@@ -19,7 +19,7 @@ from dataclasses import fields, is_dataclass
 from enum import Enum
 from functools import partial, wraps
 from inspect import signature
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 from itertools import count, islice
 from random import Random
 from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar, final
@@ -30,7 +30,7 @@ from autoip.core.constants import Timing
 from autoip.core.ipv4ll import Ipv4ll
 from autoip.errors import UsageError
 
-FORMAT = 1
+FORMAT = 2
 """Changed whenever `tools.replay` could misread older lines."""
 SIZE_MAX = 64 * 2**20
 """Bytes at which a trace ends, so that a flood of conflicts cannot fill the file system."""
@@ -54,7 +54,7 @@ def plain(value: object) -> object:
     match value:
         case bytes():
             return value.hex()
-        case IPv4Address():
+        case IPv4Address() | IPv4Network():
             return str(value)
         case ArpPacket():
             return value.emit().hex()
@@ -210,7 +210,7 @@ class TracedCore(Ipv4ll):
         record: writes each line.
         delay: milliseconds from which `timing` was made.
         mac, timing, addresses, jitter, avoid, sibling: those of `Ipv4ll`.
-        chosen: `defence` and `first` of `Ipv4ll`.
+        chosen: `defence`, `first` and `pool` of `Ipv4ll`.
     """
 
     def __init__(

@@ -52,7 +52,9 @@ complete -c autoip -n __fish_is_first_arg -a help -d 'shows a summary of autoip,
 complete -c autoip -n __fish_is_first_arg -a version -d 'shows the version'
 
 set -l where 'not __fish_seen_subcommand_from status watch wait refresh stop probe hooks help version'
-complete -c autoip -n $where -l ip -x -d 'first candidate, 169.254.1.0 to 169.254.254.255'
+complete -c autoip -n $where -l ip -x -d 'first candidate, 169.254.1.0 to 169.254.254.255, or mac'
+complete -c autoip -n $where -l range -x -d 'the network from which candidates come'
+complete -c autoip -n $where -l exclude -x -d 'addresses or networks that are never claimed, or none'
 complete -c autoip -n $where -l delay -x -d 'longest pause between two probes, 1 to 8000 ms'
 complete -c autoip -n $where -l debug -d 'verbose'
 complete -c autoip -n $where -l abandon -d 'give up at the first conflict'

@@ -47,6 +47,8 @@ class World:
         trace: Path | None = None,
         **options: Any,
     ) -> None:
+        first = options.pop("first", None) or ()
+        options["first"] = (first,) if isinstance(first, IPv4Address) else first
         self.kernel = FakeKernel()
         self.network: FakeNetwork = self.kernel.network
         self.lines: list[str] = []

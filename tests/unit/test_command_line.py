@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
@@ -56,8 +56,8 @@ def test_defaults() -> None:
         ("run run", {"interfaces": ("run",)}),
         ("eth0 eth1 eth0", {"interfaces": ("eth0", "eth1")}),
         ("eth0 --delay 200 eth1", {"interfaces": ("eth0", "eth1"), "choices": {"delay": 200}}),
-        ("--ip 169.254.1.0", {"choices": {"first": IPv4Address("169.254.1.0")}}),
-        ("--ip 169.254.254.255", {"choices": {"first": IPv4Address("169.254.254.255")}}),
+        ("--ip 169.254.1.0", {"choices": {"first": (IPv4Address("169.254.1.0"),)}}),
+        ("--ip 169.254.254.255", {"choices": {"first": (IPv4Address("169.254.254.255"),)}}),
         ("--delay 1", {"choices": {"delay": 1}}),
         ("--delay=8000", {"choices": {"delay": 8000}}),
         ("--abandon --debug", {"choices": {"defence": Defence.ABANDON}, "debug": True}),
@@ -72,7 +72,7 @@ def test_defaults() -> None:
             {
                 "interfaces": ("eth0",),
                 "choices": {
-                    "first": IPv4Address("169.254.20.20"),
+                    "first": (IPv4Address("169.254.20.20"),),
                     "delay": 200,
                     "defence": Defence.ABANDON,
                 },
@@ -86,6 +86,17 @@ def test_defaults() -> None:
                 "interfaces": ("eth0", "eth1"),
                 "choices": {"defence": Defence.ABANDON, "bring_up": True},
             },
+        ),
+        (
+            "--ip 169.254.3.3,mac -o ip=169.254.3.4",
+            {"choices": {"first": (IPv4Address("169.254.3.3"), "mac", IPv4Address("169.254.3.4"))}},
+        ),
+        ("eth0 eth1 --ip mac", {"interfaces": ("eth0", "eth1"), "choices": {"first": ("mac",)}}),
+        ("--range 169.254.10.0/24", {"choices": {"network": IPv4Network("169.254.10.0/24")}}),
+        ("--exclude none", {"choices": {"excluded": ()}}),
+        (
+            "--exclude 169.254.7.0/24,169.254.9.9 --exclude 169.254.7.0/24",
+            {"choices": {"excluded": (IPv4Network("169.254.7.0/24"), IPv4Network("169.254.9.9"))}},
         ),
         ("--delay 200 -o delay=200", {"choices": {"delay": 200}}),
         ("--policy fallback", {"choices": {"policy": Kind.FALLBACK}}),
@@ -111,7 +122,16 @@ def test_understood(line: str, expected: dict[str, object]) -> None:
         ("--ip 10.0.0.1", "169.254.1.0 to 169.254.254.255"),
         ("--ip 169.254.0.5", "169.254.1.0 to 169.254.254.255"),
         ("--ip 169.254.255.0", "169.254.1.0 to 169.254.254.255"),
-        ("--ip 169.254.169.254", "but for 169.254.169.254"),
+        ("--ip 169.254.20.20,", "169.254.1.0 to 169.254.254.255, and mac"),
+        ("--ip Mac", "169.254.1.0 to 169.254.254.255, and mac"),
+        ("--range 169.254.0.0/20", "not a network within 169.254.1.0 to 169.254.254.255"),
+        ("--range 169.254.254.0/23", "not a network within 169.254.1.0 to 169.254.254.255"),
+        ("--range 10.0.0.0/24", "not a network within 169.254.1.0 to 169.254.254.255"),
+        ("--range 169.254.10.1/24", "not a network within 169.254.1.0 to 169.254.254.255"),
+        ("--range 169.254.10.0/24,169.254.11.0/24", "not a network within"),
+        ("--range 169.254.10.0/24 --range 169.254.11.0/24", "give one value"),
+        ("--exclude 10.0.0.0/8", "not an address or a network of 169.254.0.0/16"),
+        ("--exclude 169.254.7.0/24,x", "exclude x: not an address or a network"),
         ("--ip 169.254.1", "169.254.1.0 to 169.254.254.255"),
         ("--ip", "expected one argument"),
         ("-o ip=169.254.0.5", "169.254.1.0 to 169.254.254.255"),
@@ -127,8 +147,7 @@ def test_understood(line: str, expected: dict[str, object]) -> None:
         ("-o debug=1", "debug takes no value"),
         ("-o IF=eth0", "no such option 'IF'"),
         ("--delay 200 --delay 300", "200 and 300"),
-        ("--ip 169.254.3.3 -o ip=169.254.3.4", "169.254.3.3 and 169.254.3.4"),
-        ("eth0 eth1 --ip 169.254.3.3", "one interface"),
+        ("eth0 eth1 --ip mac,169.254.3.3", "one interface"),
         ("--deb", "unrecognized arguments: --deb"),
         ("a/b", "1 to 15 bytes"),
         ("eth0:1", "1 to 15 bytes"),

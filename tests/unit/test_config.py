@@ -52,7 +52,7 @@ after = 2.5
 linger = 0
 """
     assert Options(**parsed(tmp_path, text).choices("eth0")) == Options(
-        first=IPv4Address("169.254.20.20"),
+        first=(IPv4Address("169.254.20.20"),),
         defence=Defence.ABANDON,
         delay=200,
         bring_up=False,
@@ -85,7 +85,11 @@ def test_files_in_order(system: Path) -> None:
     [
         ("delay = 200", 1, "delay: not inside an [INTERFACE] section"),
         ("[eth0]\n\npolicy = falback", 3, "alongside, fallback, route-only"),
-        ("[eth0]\npolcy = fallback", 2, "ip, delay, abandon, up, policy, after, linger"),
+        (
+            "[eth0]\npolcy = fallback",
+            2,
+            "ip, range, exclude, delay, abandon, up, policy, after, linger",
+        ),
         ("[eth0]\ndelay", 2, "NAME = VALUE"),
         ("[eth0]\ndelay =", 2, "1 to 8000"),
         ("[eth0]\ndelay = 200 # fast", 2, "1 to 8000"),
@@ -176,6 +180,8 @@ def test_dry_run_tells_where_each_option_comes_from(
     assert head == ["INTERFACE", "OPTION", "VALUE", "FROM"]
     expected = [
         ["ip", "-", "default"],
+        ["range", "169.254.0.0/16", "default"],
+        ["exclude", "169.254.169.0/24,169.254.170.0/24", "default"],
         ["delay", "200", "command", "line"],
         ["abandon", "yes", "command", "line"],
         ["up", "no", "default"],

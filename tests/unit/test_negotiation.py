@@ -14,7 +14,7 @@ import pytest
 from autoip.core import acd, arp, constants, ipv4ll
 from autoip.core.acd import Defence
 from autoip.core.arp import BROADCAST, NO_ADDRESS, NO_HARDWARE, ArpPacket, Operation
-from autoip.core.candidates import draw_candidate
+from autoip.core.candidates import Pool
 from autoip.core.constants import Timing, is_candidate
 from autoip.core.ipv4ll import State
 from autoip.errors import CoreMisuse
@@ -69,8 +69,8 @@ def fixed(*draws: float) -> Fixed:
 
 
 def test_sel_range_both_ends() -> None:
-    assert draw_candidate(fixed(0.0)) == IPv4Address("169.254.1.0")
-    assert draw_candidate(fixed(1.0 - 2**-53)) == IPv4Address("169.254.254.255")
+    assert Pool().draw(fixed(0.0)) == IPv4Address("169.254.1.0")
+    assert Pool().draw(fixed(1.0 - 2**-53)) == IPv4Address("169.254.254.255")
     for text, allowed in {
         "169.254.0.255": False,
         "169.254.1.0": True,
@@ -87,7 +87,7 @@ def test_sel_range_uniform() -> None:
     source = Random(7)
     counts: dict[int, int] = {}
     for _ in range(254 * 400):
-        octet = draw_candidate(source).packed[2]
+        octet = Pool(excluded=()).draw(source).packed[2]
         counts[octet] = counts.get(octet, 0) + 1
     assert sorted(counts) == list(range(1, 255))
     # 400 expected; six standard deviations of a binomial count are 120.
@@ -95,12 +95,14 @@ def test_sel_range_uniform() -> None:
 
 
 def test_sel_metadata() -> None:
-    offset = int(constants.METADATA_ADDRESS) - int(constants.FIRST_CANDIDATE)
+    metadata = IPv4Address("169.254.169.254")
+    offset = int(metadata) - int(constants.FIRST_CANDIDATE)
     draw = (offset + 0.5) / 65024
-    assert draw_candidate(fixed(draw, 0.0)) == IPv4Address("169.254.1.0")
-    link, host = alone(first=constants.METADATA_ADDRESS)
+    assert Pool().draw(fixed(draw, 0.0)) == IPv4Address("169.254.1.0")
+    assert Pool(excluded=()).draw(fixed(draw)) == metadata
+    link, host = alone(first=metadata)
     link.run(LONG)
-    assert host.on_interface not in (None, constants.METADATA_ADDRESS)
+    assert host.on_interface not in (None, metadata)
 
 
 def candidates(number: int, count: int = 5) -> list[IPv4Address]:

@@ -46,7 +46,7 @@ class World:
         self.sent.append(packet)
 
     def core(self, mac: bytes) -> Ipv4ll:
-        return Ipv4ll(mac, Timing(), Random(1), Random(2), first=A)
+        return Ipv4ll(mac, Timing(), Random(1), Random(2), first=(A,))
 
     def events(self) -> list[Any]:
         core = self.negotiator.core

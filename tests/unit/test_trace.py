@@ -89,7 +89,13 @@ def test_what_happened_is_there_and_happens_again(tmp_path: Path, file: Path) ->
     times = [line["at"] for line in lines[1:]]
     assert times == sorted(times) and times[0] >= 1000
     (start,) = [line["start"] for line in lines if "start" in line]
-    assert start == {"mac": mac_of(2).hex(), "delay": 2000, "defence": "ONCE", "first": str(A)}
+    assert start == {
+        "mac": mac_of(2).hex(),
+        "delay": 2000,
+        "defence": "ONCE",
+        "first": [str(A)],
+        "pool": POOL,
+    }
 
     assert len(calls(lines, "refused")) == 1
     assert len(calls(lines, "sent")) == 2 * (PROBE_NUM + 2)
@@ -230,7 +236,7 @@ def test_a_trace_happens_again(name: str) -> None:
         (constants, "PROBE_MIN", 0.9, "sent"),
         (constants, "ANNOUNCE_WAIT", 1.9, "sent"),
         (ipv4ll, "MAX_CONFLICTS", 1, "receive"),
-        (candidates, "LAST_CANDIDATE", IPv4Address("169.254.3.255"), "receive"),
+        (candidates, "LAST_CANDIDATE", IPv4Address("169.254.7.255"), "receive"),
     ],
 )
 def test_a_changed_constant_is_found(
@@ -297,10 +303,15 @@ def test_no_difference(tmp_path: Path, file: Path, capsys: pytest.CaptureFixture
     assert capsys.readouterr().out.endswith(" calls, no difference\n")
 
 
-HEADER = {"autoip-trace": 1}
+HEADER = {"autoip-trace": 2}
+POOL = {
+    "is": "Pool",
+    "network": "169.254.0.0/16",
+    "excluded": ["169.254.169.0/24", "169.254.170.0/24"],
+}
 START = {
     "core": 1,
-    "start": {"mac": "020000000001", "delay": 2000, "defence": "ONCE", "first": None},
+    "start": {"mac": "020000000001", "delay": 2000, "defence": "ONCE", "first": [], "pool": POOL},
 }
 UNREADABLE: dict[str, bytes] = {
     "empty": b"",
@@ -309,14 +320,14 @@ UNREADABLE: dict[str, bytes] = {
     "a list": b"[1]\n",
     "binary": bytes(range(256)) + b"\n",
     "deep": b"[" * 100_000 + b"\n",
-    "another format": b'{"autoip-trace": 2}\n',
-    "only a beginning": b'{"autoip-trace": 1',
+    "another format": b'{"autoip-trace": 1}\n',
+    "only a beginning": b'{"autoip-trace": 2',
     "a bad line": written([HEADER]) + b"{\n" + written([HEADER]),
     "a call without a core": written(
         [HEADER, {"core": 1, "call": "link_down", "with": {}, "asked": []}]
     ),
     "a bad delay": written([HEADER, {"core": 1, "start": {**START["start"], "delay": 0}}]),  # type: ignore[dict-item]
-    "a bad address": written([HEADER, {"core": 1, "start": {**START["start"], "first": "x"}}]),  # type: ignore[dict-item]
+    "a bad address": written([HEADER, {"core": 1, "start": {**START["start"], "first": ["x"]}}]),  # type: ignore[dict-item]
     "no call": written([HEADER, START, {"core": 1, "call": "__init__", "with": {}, "asked": []}]),
     "no packet": written(
         [

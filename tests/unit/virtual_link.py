@@ -173,7 +173,7 @@ class VirtualLink:
             Random(int.from_bytes(mac, "big")),
             Random(self.random.random()),
             defence=defence,
-            first=first,
+            first=() if first is None else (first,),
             avoid=avoid,
             sibling=sibling,
         )
