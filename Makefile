@@ -147,7 +147,7 @@ build: $(VENV)/.dev ## source distribution and wheel, into dist/
 # A packager installs the wheel with the distribution's own tools, and runs install-data.
 install: install-program install-data ## into PREFIX (/usr/local), below DESTDIR; uninstall: take it away
 	@echo "autoip: installed. The service: systemd-sysusers; systemctl daemon-reload;"
-	@echo "        systemctl enable --now autoip@eth0"
+	@echo "        systemctl enable --now autoip@eth0; or autoip.service for all, see autoip(8)"
 
 FOLDERS := $(UNITDIR) $(SYSUSERSDIR) $(MANDIR) $(BASHDIR) $(ZSHDIR) $(FISHDIR) $(EXAMPLEDIR)
 # The list of the folders that were not there before, for uninstall.
@@ -173,7 +173,7 @@ install-program: setup
 
 install-data:
 	install -d $(foreach dir,$(FOLDERS),"$(DESTDIR)$(dir)")
-	for unit in autoip@.service autoip-wait@.service; do \
+	for unit in autoip.service autoip@.service autoip-wait@.service; do \
 		sed 's|^ExecStart=autoip |ExecStart=$(BINDIR)/autoip |' "share/$$unit" \
 			>"$(DESTDIR)$(UNITDIR)/$$unit" && chmod 644 "$(DESTDIR)$(UNITDIR)/$$unit" || exit 1; \
 	done
@@ -198,7 +198,7 @@ uninstall: ## with the same PREFIX and DESTDIR
 	@if [ -z "$(DESTDIR)" ] && grep -qsxF "AUTOIP=$(BINDIR)/autoip" /etc/autoip/hook; then \
 		"$(BINDIR)/autoip" hooks remove; \
 	fi
-	rm -f $(foreach file,$(BINDIR)/autoip $(UNITDIR)/autoip@.service $(UNITDIR)/autoip-wait@.service \
+	rm -f $(foreach file,$(BINDIR)/autoip $(UNITDIR)/autoip.service $(UNITDIR)/autoip@.service $(UNITDIR)/autoip-wait@.service \
 		$(SYSUSERSDIR)/autoip.conf \
 		$(MANDIR)/autoip.8 $(BASHDIR)/autoip $(ZSHDIR)/_autoip $(FISHDIR)/autoip.fish \
 		$(EXAMPLEDIR)/90-autoip.rules,"$(DESTDIR)$(file)")

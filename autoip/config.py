@@ -11,7 +11,7 @@
 A section is for the interfaces whose name its pattern (`*`, `?`, `[...]`) matches. All sections that
 match count, in the order of the file; of a name that is given twice the last value counts. The names
 are those of `options.CONFIGURED`, and `hooks`: whether a DHCP client's hook may start autoip for the
-interface.
+interface, and `serve`: whether `autoip run` without names serves the interface when it appears.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from autoip.errors import NoPermission, UsageError
 from autoip.option_table import Option
-from autoip.options import CONFIGURED, FILE, FOLDER
+from autoip.options import CONFIGURED, CONTAINERS, FILE, FOLDER
 
 HOOKS = Option("hooks", "", "whether hooks of DHCP clients may start autoip", configured=True)
-"""A name of the configuration file alone."""
-_CONTAINERS = ("docker*", "veth*", "br-*")
-"""Interfaces of container engines: hooks start nothing for them unless a section names them."""
+SERVE = Option("serve", "", "whether `autoip.service` serves the interface", configured=True)
+OWN = (HOOKS, SERVE)
+"""The names of the configuration file alone."""
 
 _SECTION = re.compile(r"\[(\S+)\]")
 _LINE = re.compile(r"([a-z-]+)\s*=\s*(.*)")
@@ -45,13 +45,13 @@ class Section:
         pattern: of interface names.
         choices: by field of `Options`.
         places: file and line of each choice.
-        hooks: whether hooks may start autoip; None: the section does not set it.
+        own: the values of `hooks` and `serve` that the section sets, by name.
     """
 
     pattern: str
     choices: dict[str, Any]
     places: dict[str, str]
-    hooks: bool | None
+    own: dict[str, bool]
 
     def matches(self, interface: str) -> bool:
         return fnmatch.fnmatchcase(interface, self.pattern)
@@ -78,12 +78,22 @@ class Config:
 
     def hooks(self, interface: str) -> bool:
         """Return whether a DHCP client's hook may start autoip for the interface."""
-        allowed = not any(fnmatch.fnmatchcase(interface, made) for made in _CONTAINERS)
+        allowed = not interface.startswith(CONTAINERS)
         named_only = not allowed
         for section in self._of(interface):
-            if section.hooks is not None and (section.names or not section.hooks or not named_only):
-                allowed = section.hooks
+            value = section.own.get(HOOKS.name)
+            if value is not None and (section.names or not value or not named_only):
+                allowed = value
         return allowed
+
+    @property
+    def served(self) -> tuple[tuple[str, bool], ...]:
+        """The patterns of the sections that set `serve`, with its value, in order."""
+        return tuple(
+            (section.pattern, section.own[SERVE.name])
+            for section in self._sections
+            if SERVE.name in section.own
+        )
 
     def _of(self, interface: str) -> list[Section]:
         return [section for section in self._sections if section.matches(interface)]
@@ -116,18 +126,20 @@ def _sections(path: Path) -> list[Section]:
         try:
             if (head := _SECTION.fullmatch(line)) is not None:
                 choices, places = {}, {}
-                sections.append(Section(head[1], choices, places, None))
+                sections.append(Section(head[1], choices, places, {}))
             elif (pair := _LINE.fullmatch(line)) is None:
                 raise UsageError(f"{line!r}: allowed are [INTERFACE] and NAME = VALUE")
             elif not sections:
                 raise UsageError(f"{pair[1]}: not inside an [INTERFACE] section")
-            elif pair[1] == HOOKS.name:
-                sections[-1] = replace(sections[-1], hooks=HOOKS.value(pair[2]))
+            elif (own := next((row for row in OWN if row.name == pair[1]), None)) is not None:
+                sections[-1].own[own.name] = own.value(pair[2])
             elif (option := CONFIGURED.get(pair[1])) is not None:
                 choices[option.field] = option.combined([pair[2]])
                 places[option.field] = f"{path}:{number}"
             else:
-                raise UsageError(f"{pair[1]}: allowed are {', '.join([*CONFIGURED, HOOKS.name])}")
+                raise UsageError(
+                    f"{pair[1]}: allowed are {', '.join([*CONFIGURED, *(row.name for row in OWN)])}"
+                )
         except UsageError as problem:
             raise UsageError(f"{path}:{number}: {problem}") from None
     return sections

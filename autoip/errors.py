@@ -24,15 +24,21 @@ class UsageError(AutoipError):
 
 
 class AlreadyRunning(AutoipError):
-    """Another instance serves this interface in this network namespace."""
+    """Another instance serves this interface in this network namespace.
+
+    Args:
+        interface: its name.
+        pid: of the other instance; None: not known.
+        unit: the service of the other instance; empty: not one of systemd's.
+    """
 
     exit_status = 3
 
-    def __init__(self, interface: str, pid: int | None) -> None:
+    def __init__(self, interface: str, pid: int | None, unit: str = "") -> None:
         self.interface = interface
         self.pid = pid
-        by = f"by process {pid}" if pid is not None else "by another process"
-        super().__init__(f"{interface}: autoip already runs here, {by}")
+        by = f"pid {pid}" if pid is not None else "another process"
+        super().__init__(f"{interface}: already running ({by}{unit and f', {unit}'})")
 
 
 class CannotWrite(AutoipError):

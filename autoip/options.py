@@ -29,10 +29,12 @@ from autoip.core.constants import (
 )
 from autoip.core.policy import Kind
 from autoip.errors import UsageError
-from autoip.option_table import SECONDS_MAX, Option, one_interface_name, seconds
+from autoip.option_table import SECONDS_MAX, Option, interface_name, seconds
 
 FILE = Path("/etc/autoip.conf")
 FOLDER = Path("/etc/autoip.conf.d")
+CONTAINERS = ("docker", "veth", "br-", "virbr")
+"""How names of interfaces of container engines begin: nothing is served on them unless a pattern means them."""
 
 AFTER_DEFAULT = 10.0
 """Seconds without a routable address before a link-local one is claimed; 0 with `--hook`."""
@@ -162,8 +164,9 @@ DELAY = Option(
 )
 _ROWS = (
     Option(
-        "interfaces", "IFACE", "interface; default: the one Ethernet-like interface there is",
-        read=one_interface_name, word="if", repeat="all", operand="*", offers="interfaces",
+        "interfaces", "IFACE", "interface, or a pattern; default: see `--configured`",
+        "Interfaces that match a pattern (`*`, `?`, `[...]`) are served as they appear. See `[SERVICE]`.",
+        read=interface_name, word="if", repeat="all", operand="*", offers="interfaces",
     ),
     Option(
         "ip", "ADDRESS",
@@ -228,6 +231,11 @@ _ROWS = (
         " of scope link with the address as its source; its metric is behind all others."
         " Every change of a route then wakes the daemon.",
         configured=True,
+    ),
+    Option(
+        "configured", "", "serve what the configuration has with `serve = yes`, as it appears",
+        "This is the default without interfaces if there is any such section; otherwise the one Ethernet-like interface"
+        " that there is. See `[SERVICE]`.",
     ),
     Option(
         "config", "FILE", f"read `FILE` instead of `{FILE}` and `{FOLDER}/*.conf`", "See `[CONFIGURATION]`.",

@@ -126,7 +126,7 @@ def descriptions(command: str) -> str:
 def configured() -> str:
     """Return the names of the configuration file, as a list of mdoc(7)."""
     lines = [".Bl -tag -width Ds -compact"]
-    for row in [*options.CONFIGURED.values(), config.HOOKS]:
+    for row in [*options.CONFIGURED.values(), *config.OWN]:
         value = f"Ar {row.metavar}" if row.metavar else "Cm yes No or Cm no"
         lines.append(f".It Cm {row.name} No = {value}")
     return "\n".join([*lines, ".El"])

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from autoip.commands.arguments import aligned
-from autoip.commands.run import SHARED, Arguments, by_hook, check_policy, options_of
+from autoip.commands.run import SHARED, Arguments, by_hook, check_policy, options_of, selection
 from autoip.config import Config
 from autoip.kernel.model import Link
 from autoip.kernel.network import Network
@@ -25,7 +25,12 @@ def table(arguments: Arguments, configuration: Config) -> Iterable[str]:
     """
     from autoip.daemon.daemon import chosen
 
-    names = chosen(arguments.interfaces, asyncio.run(_links()))
+    links = asyncio.run(_links())
+    wanted = selection(arguments, configuration)
+    if wanted is None:
+        names = chosen(arguments.interfaces, links)
+    else:
+        names = [link.name for link in links if wanted.wants(link)]
     check_policy(names, arguments, configuration)
     rows: list[Sequence[str]] = [("INTERFACE", "OPTION", "VALUE", "FROM")]
     for name in names:

@@ -52,7 +52,8 @@ def check(words: Sequence[str], options: Iterable[Option]) -> None:
             interface_name(word)
             if is_pattern(word):
                 raise UsageError(
-                    f"{word!r}: neither a command nor an interface; run takes no patterns"
+                    f"{word!r}: neither a command nor an interface;"
+                    f" 'autoip run {word}' serves the interfaces that match, as they appear"
                 )
         raise UsageError(_refused(word, words, places))
 

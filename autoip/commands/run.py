@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from autoip import config, journal, paths
 from autoip.commands.arguments import COMMANDS, texts
@@ -17,7 +17,11 @@ from autoip.config import Config
 from autoip.core.policy import Kind
 from autoip.errors import AlreadyRunning, AutoipError, NotArp, UsageError
 from autoip.kernel import interface_names
+from autoip.option_table import is_pattern
 from autoip.options import CONFIGURED, MAC, RUN, WORDS, Options
+
+if TYPE_CHECKING:
+    from autoip.daemon.served import Selection
 
 _DESCRIPTION = """\
 Give network interfaces an IPv4 link-local address (169.254.0.0/16) by the rules of RFC 3927,
@@ -34,6 +38,7 @@ examples:
   autoip eth0 eth1 --delay 200              two interfaces, claim in 0.7 s at most
   autoip eth0 --policy fallback             only while DHCP gives nothing
   autoip run usb0                           wait for an interface that does not exist yet
+  autoip run 'eth*' 'usb*'                  serve interfaces as they appear
   autoip -o if=eth0,ip=169.254.20.20,abandon
   autoip status --json                      how things stand, for a script
 
@@ -52,6 +57,7 @@ class Arguments:
             and the defaults.
         hook: a DHCP client's hook started this, for one interface.
         early: DHCP has not had its chance yet.
+        configured: serve what the configuration says, even if that is nothing.
         config: file to read instead of the system's.
         trace: file to which all that happens is appended.
         dry_run: show the options that would be in force, and serve nothing.
@@ -66,6 +72,7 @@ class Arguments:
     script_style: str
     hook: bool
     early: bool
+    configured: bool
     config: str | None
     trace: str | None
     dry_run: bool
@@ -107,10 +114,13 @@ def parse(arguments: Sequence[str]) -> Arguments:
         raise UsageError(
             "--default-route is for a link-local address; with route-only there is none"
         )
-    if len(named) > 1 and any(address != MAC for address in choices.get("first", ())):
+    several = len(named) > 1 or result.configured or any(map(is_pattern, named))
+    if several and any(address != MAC for address in choices.get("first", ())):
         raise UsageError("--ip is for one interface; with several, start one autoip for each")
-    if result.hook and len(named) != 1:
+    if result.hook and (len(named) != 1 or is_pattern(named[0])):
         raise UsageError("--hook is for one interface, which has to be named")
+    if result.configured and named:
+        raise UsageError("--configured goes without interfaces")
     if result.early and not result.hook:
         raise UsageError("--early goes with --hook; see --after")
     return result
@@ -165,6 +175,17 @@ def configured(arguments: Arguments) -> Config:
         NoPermission: a file cannot be read.
     """
     return config.load(None if arguments.config is None else Path(arguments.config))
+
+
+def selection(arguments: Arguments, configuration: Config) -> Selection | None:
+    """Return what to serve as it appears; None: what is named, or the one interface there is."""
+    from autoip.daemon.served import Selection
+
+    rules = tuple((interface_names.proper(name), True) for name in arguments.interfaces)
+    if not rules:
+        rules = configuration.served
+        return Selection(rules) if rules or arguments.configured else None
+    return Selection(rules) if any(map(is_pattern, arguments.interfaces)) else None
 
 
 def check_policy(names: Sequence[str], arguments: Arguments, configuration: Config) -> None:
@@ -244,7 +265,9 @@ def _import_asyncio() -> None:
 def _serve(arguments: Arguments, environ: Mapping[str, str], logger: logging.Logger) -> None:
     configuration = configured(arguments)
     check_policy(
-        [interface_names.proper(name) for name in arguments.interfaces], arguments, configuration
+        [interface_names.proper(name) for name in arguments.interfaces if not is_pattern(name)],
+        arguments,
+        configuration,
     )
     if arguments.hook and not configuration.hooks(arguments.interfaces[0]):
         text = f"{arguments.interfaces[0]}: not for hooks to start, by the configuration"
@@ -260,7 +283,7 @@ def _serve(arguments: Arguments, environ: Mapping[str, str], logger: logging.Log
     from autoip.kernel import arp_socket, capabilities
 
     def options(name: str) -> Options:
-        if not arguments.interfaces:
+        if name not in arguments.interfaces:
             check_policy([name], arguments, configuration)
         return options_of(name, arguments, configuration)
 
@@ -285,5 +308,6 @@ def _serve(arguments: Arguments, environ: Mapping[str, str], logger: logging.Log
         script_style=arguments.script_style,
         program=program,
         trace=trace,
+        selection=selection(arguments, configuration),
     )
     asyncio.run(daemon.run(settings, logger))

@@ -26,6 +26,7 @@ from autoip.daemon.networkmanager.gate import Follower
 from autoip.daemon.protocols import Kernel
 from autoip.daemon.reporter import Reporter
 from autoip.daemon.sd_notify import Notifier
+from autoip.daemon.served import Selection, Served
 from autoip.daemon.terminal import Hangup
 from autoip.errors import AutoipError, KernelRefused, NoPermission, NotArp, UsageError
 from autoip.kernel import tcp_connections
@@ -66,6 +67,7 @@ class Settings:
 
     Attributes:
         interfaces: names; empty: the only Ethernet-like interface.
+        selection: what to serve as it appears, instead of `interfaces`; None: `interfaces`, from start to end.
         options: returns what was chosen for the interface of a name.
         keep_state: whether to read and write the last addresses.
         progress: log level of step-by-step lines.
@@ -85,6 +87,7 @@ class Settings:
     script_style: str = ""
     program: int | str = "no program was loaded"
     trace: Trace | None = None
+    selection: Selection | None = None
 
 
 async def run(settings: Settings, log: logging.Logger) -> None:
@@ -131,6 +134,9 @@ class Daemon:
         self._serving = False
         self._limits_logged = 0
         self._status = ""
+        self._served: Served | None = None
+        if settings.selection is not None:
+            self._served = Served(settings.selection, self, log)
         directory = Path(state_directory(settings.environ)) if settings.keep_state else None
         self._shared = Shared(
             kernel=kernel,
@@ -154,8 +160,9 @@ class Daemon:
         self._feed_watchdog()
         links, addresses = await self._network.snapshot()
         _try_packet_socket(self._kernel, links)
-        self._interfaces = self._open(chosen(self._settings.interfaces, links), links)
-        if self._settings.script is not None:
+        if self._served is None:
+            self._interfaces = self._open(chosen(self._settings.interfaces, links), links)
+        if self._settings.script is not None and self._interfaces:
             self._interfaces = await self._scripted(self._settings.script, self._interfaces)
         readers = {
             self._kernel.listener.fileno(): self._on_frames,
@@ -167,6 +174,8 @@ class Daemon:
             # Before any link is known: NetworkManager must not find an address that this daemon claimed too early.
             self._follower.start([interface.name for interface in self._interfaces])
             self._on_event(Resync(tuple(links), tuple(addresses)))
+            if self._served is not None:
+                await self._served.settled()
             # Ready without an address: without a cable, whoever starts the service would wait for ever.
             self._serving = True
             self._changed()
@@ -175,6 +184,8 @@ class Daemon:
                 await self._stop.wait()
             finally:
                 self._notifier.stopping()
+                if self._served is not None:
+                    await self._served.close()
                 watcher.cancel()
                 self._host.foreign_default_route.close()
                 await self._follower.stop()
@@ -190,6 +201,10 @@ class Daemon:
             self._log.warning("leftovers of a crash stay: %s", error)
         for interface in self._interfaces:
             await self._serve(interface)
+        self._follow_routes()
+
+    def _follow_routes(self) -> None:
+        """Follow routes, if an interface has one to keep."""
         options = [interface.options for interface in self._interfaces]
         try:
             if any(one.default_route for one in options):
@@ -248,12 +263,39 @@ class Daemon:
             self._log,
         )
 
+    async def add(self, name: str) -> None:
+        """Serve one more interface, while the daemon runs.
+
+        Raises:
+            AutoipError: it cannot be served.
+        """
+        links = self._host.links
+        interfaces = [self._open_one(name, Path(runtime_directory(self._settings.environ)), links)]
+        if self._settings.script is not None:
+            interfaces = await self._scripted(self._settings.script, interfaces)
+        for interface in interfaces:
+            await self._serve(interface)
+            self._interfaces.append(interface)
+            self._follow_routes()
+            # As at the start: NetworkManager's answer comes before the link.
+            self._follower.add(name)
+            interface.link_changed(self._host.link(name))
+            interface.resynchronise()
+        self._changed()
+
+    async def drop(self, name: str) -> None:
+        """Stop serving an interface, while the daemon runs, and remove what it owns. Harmless when repeated."""
+        for interface in [i for i in self._interfaces if i.name == name]:
+            await self._end(interface)
+
     async def _serve(self, interface: Interface) -> None:
         """Open the interface's control socket; without it the interface is served all the same."""
 
         async def stop() -> None:
             await self._end(interface)
-            if not self._interfaces:
+            if self._served is not None:
+                self._served.stopped(interface.name)
+            elif not self._interfaces:
                 self._stop.set()
 
         handler = Handler(
@@ -280,6 +322,7 @@ class Daemon:
         if interface not in self._interfaces:
             return  # another call of this has ended it meanwhile
         self._interfaces.remove(interface)
+        self._follower.drop(interface.name)
         interface.reporter.publish("stopped")
         if (server := self._servers.pop(interface.name, None)) is not None:
             await server.close()
@@ -327,6 +370,8 @@ class Daemon:
             # The master of a port may have another name.
             if link is None or link != interface.link or link.is_port:
                 interface.link_changed(link)
+        if self._served is not None:
+            self._served.follow(self._host.links)
 
     def _on_frames(self) -> None:
         by_token = {i.token: i for i in self._interfaces if i.token is not None}
@@ -385,7 +430,10 @@ class Daemon:
         self._limits_logged = len(self._network.limits)
         if not self._serving:
             return
-        status = ", ".join(interface.summary for interface in self._interfaces)
+        lines = [interface.summary for interface in self._interfaces]
+        if self._served is not None:
+            lines = [*lines, *self._served.summary] or ["waits for interfaces"]
+        status = ", ".join(lines)
         if status and status != self._status:
             self._status = status
             self._notifier.status(status)

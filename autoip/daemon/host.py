@@ -75,6 +75,11 @@ class Host:
             self.macs = frozenset(own[:OWN_MAX])
         return new
 
+    @property
+    def links(self) -> list[Link]:
+        """All links."""
+        return [*self._links.values()]
+
     def link(self, name: str) -> Link | None:
         """Return the newest link of that name; None: there is no such link."""
         return {link.name: link for link in self._links.values()}.get(name)

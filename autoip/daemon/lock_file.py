@@ -21,6 +21,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 import stat
 import time
 import zlib
@@ -195,7 +196,7 @@ def _lock(handle: int, directory: Path, name: str, interface: str) -> int:
         except BlockingIOError:
             pid = _owner(file)
             os.close(file)
-            raise AlreadyRunning(interface, pid) from None
+            raise AlreadyRunning(interface, pid, _unit(pid)) from None
         except FileNotFoundError:
             pass
         except BaseException:
@@ -244,6 +245,16 @@ def _owner(file: int) -> int | None:
         time.sleep(READ_PAUSE)
     # Alive but invisible: it runs in another pid namespace.
     return pid
+
+
+def _unit(pid: int | None) -> str:
+    """Return the service of systemd that has the process; empty: none, or it cannot be seen."""
+    with contextlib.suppress(OSError):
+        found = re.search(
+            r"/([^/\n]+\.service)$", Path(f"/proc/{pid}/cgroup").read_text(), re.MULTILINE
+        )
+        return found[1] if found is not None else ""
+    return ""
 
 
 def _alive(pid: int) -> bool:

@@ -44,7 +44,7 @@ _autoip() {
     # end VALUES
     # begin OPTIONS
     case $command in
-    run) options+=" --ip --range --exclude --delay --debug --abandon --up --policy --after --linger --route-only --default-route --config --hook --early --no-state --script --script-style --trace --syslog --dry-run -o --version" ;;
+    run) options+=" --ip --range --exclude --delay --debug --abandon --up --policy --after --linger --route-only --default-route --configured --config --hook --early --no-state --script --script-style --trace --syslog --dry-run -o --version" ;;
     status) options+=" -j --json" ;;
     watch) options+=" -j --json" ;;
     wait) options+=" --timeout --for --any" ;;

@@ -64,6 +64,7 @@ complete -c autoip -n $where -l after -x -d 'fallback: seconds, 0 to 86400, with
 complete -c autoip -n $where -l linger -x -d 'fallback: seconds, 0 to 86400, for which the address stays beside a new routable one'
 complete -c autoip -n $where -l route-only -d 'no address: reach link-local hosts from the routable one (--policy route-only)'
 complete -c autoip -n $where -l default-route -d 'reach all destinations on the link while there is no default route'
+complete -c autoip -n $where -l configured -d 'serve what the configuration has with serve = yes, as it appears'
 complete -c autoip -n $where -l config -r -F -d 'read FILE instead of /etc/autoip.conf and /etc/autoip.conf.d/*.conf'
 complete -c autoip -n $where -l hook -d 'started by a DHCP client\'s hook: fallback, and at once'
 complete -c autoip -n $where -l early -d 'with --hook: DHCP has not had its chance yet, so --after is 10'

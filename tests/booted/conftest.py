@@ -80,9 +80,9 @@ def guest(machine: Booted) -> Booted:
 
 
 _AS_NEW = r"""
-systemctl disable -q autoip@eth0 autoip-wait@eth0
+systemctl disable -q autoip@eth0 autoip-wait@eth0 autoip.service
 systemctl stop 'needs*' 'autoip*' network-online.target
-rm -rf /etc/systemd/system/autoip* /etc/systemd/system/needs* /etc/udev/rules.d/90-autoip.rules
+rm -rf /etc/autoip.conf /etc/systemd/system/autoip* /etc/systemd/system/needs* /etc/udev/rules.d/90-autoip.rules
 systemctl reset-failed
 ip link set eth0 down
 """

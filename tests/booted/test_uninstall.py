@@ -29,6 +29,9 @@ def test_services_are_named_and_nothing_is_removed(guest: Booted) -> None:
     guest.run("systemctl", "enable", "autoip-wait@eth0")
     named = make_uninstall(guest)
     assert "autoip@eth0.service" in named and "autoip-wait@eth0.service" in named
+    guest.run("systemctl", "start", "autoip.service")
+    assert "autoip.service" in make_uninstall(guest).split()
+    guest.run("systemctl", "stop", "autoip.service")
     assert guest.run("autoip", "--version").startswith("autoip ")
     guest.run("systemctl", "disable", "autoip-wait@eth0")
 

@@ -18,6 +18,7 @@ from autoip.core.arp import BROADCAST, NO_HARDWARE, ArpPacket, Operation
 from autoip.daemon.daemon import Daemon, Settings
 from autoip.daemon.interface import Interface
 from autoip.daemon.networkmanager import gate
+from autoip.daemon.served import Selection
 from autoip.daemon.trace import Trace
 from autoip.options import Options
 from tests.unit import virtual_time
@@ -36,6 +37,7 @@ class World:
         directory: where its files are.
         names: of the interfaces that it serves; a link that is ready is there for each.
         trace: file of a trace, if there is to be one.
+        selection: what is served as it appears, instead of the names.
         options: of all interfaces.
     """
 
@@ -45,6 +47,7 @@ class World:
         *names: str,
         script: str | None = None,
         trace: Path | None = None,
+        selection: Selection | None = None,
         **options: Any,
     ) -> None:
         first = options.pop("first", None) or ()
@@ -77,6 +80,7 @@ class World:
             script=script,
             script_style="zcip",
             trace=self._trace,
+            selection=selection,
         )
         self.daemon = Daemon(settings, log, self.kernel.parts)
         self._task: asyncio.Task[None] | None = None
@@ -133,7 +137,7 @@ class World:
             await asyncio.sleep(0.02)
 
     async def until_state(self, state: str, name: str = "eth0") -> None:
-        await self.until(lambda: self.daemon._interfaces)
+        await self.until(lambda: any(i.name == name for i in self.daemon._interfaces))
         await self.until(lambda: self.report(name)["state"] == state)
 
     async def until_bound(self, name: str = "eth0") -> IPv4Address:

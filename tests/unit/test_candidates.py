@@ -19,6 +19,7 @@ from tests.unit.fake_kernel import link_of, mac_of
 from tests.unit.fake_world import A, B, World, no_network_manager, played
 
 C = IPv4Address("169.254.20.20")
+D = IPv4Address("169.254.20.21")
 
 
 def pool(network: str = "169.254.0.0/16", *excluded: str) -> Pool:
@@ -88,10 +89,10 @@ def test_the_address_of_a_mac(mac: str, network: str, address: str) -> None:
 
 def test_a_list_is_tried_in_order_then_random_ones() -> None:
     found = Candidates(
-        Random(1), lambda address: address == B, [A, B, IPv4Address("169.254.170.2"), C], Pool()
+        Random(1), lambda address: address == B, [A, B, IPv4Address("169.254.170.2"), C, D], Pool()
     )
-    assert [found.take(), found.take()] == [A, C]
-    assert found.take() not in (A, B, C)
+    assert [found.take() for _ in range(3)] == [A, C, D]
+    assert found.take() not in (A, B, C, D)
 
 
 def test_the_preferred_one_comes_before_the_rest_of_the_list() -> None:

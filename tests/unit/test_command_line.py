@@ -26,6 +26,7 @@ DEFAULTS = Arguments(
     script_style="avahi",
     hook=False,
     early=False,
+    configured=False,
     config=None,
     trace=None,
     dry_run=False,
@@ -110,6 +111,8 @@ def test_defaults() -> None:
         ("eth0 --hook --early", {"interfaces": ("eth0",), "hook": True, "early": True}),
         ("--config /etc/autoip.conf", {"config": "/etc/autoip.conf"}),
         ("--dry-run", {"dry_run": True}),
+        ("--configured", {"configured": True}),
+        ("eth* usb0 --ip mac", {"interfaces": ("eth*", "usb0"), "choices": {"first": ("mac",)}}),
     ],
 )
 def test_understood(line: str, expected: dict[str, object]) -> None:

@@ -1227,7 +1227,7 @@ async def test_an_interface_that_is_served_already(tmp_path: Path) -> None:
             await other.daemon.run()
         other = World(tmp_path, "eth0", "eth1")
         task = asyncio.get_running_loop().create_task(other.daemon.run())
-        await world.until(lambda: other.logged("eth0: autoip already runs here"))
+        await world.until(lambda: other.logged("eth0: already running (pid "))
         await world.until(lambda: other.daemon._interfaces)
         other.daemon._stop.set()
         await task

@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FILES = {
     "bin/autoip": 0o755,
     "lib/systemd/system/autoip-wait@.service": 0o644,
+    "lib/systemd/system/autoip.service": 0o644,
     "lib/systemd/system/autoip@.service": 0o644,
     "lib/sysusers.d/autoip.conf": 0o644,
     "share/bash-completion/completions/autoip": 0o644,

@@ -121,7 +121,7 @@ def test_if_one_from_another_process(tmp_path: Path) -> None:
         with pytest.raises(AlreadyRunning) as refused:
             LockFile.acquire(tmp_path, "eth0")
         assert refused.value.pid == pid
-        assert f"process {pid}" in str(refused.value)
+        assert f"pid {pid}" in str(refused.value)
 
 
 def test_a_crash_does_not_block(tmp_path: Path) -> None:

@@ -151,6 +151,39 @@ async def test_each_interface_for_itself(bus: PrivateBus) -> None:
 
 
 @bounded
+async def test_an_interface_that_is_added_and_dropped(bus: PrivateBus) -> None:
+    async with network_manager(bus, eth0=70, eth1=30) as nm, World(bus.address) as world:
+        await world.until(True, "ip-config")
+        world.follower.add("eth1")
+        assert not world.now("eth1")[0]  # nothing is permitted before the answer
+        await world.until(False, "disconnected", "eth1")
+        await nm.change(ETH1, 100)
+        await world.until(True, "activated", "eth1")
+        world.follower.drop("eth1")
+        world.follower.drop("eth1")
+        await nm.change(ETH1, 30)
+        await nm.change(ETH0, 30)
+        await world.until(False, "disconnected", "eth0")
+        assert world.now("eth1")[0]
+        world.follower.add("eth1")
+        world.follower.drop("eth1")  # before its answer
+        await nm.change(ETH0, 100)
+        await world.until(True, "activated", "eth0")
+        assert not [line for line in world.lines if "internal error" in line]
+
+
+@bounded
+async def test_an_interface_that_is_added_without_network_manager(bus: PrivateBus) -> None:
+    async with World(bus.address) as world:
+        await world.until(True, "does not run")
+        world.follower.add("eth1")
+        await world.until(True, "does not run", "eth1")
+    async with World("") as world:
+        world.follower.add("eth1")
+        assert world.now("eth1") == world.now("eth0")
+
+
+@bounded
 async def test_no_network_manager(bus: PrivateBus) -> None:
     async with World(bus.address) as world:
         await world.until(True, "does not run")

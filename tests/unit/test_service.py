@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SHARE = ROOT / "share"
 UNIT = SHARE / "autoip@.service"
 WAIT = SHARE / "autoip-wait@.service"
+ALL = SHARE / "autoip.service"
 
 
 def settings(unit: Path) -> Mapping[str, list[str]]:
@@ -41,6 +42,17 @@ def test_the_user_of_the_unit_is_made() -> None:
         assert settings(file)["User"] == settings(file)["Group"] == ["autoip"]
     lines = (SHARE / "autoip.sysusers").read_text().splitlines()
     assert [line.split()[:2] for line in lines if line[0] != "#"] == [["u", "autoip"]]
+
+
+def test_the_service_for_all_has_the_lines_of_the_one_for_each() -> None:
+    """But for what names the interface."""
+    its_own = {"Description", "ExecStart", "Environment", "EnvironmentFile", "ExecStopPost"}
+    ours, theirs = settings(ALL), settings(UNIT)
+    assert {name: value for name, value in ours.items() if name not in its_own} == {
+        name: value for name, value in theirs.items() if name not in its_own
+    }
+    assert ours["ExecStart"] == ["autoip run --configured $AUTOIP_UP $AUTOIP_OPTIONS"]
+    assert ours["Environment"] == ["AUTOIP_OPTIONS= AUTOIP_UP=--up"]
 
 
 def test_who_waits_has_no_privilege() -> None:

@@ -168,6 +168,7 @@ class Follower:
         self._answers: dict[int, Callable[[Message], None]] = {}
         self._owner = ""  # NetworkManager's unique name
         self._devices: dict[str, str] = {}  # D-Bus path of a device: name of its interface
+        self._last: tuple[Trigger, str] = (Trigger.APPEARED, "")  # what all gates got last
 
     # --- its life ----------------------------------------------------------------------------
 
@@ -183,6 +184,18 @@ class Follower:
         else:
             self._all(Trigger.APPEARED)  # until the bus answers
             self._task = asyncio.get_running_loop().create_task(self._run())
+
+    def add(self, name: str) -> None:
+        """Follow for one more interface: permit or forbid an address at once."""
+        self._gates[name] = _Gate()
+        self._go(name, *self._last)
+        if self._owner:
+            self._look_up(name)
+
+    def drop(self, name: str) -> None:
+        """Follow no longer for an interface. Harmless when repeated."""
+        if (gate := self._gates.pop(name, None)) is not None:
+            gate.close()
 
     async def stop(self) -> None:
         """End. Nothing is permitted or forbidden any more."""
@@ -365,11 +378,14 @@ class Follower:
         self._go(name, trigger, f"NetworkManager has it in state {STATES.get(state, state)}")
 
     def _all(self, trigger: Trigger, why: str = "") -> None:
+        self._last = trigger, why
         for name in self._gates:
             self._go(name, trigger, why)
 
     def _go(self, name: str, trigger: Trigger, why: str = "") -> None:
         """Follow the table; `why`: the reason, if not the standing's own."""
+        if name not in self._gates:
+            return  # dropped, before the answer came
         before = self._gates[name].standing
         sources, standing = TRANSITIONS[trigger]
         if before is None or before in sources:
