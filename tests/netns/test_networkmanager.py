@@ -242,6 +242,24 @@ def test_reapply(managed: Managed) -> None:
     assert managed.nm.device_state("eth0") == 70
 
 
+def test_a_profile_without_ipv4(managed: Managed) -> None:
+    """Such as an interface that a container or a packet capture uses: no address, also after it is modified."""
+    daemon = managed.autoip()  # there before the dispatcher would start one
+    managed.connected(ipv4__method="disabled", ipv6__method="link-local")
+    managed.nm.wait_state("eth0", 100)
+    wait_until(lambda: "ipv4.method disabled" in managed.why(), "the reason")
+    assert managed.port.sniffer.probes() == []
+    managed.nm.nmcli("device modify eth0 ipv4.method manual ipv4.addresses 192.0.2.9/24")
+    wait_until(lambda: "192.0.2.9" in managed.why(), "the policy's reason")
+    managed.nm.nmcli("device modify eth0 ipv4.method link-local -ipv4.addresses 192.0.2.9/24")
+    wait_until(lambda: "ipv4.method link-local" in managed.why(), "the reason")
+    managed.nm.nmcli("device modify eth0 ipv4.method auto")
+    daemon.wait_address(60)
+    managed.nm.nmcli("device modify eth0 ipv4.method disabled")
+    daemon.wait_no_address(30)
+    assert "ipv4.method disabled" in managed.why()
+
+
 @pytest.mark.parametrize("crash", [False, True], ids=["restart", "crash"])
 def test_it_starts_again(managed: Managed, *, crash: bool) -> None:
     profile = managed.connected()
