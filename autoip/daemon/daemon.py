@@ -293,9 +293,7 @@ class Daemon:
 
         async def stop() -> None:
             await self._end(interface)
-            if self._served is not None:
-                self._served.stopped(interface.name)
-            elif not self._interfaces:
+            if not self._interfaces and self._served is None:
                 self._stop.set()
 
         handler = Handler(

@@ -100,10 +100,9 @@ class Served:
         self._daemon = daemon
         self._log = log
         self._wanted: frozenset[str] = frozenset()
+        # Those that somebody has stopped as well, and those that were refused: until they have been away.
         self._served: set[str] = set()
-        self._left: set[str] = (
-            set()
-        )  # stopped or refused: not tried again before they have been away
+        self._left: set[str] = set()
         self._others: dict[str, _Other] = {}
         self._logged: dict[str, int | None] = {}
         self._task: asyncio.Task[None] | None = None
@@ -121,11 +120,6 @@ class Served:
         for name in self._others.keys() - self._wanted:
             self._forget(name)
         self._wake()
-
-    def stopped(self, name: str) -> None:
-        """Do not serve the interface again, as somebody has asked, before it has been away."""
-        self._served.discard(name)
-        self._left.add(name)
 
     async def settled(self) -> None:
         """Wait until all wanted interfaces are served that can be."""

@@ -13,7 +13,9 @@ import pytest
 
 from autoip import config
 from autoip.commands import run
+from autoip.core.policy import Kind
 from autoip.daemon import lock_file, served
+from autoip.daemon.interface import Interface
 from autoip.daemon.lock_file import LockFile
 from autoip.daemon.served import RETRY, Selection
 from autoip.errors import AlreadyRunning
@@ -118,11 +120,55 @@ async def test_what_is_there_is_served_and_what_comes(tmp_path: Path) -> None:
         first = await world.until_bound()
         world.network.plug(link_of(7, "eth7"))
         second = await world.until_bound("eth7")
-        assert names(world) == ["eth0", "eth7"]
+        assert names(world) == ["eth0", "eth7"] == sorted(world.daemon._follower._gates)
         assert (await world.asks("status", "eth7"))["status"]["address"] == str(second)
         assert world.network.owned(2) == [first] and world.network.owned(7) == [second]
     assert not files(world)
     assert world.network.owned(2) == world.network.owned(7) == []
+
+
+@played
+async def test_it_is_ready_when_what_is_there_is_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(tmp_path, selection=ETH)
+    reported: list[str] = []
+    monkeypatch.setattr(world.daemon._notifier, "status", reported.append)
+    async with world:
+        await world.until_bound()
+    assert reported[0].startswith("eth0: no-link")
+
+
+@played
+async def test_the_addresses_that_an_interface_has_already_count(tmp_path: Path) -> None:
+    async with World(tmp_path, selection=ETH, policy=Kind.FALLBACK, after=0.0) as world:
+        await world.until_bound()
+        world.network.plug(link_of(7, "lan7"))
+        world.network.put(7, "10.0.0.7")
+        await asyncio.sleep(1)
+        world.network.plug(link_of(7, "eth7"))
+        await world.until_state("standby", "eth7")
+        await asyncio.sleep(60)
+        assert not world.logged("eth7: probe ") and world.network.owned(7) == []
+
+
+@played
+async def test_an_interface_that_is_being_added_at_the_end_is_released(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with World(tmp_path, selection=ETH) as world:
+        await world.until_bound()
+        serve = world.daemon._serve
+
+        async def slowly(interface: Interface) -> None:
+            await asyncio.sleep(5)
+            await serve(interface)
+
+        monkeypatch.setattr(world.daemon, "_serve", slowly)
+        world.network.plug(link_of(7, "eth7"))
+        await world.until(lambda: files(world) == {"eth0", "eth7"})
+        assert names(world) == ["eth0"]
+    assert not files(world)
 
 
 @played
