@@ -162,8 +162,7 @@ class Daemon:
         _try_packet_socket(self._kernel, links)
         if self._served is None:
             self._interfaces = self._open(chosen(self._settings.interfaces, links), links)
-        if self._settings.script is not None and self._interfaces:
-            self._interfaces = await self._scripted(self._settings.script, self._interfaces)
+        self._interfaces = await _scripted(self._settings, self._interfaces, self._log)
         readers = {
             self._kernel.listener.fileno(): self._on_frames,
             self._kernel.timer.fileno(): self._on_timer,
@@ -201,18 +200,7 @@ class Daemon:
             self._log.warning("leftovers of a crash stay: %s", error)
         for interface in self._interfaces:
             await self._serve(interface)
-        self._follow_routes()
-
-    def _follow_routes(self) -> None:
-        """Follow routes, if an interface has one to keep."""
-        options = [interface.options for interface in self._interfaces]
-        try:
-            if any(one.default_route for one in options):
-                self._host.foreign_default_route.start()
-            elif any(one.policy is Kind.ROUTE_ONLY for one in options):
-                self._network.follow_routes()
-        except KernelRefused as error:
-            self._log.warning("routes are not kept: %s", error)
+        _follow_routes(self._interfaces, self._host, self._kernel, self._log)
 
     def _open(self, names: Sequence[str], links: Sequence[Link]) -> list[Interface]:
         """Lock each interface; a failure costs only that interface."""
@@ -244,25 +232,6 @@ class Daemon:
         )
         return Interface(reporter, options, lock_file, self._shared)
 
-    async def _scripted(self, file: str, interfaces: Sequence[Interface]) -> list[Interface]:
-        """Give each interface the script; a first call that fails costs only that interface."""
-
-        async def failure(interface: Interface) -> AutoipError | None:
-            try:
-                await interface.start_script(file, self._settings.script_style)
-            except AutoipError as error:
-                await interface.stop()
-                interface.release()
-                return error
-            return None
-
-        failures = await asyncio.gather(*map(failure, interfaces))
-        return _remaining(
-            [i for i, failed in zip(interfaces, failures, strict=True) if failed is None],
-            [failed for failed in failures if failed is not None],
-            self._log,
-        )
-
     async def add(self, name: str) -> None:
         """Serve one more interface, while the daemon runs.
 
@@ -271,12 +240,10 @@ class Daemon:
         """
         links = self._host.links
         interfaces = [self._open_one(name, Path(runtime_directory(self._settings.environ)), links)]
-        if self._settings.script is not None:
-            interfaces = await self._scripted(self._settings.script, interfaces)
-        for interface in interfaces:
+        for interface in await _scripted(self._settings, interfaces, self._log):
             await self._serve(interface)
             self._interfaces.append(interface)
-            self._follow_routes()
+            _follow_routes([interface], self._host, self._kernel, self._log)
             # As at the start: NetworkManager's answer comes before the link.
             self._follower.add(name)
             interface.link_changed(self._host.link(name))
@@ -482,6 +449,44 @@ def _remaining(
     for failure in failures:
         log.error("%s", failure)
     return interfaces
+
+
+async def _scripted(
+    settings: Settings, interfaces: list[Interface], log: logging.Logger
+) -> list[Interface]:
+    """Give each interface the script, if there is one; a first call that fails costs only that interface."""
+    if (file := settings.script) is None or not interfaces:
+        return interfaces
+
+    async def failure(interface: Interface) -> AutoipError | None:
+        try:
+            await interface.start_script(file, settings.script_style)
+        except AutoipError as error:
+            await interface.stop()
+            interface.release()
+            return error
+        return None
+
+    failures = await asyncio.gather(*map(failure, interfaces))
+    return _remaining(
+        [i for i, failed in zip(interfaces, failures, strict=True) if failed is None],
+        [failed for failed in failures if failed is not None],
+        log,
+    )
+
+
+def _follow_routes(
+    interfaces: Sequence[Interface], host: Host, kernel: Kernel, log: logging.Logger
+) -> None:
+    """Follow routes, if an interface has one to keep."""
+    options = [interface.options for interface in interfaces]
+    try:
+        if any(one.default_route for one in options):
+            host.foreign_default_route.start()
+        elif any(one.policy is Kind.ROUTE_ONLY for one in options):
+            kernel.network.follow_routes()
+    except KernelRefused as error:
+        log.warning("routes are not kept: %s", error)
 
 
 def _label_suffix(settings: Settings) -> str:
