@@ -19,7 +19,7 @@ from autoip.daemon.interface import Interface
 from autoip.daemon.lock_file import LockFile
 from autoip.daemon.served import RETRY, Selection
 from autoip.errors import AlreadyRunning
-from autoip.kernel.model import IFF_NOARP, IFF_UP
+from autoip.kernel.model import IFF_NOARP, IFF_UP, RouteAdded
 from tests.unit.fake_kernel import link_of
 from tests.unit.fake_world import World, no_network_manager, played
 
@@ -150,6 +150,18 @@ async def test_the_addresses_that_an_interface_has_already_count(tmp_path: Path)
         await world.until_state("standby", "eth7")
         await asyncio.sleep(60)
         assert not world.logged("eth7: probe ") and world.network.owned(7) == []
+
+
+@played
+async def test_the_routes_of_an_interface_that_comes_are_followed(tmp_path: Path) -> None:
+    async with World(tmp_path, "usb0", selection=ETH, default_route=True) as world:
+        await world.until(lambda: world.daemon._status == "waits for interfaces")
+        world.network.plug(link_of(7, "eth7"))
+        address = await world.until_bound("eth7")
+        await world.until(lambda: world.network.routes == {("default", 7): address})
+        world.network.foreign_default = True
+        world.network.happens(RouteAdded())
+        await world.until(lambda: not world.network.routes)
 
 
 @played
