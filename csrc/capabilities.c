@@ -112,6 +112,11 @@ int autoip_capabilities_limit(uint64_t keep, bool pass_on)
     return 0;
 }
 
+int autoip_capabilities_keep(void)
+{
+    return prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0) < 0 ? -errno : 0;
+}
+
 int autoip_capabilities_files_as(uint32_t user, uint32_t group)
 {
     /* Neither function reports a failure: each gives what there was before, also for an

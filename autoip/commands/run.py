@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from autoip import config, interfaces, journal, paths
 from autoip.commands.arguments import COMMANDS, texts
@@ -18,10 +18,13 @@ from autoip.core.policy import Kind
 from autoip.errors import AlreadyRunning, AutoipError, NotArp, UsageError
 from autoip.options import CONFIGURED, RUN, WORDS, Options
 
+if TYPE_CHECKING:
+    from autoip.daemon.handover import Handover
+
 _DESCRIPTION = """\
 Give network interfaces an IPv4 link-local address (169.254.0.0/16) by the rules of RFC 3927,
-and keep it right until stopped by SIGTERM or SIGINT, or the end of the terminal.  SIGHUP probes
-the address again."""
+and keep it right until stopped by SIGTERM or SIGINT, or the end of the terminal.  SIGHUP reads
+the configuration again, and goes on as the program that is there then."""
 
 _EPILOG = """\
 commands ('autoip help COMMAND' tells more):
@@ -179,8 +182,10 @@ def serve(arguments: Arguments, environ: Mapping[str, str]) -> None:
         AutoipError: nothing can be served.
     """
     from autoip import log
+    from autoip.daemon import executable
 
-    if arguments.hook:
+    handed = executable.inherited(os.environ)
+    if arguments.hook and handed is None:
         _close_inherited()
     # Nobody reads what a hook writes, unless the service manager keeps it.
     unread = arguments.hook and not journal.is_stream(environ, sys.stderr.fileno())
@@ -188,7 +193,7 @@ def serve(arguments: Arguments, environ: Mapping[str, str]) -> None:
         debug=arguments.debug, to_syslog=arguments.to_syslog or unread, environ=environ
     )
     try:
-        _serve(arguments, environ, logger)
+        _serve(arguments, environ, logger, handed)
     except AutoipError as error:
         if arguments.hook and isinstance(error, NotArp):
             # A DHCP client, or a network manager, calls its hooks for tunnels as well.
@@ -231,7 +236,12 @@ def _import_asyncio() -> None:
             del sys.modules["ssl"]
 
 
-def _serve(arguments: Arguments, environ: Mapping[str, str], logger: logging.Logger) -> None:
+def _serve(
+    arguments: Arguments,
+    environ: Mapping[str, str],
+    logger: logging.Logger,
+    handed: Handover | None,
+) -> None:
     configuration = configured(arguments)
     check_policy(
         [interfaces.proper(name) for name in arguments.interfaces], arguments, configuration
@@ -246,7 +256,7 @@ def _serve(arguments: Arguments, environ: Mapping[str, str], logger: logging.Log
     import asyncio
 
     from autoip import log
-    from autoip.daemon import daemon
+    from autoip.daemon import daemon, executable
     from autoip.kernel import arp_socket, capabilities
 
     def options(name: str) -> Options:
@@ -255,7 +265,7 @@ def _serve(arguments: Arguments, environ: Mapping[str, str], logger: logging.Log
         return options_of(name, arguments, configuration)
 
     # With privileges that are given up now.
-    program = arp_socket.load_broadcast()
+    program = arp_socket.load_broadcast() if handed is None else handed.program
     state = [paths.state_directory(environ)] if arguments.keep_state else []
     directories = [paths.runtime_directory(environ), *state]
     capabilities.share_with_service(map(Path, directories))
@@ -263,7 +273,10 @@ def _serve(arguments: Arguments, environ: Mapping[str, str], logger: logging.Log
     if arguments.trace is not None:
         from autoip.daemon.trace import Trace
 
-        trace = Trace.open(arguments.trace, logger)
+        if handed is not None and handed.trace is not None:
+            trace = Trace(handed.trace, logger)
+        else:
+            trace = Trace.open(arguments.trace, logger)
     capabilities.limit(pass_on=arguments.script is not None)
     settings = daemon.Settings(
         interfaces=arguments.interfaces,
@@ -275,5 +288,7 @@ def _serve(arguments: Arguments, environ: Mapping[str, str], logger: logging.Log
         script_style=arguments.script_style,
         program=program,
         trace=trace,
+        handed=handed,
+        executable=executable.Executable(environ),
     )
     asyncio.run(daemon.run(settings, logger))

@@ -192,6 +192,29 @@ class _Waiting:
     until: float
 
 
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What an `Ipv4ll` hands over to the one that goes on for it, times included.
+
+    Attributes:
+        drawn: how many candidates were drawn from the random source.
+        candidate, acd: the current one, and the state of its `Acd`; None: there is no candidate.
+    """
+
+    idle: State
+    reported: tuple[State, IPv4Address | None]
+    conflicts: int = 0
+    drawn: int = 0
+    candidate: IPv4Address | None = None
+    acd: acd.State | None = None
+    waiting: _Waiting | None = None
+    next_candidate: IPv4Address | None = None
+    lost: tuple[IPv4Address, ...] = ()
+    not_before: float | None = None
+    removals: int = 0
+    held_since: float | None = None
+
+
 class Ipv4ll:
     """The link-local address of one interface with one hardware address.
 
@@ -220,6 +243,7 @@ class Ipv4ll:
     ) -> None:
         self.mac = mac
         self.conflicts = 0  # since the last successful claim
+        self._drawn = 0  # candidates, from `addresses`
         self._timing = timing
         self._addresses = addresses
         self._jitter = jitter
@@ -259,7 +283,7 @@ class Ipv4ll:
     @property
     def remembered(self) -> IPv4Address | None:
         """What the next start would try first."""
-        return self.candidate or self._next_candidate
+        return self._next_candidate or self.candidate
 
     @property
     def step(self) -> str:
@@ -392,6 +416,46 @@ class Ipv4ll:
         """The oldest event not yet taken."""
         return self._events.popleft() if self._events else None
 
+    # --- from one program to the next --------------------------------------------------------
+
+    def keep(self) -> Kept:
+        """Return what `resume` takes. All events must have been taken."""
+        return Kept(
+            idle=self._idle,
+            reported=self._reported,
+            conflicts=self.conflicts,
+            drawn=self._drawn,
+            candidate=self.candidate,
+            acd=self._acd.state if self._acd is not None else None,
+            waiting=self._waiting,
+            next_candidate=self._next_candidate,
+            lost=tuple(self._lost),
+            not_before=self._not_before,
+            removals=self._removals,
+            held_since=self._held_since,
+        )
+
+    def resume(self, kept: Kept, first: IPv4Address | None = None) -> None:
+        """Go on where another one was, with the arguments of this one.
+
+        Args:
+            kept: of the other one.
+            first: candidate of the next claim, if that is another one than the other had to try.
+        """
+        while self._drawn < kept.drawn:
+            self._draw_one()
+        if kept.candidate is not None and kept.acd is not None:
+            self._acd = self._new_acd(kept.candidate, 0.0, kept.acd)
+        self.conflicts = kept.conflicts
+        self._idle = kept.idle
+        self._reported = kept.reported
+        self._waiting = kept.waiting
+        self._next_candidate = first or kept.next_candidate
+        self._lost.extend(kept.lost)
+        self._not_before = kept.not_before
+        self._removals = kept.removals
+        self._held_since = kept.held_since
+
     # --- for the filter and the reflex -------------------------------------------------------
 
     @property
@@ -473,17 +537,23 @@ class Ipv4ll:
             candidate = self._draw()
         self._next_candidate = None
         self._waiting = None
-        self._acd = Acd(
-            candidate, self.mac, self._timing, self._jitter, now, self._defence, self._sibling
-        )
+        self._acd = self._new_acd(candidate, now)
+
+    def _new_acd(self, candidate: IPv4Address, now: float, state: acd.State | None = None) -> Acd:
+        parts = (self.mac, self._timing, self._jitter, now, self._defence, self._sibling)
+        return Acd(candidate, *parts, state)
 
     def _draw(self) -> IPv4Address:
-        candidate = draw_candidate(self._addresses)
+        candidate = self._draw_one()
         for _ in range(_DRAWS):
             if candidate not in self._lost and not self._avoid(candidate):
                 break
-            candidate = draw_candidate(self._addresses)
+            candidate = self._draw_one()
         return candidate
+
+    def _draw_one(self) -> IPv4Address:
+        self._drawn += 1
+        return draw_candidate(self._addresses)
 
     def _report(self, why: str, cause: Cause | None = None, *, asked: bool = False) -> None:
         """Say that the state or the candidate changed; the one maker of a `Transition`.

@@ -46,6 +46,11 @@ class AddressMemory:
         """Save the address. A slow disk does not hold up the negotiation."""
         self._writing = asyncio.get_running_loop().create_task(self._write(mac, address))
 
+    @property
+    def quiet(self) -> bool:
+        """Whether nothing is being written."""
+        return self._writing is None or self._writing.done()
+
     async def written(self) -> None:
         """Wait for what is being written."""
         if self._writing is not None:

@@ -12,6 +12,7 @@ from autoip.core import acd, ipv4ll
 from autoip.core.arp import format_mac
 from autoip.core.constants import ANNOUNCE_NUM, PROBE_NUM
 from autoip.core.ipv4ll import HELD
+from autoip.daemon.handover import KeptReport
 from autoip.kernel.model import Address
 from autoip.log import NOTICE
 
@@ -51,6 +52,24 @@ class Reporter:
         self._progress = progress
         self._clock = clock
         self._publish = publish
+
+    def keep(self) -> KeptReport:
+        """Return what `resume` takes."""
+        return KeptReport(
+            self.why,
+            self.trouble,
+            self.since,
+            self.conflicts,
+            self.defences,
+            self.last_conflict,
+            tuple(self.notes),
+        )
+
+    def resume(self, kept: KeptReport) -> None:
+        """Go on for another one."""
+        self.why, self.trouble, self.since = kept.why, kept.trouble, kept.since
+        self.conflicts, self.defences = kept.conflicts, kept.defences
+        self.last_conflict, self.notes = kept.last_conflict, [*kept.notes]
 
     def log(self, level: int, text: str, error: Exception | None = None) -> None:
         """A log line about the interface; with the traceback of an error that is a bug of ours."""

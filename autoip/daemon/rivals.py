@@ -55,7 +55,8 @@ class Rivals:
 
     def __init__(self, reporter: Reporter) -> None:
         self._reporter = reporter
-        self._reported: set[str | None] = set()
+        self.reported: set[str | None] = set()
+        """Labels of addresses."""
         self._task: asyncio.Task[None] | None = None
 
     def check(self, addresses: Callable[[], Iterable[Address]]) -> None:
@@ -65,15 +66,20 @@ class Rivals:
             addresses: returns those that the interface has now and that are not ours; called again
                 after each report.
         """
-        if self._task is not None or len(self._reported) >= LABELS_MAX:
+        if self._task is not None or len(self.reported) >= LABELS_MAX:
             return
         for address in addresses():
-            if is_rival(address) and address.label not in self._reported:
-                self._reported.add(address.label)
+            if is_rival(address) and address.label not in self.reported:
+                self.reported.add(address.label)
                 self._task = asyncio.get_running_loop().create_task(
                     self._report(address, addresses)
                 )
                 return
+
+    @property
+    def quiet(self) -> bool:
+        """Whether no report is under way."""
+        return self._task is None
 
     async def ended(self) -> None:
         """Wait for the report that is under way."""

@@ -21,9 +21,7 @@ the end: a call that takes too long is killed with all its children.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import os
 import signal
 import subprocess
 import sys
@@ -32,14 +30,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 
+from autoip.daemon.child import ended
 from autoip.errors import AutoipError
 
 TIMEOUT = 10.0
 """Seconds that a call may take."""
 QUEUE_MAX = 8
 """Calls of an interface that wait for the one that runs."""
-_KILL_TIME = 1.0
-"""Seconds that the kernel may take to end what was killed."""
 
 _ENVIRONMENT: Mapping[str, str] = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -129,6 +126,20 @@ class ScriptRunner:
             if problem is not None:
                 raise AutoipError(f"{self._interface}: script {self._style.init}: {problem}")
 
+    @property
+    def quiet(self) -> bool:
+        """Whether no call runs or waits."""
+        return self._worker is None
+
+    @property
+    def told(self) -> IPv4Address | None:
+        """The address of which the script knows."""
+        return self._told
+
+    def resume(self, told: IPv4Address | None) -> None:
+        """Go on for another one, in place of `init`; `told`: of that one."""
+        self._told = told
+
     def bound(self, address: IPv4Address) -> None:
         """The address is on the interface and announced."""
         if not self._stopped and self._told != address:
@@ -213,31 +224,10 @@ class ScriptRunner:
             )
         except OSError as error:
             return f"cannot be run: {error.strerror}"
-        ended = await self._ended(process)
+        in_time = await ended(process, self._timeout)
         status = process.poll()
-        if not ended:
+        if not in_time:
             return f"did not end within {self._timeout:g} s, and was killed"
         if status is not None and status < 0:
             return f"ended by signal {-status} ({signal.strsignal(-status)})"
         return f"exit status {status}" if status else None
-
-    async def _ended(self, process: subprocess.Popen[bytes]) -> bool:
-        """Wait for the end of the process; at the time-out, bring it about."""
-        loop = asyncio.get_running_loop()
-        end = asyncio.Event()
-        # A descriptor that is readable when the process has ended: no thread, no signal handler.
-        descriptor = os.pidfd_open(process.pid)
-        loop.add_reader(descriptor, end.set)
-        try:
-            await asyncio.wait_for(end.wait(), self._timeout)
-        except asyncio.TimeoutError:
-            # Not reaped yet, so the number is still that of this process and of its group.
-            os.killpg(process.pid, signal.SIGKILL)
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(end.wait(), _KILL_TIME)
-            return False
-        else:
-            return True
-        finally:
-            loop.remove_reader(descriptor)
-            os.close(descriptor)

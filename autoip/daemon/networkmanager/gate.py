@@ -128,6 +128,14 @@ def allows(standing: Standing) -> bool:
     return standing not in WAITS and standing is not Standing.CLOSED
 
 
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What a `Follower` hands over: NetworkManager's unique name; each interface, where it stands, and why."""
+
+    owner: str
+    standings: tuple[tuple[str, Standing, str], ...]
+
+
 @dataclass(slots=True)
 class _Gate:
     """Of one interface: where it stands, why, and until when."""
@@ -172,8 +180,13 @@ class Follower:
 
     # --- its life ----------------------------------------------------------------------------
 
-    def start(self, interfaces: Iterable[str]) -> None:
-        """Begin. Says for each interface, by name, whether an address may be held now."""
+    def start(self, interfaces: Iterable[str], kept: Kept | None = None) -> None:
+        """Begin. Says for each interface, by name, whether an address may be held now.
+
+        Args:
+            interfaces: their names.
+            kept: of the one that this goes on for: the same holds until NetworkManager says something else.
+        """
         self._gates = {name: _Gate() for name in interfaces}
         if not self._address and not os.path.exists(SYSTEM_BUS):
             self._all(Trigger.NOT_FOLLOWABLE, "there is no D-Bus system bus")
@@ -182,8 +195,23 @@ class Follower:
         elif find_spec("jeepney") is None:
             self._cannot_follow()
         else:
-            self._all(Trigger.APPEARED)  # until the bus tells otherwise
+            before = {} if kept is None else {name: (at, why) for name, at, why in kept.standings}
+            self._owner = "" if kept is None else kept.owner
+            for name in self._gates:
+                if name in before:
+                    self._enter(name, *before[name])
+                else:  # until the bus tells otherwise
+                    self._go(name, Trigger.APPEARED)
             self._task = asyncio.get_running_loop().create_task(self._run())
+
+    def keep(self) -> Kept:
+        """Return what `start` of the next one takes."""
+        standings = [
+            (name, gate.standing, gate.why)
+            for name, gate in self._gates.items()
+            if gate.standing is not None
+        ]
+        return Kept(self._owner, tuple(standings))
 
     async def stop(self) -> None:
         """End. Nothing is permitted or forbidden any more."""
@@ -277,9 +305,10 @@ class Follower:
 
     def _appeared(self, owner: str) -> None:
         """NetworkManager is there, or another one is."""
-        self._forget()
-        self._owner = owner
-        self._all(Trigger.APPEARED)
+        if owner != self._owner:
+            self._forget()
+            self._owner = owner
+            self._all(Trigger.APPEARED)
         for name in self._gates:
             self._look_up(name)
 
