@@ -160,8 +160,9 @@ class Daemon:
         self._know_own_macs()
         handed = self._handed
         self._names = names_of(self._settings.interfaces, links, handed)
-        begun = [name for name in self._names if name not in handed.names]
-        self._interfaces = self._open([*(kept.name for kept in handed.interfaces), *begun], links)
+        wanted = [*(kept.name for kept in handed.interfaces), *self._names]
+        begun = [name for name in dict.fromkeys(wanted) if name not in handed.stopped]
+        self._interfaces = self._open(begun, links)
         self._on_frames()  # those that waited during a reload came before all that follows
         if self._settings.script is not None:
             self._interfaces = await self._scripted(self._settings.script, self._interfaces)
@@ -172,7 +173,7 @@ class Daemon:
             self._follower.start(names, handed.networkmanager)
             self._on_event(Resync(tuple(links), tuple(addresses)))
             if self._settings.handed is not None:
-                await self._go_on(handed)
+                await self._go_on(self._handed)
             # An address may take for ever, without a cable, and whoever starts the service waits until it is ready.
             self._serving = True
             self._changed()
@@ -239,7 +240,11 @@ class Daemon:
     def _open_one(self, name: str, directory: Path, links: Sequence[Link]) -> Interface:
         options = self._settings.options(name)
         if (kept := self._handed.interface(name)) is not None:
-            return self._resume_one(kept, options)
+            try:
+                return self._resume_one(kept, options)
+            except Exception as error:
+                self._log.exception("%s: cannot go on, is probed again: %r", name, error)
+                self._handed = self._handed.without(kept)
         for link in links:
             if link.name == name and not link.speaks_arp:
                 raise NotArp(
@@ -300,8 +305,10 @@ class Daemon:
             server = self._servers.get(interface.name)
             kept.append(replace(interface.keep(), server=server.keep() if server else None))
         trace = self._settings.trace
+        served = [one.name for one in kept]
         return Handover(
             tuple(self._names),
+            tuple(name for name in self._names if name not in served),
             tuple(kept),
             self._settings.program,
             None if trace is None else trace.descriptor,

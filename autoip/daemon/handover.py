@@ -8,7 +8,9 @@ read is probed again.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address
 from typing import Any
@@ -127,7 +129,8 @@ class Handover:
     """The whole daemon.
 
     Attributes:
-        names: of the interfaces that were asked for, also of those that were stopped since.
+        names: of the interfaces that were asked for.
+        stopped: those of them that were stopped since.
         program: see `Settings`.
         trace: descriptor of its file.
         terminal: whether the process had a controlling terminal.
@@ -140,6 +143,7 @@ class Handover:
     """
 
     names: tuple[str, ...] = ()
+    stopped: tuple[str, ...] = ()
     interfaces: tuple[KeptInterface, ...] = ()
     program: int | str = "no program was handed over"
     trace: int | None = None
@@ -160,6 +164,13 @@ class Handover:
     def interface(self, name: str) -> KeptInterface | None:
         """The part of one interface."""
         return next((kept for kept in self.interfaces if kept.name == name), None)
+
+    def without(self, kept: KeptInterface) -> Handover:
+        """Return it without one part, whose descriptors are closed."""
+        for descriptor in kept.descriptors:
+            with suppress(OSError):
+                os.close(descriptor)
+        return replace(self, interfaces=tuple(one for one in self.interfaces if one is not kept))
 
     def emit(self) -> bytes:
         """Return it as JSON, together with a list of all descriptors."""

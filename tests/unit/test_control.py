@@ -66,7 +66,7 @@ class Daemon:
         self.clients = Clients()
         self.loop = asyncio.new_event_loop()
         self.server = Server(
-            self.path, Handler(self._status, self._refresh, self._stop), self.clients
+            self.path, Handler(self._status, self._refresh, self._reload, self._stop), self.clients
         )
         self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self._thread.start()

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from autoip.core.acd import Defence
 from autoip.core.arp import NO_ADDRESS, NO_HARDWARE, ArpPacket, Operation
 from autoip.core.constants import DEFEND_INTERVAL, PROBE_NUM, Timing, is_candidate
 from autoip.core.ipv4ll import State
@@ -249,3 +250,58 @@ def test_ten_thousand_hosts(seed: int) -> None:
     # With 65,023 addresses, chance alone makes hundreds of hosts want a taken one.
     moved = [host for host in link.hosts if len({a for a, _, _ in host.held}) > 1]
     assert not moved, "nobody may lose an address that it had claimed on a sound link"
+
+
+@settings(max_examples=80)
+@given(
+    seed=st.integers(0, 2**32),
+    hosts=st.integers(2, 5),
+    loss=st.floats(0, 0.3),
+    reflex=st.booleans(),
+    defence=st.sampled_from(Defence),
+    cuts=st.lists(st.floats(0.01, 20), max_size=4),
+    reloads=st.lists(st.tuples(st.floats(0, 60), st.integers(0, 4)), min_size=1, max_size=30),
+)
+def test_a_reload_changes_nothing(
+    seed: int,
+    hosts: int,
+    loss: float,
+    reflex: bool,
+    defence: Defence,
+    cuts: list[float],
+    reloads: list[tuple[float, int]],
+) -> None:
+    """Whenever hosts hand over, and however often: the same frames, events and states at the same times."""
+
+    def run(moments: list[tuple[float, int]]) -> tuple[VirtualLink, int]:
+        link = VirtualLink(seed, loss=loss)
+        done = 0
+        made = [
+            link.add(number, first=A, timing=Timing.from_delay(200), reflex=reflex, defence=defence)
+            for number in range(1, hosts + 1)
+        ]
+        for number, host in enumerate(made):
+            host.side = number % 2
+            link.call_at(link.now + number * 0.3, host.link_up)
+        at = link.now
+        for length in cuts:  # the link is cut and joined, so that two hosts get one address
+            link.call_at(at, lambda: setattr(link, "cut", not link.cut))
+            at += length
+        for second in range(60):
+            link.call_at(100.0 + second + 0.123, partial(talk, link))
+        end = link.now + 60
+        for moment, number in sorted(moments):
+            link.run(100.0 + moment - link.now)
+            if number < hosts:
+                made[number].reload()
+                done += 1
+        link.run(end - link.now)
+        return link, done
+
+    without, _ = run([])
+    link, _ = run(reloads)
+    assert [(s.at, s.host.mac, s.packet) for s in link.wire] == [
+        (s.at, s.host.mac, s.packet) for s in without.wire
+    ]
+    for host, same in zip(link.hosts, without.hosts, strict=True):
+        assert (host.events, host.held, host.state()) == (same.events, same.held, same.state())
