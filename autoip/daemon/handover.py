@@ -92,7 +92,7 @@ class KeptInterface:
         routes: index and source of the routes that there are, in the order of `OwnedRoutes`.
         leftover: see `AddressMemory`.
         others_on: see `StrandedRoutes`.
-        told: the address of which the script knows.
+        reported: the address that the script knows.
         rivals: labels of the addresses that betrayed one.
         server: None: there is no control socket.
     """
@@ -108,7 +108,7 @@ class KeptInterface:
     routes: tuple[tuple[int, IPv4Address] | None, ...] = ()
     leftover: IPv4Address | None = None
     others_on: int | None = None
-    told: IPv4Address | None = None
+    reported: IPv4Address | None = None
     rivals: tuple[str | None, ...] = ()
     server: KeptServer | None = None
 

@@ -16,7 +16,6 @@ def test_reload(port: Port, make_autoip: MakeDaemon) -> None:
     daemon = make_autoip(port, "--delay", "50")
     address = bind(port, daemon)
     pid = daemon.pid
-    since = port.sniffer.mark()
     daemon.signal(signal.SIGHUP)
     daemon.wait_line("reloaded")
     assert daemon.pid == pid and daemon.running

@@ -161,10 +161,9 @@ class World:
             pause: seconds from the exec to the new program.
             options: of all interfaces, if they are others.
         """
-        self.executable.handed = None
         signal.raise_signal(signal.SIGHUP)
         await self.until(lambda: self.executable.handed)
-        handed = self.executable.handed
+        handed, self.executable.handed = self.executable.handed, None
         assert handed is not None and self._task is not None
         self._abandon()
         self._task.cancel()
@@ -183,7 +182,7 @@ class World:
         self.kernel.network.limits.clear()
         self.daemon = Daemon(self.settings, self._log, self.kernel.parts)
         self._task = asyncio.get_running_loop().create_task(self.daemon.run())
-        await self.until(lambda: self.said("reloaded: version"))
+        await self.until(lambda: self.logged("reloaded: version"))
         self.lines.clear()
 
     def _abandon(self) -> None:
@@ -200,7 +199,7 @@ class World:
                     os.close(descriptor)
         self.daemon._interfaces.clear()
 
-    # What a test asks.
+    # Questions of a test.
 
     @property
     def now(self) -> float:
@@ -218,12 +217,12 @@ class World:
         text = self.report(name)["address"]
         return None if text is None else IPv4Address(text)
 
-    def said(self, text: str) -> list[str]:
-        """The log lines that have the text."""
+    def logged(self, text: str) -> list[str]:
+        """Return the log lines with the text."""
         return [line for line in self.lines if text in line]
 
     def asked(self, *requests: str) -> list[tuple[Any, ...]]:
-        """The requests of these names that the kernel got, in order."""
+        """Return the requests of these names that the kernel got, in order."""
         return [asked for asked in self.network.asked if asked[0] in requests]
 
     # What a test does.
@@ -249,7 +248,7 @@ class World:
         return address
 
     def claims(self, address: IPv4Address, sha: bytes = STRANGER) -> int:
-        """Another host says that it has the address. Return how many sockets let that through."""
+        """Announce the address as another host. Return how many sockets let that through."""
         return self.kernel.listener.deliver(arp.announcement(sha, address))
 
     def probes(self, address: IPv4Address) -> int:
@@ -259,7 +258,7 @@ class World:
         return self.kernel.listener.deliver(packet)
 
     async def asks(self, request: str, name: str = "eth0") -> dict[str, Any]:
-        """A request on the interface's control socket; its answer."""
+        """Send a request on the interface's control socket; return the answer."""
         (path,) = (self.directory / "run").glob(f"*-{name}.sock")
         reader, writer = await asyncio.open_unix_connection(str(path))
         writer.write((json.dumps({"version": 1, "request": request}) + "\n").encode())
@@ -278,9 +277,12 @@ def play(scenario: Callable[[], Awaitable[None]]) -> None:
     virtual_time.run(bounded())
 
 
+played = virtual_time.played_by(play)
+
+
 @contextlib.contextmanager
 def no_network_manager(directory: Path) -> Any:
-    """The machine's own D-Bus is none of the test's business."""
+    """Keep the machine's own D-Bus out of the test."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gate, "SYSTEM_BUS", str(directory / "no-bus"))
         yield

@@ -79,6 +79,11 @@ class Daemon:
     def _refresh(self) -> None:
         self.did.append("refresh")
 
+    async def _reload(self) -> str:
+        await asyncio.sleep(0)
+        self.did.append("reload")
+        return "no reload here"
+
     async def _stop(self) -> None:
         await asyncio.sleep(0)
         self.did.append("stop")
