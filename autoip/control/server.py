@@ -232,6 +232,7 @@ class Server:
         if self._listener is not None:
             asyncio.get_running_loop().remove_reader(self._listener)
             self._listener.close()
+            self._listener = None
             with contextlib.suppress(OSError), self._as_owner(self.path.parent):
                 self.path.unlink()
 

@@ -249,7 +249,7 @@ def test_garbage(line: bytes, daemon: Daemon, stack: ExitStack) -> None:
     sock.sendall(line + b"\n")
     answer = json.loads(everything(sock))
     assert answer["ok"] is False
-    assert answer["error"] == "not a request: status, watch, refresh or stop"
+    assert answer["error"] == "not a request: status, watch, refresh, reload or stop"
     served(daemon)
     assert daemon.did == ["status"]
 
