@@ -185,6 +185,7 @@ def serve(arguments: Arguments, environ: Mapping[str, str]) -> None:
     from autoip import log
     from autoip.daemon import executable
 
+    _reserve_standard_streams()
     handed = executable.inherited(os.environ)
     if arguments.hook and handed is None:
         _close_inherited()
@@ -214,6 +215,14 @@ def _nothing_to_serve(why: str, environ: Mapping[str, str], logger: logging.Logg
     logger.info("%s", why)
     # A service that ends before it was ready has failed for the service manager, which starts it again.
     Notifier(environ).ready()
+
+
+def _reserve_standard_streams() -> None:
+    """Keep the numbers of closed standard streams from other files: the program of a reload would write there."""
+    with suppress(OSError):
+        while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+            pass  # closed at the exec
+        os.close(descriptor)
 
 
 def _close_inherited() -> None:
