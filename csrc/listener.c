@@ -95,8 +95,8 @@ struct autoip_listener {
 
     pthread_t thread;
     bool running; /* there is a thread */
-    int stop;    /* eventfd: the thread ends */
-    int waiting; /* eventfd: events are in the queue */
+    int stop;     /* eventfd: the thread ends */
+    int waiting;  /* eventfd: events are in the queue */
 
     /* Taken alone, or after `lock`. */
     pthread_mutex_t queue_lock;
