@@ -57,9 +57,10 @@ class Executable:
                 )
             except OSError as error:
                 return f"{self._start[0]}: {error.strerror}"
-            if not await ended(process, CHECK_TIME):
+            in_time = await ended(process, CHECK_TIME)
+            status = process.poll()
+            if not in_time:
                 return f"the new program did not start within {CHECK_TIME:g} s"
-            status = process.wait()
             lines = os.pread(output, _SIZE_MAX, 0).decode(errors="replace").split("\n")[:-1]
         if status == 0 and lines[-1:] == [READABLE]:
             return None

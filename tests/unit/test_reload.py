@@ -43,6 +43,41 @@ async def test_nothing_happens(tmp_path: Path) -> None:
         await world.until(lambda: world.report()["candidate"] != str(A))
 
 
+def parts(world: World) -> Any:
+    """All that is handed over, but for descriptors, as JSON has it."""
+    message = json.loads(world.daemon.keep().emit())
+    message["descriptors"] = message["handover"]["terminal"] = None
+    for interface in message["handover"]["interfaces"]:
+        interface["lock"] = interface["server"] = interface["negotiator"]["descriptor"] = None
+    return message
+
+
+@played
+async def test_nothing_is_forgotten(tmp_path: Path) -> None:
+    """What the next one would hand over is the same: with routes, notes, a lease, and the rate limit."""
+    options: dict[str, Any] = {
+        "policy": Kind.FALLBACK,
+        "default_route": True,
+        "first": A,
+        "after": 0.0,
+    }
+    async with World(tmp_path, "eth0", "eth1", **options) as world:
+        for _ in range(10):
+            await world.until_state("probing", "eth1")
+            world.claims(IPv4Address(world.report("eth1")["candidate"]))
+            await asyncio.sleep(0.01)
+        await world.until_bound("eth0")
+        world.network.limit("no such thing")
+        world.network.put(2, "192.0.2.7")
+        world.network.put(2, "169.254.9.9", 16, label="eth0:avahi")
+        await world.until(lambda: world.report()["notes"] and world.network.demoted)
+        before = parts(world)
+        await world.reload(**options)
+        assert parts(world) == before
+        assert before["handover"]["interfaces"][0]["routes"][:2] != [None, None]
+        assert world.network.demoted == {2: world.address("eth0")}
+
+
 @pytest.mark.parametrize("since", [5.0, 9.85, 10.05, 20.0])
 @played
 async def test_conflict_meanwhile(tmp_path: Path, since: float) -> None:
