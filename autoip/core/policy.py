@@ -86,6 +86,7 @@ class Kept:
     routable: IPv4Address | None
     link: bool
     closed: tuple[tuple[Gate, str], ...]
+    used: IPv4Address | None = None
 
 
 class Policy:
@@ -164,16 +165,17 @@ class Policy:
     def keep(self) -> Kept:
         """Return what `resume` takes."""
         closed = tuple(self._closed.items())
-        return Kept(self.kind, self.state, self.routable, self._link, closed)
+        return Kept(self.kind, self.state, self.routable, self._link, closed, self.used)
 
     def resume(self, kept: Kept, now: float) -> None:
         """Go on where another one was; with another kind decide anew, by what that one knew."""
         self._closed = dict(kept.closed)
         if self.kind is kept.kind:
             self.state, self.routable, self._link = kept.state, kept.routable, kept.link
+            self.used = kept.used
         else:
             self.link(kept.link, now)
-            self.addressed(kept.routable, now, held=False)
+            self.addressed(kept.routable, now)
 
     # --- time --------------------------------------------------------------------------------
 

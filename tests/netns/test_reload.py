@@ -244,3 +244,17 @@ def test_signal_meanwhile(port: Port, make_autoip: MakeDaemon, number: signal.Si
     else:
         wait_until(lambda: daemon.output.count("reloaded: version") == 2, "the second reload")
         assert daemon.addresses() == [A]
+
+
+def test_script(port: Port, make_autoip: MakeDaemon) -> None:
+    """No call is lost or made twice; a reload waits for the one that runs."""
+    daemon = make_autoip(port, *FAST, "--script-style", "zcip")
+    script, calls = daemon.folder / "script", daemon.folder / "calls"
+    script.write_text(f'#!/bin/sh\nsleep 0.5\necho "$1 $ip" >>{calls}\n')
+    script.chmod(0o755)
+    bind(port, daemon, "--script", str(script))
+    for _ in range(3):
+        reload(daemon)
+        assert calls.read_text() == f"init \nconfig {A}\n"
+    assert daemon.stop() == 0
+    assert calls.read_text() == f"init \nconfig {A}\ndeconfig {A}\n"

@@ -287,19 +287,6 @@ async def test_clients_go_on(tmp_path: Path) -> None:
         slow[1].close()
 
 
-@played
-async def test_script_is_told_once(tmp_path: Path) -> None:
-    script, said = tmp_path / "script", tmp_path / "said"
-    script.write_text(f'#!/bin/sh\necho "$1 $ip" >>{said}\n')
-    script.chmod(0o755)
-    async with World(tmp_path, script=str(script), first=A) as world:
-        await world.until_bound()
-        await world.until(lambda: said.exists() and "config" in said.read_text(), 1e6)
-        for _ in range(3):
-            await world.reload()
-    assert said.read_text().splitlines() == ["init ", f"config {A}", f"deconfig {A}"]
-
-
 Change = Callable[[dict[str, Any]], object]
 
 
