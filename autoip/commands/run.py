@@ -7,13 +7,14 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autoip import config, journal, paths
 from autoip.commands.arguments import COMMANDS, texts
-from autoip.config import Config
+from autoip.config import Config, Section
 from autoip.core.policy import Kind
 from autoip.errors import AlreadyRunning, AutoipError, NotArp, UsageError
 from autoip.kernel import interface_names
@@ -246,17 +247,43 @@ def _import_asyncio() -> None:
             del sys.modules["ssl"]
 
 
+def _configuration(arguments: Arguments, handed: Handover | None, logger: logging.Logger) -> Config:
+    """Return what the configuration says; after a reload, if it is wrong since the trial, what was in force.
+
+    Raises:
+        UsageError: a line of it is wrong.
+        NoPermission: it cannot be read.
+    """
+    try:
+        return configured(arguments)
+    except AutoipError as error:
+        if handed is None:
+            raise
+        logger.warning("%s; the options of before stay in force", error)
+    return Config(
+        [
+            Section(
+                escape(kept.name),
+                {field.name: getattr(kept.options, field.name) for field in fields(Options)},
+                {},
+                None,
+            )
+            for kept in handed.interfaces
+        ]
+    )
+
+
 def _serve(
     arguments: Arguments,
     environ: Mapping[str, str],
     logger: logging.Logger,
     handed: Handover | None,
 ) -> None:
-    configuration = configured(arguments)
+    configuration = _configuration(arguments, handed, logger)
     check_policy(
         [interface_names.proper(name) for name in arguments.interfaces], arguments, configuration
     )
-    if arguments.hook and not configuration.hooks(arguments.interfaces[0]):
+    if arguments.hook and handed is None and not configuration.hooks(arguments.interfaces[0]):
         text = f"{arguments.interfaces[0]}: not for hooks to start, by the configuration"
         _nothing_to_serve(text, environ, logger)
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import Callable
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -11,10 +12,12 @@ from typing import Any
 
 import pytest
 
+from autoip.commands import run
 from autoip.core.acd import Defence
 from autoip.core.constants import DEFEND_INTERVAL
 from autoip.core.policy import Kind
 from autoip.daemon import handover
+from autoip.errors import UsageError
 from tests.unit.fake_kernel import link_of, mac_of
 from tests.unit.fake_world import A, B, World, played
 
@@ -355,3 +358,20 @@ def test_garbage() -> None:
     for data in (b"", b"\0", b"[]", b"{}", b'{"descriptors": ["a"]}', b"[" * 100_000):
         found, _ = handover.parse(data)
         assert found.interfaces == () and len(found.unread) == 1
+
+
+def test_a_configuration_that_became_wrong_after_the_trial(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What was in force stays so; the command line goes before, as ever."""
+    file = tmp_path / "autoip.conf"
+    file.write_text("[*]\npolicy = sometimes\n")
+    handed, _ = handover.parse(RECORDED.read_bytes())
+    log = logging.getLogger("test")
+    arguments = run.parse(["run", "eth0", "--config", str(file), "--abandon"])
+    found = run._configuration(arguments, handed, log)
+    assert f"{file}:2: policy" in caplog.text
+    options = run.options_of("eth0", arguments, found)
+    assert (options.delay, options.first, options.defence) == (200, A, Defence.ABANDON)
+    with pytest.raises(UsageError):
+        run._configuration(arguments, None, log)
