@@ -100,9 +100,20 @@ def inherited(environ: MutableMapping[str, str]) -> Handover | None:
         return Handover(unread=(f"nothing was handed over: {error}",))
     found, unread = handover.parse(data)
     _keep_to_us(found.descriptors)
-    for descriptor in unread:
+    # Without a list of descriptors all go: a lock among them would keep this program away.
+    for descriptor in unread if found.names else _inheritable():
         with contextlib.suppress(OSError):
             os.close(descriptor)
+    return found
+
+
+def _inheritable() -> list[int]:
+    numbers = [int(name) for name in os.listdir("/proc/self/fd")]
+    found = []
+    for number in numbers:
+        with contextlib.suppress(OSError):  # of the list itself
+            if number > 2 and os.get_inheritable(number):
+                found.append(number)
     return found
 
 

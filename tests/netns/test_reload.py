@@ -160,15 +160,42 @@ def test_broken_configuration(port: Port, make_autoip: MakeDaemon, tmp_path: Pat
     assert port.sniffer.probes(A, since) == []
 
 
-def test_new_version(port: Port, stack: contextlib.ExitStack, tmp_path: Path) -> None:
-    """The program from the file, as it is then; one that does not start, or is too old, is refused."""
-    copy = tmp_path / "autoip"
-    shutil.copytree(REPOSITORY / "autoip", copy, ignore=shutil.ignore_patterns("__pycache__"))
-    tmp_path.chmod(0o755)
-    environ = {"PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
-    start = ["sh", "-c", f'cd {tmp_path} && exec "$@"', "sh"]
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """A copy of the program's folder, that a test may change."""
+    made = tmp_path / "autoip"
+    shutil.copytree(REPOSITORY / "autoip", made, ignore=shutil.ignore_patterns("__pycache__"))
+    return made
+
+
+@pytest.fixture
+def copied(port: Port, stack: contextlib.ExitStack, copy: Path) -> Daemon:
+    """The program of that folder; not started."""
+    start = ["sh", "-c", f'cd {copy.parent} && exec "$@"', "sh"]
     command = [*start, sys.executable, "-m", "autoip", "run", port.name]
-    daemon = stack.enter_context(Daemon(port.host, port.name, command, env=environ))
+    environ = {"PYTHONDONTWRITEBYTECODE": "1"}
+    return stack.enter_context(Daemon(port.host, port.name, command, env=environ))
+
+
+def test_nothing_can_be_read(port: Port, copy: Path, copied: Daemon) -> None:
+    """As after a crash: the record in the lock file has the address, which is taken off and probed first."""
+    file = copy / "daemon" / "handover.py"
+    file.write_text(file.read_text().replace("return json.dumps(", "return b'?' or json.dumps("))
+    bind(port, copied, *FAST)
+    pid, since = copied.pid, port.sniffer.mark()
+    copied.signal(signal.SIGHUP)
+    copied.wait_line("what was handed over cannot be read")
+    port.sniffer.wait_announcement(A, PATIENCE, since=since)
+    assert len(port.sniffer.probes(A, since)) == 3
+    assert copied.pid == pid and copied.running
+    assert f"takes over {A} from an instance that died" in copied.output
+    assert copied.stop() == 0
+    assert copied.addresses() == []
+
+
+def test_new_version(port: Port, copy: Path, copied: Daemon) -> None:
+    """The program from the file, as it is then; one that does not start, or is too old, is refused."""
+    daemon = copied
     bind(port, daemon, *FAST)
     since, version = port.sniffer.mark(), copy / "__init__.py"
     right = version.read_text()

@@ -116,17 +116,38 @@ def test_inherited(tmp_path: Path) -> None:
     trace, lost = (os.open(tmp_path / name, os.O_RDWR | os.O_CREAT) for name in ("one", "two"))
     given = Handover(names=("eth0",), trace=trace, program="none")
     data = given.emit().replace(b'"descriptors": [', f'"descriptors": [{lost}, '.encode())
-    for content, found in ((data, given), (b"garbage", Handover())):
-        os.set_inheritable(trace, True)
-        memory = os.memfd_create("test")
-        os.write(memory, content)
-        environ = {VARIABLE: str(memory)}
-        assert inherited(environ) == found
-        assert environ == {} and inherited(environ) is None
-        with pytest.raises(OSError, match="Bad file descriptor"):
-            os.fstat(memory)
+    os.set_inheritable(trace, True)
+    memory = os.memfd_create("test")
+    os.write(memory, data)
+    environ = {VARIABLE: str(memory)}
+    assert inherited(environ) == given
+    assert environ == {} and inherited(environ) is None
+    assert not os.get_inheritable(trace)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(memory)
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(lost)
     os.close(trace)
-    nothing = inherited({VARIABLE: "x"})
-    assert nothing is not None and nothing.unread
+
+
+@pytest.mark.parametrize("content", [b"garbage", b'{"descriptors": [], "format": 99}'])
+def test_nothing_to_read(content: bytes) -> None:
+    """All that was inherited is closed, but for the standard streams: a lock may be among it."""
+    memory, lock = os.memfd_create("test"), os.memfd_create("lock")
+    os.write(memory, content)
+    code = (
+        "import os; from autoip.daemon import executable;"
+        " found = executable.inherited(os.environ);"
+        f" print(len(found.unread), os.path.exists('/proc/self/fd/{lock}'))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, VARIABLE: str(memory)},
+        pass_fds=[memory, lock],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout == "1 False\n"
+    os.close(memory)
+    os.close(lock)
