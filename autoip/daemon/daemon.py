@@ -263,7 +263,11 @@ class Daemon:
         lock, held = kept.lock, kept.owned.owned
         lock_file = LockFile.resume(kept.name, lock.directory, lock.file, held, lock.warning)
         interface = Interface(self._reporter(kept.name), options, lock_file, self._shared)
-        interface.resume(kept)
+        try:
+            interface.resume(kept)
+        except BaseException:
+            interface.release()
+            raise
         return interface
 
     async def _go_on(self, handed: Handover) -> None:

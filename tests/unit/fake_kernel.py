@@ -169,6 +169,8 @@ class FakeListener(_Readable):
         """The error number with which the next `open` fails."""
         self.lost = 0
         """Conflicts for which the queue had no room."""
+        self.refuse_take_over = False
+        """Whether the next `take_over` fails."""
         self.handed = False
         """Between an exec and the program that takes the sockets over."""
         self.refuse_send = 0
@@ -231,6 +233,10 @@ class FakeListener(_Readable):
     def take_over(
         self, fd: int, mac: bytes, phase: Phase, address: IPv4Address | None, armed: bytes | None
     ) -> FakeSocket:
+        self.handed = False
+        if self.refuse_take_over:
+            self.refuse_take_over = False
+            raise OSError(errno.EBADF, "bad file descriptor")
         before = self.opened[fd - _NUMBERS - 1]
         assert (before.mac, before.phase, before.address) == (mac, phase, address)
         before.closed = True
@@ -240,7 +246,6 @@ class FakeListener(_Readable):
         sock.waiting = before.waiting
         self.opened.append(sock)
         self._waiting += sock.read()
-        self.handed = False
         return sock
 
     def of(self, mac: bytes) -> list[ArpPacket]:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Callable
+from functools import partial
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
@@ -319,6 +320,18 @@ async def test_what_cannot_be_read_is_probed_again(tmp_path: Path, change: Chang
         await world.reload(change=damage)
         assert await world.until_bound() == A
         assert sum(p.is_probe for _, _, p in world.kernel.listener.sent[since:]) == 3
+
+
+@played
+async def test_a_socket_that_cannot_be_taken_over(tmp_path: Path) -> None:
+    """Then the interface, and no other, is served as after a crash, with the address that it had."""
+    async with World(tmp_path, "eth0", "eth1") as world:
+        one, two = await world.until_bound("eth0"), await world.until_bound("eth1")
+        refuse = partial(setattr, world.kernel.listener, "refuse_take_over", True)
+        await world.reload(meanwhile=refuse)
+        assert (world.report("eth1")["state"], world.address("eth1")) == ("bound", two)
+        await world.until_state("probing", "eth0")
+        assert await world.until_bound("eth0") == one
 
 
 @played
