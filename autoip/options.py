@@ -52,7 +52,7 @@ class Options:
     """The user's choices for an interface.
 
     Attributes:
-        first: first candidates, in order; none: the last address of the interface, else one drawn for its MAC.
+        ip: first candidates, in order; none: the last address of the interface, else one drawn for its MAC.
         network: from which all candidates come, less what RFC 3927 section 2.1 reserves.
         excluded: networks whose addresses are never candidates.
         defence: what to do about a conflict in use.
@@ -64,7 +64,7 @@ class Options:
         default_route: whether all destinations are on the link while there is no default route.
     """
 
-    first: First = ()
+    ip: First = ()
     network: IPv4Network = LINK_LOCAL_NETWORK
     excluded: tuple[IPv4Network, ...] = EXCLUDED
     defence: Defence = Defence.ONCE
@@ -89,7 +89,7 @@ class Options:
         pool = self.pool
         if pool.empty:
             raise UsageError(f"range {self.network}: exclude leaves no address of it")
-        for address in self.first:
+        for address in self.ip:
             if address == MAC or pool.allows(address):
                 continue
             if (network := pool.excluding(address)) is not None:
@@ -174,7 +174,7 @@ _ROWS = (
         "Several are tried in order: `ip = 169.254.20.20, mac`. `mac` is the address whose last two octets are those of"
         " the hardware address, each clamped to the range: as LXI instruments do. Addresses only with one interface."
         " The default is the address that the interface had last, else one drawn from its hardware address.",
-        read=_candidate, into="first", configured=True, word="ip", repeat="list",
+        read=_candidate, configured=True, word="ip", repeat="list",
     ),
     Option(
         "range", "NETWORK",

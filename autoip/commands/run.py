@@ -7,13 +7,14 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autoip import config, journal, paths
 from autoip.commands.arguments import COMMANDS, texts
-from autoip.config import Config
+from autoip.config import SERVE, Config, Section
 from autoip.core.policy import Kind
 from autoip.errors import AlreadyRunning, AutoipError, NotArp, UsageError
 from autoip.kernel import interface_names
@@ -23,10 +24,13 @@ from autoip.options import CONFIGURED, MAC, RUN, WORDS, Options
 if TYPE_CHECKING:
     from autoip.daemon.served import Selection
 
+if TYPE_CHECKING:
+    from autoip.daemon.handover import Handover
+
 _DESCRIPTION = """\
 Give network interfaces an IPv4 link-local address (169.254.0.0/16) by the rules of RFC 3927,
-and keep it right until stopped by SIGTERM or SIGINT, or the end of the terminal. SIGHUP probes
-the address again."""
+and keep it right until stopped by SIGTERM or SIGINT, or the end of the terminal. SIGHUP reads
+the configuration again, and goes on as the program that is there then."""
 
 _EPILOG = """\
 commands ('autoip help COMMAND' shows more):
@@ -115,7 +119,7 @@ def parse(arguments: Sequence[str]) -> Arguments:
             "--default-route is for a link-local address; with route-only there is none"
         )
     several = len(named) > 1 or result.configured or any(map(is_pattern, named))
-    if several and any(address != MAC for address in choices.get("first", ())):
+    if several and any(address != MAC for address in choices.get("ip", ())):
         raise UsageError("--ip is for one interface; with several, start one autoip for each")
     if result.hook and (len(named) != 1 or is_pattern(named[0])):
         raise UsageError("--hook is for one interface, which has to be named")
@@ -210,8 +214,11 @@ def serve(arguments: Arguments, environ: Mapping[str, str]) -> None:
         AutoipError: nothing can be served.
     """
     from autoip import log
+    from autoip.daemon import executable
 
-    if arguments.hook:
+    _reserve_standard_streams()
+    handed = executable.inherited(os.environ)
+    if arguments.hook and handed is None:
         _close_inherited()
     # Nobody reads the standard error of a hook, unless the service manager keeps it.
     unread = arguments.hook and not journal.is_stream(environ, sys.stderr.fileno())
@@ -219,7 +226,7 @@ def serve(arguments: Arguments, environ: Mapping[str, str]) -> None:
         debug=arguments.debug, to_syslog=arguments.to_syslog or unread, environ=environ
     )
     try:
-        _serve(arguments, environ, logger)
+        _serve(arguments, environ, logger, handed)
     except AutoipError as error:
         if arguments.hook and isinstance(error, NotArp):
             # DHCP clients and network managers call their hooks for tunnels as well.
@@ -239,6 +246,14 @@ def _nothing_to_serve(why: str, environ: Mapping[str, str], logger: logging.Logg
     logger.info("%s", why)
     # A service that ends before it was ready has failed for the service manager, which starts it again.
     Notifier(environ).ready()
+
+
+def _reserve_standard_streams() -> None:
+    """Keep the numbers of closed standard streams from other files: the program of a reload would write there."""
+    with suppress(OSError):
+        while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+            pass  # closed at the exec
+        os.close(descriptor)
 
 
 def _close_inherited() -> None:
@@ -262,14 +277,45 @@ def _import_asyncio() -> None:
             del sys.modules["ssl"]
 
 
-def _serve(arguments: Arguments, environ: Mapping[str, str], logger: logging.Logger) -> None:
-    configuration = configured(arguments)
+def _configuration(arguments: Arguments, handed: Handover | None, logger: logging.Logger) -> Config:
+    """Return what the configuration says; after a reload, if it is wrong since the trial, what was in force.
+
+    Raises:
+        UsageError: a line of it is wrong.
+        NoPermission: it cannot be read.
+    """
+    try:
+        return configured(arguments)
+    except AutoipError as error:
+        if handed is None:
+            raise
+        logger.warning("%s; the options of before stay in force", error)
+    return Config(
+        [
+            Section(
+                escape(kept.name),
+                {field.name: getattr(kept.options, field.name) for field in fields(Options)},
+                {},
+                {SERVE.name: True} if arguments.configured else {},
+            )
+            for kept in handed.interfaces
+        ]
+    )
+
+
+def _serve(
+    arguments: Arguments,
+    environ: Mapping[str, str],
+    logger: logging.Logger,
+    handed: Handover | None,
+) -> None:
+    configuration = _configuration(arguments, handed, logger)
     check_policy(
         [interface_names.proper(name) for name in arguments.interfaces if not is_pattern(name)],
         arguments,
         configuration,
     )
-    if arguments.hook and not configuration.hooks(arguments.interfaces[0]):
+    if arguments.hook and handed is None and not configuration.hooks(arguments.interfaces[0]):
         text = f"{arguments.interfaces[0]}: not for hooks to start, by the configuration"
         _nothing_to_serve(text, environ, logger)
         return
@@ -279,7 +325,7 @@ def _serve(arguments: Arguments, environ: Mapping[str, str], logger: logging.Log
     import asyncio
 
     from autoip import log
-    from autoip.daemon import daemon
+    from autoip.daemon import daemon, executable
     from autoip.kernel import arp_socket, capabilities
 
     def options(name: str) -> Options:
@@ -288,7 +334,7 @@ def _serve(arguments: Arguments, environ: Mapping[str, str], logger: logging.Log
         return options_of(name, arguments, configuration)
 
     # This needs privileges that `limit` gives up.
-    program = arp_socket.load_broadcast()
+    program = arp_socket.load_broadcast() if handed is None else handed.program
     state = [paths.state_directory(environ)] if arguments.keep_state else []
     directories = [paths.runtime_directory(environ), *state]
     capabilities.share_with_service(map(Path, directories))
@@ -296,7 +342,10 @@ def _serve(arguments: Arguments, environ: Mapping[str, str], logger: logging.Log
     if arguments.trace is not None:
         from autoip.daemon.trace import Trace
 
-        trace = Trace.open(arguments.trace, logger)
+        if handed is not None and handed.trace is not None:
+            trace = Trace(handed.trace, logger)
+        else:
+            trace = Trace.open(arguments.trace, logger)
     capabilities.limit(pass_on=arguments.script is not None)
     settings = daemon.Settings(
         interfaces=arguments.interfaces,
@@ -309,5 +358,7 @@ def _serve(arguments: Arguments, environ: Mapping[str, str], logger: logging.Log
         program=program,
         trace=trace,
         selection=selection(arguments, configuration),
+        handed=handed,
+        executable=executable.Executable(environ),
     )
     asyncio.run(daemon.run(settings, logger))

@@ -91,6 +91,16 @@ ALL = Pool()
 """What may be claimed unless the user chooses otherwise."""
 
 
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What `Candidates` hand over; `drawn`: how many were drawn from the random source."""
+
+    preferred: IPv4Address | None = None
+    listed: tuple[IPv4Address, ...] = ()
+    lost: tuple[IPv4Address, ...] = ()
+    drawn: int = 0
+
+
 class Candidates:
     """The candidates of one interface.
 
@@ -108,13 +118,20 @@ class Candidates:
         listed: Sequence[IPv4Address],
         pool: Pool,
     ) -> None:
-        self.preferred = next(iter(listed), None)
+        self.preferred: IPv4Address | None
         """The next candidate, if it is allowed; None: the next of the list, or a random one."""
-        self._listed = deque(listed[1:])
+        self._listed: deque[IPv4Address]
+        self.begin(listed)
         self._addresses = addresses
         self._avoid = avoid
         self._pool = pool
         self._lost: deque[IPv4Address] = deque(maxlen=MAX_CONFLICTS)
+        self._drawn = 0
+
+    def begin(self, listed: Sequence[IPv4Address]) -> None:
+        """Take these first, in order."""
+        self.preferred = next(iter(listed), None)
+        self._listed = deque(listed[1:])
 
     def take(self) -> IPv4Address:
         """Return the next candidate: the preferred one, once, else the next of the list, else a random one."""
@@ -123,10 +140,26 @@ class Candidates:
             if self._pool.allows(wanted) and not self._avoid(wanted):
                 return wanted
         for _ in range(_DRAWS):
-            candidate = self._pool.draw(self._addresses)
+            candidate = self._draw()
             if candidate not in self._lost and not self._avoid(candidate):
                 return candidate
+        return self._draw()
+
+    def _draw(self) -> IPv4Address:
+        self._drawn += 1
         return self._pool.draw(self._addresses)
+
+    def keep(self) -> Kept:
+        """Return what `resume` takes."""
+        return Kept(self.preferred, tuple(self._listed), tuple(self._lost), self._drawn)
+
+    def resume(self, kept: Kept) -> None:
+        """Go on for others, whose random source had the same seed."""
+        self.preferred = kept.preferred
+        self._listed = deque(kept.listed)
+        self._lost.extend(kept.lost)
+        while self._drawn < kept.drawn:
+            self._draw()
 
     def lose(self, candidate: IPv4Address) -> None:
         """Do not draw this address again soon: another host or a sibling has it."""

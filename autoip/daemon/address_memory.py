@@ -35,7 +35,7 @@ class AddressMemory:
     def first(self, mac: bytes) -> Sequence[IPv4Address]:
         """Return what to try first: what the user chose, else what a crash left, autoip or avahi-autoipd saved."""
         pool = self._options.pool
-        if chosen := self._options.first:
+        if chosen := self._options.ip:
             return [pool.of_mac(mac) if address == MAC else address for address in chosen]
         address = self.leftover or self.saved(mac) or self._saved_by_avahi(mac)
         if address is None:
@@ -57,6 +57,11 @@ class AddressMemory:
     def remember(self, mac: bytes, address: IPv4Address) -> None:
         """Save the address in a thread: a slow disk does not delay the negotiation."""
         self._writing = asyncio.get_running_loop().create_task(self._write(mac, address))
+
+    @property
+    def quiet(self) -> bool:
+        """Whether nothing is being written."""
+        return self._writing is None or self._writing.done()
 
     async def written(self) -> None:
         """Wait until the address is written."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Coroutine, Iterable
+from collections.abc import Coroutine, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -112,6 +112,20 @@ class Served:
     def summary(self) -> list[str]:
         """Which interfaces other processes serve, one line each."""
         return [str(other.error) for other in self._others.values()]
+
+    @property
+    def names(self) -> Sequence[str]:
+        """The served interfaces, and those that somebody has stopped and that have not been away since."""
+        return sorted(self._served)
+
+    @property
+    def quiet(self) -> bool:
+        """Whether nothing is being added or dropped."""
+        return self._task is None or self._task.done()
+
+    def resume(self, names: Iterable[str]) -> None:
+        """Go on with the `names` of another one."""
+        self._served.update(names)
 
     def follow(self, links: Iterable[Link]) -> None:
         """Serve the wanted ones among these links, and no others."""

@@ -111,7 +111,7 @@ def options(folder: Path, text: str, line: str = "eth0") -> Options:
 def test_lists_of_the_configuration(tmp_path: Path) -> None:
     text = "[eth*]\nip = 169.254.20.20, mac\nrange=169.254.20.0/24\nexclude = 169.254.20.1, 169.254.20.128/25\n"
     found = options(tmp_path, text)
-    assert found.first == (C, "mac")
+    assert found.ip == (C, "mac")
     assert found.pool == pool("169.254.20.0/24", "169.254.20.1", "169.254.20.128/25")
     assert options(tmp_path, text, "eth0 --exclude none --range 169.254.0.0/16").pool == pool()
     assert options(tmp_path, "").pool == Pool() and options(tmp_path, "").excluded == EXCLUDED
@@ -158,7 +158,7 @@ def test_options_that_leave_no_candidate_are_refused(
 
 
 def test_an_excluded_address_may_be_claimed_where_nothing_is_excluded(tmp_path: Path) -> None:
-    assert options(tmp_path, "", "eth0 --exclude none --ip 169.254.169.254").first == (
+    assert options(tmp_path, "", "eth0 --exclude none --ip 169.254.169.254").ip == (
         IPv4Address("169.254.169.254"),
     )
 
@@ -179,6 +179,22 @@ async def test_an_interface_claims_the_address_of_its_mac(tmp_path: Path) -> Non
         await world.until(lambda: world.claims(A))
         assert await world.until_bound() == IPv4Address("169.254.4.2") != A
         assert len(world.logged("only from 169.254.4.0/22, a departure from RFC 3927")) == 1
+
+
+@played
+async def test_a_reload_goes_on_with_the_list_and_obeys_another(tmp_path: Path) -> None:
+    async with World(tmp_path, first=(A, B)) as world:
+        assert await world.until_bound() == A
+        await world.reload(first=(A, B))
+        assert world.address() == A and world.daemon._settings.handed is not None
+        world.claims(A)
+        world.claims(A)
+        await world.until(lambda: world.address() == B)
+        await world.reload(first=("mac", C), excluded=(IPv4Network("169.254.8.0/24"),))
+        assert world.address() == B  # until the next claim
+        world.claims(B)
+        world.claims(B)
+        await world.until(lambda: world.address() == IPv4Address("169.254.1.2"))
 
 
 @played

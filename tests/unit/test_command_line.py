@@ -57,8 +57,8 @@ def test_defaults() -> None:
         ("run run", {"interfaces": ("run",)}),
         ("eth0 eth1 eth0", {"interfaces": ("eth0", "eth1")}),
         ("eth0 --delay 200 eth1", {"interfaces": ("eth0", "eth1"), "choices": {"delay": 200}}),
-        ("--ip 169.254.1.0", {"choices": {"first": (IPv4Address("169.254.1.0"),)}}),
-        ("--ip 169.254.254.255", {"choices": {"first": (IPv4Address("169.254.254.255"),)}}),
+        ("--ip 169.254.1.0", {"choices": {"ip": (IPv4Address("169.254.1.0"),)}}),
+        ("--ip 169.254.254.255", {"choices": {"ip": (IPv4Address("169.254.254.255"),)}}),
         ("--delay 1", {"choices": {"delay": 1}}),
         ("--delay=8000", {"choices": {"delay": 8000}}),
         ("--abandon --debug", {"choices": {"defence": Defence.ABANDON}, "debug": True}),
@@ -73,7 +73,7 @@ def test_defaults() -> None:
             {
                 "interfaces": ("eth0",),
                 "choices": {
-                    "first": (IPv4Address("169.254.20.20"),),
+                    "ip": (IPv4Address("169.254.20.20"),),
                     "delay": 200,
                     "defence": Defence.ABANDON,
                 },
@@ -90,9 +90,9 @@ def test_defaults() -> None:
         ),
         (
             "--ip 169.254.3.3,mac -o ip=169.254.3.4",
-            {"choices": {"first": (IPv4Address("169.254.3.3"), "mac", IPv4Address("169.254.3.4"))}},
+            {"choices": {"ip": (IPv4Address("169.254.3.3"), "mac", IPv4Address("169.254.3.4"))}},
         ),
-        ("eth0 eth1 --ip mac", {"interfaces": ("eth0", "eth1"), "choices": {"first": ("mac",)}}),
+        ("eth0 eth1 --ip mac", {"interfaces": ("eth0", "eth1"), "choices": {"ip": ("mac",)}}),
         ("--range 169.254.10.0/24", {"choices": {"network": IPv4Network("169.254.10.0/24")}}),
         ("--exclude none", {"choices": {"excluded": ()}}),
         (
@@ -112,7 +112,7 @@ def test_defaults() -> None:
         ("--config /etc/autoip.conf", {"config": "/etc/autoip.conf"}),
         ("--dry-run", {"dry_run": True}),
         ("--configured", {"configured": True}),
-        ("eth* usb0 --ip mac", {"interfaces": ("eth*", "usb0"), "choices": {"first": ("mac",)}}),
+        ("eth* usb0 --ip mac", {"interfaces": ("eth*", "usb0"), "choices": {"ip": ("mac",)}}),
     ],
 )
 def test_understood(line: str, expected: dict[str, object]) -> None:

@@ -52,7 +52,7 @@ after = 2.5
 linger = 0
 """
     assert Options(**parsed(tmp_path, text).choices("eth0")) == Options(
-        first=(IPv4Address("169.254.20.20"),),
+        ip=(IPv4Address("169.254.20.20"),),
         defence=Defence.ABANDON,
         delay=200,
         bring_up=False,

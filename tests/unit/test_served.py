@@ -233,6 +233,39 @@ async def test_an_interface_that_becomes_a_port_is_released(tmp_path: Path) -> N
 
 
 @played
+async def test_a_reload_goes_on_with_what_is_served_and_follows(tmp_path: Path) -> None:
+    async with World(tmp_path, "eth0", "eth1", "eth2", selection=ETH) as world:
+        address = await world.until_bound()
+        await world.until_bound("eth1")
+        await world.until_bound("eth2")
+        await world.asks("stop", "eth1")
+        await world.until(lambda: files(world) == {"eth0", "eth2"})
+        await asyncio.sleep(1)
+        before = len(world.asked("add"))
+        await world.reload(meanwhile=lambda: world.network.plug(link_of(7, "eth7")))
+        assert world.address() == address
+        await world.until_bound("eth7")
+        assert names(world) == ["eth0", "eth2", "eth7"]
+        assert len(world.asked("add")) == before + 1
+        world.network.unplug(4)
+        await world.until(lambda: names(world) == ["eth0", "eth7"])
+        world.network.plug(link_of(4, "eth2"))
+        await world.until_bound("eth2")
+    assert not files(world)
+
+
+@played
+async def test_a_reload_drops_what_is_not_wanted_any_more(tmp_path: Path) -> None:
+    async with World(tmp_path, "eth0", "eth1", selection=ETH) as world:
+        await world.until_bound()
+        address = await world.until_bound("eth1")
+        world.settings = replace(world.settings, selection=Selection((("eth1", True),)))
+        await world.reload()
+        await world.until(lambda: names(world) == ["eth1"])
+        assert world.address("eth1") == address and world.network.owned(2) == []
+
+
+@played
 async def test_who_is_stopped_stays_so_until_it_has_been_away(tmp_path: Path) -> None:
     async with World(tmp_path, selection=ETH) as world:
         await world.until_bound()
