@@ -279,6 +279,15 @@ def load_broadcast() -> int | str:
     return f"cannot load a program: {os.strerror(-result)}"
 
 
+def programs_before(index: int) -> int:
+    """How many BPF programs of tcx run before all filters at the egress of the interface `index`.
+
+    Raises:
+        OSError: EPERM without CAP_NET_ADMIN.
+    """
+    return check(lib.autoip_broadcast_before(index))
+
+
 def _bytes(value: bytes, length: int, what: str) -> bytes:
     """C reads exactly `length` bytes: no fewer, and no other type, may get there."""
     if not isinstance(value, bytes):
