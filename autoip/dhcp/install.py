@@ -117,9 +117,9 @@ def remove(image: Image, names: Sequence[str], namespace: int | None) -> Iterato
             if (found := image.at(path)) is not None and found.target in _UNITS:
                 image.unlink(path)
                 yield f"removed {image.full(path)}"
-    last = not any(_is_ours(image, path) for client in CLIENTS.values() for path in client.paths)
+    last = not any(is_ours(image, path) for client in CLIENTS.values() for path in client.paths)
     if last:
-        if namespace is not None and _is_ours(image, SHARED):
+        if namespace is not None and is_ours(image, SHARED):
             _end_daemons(namespace)
         yield from _remove(image, SHARED)
     for path in sorted(notes, reverse=True):
@@ -127,7 +127,7 @@ def remove(image: Image, names: Sequence[str], namespace: int | None) -> Iterato
     notes = {path for path in notes if image.at(path) is not None}
     if notes and not last:
         image.put({_NOTES: _written(notes)}, {})
-    elif _is_ours(image, _NOTES):
+    elif is_ours(image, _NOTES):
         image.unlink(_NOTES)
     image.rmdir(_FOLDER)
 
@@ -144,18 +144,29 @@ def state(image: Image, name: str) -> str:
         `no`, `installed` or `partly`; `foreign` if a file of somebody else is in the place of ours.
     """
     files = CLIENTS[name].files
-    ours = {file: _is_ours(image, file.path) for file in files}
+    ours = {file: is_ours(image, file.path) for file in files}
     if any(not ours[file] and not file.keeps and image.at(file.path) for file in files):
         return "foreign"
     return "installed" if all(ours.values()) else "partly" if any(ours.values()) else "no"
 
 
-# --- files -----------------------------------------------------------------------------------------
-
-
-def _is_ours(image: Image, path: str) -> bool:
+def is_ours(image: Image, path: str) -> bool:
+    """Return whether a file of ours is there."""
     found = image.at(path)
     return found is not None and MARK in (found.content or b"")
+
+
+def program(image: Image) -> str:
+    """Return the program that the hooks start; empty if their script is not there or does not name one."""
+    found = image.at(SHARED)
+    for line in ((found and found.content) or b"").decode(errors="surrogateescape").splitlines():
+        if line.startswith("AUTOIP="):
+            with contextlib.suppress(ValueError):  # an open quotation
+                return "".join(shlex.split(line.removeprefix("AUTOIP="))[:1])
+    return ""
+
+
+# --- files -----------------------------------------------------------------------------------------
 
 
 def _ours(image: Image, path: str) -> Found | None:
@@ -165,7 +176,7 @@ def _ours(image: Image, path: str) -> Found | None:
         NotOurs: it is somebody else's.
     """
     found = image.at(path)
-    if found is not None and not _is_ours(image, path):
+    if found is not None and not is_ours(image, path):
         what = "there" if found.content is not None else "no regular file"
         raise NotOurs(
             f"{image.full(path)}: is {'a symbolic link' if found.target else what} and not autoip's:"
@@ -186,7 +197,7 @@ def _must_keep(image: Image, file: File) -> bool:
         if kept is None:
             raise NotOurs(f"{path}: is not there, and ours would call it: install the client first")
         return False
-    if _is_ours(image, file.path):
+    if is_ours(image, file.path):
         if kept is None:
             raise NotOurs(f"{name}: is gone, and {path} would call it: nothing was changed")
         return False
@@ -242,7 +253,7 @@ def _is_link(path: str) -> bool:
 
 
 def _remove(image: Image, path: str) -> Iterator[str]:
-    if _is_ours(image, path):
+    if is_ours(image, path):
         image.unlink(path)
         yield f"removed {image.full(path)}"
     elif image.at(path) is not None:
@@ -252,7 +263,7 @@ def _remove(image: Image, path: str) -> Iterator[str]:
 def _put_back(image: Image, file: File) -> Iterator[str]:
     """Put what was in our file's place before there again."""
     path, name = file.path, file.keeps
-    ours, there, kept = _is_ours(image, path), image.at(path), image.at(name)
+    ours, there, kept = is_ours(image, path), image.at(path), image.at(name)
     if kept is None or not kept.is_file:
         yield from _remove(image, path) if ours else ()
     elif ours or there is None:
