@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except KeyboardInterrupt:
         # Interrupted is not the same as "held" or "free".
-        return INTERRUPTED if words[:1] in (["wait"], ["probe"]) else 0
+        return INTERRUPTED if words[:1] in (["wait"], ["probe"], ["doctor"]) else 0
 
 
 def _drop_output() -> None:
@@ -59,6 +59,11 @@ def _dispatch(words: list[str]) -> int:
 
         _hear_interrupt()
         return probe.main(words[1:])
+    if command == "doctor":
+        from autoip.commands import doctor
+
+        _hear_interrupt()
+        return doctor.main(words[1:], os.environ)
     if command == "hooks":
         from autoip.commands import hooks
 

@@ -29,7 +29,9 @@ BELOW: Mapping[str, set[str]] = {
     "control": {"core", "errors", "paths"},
     "dhcp": {"core", "errors"},
     "daemon": {"kernel", "control", "options", "log", "paths", "core", "errors"},
+    "doctor": {"daemon", "dhcp", "kernel", "core", "errors"},
     "commands": {
+        "doctor",
         "daemon",
         "dhcp",
         "kernel",
