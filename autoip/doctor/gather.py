@@ -293,7 +293,7 @@ def _hooks(root: str) -> Hooks:
         if install.state(image, name) in ("installed", "partly")
     }
     paths = [SHARED, *(path for client in CLIENTS.values() for path in client.paths)]
-    ours = [path for path in paths if install.is_ours(image, path)]
+    ours = [path for path in paths if image.at(path).is_ours]
     program = install.program(image) if SHARED in ours else ""
     there = bool(program) and _can_be_run(image.full(program))
     nodes: dict[str, Node] = {}

@@ -78,7 +78,7 @@ class PrivateBus:
 
 
 class FakeNetworkManager:
-    """Has devices, and tells of them what the real one tells. `mute`: it answers nothing."""
+    """Has devices, and sends the signals of the real one. `mute`: it answers nothing."""
 
     def __init__(self, bus: PrivateBus) -> None:
         self._bus = bus
@@ -154,7 +154,7 @@ class FakeNetworkManager:
         await self._connection.send(message)
 
     async def change(self, path: str, state: int) -> None:
-        """The device's state, and the signal that tells of it."""
+        """Change the device's state, and send the signal of it."""
         name, old = self.devices[path]
         self.devices[path] = name, state
         await self.signal(path, DEVICE, "StateChanged", "uuu", state, old, 0)

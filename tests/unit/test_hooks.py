@@ -17,6 +17,7 @@ from autoip.commands import hooks, main
 from autoip.core.policy import Kind
 from autoip.dhcp import clients, install
 from autoip.dhcp.clients import CLIENTS, MARK, SHARED
+from autoip.dhcp.image import Image
 from autoip.errors import AutoipError, UsageError
 
 HOOKS = Path(__file__).resolve().parents[2] / "hooks"
@@ -351,6 +352,13 @@ def test_no_link_leads_out_of_the_root(root: Path, run: Run, tmp_path: Path) -> 
     assert list(outside.iterdir()) == []
     assert (within / "dhclient-exit-hooks.d/autoip").is_file()
     assert (root / "srv/hook").is_file()
+
+
+def test_the_root_of_this_machine_is_not_missing() -> None:
+    assert Image("/").missing(["/etc/no-such-folder/inner/file", "/file"]) == [
+        "/etc/no-such-folder",
+        "/etc/no-such-folder/inner",
+    ]
 
 
 def test_a_loop_of_links_is_told(root: Path, run: Run) -> None:

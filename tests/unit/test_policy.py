@@ -1,4 +1,4 @@
-"""Whether there is to be an address: co-lease, co-lost, RFC 3927 section 1.9, under a virtual clock."""
+"""Whether there should be an address: co-lease, co-lost, RFC 3927 section 1.9, under a virtual clock."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from ipaddress import IPv4Address
 
 import pytest
 
-from autoip.core.policy import CONNECTIONS_INTERVAL, Gate, Kind, Policy
+from autoip.core.policy import Gate, Kind, Policy
 from autoip.kernel.model import Address
 
 LEASE = IPv4Address("192.0.2.5")
@@ -21,17 +21,17 @@ def fallback(after: float = AFTER, *, link: bool = True) -> Policy:
 
 
 def wanted(policy: Policy) -> bool:
-    """A call, because mypy takes an attribute to stay as it was compared."""
+    """A call, because mypy assumes that a compared attribute never changes."""
     return policy.wanted
 
 
 def source(policy: Policy) -> IPv4Address | None:
-    """As `wanted`."""
+    """A call for the same reason."""
     return policy.source
 
 
 def source_of(policy: Policy) -> IPv4Address | None:
-    """What new connections of ours are to have as their source, if not the link-local address."""
+    """Return the source of new connections, if it is not the link-local address."""
     return policy.routable if policy.yields else None
 
 
@@ -57,7 +57,9 @@ def test_fallback_waits_for_after_once_the_link_is_ready() -> None:
     policy.handle_timer(1e9)
     assert not wanted(policy)
     policy.link(True, 100.0)
-    policy.link(True, 105.0)  # said again: it does not start anew
+    policy.link(True, 105.0)  # reported again: it does not start anew
+    assert policy.next_timer() == 110.0
+    policy.addressed(None, 106.0, held=False)  # nor does the news that there is still none
     assert policy.next_timer() == 110.0
     policy.handle_timer(109.9)
     assert not wanted(policy)
@@ -85,6 +87,7 @@ def test_link_that_goes_later_changes_nothing() -> None:
 
 def test_fallback_without_wait() -> None:
     assert wanted(fallback(0.0))
+    assert not wanted(fallback(0.5))
     policy = fallback(0.0)
     policy.addressed(LEASE, 100.0, held=False)
     policy.addressed(None, 101.0, held=False)
@@ -100,6 +103,16 @@ def test_routable_address_before_the_wait_is_over() -> None:
     assert policy.next_timer() is None
 
 
+def test_news_that_changes_nothing() -> None:
+    policy = held()
+    policy.addressed(None, 111.0, held=True)
+    assert wanted(policy) and not policy.yields and policy.next_timer() is None
+    policy = fallback()
+    policy.addressed(LEASE, 101.0, held=False)
+    policy.addressed(LEASE, 102.0, held=False)
+    assert not wanted(policy) and policy.next_timer() is None
+
+
 def test_claim_under_way_is_not_finished_beside_a_routable_address() -> None:
     policy = held()
     policy.addressed(LEASE, 111.0, held=False)
@@ -113,13 +126,17 @@ def test_linger_then_release() -> None:
     assert source_of(policy) == LEASE
     policy.addressed(IPv4Address("192.0.2.6"), 250.0, held=True)  # another one: no second linger
     assert policy.next_timer() == 320.0
+    policy.handle_timer(319.0)
     assert not policy.asks(319.0)
+    policy.addressed(LEASE, 319.0, held=True)
+    assert source(policy) == LEASE
     policy.handle_timer(320.0)
     assert wanted(policy)
+    assert source_of(policy) == source(policy) == LEASE
     assert policy.asks(320.0)
     policy.connections(False, 320.0)
     assert not wanted(policy)
-    assert source_of(policy) is None
+    assert source_of(policy) is source(policy) is None
 
 
 def test_connections_keep_it() -> None:
@@ -127,12 +144,12 @@ def test_connections_keep_it() -> None:
     policy.addressed(LEASE, 200.0, held=True)
     policy.handle_timer(320.0)
     for number in range(3):
-        now = 320.0 + number * CONNECTIONS_INTERVAL
+        now = 320.0 + number * 5.0
         assert policy.asks(now)
         policy.connections(True, now)
         assert wanted(policy)
         assert not policy.asks(now)
-        assert policy.next_timer() == now + CONNECTIONS_INTERVAL
+        assert policy.next_timer() == now + 5.0
     policy.connections(False, 340.0)
     assert not wanted(policy)
 
@@ -177,6 +194,38 @@ def test_route_only() -> None:
     assert source(policy) is None and not wanted(policy)
 
 
+def test_what_comes_next_and_why_in_each_state() -> None:
+    """What `autoip status` shows."""
+    policy = fallback(link=False)
+    seen = [(policy.step, policy.why)]
+    policy.link(True, 100.0)
+    seen.append((policy.step, policy.why))
+    policy.handle_timer(110.0)
+    seen.append((policy.step, policy.why))
+    policy.addressed(LEASE, 200.0, held=True)
+    seen.append((policy.step, policy.why))
+    policy.handle_timer(320.0)
+    seen.append((policy.step, policy.why))
+    policy.connections(False, 320.0)
+    seen.append((policy.step, policy.why))
+    assert seen == [
+        ("", "waits for the link"),
+        ("claim", "waits 10 s for a routable address"),
+        ("", "no routable address"),
+        ("release", f"the interface has {LEASE}; ours stays 120 s longer"),
+        ("look for connections", f"the interface has {LEASE}; connections use ours"),
+        ("", f"the interface has {LEASE}"),
+    ]
+
+
+def test_why_of_the_other_kinds() -> None:
+    assert Policy(Kind.ALONGSIDE, AFTER, LINGER).why == "wanted"
+    policy = Policy(Kind.ROUTE_ONLY, AFTER, LINGER)
+    assert policy.why == "only a route, from a routable address, once there is one"
+    policy.addressed(LEASE, 200.0, held=False)
+    assert policy.why == f"only a route, from {LEASE}"
+
+
 @pytest.mark.parametrize("kind", [Kind.ALONGSIDE, Kind.FALLBACK])
 def test_gate(kind: Kind) -> None:
     policy = Policy(kind, 0.0, LINGER)
@@ -189,7 +238,7 @@ def test_gate(kind: Kind) -> None:
 
 
 def test_two_gates() -> None:
-    """Each is opened by the one that closed it; the master's reason is reported first."""
+    """Each gate opens alone; the master's reason is reported first."""
     policy = Policy(Kind.ALONGSIDE, 0.0, LINGER)
     policy.link(True, 100.0)
     policy.permit(Gate.MANAGER, False, "not yet")
