@@ -117,4 +117,6 @@ def _lines(findings: Iterable[Finding], unread: Iterable[str]) -> list[str]:
         shown.append(line)
         if finding.cure:
             shown.append(f"         cure: {finding.cure}")
-    return shown + [f"not read: {line}" for line in unread]
+    shown += [f"not read: {line}" for line in unread]
+    # Names of interfaces, profiles and files are other people's: none may command the terminal.
+    return ["".join(char if char.isprintable() else "?" for char in line) for line in shown]

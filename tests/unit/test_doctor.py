@@ -769,6 +769,16 @@ def test_lines_for_people(fact: Any, capsys: pytest.CaptureFixture[str]) -> None
     assert unread == "not read: hooks: gone"
 
 
+def test_no_name_commands_the_terminal(fact: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    name = os.fsdecode(b"a\x1b[2J\xff")
+    facts = with_link(name=name, flags=0)
+    fact(replace(facts, unread=("x\x07",)))
+    assert main.main(["doctor"]) == 1
+    text = capsys.readouterr().out
+    assert "a?[2J?" in text and "not read: x?" in text
+    assert all(char.isprintable() or char == "\n" for char in text)
+
+
 def test_objects_for_scripts(fact: Any, capsys: pytest.CaptureFixture[str]) -> None:
     """They have the fields that are documented, and no others."""
     fact(RISKY)
