@@ -15,8 +15,8 @@ from autoip.core.arp import format_mac
 from autoip.core.constants import LINK_LOCAL_NETWORK, METADATA_ADDRESS
 from autoip.core.proxy_arp import CANDIDATES
 from autoip.daemon import rivals
-from autoip.daemon.networkmanager.device import INFINITE
 from autoip.daemon.networkmanager.gate import ACTIVATED, IP_CONFIG, STATES, UNMANAGED
+from autoip.dhcp.clients import DHCP_TIMEOUT
 from autoip.doctor.facts import Facts, Node
 from autoip.kernel.arp_broadcast import ETH_P_ALL, ETH_P_ARP, Filter, place
 from autoip.kernel.model import IFF_LOWER_UP, Address, Link, Route
@@ -169,11 +169,12 @@ def _networkmanager(facts: Facts, link: Link) -> Troubles:
             f"nmcli device set {_q(link.name)} managed no",
         )
     timeout = device.timeout or facts.configuration.timeouts.get(link.name, 0)
-    if device.method == "auto" and timeout < INFINITE:
+    if device.method == "auto" and timeout < DHCP_TIMEOUT:
         profile = _q(device.profile)
         yield _warning(
             f"NetworkManager takes all addresses off it when DHCP has failed for {timeout} s",
-            f"nmcli connection modify {profile} ipv4.dhcp-timeout infinity"
+            f"nmcli connection modify {profile} ipv4.dhcp-timeout {DHCP_TIMEOUT}"
+            " connection.autoconnect-retries 0"
             f" && nmcli connection up {profile}",
         )
 
@@ -556,8 +557,8 @@ CHECKS: Sequence[Check] = (
     ),
     Check(
         "networkmanager", "failure: NetworkManager has not activated it; warning: NetworkManager takes all"
-        " addresses off when DHCP fails, or is not followed",
-        "`nmcli device set IFACE managed no`; `ipv4.dhcp-timeout infinity`",
+        f" addresses off when DHCP has failed for less than {DHCP_TIMEOUT} s, or is not followed",
+        f"`nmcli device set IFACE managed no`; `ipv4.dhcp-timeout {DHCP_TIMEOUT}`",
         "NetworkManager is not in the way", _networkmanager,
     ),
     Check(

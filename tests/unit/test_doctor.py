@@ -161,11 +161,15 @@ MODIFY = "nmcli connection modify 'my wire'"
         ),
         (
             with_device(Device(70, "my wire", "auto")),
-            *("networkmanager", WARNING, "failed for 45 s", f"{MODIFY} ipv4.dhcp-timeout infinity"),
+            *("networkmanager", WARNING, "failed for 45 s", f"{MODIFY} ipv4.dhcp-timeout 300"),
         ),
         (
             with_device(Device(100, "my wire", "auto", timeout=90), INFINITE),
             *("networkmanager", WARNING, "failed for 90 s", "ipv4.dhcp-timeout"),
+        ),
+        (
+            with_device(Device(100, "my wire", "auto"), 299),
+            *("networkmanager", WARNING, "failed for 299 s", "autoconnect-retries 0"),
         ),
         (
             replace(with_device(Device(10)), networkmanager={}, jeepney=False),
@@ -320,7 +324,7 @@ OF_HOST = [check.name for check in CHECKS if check.of_host is not None]
         with_link(master=3, port_kind="vrf"),
         with_device(Device(10, "my wire")),
         with_device(Device(100, "my wire", "auto"), INFINITE),
-        with_device(Device(70, "my wire", "auto", timeout=INFINITE)),
+        with_device(Device(70, "my wire", "auto", timeout=300)),
         with_device(Device(100, "my wire", "manual")),
         replace(with_device(Device(10)), networkmanager={}),
         with_addresses(replace(OURS, proto=None)),  # before Linux 5.18
