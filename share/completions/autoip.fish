@@ -48,6 +48,7 @@ complete -c autoip -n __fish_is_first_arg -a refresh -d 'probes the address agai
 complete -c autoip -n __fish_is_first_arg -a reload -d 'reads the configuration again and goes on as the program that is there now'
 complete -c autoip -n __fish_is_first_arg -a stop -d 'ends serving the interface and takes its address off'
 complete -c autoip -n __fish_is_first_arg -a probe -d 'asks whether any IPv4 address is free on a link'
+complete -c autoip -n __fish_is_first_arg -a doctor -d 'what is in the way of link-local addresses here, and what cures it'
 complete -c autoip -n __fish_is_first_arg -a hooks -d 'installs, removes or lists what makes DHCP clients start and stop autoip'
 complete -c autoip -n __fish_is_first_arg -a help -d 'shows a summary of autoip, or of one command'
 complete -c autoip -n __fish_is_first_arg -a version -d 'shows the version'
@@ -93,11 +94,14 @@ set -l where '__fish_seen_subcommand_from probe'
 complete -c autoip -n $where -l delay -x -d 'longest pause between two probes, 1 to 8000 ms'
 complete -c autoip -n $where -s j -l json -a 'short pretty' -d 'one JSON object, for scripts'
 
+set -l where '__fish_seen_subcommand_from doctor'
+complete -c autoip -n $where -s j -l json -a 'short pretty' -d 'one JSON object, for scripts'
+
 set -l where '__fish_seen_subcommand_from hooks'
 complete -c autoip -n $where -l client -x -a 'dhclient ifupdown dhcpcd udhcpc networkd-dispatcher networkmanager' -d 'this client, also if it is not installed'
 complete -c autoip -n $where -l root -x -a '(__fish_complete_directories)' -d 'an image that is being built'
 complete -c autoip -n $where -l no-conf -d 'install: leave the client\'s configuration alone'
 complete -c autoip -n $where -l program -r -F -d 'install: the program that the hooks start'
 complete -c autoip -n __autoip_hooks_first -a 'install remove list'
-complete -c autoip -n __autoip_help_first -a 'run status watch wait refresh reload stop probe hooks help version'
+complete -c autoip -n __autoip_help_first -a 'run status watch wait refresh reload stop probe doctor hooks help version'
 # end OPTIONS
