@@ -53,7 +53,7 @@ complete -c autoip -n __fish_is_first_arg -a hooks -d 'installs, removes or list
 complete -c autoip -n __fish_is_first_arg -a help -d 'shows a summary of autoip, or of one command'
 complete -c autoip -n __fish_is_first_arg -a version -d 'shows the version'
 
-set -l where 'not __fish_seen_subcommand_from status watch wait refresh reload stop probe hooks help version'
+set -l where 'not __fish_seen_subcommand_from status watch wait refresh reload stop probe doctor hooks help version'
 complete -c autoip -n $where -l ip -x -d 'first candidate, 169.254.1.0 to 169.254.254.255, or mac'
 complete -c autoip -n $where -l range -x -d 'the network from which candidates come'
 complete -c autoip -n $where -l exclude -x -d 'addresses or networks that are never claimed, or none'

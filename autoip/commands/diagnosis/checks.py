@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from fnmatch import fnmatchcase
+from ipaddress import IPv4Address
 
 from autoip.commands.diagnosis.facts import Facts, Node
 from autoip.core.arp import format_mac
-from autoip.core.constants import LINK_LOCAL_NETWORK, METADATA_ADDRESS
+from autoip.core.constants import LINK_LOCAL_NETWORK
 from autoip.core.proxy_arp import CANDIDATES
 from autoip.daemon import rivals
 from autoip.daemon.networkmanager.gate import ACTIVATED, IP_CONFIG, STATES, UNMANAGED
@@ -23,6 +24,9 @@ from autoip.kernel.model import IFF_LOWER_UP, Address, Link, Route
 from autoip.kernel.network import LABEL_SUFFIX
 from autoip.kernel.rtnetlink import RT_TABLE_LOCAL, RT_TABLE_MAIN
 from autoip.kernel.survey import Tables
+
+METADATA_ADDRESS = IPv4Address("169.254.169.254")
+"""Where clouds serve instance metadata."""
 
 
 class Result(Enum):
