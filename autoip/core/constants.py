@@ -43,6 +43,10 @@ LAST_CANDIDATE = IPv4Address("169.254.254.255")
 METADATA_ADDRESS = IPv4Address("169.254.169.254")
 """Where clouds serve instance metadata; a host that took it would break its neighbours."""
 
+QUIET_INTERVAL = MAX_CONFLICTS * RATE_LIMIT_INTERVAL
+"""Conflicts count until there was none for this time. After it a host may probe for MAX_CONFLICTS further
+addresses at full speed, so that on average it never probes for more than one per RATE_LIMIT_INTERVAL."""
+
 SEND_RETRY = 0.1
 """Pause before a packet that the kernel refused is offered again."""
 CONFIGURE_RETRY = 10.0

@@ -30,6 +30,7 @@ from autoip.core.constants import (
     DEFEND_INTERVAL,
     MAX_CONFLICTS,
     PROBE_NUM,
+    QUIET_INTERVAL,
     RATE_LIMIT_INTERVAL,
     Timing,
 )
@@ -207,7 +208,7 @@ class Ipv4ll:
         sibling: Callable[[bytes], bool] = lambda _: False,
     ) -> None:
         self.mac = mac
-        self.conflicts = 0  # since the last successful claim
+        self.conflicts = 0  # with less than QUIET_INTERVAL between any two
         self._timing = timing
         self._jitter = jitter
         self._defence = defence
@@ -217,6 +218,7 @@ class Ipv4ll:
         self._waiting: _Waiting | None = None
         self._idle = State.NO_LINK  # why there is neither a candidate nor a pause
         self._not_before: float | None = None  # set by the rate limit, outlives the link
+        self._last_conflict: float | None = None  # also one that was defended against
         self._removals = 0
         self._held_since: float | None = None  # when the address was put on the interface
         self._events: deque[Event] = deque()
@@ -327,7 +329,6 @@ class Ipv4ll:
             return
         self._acd.announce(now)
         self._held_since = now
-        self.conflicts = 0
         self._report("address is on the interface")
 
     def configure_failed(self, address: IPv4Address, now: float, why: str) -> None:
@@ -406,6 +407,9 @@ class Ipv4ll:
                 case acd.Conflict():
                     self._events.append(event)
                     self._after_conflict(event, now)
+                case acd.Defended():
+                    self._events.append(event)
+                    self._note_conflict(now)
                 case acd.AnnouncementSent(number=1):
                     self._events.extend((event, Claimed(event.address)))
                 case _:
@@ -422,7 +426,14 @@ class Ipv4ll:
         why = f"conflict: {format_mac(conflict.packet.sha)} {verb} {conflict.address}"
         self._report(why, Cause.CONFLICT)
 
+    def _note_conflict(self, now: float) -> None:
+        """Forget the conflicts before this one after a quiet time."""
+        if self._last_conflict is not None and now - self._last_conflict >= QUIET_INTERVAL:
+            self.conflicts = 0
+        self._last_conflict = now
+
     def _take_next(self, lost: IPv4Address, now: float, *, conflict: bool) -> None:
+        self._note_conflict(now)
         self.conflicts += 1
         self._candidates.lose(lost)
         self._drop(conflict=conflict)

@@ -160,6 +160,7 @@ class Interface:
         await self._requests.idle()
         await self._rivals.ended()
         await self._memory.written()
+        self.reporter.close()
 
     def release(self) -> None:
         """Let another instance serve the interface. Call it after `stop`."""
@@ -337,10 +338,13 @@ class Interface:
                     self._owned.configure(address)
                 case ipv4ll.Unconfigure(address=address, conflict=conflict):
                     self._owned.remove(address, reset=conflict)
+                    if conflict:
+                        self._memory.forget()
                     if self._script is not None:
                         self._script.lost(conflict=conflict)
+                case ipv4ll.Transition(new=State.BOUND, address=address) if address is not None:
+                    self._memory.remember(core.mac, address)  # not earlier: many are lost at once
                 case ipv4ll.Claimed(address=address):
-                    self._memory.remember(core.mac, address)
                     if self._script is not None:
                         self._script.bound(address)
         if self._script is not None and self._negotiator.address is None:

@@ -13,6 +13,7 @@ from autoip.core.arp import format_mac
 from autoip.core.constants import ANNOUNCE_NUM, PROBE_NUM
 from autoip.core.ipv4ll import HELD
 from autoip.core.proxy_arp import ProxyArpDetector
+from autoip.daemon.log_budget import LogBudget
 from autoip.kernel.model import Address
 from autoip.log import NOTICE
 
@@ -51,12 +52,21 @@ class Reporter:
         self._log = log
         self._progress = progress
         self._clock = clock
+        self._budget = LogBudget(clock, self._write)
         self._publish = publish
         self._proxy_arp: ProxyArpDetector | None = None  # made at the first conflict
 
     def log(self, level: int, text: str, error: Exception | None = None) -> None:
-        """Log a line about the interface, with the traceback of `error`, which is a bug."""
+        """Log a line about the interface, with the traceback of `error`, which is a bug; see `LogBudget`."""
+        if self._budget.allows(level, text):
+            self._write(level, text, error)
+
+    def _write(self, level: int, text: str, error: Exception | None = None) -> None:
         self._log.log(level, "%s: %s", self.name, text, exc_info=error)
+
+    def close(self) -> None:
+        """Log how many lines were not logged."""
+        self._budget.summarise()
 
     def note(self, text: str) -> None:
         """Warn of something that an administrator should change, and keep the line for `status`."""

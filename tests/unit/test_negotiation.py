@@ -330,14 +330,41 @@ def test_claim_rate() -> None:
     assert host.state() is State.RATE_LIMITED
     link.run(constants.RATE_LIMIT_INTERVAL + LONG)
     assert host.state() is State.BOUND
-    assert host.core.conflicts == 0
-    # The count restarts after a successful claim.
+    # A claim alone ends nothing: whoever conflicts after each claim is limited as well.
+    conflict_twice(link, host)
+    assert host.state() is State.RATE_LIMITED
+
+
+def conflict_twice(link: VirtualLink, host: Host) -> None:
+    """Take the address that is held: the first conflict is defended against."""
     address = host.on_interface
     assert address is not None
     host.receive(request(address, address))
     link.run(1)
     host.receive(request(address, address))
+
+
+@pytest.mark.parametrize("defended", [False, True], ids=["lost", "defended"])
+def test_claim_rate_ends_after_a_quiet_time(defended: bool) -> None:
+    """The limit holds until there was no conflict for QUIET_INTERVAL, not even one that was defended against."""
+    link, host = alone()
+    for _ in range(constants.MAX_CONFLICTS):
+        assert host.core.candidate is not None
+        host.receive(reply(host.core.candidate))
+    assert host.state() is State.RATE_LIMITED
+    since = link.now
+    link.run(300)
+    assert host.on_interface is not None
+    if defended:
+        host.receive(request(host.on_interface, host.on_interface))
+        since = link.now
+    link.run(since + constants.QUIET_INTERVAL - link.now - 2)
+    conflict_twice(link, host)
+    assert host.state() is State.RATE_LIMITED
+    link.run(constants.QUIET_INTERVAL)
+    conflict_twice(link, host)
     assert host.state() is State.PROBING
+    assert host.core.conflicts == 1
 
 
 def claim_until_limited_or_probed(host: Host, link: VirtualLink) -> None:
@@ -886,6 +913,7 @@ CHANGED = {
     "DEFEND_INTERVAL": (acd, 40.0),
     "MAX_CONFLICTS": (ipv4ll, 3),
     "RATE_LIMIT_INTERVAL": (ipv4ll, 90.0),
+    "QUIET_INTERVAL": (ipv4ll, 1.0),
     "PROBE_WAIT": (None, Timing(probe_wait=9.0)),
     "PROBE_MIN": (None, Timing(probe_min=1.9)),
     "PROBE_MAX": (None, Timing(probe_max=9.0)),
