@@ -35,6 +35,11 @@ A script may put it there again itself. A DHCP client that removes all addresses
 address that came back too soon would lose its own. By RFC 3927 another host needs at least
 2 * PROBE_MIN + ANNOUNCE_WAIT, which is 4 s, to claim the address.
 """
+RESTORE_PAUSE = 0.5
+"""Seconds after which what somebody removed is put back: not at once, so that a program that removes it again
+and again is not fought at full speed."""
+_LOOK_AGAIN = 0.001
+"""Seconds, while a conflict that has come waits to be judged."""
 _RESET_TIMEOUT = 1.0
 """Seconds that the reset of connections may take: another host uses the address."""
 _NOT_RESET = "TCP connections from an address that is given up are not reset"
@@ -263,6 +268,8 @@ class OwnedAddress:
             await self._network.add_address(link, address)
         except KernelRefused:
             self._disown(None)
+        while self._negotiator.conflict_waits():  # noqa: ASYNC110 (what ends it has no event of its own)
+            await asyncio.sleep(_LOOK_AGAIN)  # the event loop passes it on meanwhile
             raise
         self._check_arp(link)
         return Place.HERE

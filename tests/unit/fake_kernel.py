@@ -74,6 +74,11 @@ class FakeSocket:
         self.armed: ArpPacket | None = None
         self.closed = False
         self.reflex = reflex
+        self.unread: list[Received] = []
+        """What waits in the kernel's socket."""
+        self.queue: list[Received] = []
+        """What waits for `FakeListener.drain`."""
+        self.wake: Callable[[], None] = lambda: None
         self._clock = clock
         self._transmit = transmit
 
@@ -98,6 +103,15 @@ class FakeSocket:
     def disarm(self) -> None:
         self._check()
         self.armed = None
+
+    def pending(self) -> bool:
+        self._check()
+        if self.unread:
+            self.queue += self.unread
+            self.unread = []
+            self.wake()
+        here = self.token, self.generation
+        return any((one.token, one.generation) == here for one in self.queue)
 
     def close(self) -> None:
         self.closed = True
@@ -174,6 +188,7 @@ class FakeListener(_Readable):
             self.sent.append((self._clock(), opened, packet))
 
         opened = FakeSocket(len(self.opened) + 1, mac, self._clock, transmit)
+        opened.queue, opened.wake = self._waiting, self.wake
         self.opened.append(opened)
         return opened
 
@@ -187,14 +202,21 @@ class FakeListener(_Readable):
 
     def drain(self) -> list[Received]:
         self.acknowledge()
-        waiting, self._waiting = self._waiting, []
+        waiting = [*self._waiting]
+        self._waiting.clear()
         return waiting
 
-    def deliver(self, packet: ArpPacket, *, quietly: bool = False) -> int:
-        """Pass a frame to all sockets. Return how many let it through; `quietly`: do not wake the loop."""
-        caught = [received for sock in self.sockets if (received := sock.catch(packet)) is not None]
-        self._waiting += caught
-        if not quietly:
+    def deliver(self, packet: ArpPacket, *, quietly: bool = False, unread: bool = False) -> int:
+        """Pass a frame to all sockets. Return how many let it through.
+
+        `quietly`: do not wake the loop; `unread`: the helper has not read it yet.
+        """
+        count = 0
+        for sock in self.sockets:
+            if (received := sock.catch(packet)) is not None:
+                (sock.unread if unread else self._waiting).append(received)
+                count += 1
+        if not quietly and not unread:
             self.wake()
         return len(caught)
 

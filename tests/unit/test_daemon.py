@@ -130,6 +130,34 @@ async def test_a_conflict_that_is_here_comes_before_what_time_brings_about(tmp_p
 
 
 @played
+async def test_a_conflict_that_waits_in_the_socket_comes_before_what_time_brings_about(
+    tmp_path: Path,
+) -> None:
+    """The process was stopped: neither the helper nor the loop has read the frame."""
+    async with World(tmp_path, first=A) as world:
+        await world.until_state("announce-wait")
+        assert world.kernel.listener.deliver(announcement(STRANGER, A), unread=True) == 1
+        assert await world.until_bound() != A
+        assert not [asked for asked in world.asked("add") if asked[2] == A]
+        assert world.report()["conflicts"] == 1
+
+
+@played
+async def test_a_conflict_that_waits_in_the_socket_while_the_address_is_about_to_be_added(
+    tmp_path: Path,
+) -> None:
+    async with World(tmp_path, first=A) as world:
+
+        async def conflict() -> None:
+            assert world.kernel.listener.deliver(announcement(STRANGER, A), unread=True) == 1
+
+        await world.until_state("announce-wait")
+        world.network.before("addresses", conflict)
+        assert await world.until_bound() != A
+        assert not [asked for asked in world.asked("add") if asked[2] == A]
+
+
+@played
 async def test_a_conflict_is_defended_and_the_next_one_lost(tmp_path: Path) -> None:
     """def-once, def-yield, def-reset: connections are reset when the address goes, not by a defence."""
     async with World(tmp_path, first=A) as world:
