@@ -254,10 +254,17 @@ class Interface:
         self._news("route-removed")
         self._routes.removed()
 
+    def lost_belongings(self) -> None:
+        """Handle the loss of a rule, route or filter of the interface: removed by this daemon, or by somebody."""
+        self._news("belongings-lost")
+        self._owned.lost_belongings()
+        self._routes.removed()
+
     def resynchronise(self) -> None:
         """Check that all that is owned is still there: messages of the kernel may have been lost."""
         self._news("resynchronised")
         self._owned.resynchronise()
+        self._owned.lost_belongings()
         self._addresses_changed()
         self._routes.put_back()
 

@@ -38,8 +38,8 @@ HANDLE_WITH_HOOK = 0xA9FE0002
 """Handle of our filter where we have made the clsact; HANDLE: where it was there."""
 
 # include/uapi/linux/pkt_sched.h
-_HANDLE_CLSACT, _PARENT_CLSACT = 0xFFFF0000, 0xFFFFFFF1
-_INGRESS, _EGRESS = 0xFFFFFFF2, 0xFFFFFFF3
+CLSACT_HANDLE, _PARENT_CLSACT = 0xFFFF0000, 0xFFFFFFF1
+_INGRESS, EGRESS = 0xFFFFFFF2, 0xFFFFFFF3
 # include/uapi/linux/pkt_cls.h
 _BPF = "bpf"
 _TCA_BPF_FD, _TCA_BPF_NAME, _TCA_BPF_FLAGS, _TCA_BPF_FLAGS_GEN = 6, 7, 8, 9
@@ -106,15 +106,29 @@ class Broadcast:
             if problem.errno != errno.ENODEV:
                 self._refusals[link.index] = str(problem)
 
+    async def restore(self, link: Link) -> bool:
+        """Do `add` again if somebody removed the filter. Return whether it was missing."""
+        ours = self._filters.get(link.index)
+        if ours is None or isinstance(self._program, str):
+            return False
+        try:
+            if ours in await self._list(link.index, EGRESS):
+                return False
+        except KernelRefused as problem:
+            if problem.errno != errno.EINVAL:  # EINVAL: the clsact is gone
+                raise
+        await self.add(link)
+        return True
+
     async def remove(self, index: int) -> None:
         """Undo `add`, also that of an instance that crashed."""
         self._filters.pop(index, None)
         self._refusals.pop(index, None)
-        ours = [found for found in await self._list(index, _EGRESS) if found.ours]
+        ours = [found for found in await self._list(index, EGRESS) if found.ours]
         for found in ours:
             await self._delete(index, found)
         if any(found.handle == HANDLE_WITH_HOOK for found in ours):
-            for parent in (_EGRESS, _INGRESS):
+            for parent in (EGRESS, _INGRESS):
                 if await self._list(index, parent):
                     return
             await self._requests.delete(_hook(rtnetlink.RTM_DELQDISC, index))
@@ -123,7 +137,7 @@ class Broadcast:
         ours = self._filters.pop(index, None)
         if isinstance(self._program, str):
             # A filter that an instance with a program left still works.
-            left = [found for found in await self._list(index, _EGRESS) if found.ours]
+            left = [found for found in await self._list(index, EGRESS) if found.ours]
             if left:
                 self._filters[index] = left[0]
             return
@@ -139,7 +153,7 @@ class Broadcast:
                 await self._requests.delete(_hook(rtnetlink.RTM_DELQDISC, index))
                 raise
         else:
-            there = await self._list(index, _EGRESS)
+            there = await self._list(index, EGRESS)
             await self._put(index, _place(there), self._program)
 
     async def _make_hook(self, index: int) -> bool:
@@ -208,7 +222,7 @@ def _place(there: Sequence[Filter]) -> Filter:
 
 
 def _hook(kind: int, index: int) -> Request:
-    fields = {"index": index, "handle": _HANDLE_CLSACT, "parent": _PARENT_CLSACT}
+    fields = {"index": index, "handle": CLSACT_HANDLE, "parent": _PARENT_CLSACT}
     what = f"add a clsact to interface {index}"
     if kind == rtnetlink.RTM_DELQDISC:
         what = f"remove the clsact of interface {index}"
@@ -220,7 +234,7 @@ def _filter(
 ) -> Request:
     fields = {
         "index": index,
-        "parent": _EGRESS,
+        "parent": EGRESS,
         "handle": which.handle,
         "info": which.priority << 16 | socket.htons(_ETH_P_ARP),
     }

@@ -249,6 +249,10 @@ class FakeNetwork:
         self._news = asyncio.Event()
 
     # What a test does.
+        self.losses: deque[set[int] | None] = deque()
+        self.missing: list[str] = []
+        """What `restore` finds missing."""
+        self._lost = asyncio.Event()
 
     def before(self, request: str, step: Step) -> None:
         """Run `step` before the next request of that name: it may wait, raise, or change something."""
@@ -340,6 +344,23 @@ class FakeNetwork:
 
     async def remove_address(self, index: int, address: IPv4Address) -> bool:
         await self._ask("remove", index, address)
+    async def next_losses(self) -> set[int] | None:
+        while not self.losses:
+            self._lost.clear()
+            await self._lost.wait()
+        return self.losses.popleft()
+
+    def lose(self, index: int | None, *names: str) -> None:
+        """Remove, as somebody else, what belongs to the address of a link; None: messages of that were lost."""
+        self.missing += names
+        self.losses.append(None if index is None else {index})
+        self._lost.set()
+
+    async def restore(self, link: Link, address: IPv4Address) -> list[str]:
+        await self._ask("restore", link.index, address)
+        missing, self.missing = self.missing, []
+        return missing
+
         there = (index, address) in self.present
         if there:
             self.take(index, address)

@@ -487,6 +487,51 @@ async def test_lost_messages_of_a_link_that_went(tmp_path: Path) -> None:
         world.network.plug(link_of(7))
         world.network.lose_messages()
         await world.until(lambda: world.report()["index"] == 7)
+@played
+async def test_what_belongs_to_the_address_is_put_back(tmp_path: Path) -> None:
+    """One attempt for a burst of removals, within a second; a note for each thing, once."""
+    async with World(tmp_path, "eth0", "eth1") as world:
+        await world.until_bound("eth0")
+        await world.until_bound("eth1")
+        assert not world.asked("restore")
+        began = world.now
+        for name in ("rule", "filter", "rule"):
+            world.network.lose(2, name)
+        await world.until(lambda: world.asked("restore"))
+        assert world.now - began < 1
+        await asyncio.sleep(10)
+        assert [asked[1] for asked in world.asked("restore")] == [2]
+        notes = [f"somebody removed our {name}; it was put back" for name in ("rule", "filter")]
+        assert world.report()["notes"] == notes
+        assert world.report("eth1")["notes"] == []
+        world.network.lose(None)  # messages were lost: whose, nobody knows
+        await asyncio.sleep(10)
+        assert [asked[1] for asked in world.asked("restore")] == [2, 2, 3]
+
+
+@played
+async def test_what_belongs_to_an_address_that_is_not_held_is_not_put_back(tmp_path: Path) -> None:
+    async with World(tmp_path, first=A) as world:
+        await world.until_state("announce-wait")
+        world.network.lose(2, "rule")
+        await world.until_bound()
+        assert not world.asked("restore")
+        world.network.lose(2, "connected route")
+        world.network.take(2, A)  # with its route; the address itself is put back, as ever
+        await world.until(lambda: len(world.asked("add")) == 2)
+        assert not world.asked("restore")
+
+
+@played
+async def test_what_cannot_be_put_back_is_noted(tmp_path: Path) -> None:
+    async with World(tmp_path) as world:
+        await world.until_bound()
+        world.network.before("restore", refused(errno.EPERM))
+        world.network.lose(2, "rule")
+        await world.until(lambda: world.report()["notes"])
+        assert "EPERM" in world.report()["notes"][0]
+
+
         assert await world.until_bound() == A
         assert world.asked("release") == [("release", 2)]
 
