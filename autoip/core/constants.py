@@ -48,7 +48,9 @@ QUIET_INTERVAL = MAX_CONFLICTS * RATE_LIMIT_INTERVAL
 addresses at full speed, so that on average it never probes for more than one per RATE_LIMIT_INTERVAL."""
 
 SEND_RETRY = 0.1
-"""Pause before a packet that the kernel refused is offered again."""
+"""Pause before a packet that the kernel refused is offered again; twice as long after each further refusal."""
+SEND_RETRY_MAX = 10.0
+"""The longest such pause."""
 CONFIGURE_RETRY = 10.0
 """Pause before the next attempt when the kernel refused to add the address."""
 

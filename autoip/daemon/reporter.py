@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import time
 from collections.abc import Callable
@@ -17,6 +18,8 @@ from autoip.daemon.log_budget import LogBudget
 from autoip.kernel.model import Address
 from autoip.log import NOTICE
 
+REFUSALS = 6
+"""So many refusals of one frame, within 3.1 s, are more than a moment without room or link."""
 NOTES_MAX = 8
 """At most this many notes are kept for `status`, the newest ones."""
 
@@ -49,6 +52,8 @@ class Reporter:
         self.defences = 0
         self.last_conflict: dict[str, Any] | None = None
         self.notes: list[str] = []
+        self._refusals = 0  # in a row
+        self._refused = ""  # the note about them
         self._log = log
         self._progress = progress
         self._clock = clock
@@ -87,8 +92,20 @@ class Reporter:
                 self.log(logging.INFO, trouble)
 
     def frame_failed(self, error: OSError) -> None:
-        """Log that the kernel did not take a frame."""
+        """Log that the kernel did not take a frame; note it, once, where it takes none of them."""
         self.log(logging.DEBUG, f"the kernel did not take a frame: {error.strerror}")
+        self._refusals += 1
+        if self._refusals == REFUSALS:
+            name = errno.errorcode.get(error.errno or 0, str(error.errno))
+            self._refused = f"the kernel takes none of our frames: {error.strerror} ({name})"
+            self.note(self._refused)
+
+    def _frame_left(self) -> None:
+        self._refusals = 0
+        if self._refused:
+            self.notes = [note for note in self.notes if note != self._refused]
+            self._refused = ""
+            self.log(logging.INFO, "the kernel takes our frames again")
 
     def publish(self, name: str, **fields: Any) -> None:
         """Publish an event for `watch`."""
@@ -100,6 +117,8 @@ class Reporter:
 
     def report(self, happened: ipv4ll.Event) -> None:
         """Log and publish an event of the core."""
+        if isinstance(happened, acd.ProbeSent | acd.AnnouncementSent | acd.Defended):
+            self._frame_left()
         match happened:
             case ipv4ll.Transition():
                 self._transition(happened)

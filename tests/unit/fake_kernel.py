@@ -172,7 +172,9 @@ class FakeListener(_Readable):
         self.lost = 0
         """Conflicts for which the queue had no room."""
         self.refuse_send = 0
-        """So many of the next frames are refused."""
+        """So many of the next frames are refused..."""
+        self.refusal = errno.ENOBUFS
+        """...with this error number."""
         self._clock = clock
         self._waiting: list[Received] = []
 
@@ -184,7 +186,7 @@ class FakeListener(_Readable):
         def transmit(packet: ArpPacket) -> None:
             if self.refuse_send:
                 self.refuse_send -= 1
-                raise OSError(errno.ENOBUFS, "no buffer space")
+                raise OSError(self.refusal, os.strerror(self.refusal))
             self.sent.append((self._clock(), opened, packet))
 
         opened = FakeSocket(len(self.opened) + 1, mac, self._clock, transmit)
@@ -218,7 +220,7 @@ class FakeListener(_Readable):
                 count += 1
         if not quietly and not unread:
             self.wake()
-        return len(caught)
+        return count
 
     def of(self, mac: bytes) -> list[ArpPacket]:
         """What was sent from that hardware address."""
@@ -247,12 +249,12 @@ class FakeNetwork:
         self.mute = False
         """While true, no event arrives: the kernel's answers overtake them."""
         self._news = asyncio.Event()
-
-    # What a test does.
         self.losses: deque[set[int] | None] = deque()
         self.missing: list[str] = []
         """What `restore` finds missing."""
         self._lost = asyncio.Event()
+
+    # What a test does.
 
     def before(self, request: str, step: Step) -> None:
         """Run `step` before the next request of that name: it may wait, raise, or change something."""
@@ -342,8 +344,6 @@ class FakeNetwork:
         await self._steps(self._after, "add")
         return added
 
-    async def remove_address(self, index: int, address: IPv4Address) -> bool:
-        await self._ask("remove", index, address)
     async def next_losses(self) -> set[int] | None:
         while not self.losses:
             self._lost.clear()
@@ -361,6 +361,8 @@ class FakeNetwork:
         missing, self.missing = self.missing, []
         return missing
 
+    async def remove_address(self, index: int, address: IPv4Address) -> bool:
+        await self._ask("remove", index, address)
         there = (index, address) in self.present
         if there:
             self.take(index, address)

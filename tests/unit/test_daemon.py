@@ -225,6 +225,29 @@ async def test_frames_that_the_kernel_does_not_take_do_not_count(tmp_path: Path)
         await world.until_bound()
         assert len(world.kernel.listener.of(mac_of(2))) == 5
         assert len(world.logged("the kernel did not take a frame")) == 4
+        assert world.report()["notes"] == [] and not world.logged("again")
+
+
+@pytest.mark.parametrize("number", [errno.ENOBUFS, errno.ENETDOWN, errno.EPERM])
+@played
+async def test_a_kernel_that_takes_no_frame_is_noted_and_not_asked_all_the_time(
+    tmp_path: Path, number: int
+) -> None:
+    """A filter at the egress drops them, for instance: one line, a note while it lasts, and few attempts."""
+    async with World(tmp_path) as world:
+        listener = world.kernel.listener
+        listener.refusal, listener.refuse_send = number, 10**6
+        await asyncio.sleep(3600)
+        assert world.report()["state"] == "probing"
+        attempts = 10**6 - listener.refuse_send
+        assert 300 < attempts < 380  # ten a second would be 36000
+        (note,) = world.report()["notes"]
+        assert os.strerror(number) in note and f"({errno.errorcode[number]})" in note
+        assert len(world.logged(note)) == 1
+        listener.refuse_send = 0
+        await world.until_bound()
+        assert world.report()["notes"] == []
+        assert len(world.logged("takes our frames again")) == 1
 
 
 @played
@@ -465,29 +488,6 @@ async def test_an_address_that_is_back_within_the_grace(tmp_path: Path) -> None:
 
 
 @played
-async def test_lost_messages(tmp_path: Path) -> None:
-    """What went unseen is found at once in the whole truth: no grace."""
-    async with World(tmp_path, first=A) as world:
-        await world.until_bound()
-        world.network.take(2, A)
-        world.network.put(2, "192.0.2.7")
-        begin = world.now
-        world.network.lose_messages()
-        await world.until(lambda: len(world.asked("add")) == 2)
-        assert world.now - begin < GRACE / 2
-        assert world.report()["others"] == ["192.0.2.7/24"]
-        assert await world.until_bound() == A
-
-
-@played
-async def test_lost_messages_of_a_link_that_went(tmp_path: Path) -> None:
-    async with World(tmp_path, first=A) as world:
-        await world.until_bound()
-        world.network.unplug(2)
-        world.network.plug(link_of(7))
-        world.network.lose_messages()
-        await world.until(lambda: world.report()["index"] == 7)
-@played
 async def test_what_belongs_to_the_address_is_put_back(tmp_path: Path) -> None:
     """One attempt for a burst of removals, within a second; a note for each thing, once."""
     async with World(tmp_path, "eth0", "eth1") as world:
@@ -532,6 +532,29 @@ async def test_what_cannot_be_put_back_is_noted(tmp_path: Path) -> None:
         assert "EPERM" in world.report()["notes"][0]
 
 
+@played
+async def test_lost_messages(tmp_path: Path) -> None:
+    """What went unseen is found at once in the whole truth: no grace."""
+    async with World(tmp_path, first=A) as world:
+        await world.until_bound()
+        world.network.take(2, A)
+        world.network.put(2, "192.0.2.7")
+        begin = world.now
+        world.network.lose_messages()
+        await world.until(lambda: len(world.asked("add")) == 2)
+        assert world.now - begin < GRACE / 2
+        assert world.report()["others"] == ["192.0.2.7/24"]
+        assert await world.until_bound() == A
+
+
+@played
+async def test_lost_messages_of_a_link_that_went(tmp_path: Path) -> None:
+    async with World(tmp_path, first=A) as world:
+        await world.until_bound()
+        world.network.unplug(2)
+        world.network.plug(link_of(7))
+        world.network.lose_messages()
+        await world.until(lambda: world.report()["index"] == 7)
         assert await world.until_bound() == A
         assert world.asked("release") == [("release", 2)]
 

@@ -433,7 +433,25 @@ def test_only_what_was_sent_counts() -> None:
     assert len(refused) == 3 * 5
     for first, second, third in zip(*[iter(refused)] * 3, strict=True):
         assert second - first == pytest.approx(constants.SEND_RETRY)
-        assert third - second == pytest.approx(constants.SEND_RETRY)
+        assert third - second == pytest.approx(2 * constants.SEND_RETRY)
+
+
+def test_refusals_in_a_row_make_the_pause_longer() -> None:
+    """Up to a bound; what was sent makes it short again."""
+    link, host = alone(first=A)
+    refused: list[float] = []
+
+    def refuse(now: float) -> bool:
+        refused.append(now)
+        return len(refused) <= 12 or len(refused) == 14
+
+    host.refuse = refuse
+    link.run(200)
+    pauses = [second - first for first, second in pairwise(refused)]
+    expected = [constants.SEND_RETRY * 2**n for n in range(7)] + [constants.SEND_RETRY_MAX] * 5
+    assert pauses[:12] == pytest.approx(expected)
+    assert pauses[13] == pytest.approx(constants.SEND_RETRY)
+    assert host.state() is State.BOUND
 
 
 # --- defence -------------------------------------------------------------------------------------
