@@ -595,7 +595,8 @@ void autoip_socket_disarm(struct autoip_socket *sock)
     pthread_mutex_unlock(&sock->listener->lock);
 }
 
-/* Whether an event of this socket's present generation is in the queue, or none would have room. */
+/* Whether an event of this socket's present generation is in the queue, or none would have room.
+ */
 static bool listener_has_queued(struct autoip_socket *sock)
 {
     struct autoip_listener *listener = sock->listener;
@@ -622,8 +623,8 @@ int autoip_socket_pending(struct autoip_socket *sock)
     int errors = 0; /* the first may be the socket's pending one, which the call clears */
 
     /*
-     * Under the lock the thread has no frame that it has read and not yet queued. The loop ends: the
-     * filter lets through conflicts alone, other frames are older than the filter.
+     * Under the lock the thread has no frame that it has read and not yet queued. The loop ends:
+     * the filter lets through conflicts alone, other frames are older than the filter.
      */
     pthread_mutex_lock(&listener->lock);
     while (!(found = listener_has_queued(sock)) && errors < 2) {

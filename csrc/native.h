@@ -146,9 +146,9 @@ int autoip_socket_arm(struct autoip_socket *sock, const uint8_t frame[AUTOIP_FRA
 void autoip_socket_disarm(struct autoip_socket *sock);
 
 /*
- * Whether a conflict that came before this call, of the socket's present generation, still waits to
- * be drained: 1 or 0. Frames that wait in the socket are queued first, so 0 means that there was none.
- * Also 1 while the queue has no room for one.
+ * Whether a conflict that came before this call, of the socket's present generation, still waits
+ * to be drained: 1 or 0. Frames that wait in the socket are queued first, so 0 means that there
+ * was none. Also 1 while the queue has no room for one.
  */
 int autoip_socket_pending(struct autoip_socket *sock);
 

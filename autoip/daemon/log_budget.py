@@ -25,14 +25,12 @@ _VARIABLE = re.compile(r"[0-9a-f]{2}(?::[0-9a-f]{2}){5}|\d+(?:\.\d+)*")
 
 
 @dataclass(slots=True)
-class _Kind:
-    """Lines that may be logged as of `at`; `more` lines were not, `level` and `newest` are of the last one."""
+class _LeftOut:
+    """Lines of one kind that were not logged; `level` and `newest` are of the last one."""
 
-    tokens: float
-    at: float
-    more: int = 0
-    level: int = 0
-    newest: str = ""
+    count: int
+    level: int
+    newest: str
 
 
 @final
@@ -44,10 +42,13 @@ class LogBudget:
         write: logs a line, by level and text.
     """
 
+    __slots__ = ("_clock", "_full_at", "_left_out", "_timer", "_write")
+
     def __init__(self, clock: Callable[[], float], write: Callable[[int, str], None]) -> None:
         self._clock = clock
         self._write = write
-        self._kinds: dict[str, _Kind] = {}
+        self._full_at: dict[str, float] = {}  # when the bucket of each kind is full again
+        self._left_out: dict[str, _LeftOut] = {}
         self._timer: asyncio.TimerHandle | None = None
 
     def allows(self, level: int, text: str) -> bool:
@@ -55,30 +56,27 @@ class LogBudget:
         if level < logging.INFO:
             return True
         now, kind = self._clock(), self._kind(text)
-        kind.tokens = min(kind.tokens + (now - kind.at) / PAUSE, LINES)
-        kind.at = now
-        if kind.tokens >= 1 and not kind.more:
-            kind.tokens -= 1
+        full_at = max(self._full_at.get(kind, now), now) + PAUSE
+        before = self._left_out.get(kind)
+        if before is None and full_at - now <= LINES * PAUSE:
+            self._full_at[kind] = full_at
             return True
-        kind.more += 1
-        kind.level, kind.newest = level, text
+        self._left_out[kind] = _LeftOut(before.count + 1 if before else 1, level, text)
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(PAUSE, self.summarise)
         return False
 
     def summarise(self) -> None:
-        """Log how many lines were not logged, with the newest of each kind."""
+        """Log how many lines were not logged, with the newest of each kind. That spends the budget of the kind."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        for kind in self._kinds.values():
-            if kind.more:
-                self._write(kind.level, f"{kind.more} more, the last one: {kind.newest}")
-                kind.more, kind.tokens, kind.at = 0, 0.0, self._clock()
+        for kind, left_out in self._left_out.items():
+            self._write(left_out.level, f"{left_out.count} more, the last one: {left_out.newest}")
+            self._full_at[kind] = self._clock() + LINES * PAUSE
+        self._left_out.clear()
 
-    def _kind(self, text: str) -> _Kind:
+    def _kind(self, text: str) -> str:
         # Interned: the interfaces of a process log the same kinds.
-        name = sys.intern(_VARIABLE.sub("#", text))
-        if name not in self._kinds and len(self._kinds) >= KINDS_MAX:
-            name = ""
-        return self._kinds.setdefault(name, _Kind(LINES, self._clock()))
+        kind = sys.intern(_VARIABLE.sub("#", text))
+        return "" if kind not in self._full_at and len(self._full_at) >= KINDS_MAX else kind

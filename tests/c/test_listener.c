@@ -452,7 +452,8 @@ static void test_small_drain(void)
     host_free(&host);
 }
 
-/* A conflict that the thread has not read, or that is not drained yet, is pending; others are not. */
+/* A conflict that the thread has not read, or that is not drained yet, is pending; others are
+ * not. */
 static void test_pending(int rounds)
 {
     struct host host = host_new();
