@@ -20,6 +20,7 @@ from autoip.core.ipv4ll import State
 from autoip.daemon.address_memory import AddressMemory
 from autoip.daemon.lock_file import Held, LockFile
 from autoip.daemon.negotiator import Negotiator
+from autoip.daemon.owned_routes import REPAIR_PAUSE
 from autoip.daemon.protocols import Kernel
 from autoip.daemon.reporter import Reporter
 from autoip.daemon.serial_tasks import SerialTasks
@@ -35,9 +36,6 @@ A script may put it there again itself. A DHCP client that removes all addresses
 address that came back too soon would lose its own. By RFC 3927 another host needs at least
 2 * PROBE_MIN + ANNOUNCE_WAIT, which is 4 s, to claim the address.
 """
-RESTORE_PAUSE = 0.5
-"""Seconds after which what somebody removed is put back: not at once, so that a program that removes it again
-and again is not fought at full speed."""
 _LOOK_AGAIN = 0.001
 """Seconds, while a conflict that has come waits to be judged."""
 _RESET_TIMEOUT = 1.0
@@ -195,10 +193,10 @@ class OwnedAddress:
         self._requests.request(self._repair)
 
     def lost_belongings(self) -> None:
-        """Put back, after RESTORE_PAUSE, what belongs to an address that is held: some of it was removed."""
+        """Put back, after REPAIR_PAUSE, what belongs to an address that is held: some of it was removed."""
         if self._restoring is None and self._negotiator.address is not None:
             loop = asyncio.get_running_loop()
-            self._restoring = loop.call_later(RESTORE_PAUSE, self._request_restoration)
+            self._restoring = loop.call_later(REPAIR_PAUSE, self._request_restoration)
 
     def _request_restoration(self) -> None:
         self._restoring = None
@@ -340,6 +338,7 @@ class OwnedAddress:
         else:
             for name in missing:
                 self._reporter.note(f"somebody removed our {name}; it was put back")
+            self._check_arp(link)
 
     # --- inside ------------------------------------------------------------------------------
 
