@@ -181,6 +181,25 @@ class _Waiting:
     until: float
 
 
+@dataclass(slots=True)
+class Conflicts:
+    """The addresses lost, with less than QUIET_INTERVAL between any two conflicts.
+
+    Attributes:
+        count: of them.
+        last: when the last conflict came; the address may have been defended.
+    """
+
+    count: int = 0
+    last: float | None = None
+
+    def happened(self, now: float) -> None:
+        """Forget all before this conflict if there was a quiet time."""
+        if self.last is not None and now - self.last >= QUIET_INTERVAL:
+            self.count = 0
+        self.last = now
+
+
 class Ipv4ll:
     """The link-local address of one interface with one hardware address.
 
@@ -208,7 +227,7 @@ class Ipv4ll:
         sibling: Callable[[bytes], bool] = lambda _: False,
     ) -> None:
         self.mac = mac
-        self.conflicts = 0  # with less than QUIET_INTERVAL between any two
+        self.conflicts = Conflicts()
         self._timing = timing
         self._jitter = jitter
         self._defence = defence
@@ -218,7 +237,6 @@ class Ipv4ll:
         self._waiting: _Waiting | None = None
         self._idle = State.NO_LINK  # why there is neither a candidate nor a pause
         self._not_before: float | None = None  # set by the rate limit, outlives the link
-        self._last_conflict: float | None = None  # also one that was defended against
         self._removals = 0
         self._held_since: float | None = None  # when the address was put on the interface
         self._events: deque[Event] = deque()
@@ -409,7 +427,7 @@ class Ipv4ll:
                     self._after_conflict(event, now)
                 case acd.Defended():
                     self._events.append(event)
-                    self._note_conflict(now)
+                    self.conflicts.happened(now)
                 case acd.AnnouncementSent(number=1):
                     self._events.extend((event, Claimed(event.address)))
                 case _:
@@ -426,18 +444,12 @@ class Ipv4ll:
         why = f"conflict: {format_mac(conflict.packet.sha)} {verb} {conflict.address}"
         self._report(why, Cause.CONFLICT)
 
-    def _note_conflict(self, now: float) -> None:
-        """Forget the conflicts before this one after a quiet time."""
-        if self._last_conflict is not None and now - self._last_conflict >= QUIET_INTERVAL:
-            self.conflicts = 0
-        self._last_conflict = now
-
     def _take_next(self, lost: IPv4Address, now: float, *, conflict: bool) -> None:
-        self._note_conflict(now)
-        self.conflicts += 1
+        self.conflicts.happened(now)
+        self.conflicts.count += 1
         self._candidates.lose(lost)
         self._drop(conflict=conflict)
-        self._try_unless(self.conflicts >= MAX_CONFLICTS, now)
+        self._try_unless(self.conflicts.count >= MAX_CONFLICTS, now)
 
     def _leave(self, idle: State, why: str, cause: Cause, *, asked: bool) -> None:
         self._candidates.preferred = self.remembered

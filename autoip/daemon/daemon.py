@@ -313,7 +313,7 @@ class Daemon:
                     interface.address_removed(address)
             case RouteRemoved(route=route) if route.ours and route.index is not None:
                 for interface in self._on_link(route.index):
-                    interface.route_removed()
+                    interface.lost_belongings()
             case Resync():
                 self._links_changed()
                 for interface in self._interfaces:

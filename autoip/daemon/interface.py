@@ -21,6 +21,7 @@ from autoip.core.ipv4ll import Ipv4ll, State
 from autoip.core.policy import Gate, Policy
 from autoip.daemon.address_memory import AddressMemory
 from autoip.daemon.address_store import AddressStore
+from autoip.daemon.belongings import Belongings
 from autoip.daemon.host import Host
 from autoip.daemon.lock_file import LockFile
 from autoip.daemon.negotiator import IDLE, Negotiator, new_core
@@ -94,6 +95,7 @@ class Interface:
         foreign = self._host.foreign_default_route
         self._routes = OwnedRoutes(reporter, self._network, self._requests, foreign, options)
         self._stranded = StrandedRoutes(reporter, self._network, self._requests)
+        self._belongings = Belongings(reporter, self._network, self._requests, self._negotiator)
         self._rivals = Rivals(reporter)
         self._script: ScriptRunner | None = None
         self._ending: asyncio.Task[None] | None = None
@@ -174,7 +176,7 @@ class Interface:
         self._news("link", link=link)
         with self._recovery.guarded("link"):
             before, self.link = self.link, link
-            self._owned.link = self._routes.link = link
+            self._owned.link = self._routes.link = self._belongings.link = link
             appeared = link is not None and (before is None or before.index != link.index)
             master = self._host.master(link) if link is not None else ""
             _obey_master(master, self._policy, self._negotiator, self.reporter)
@@ -249,22 +251,17 @@ class Interface:
             self.reporter.publish_address("address-removed", address)
         self._addresses_changed()
 
-    def route_removed(self) -> None:
-        """Handle the loss of an owned route: removed by this daemon, with its source, or by somebody."""
-        self._news("route-removed")
-        self._routes.removed()
-
     def lost_belongings(self) -> None:
         """Handle the loss of a rule, route or filter of the interface: removed by this daemon, or by somebody."""
         self._news("belongings-lost")
-        self._owned.lost_belongings()
+        self._belongings.lost()
         self._routes.removed()
 
     def resynchronise(self) -> None:
         """Check that all that is owned is still there: messages of the kernel may have been lost."""
         self._news("resynchronised")
         self._owned.resynchronise()
-        self._owned.lost_belongings()
+        self._belongings.lost()
         self._addresses_changed()
         self._routes.put_back()
 

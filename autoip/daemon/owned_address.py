@@ -20,7 +20,6 @@ from autoip.core.ipv4ll import State
 from autoip.daemon.address_memory import AddressMemory
 from autoip.daemon.lock_file import Held, LockFile
 from autoip.daemon.negotiator import Negotiator
-from autoip.daemon.owned_routes import REPAIR_PAUSE
 from autoip.daemon.protocols import Kernel
 from autoip.daemon.reporter import Reporter
 from autoip.daemon.serial_tasks import SerialTasks
@@ -85,7 +84,6 @@ class OwnedAddress:
         self._owned: Held | None = None  # what is, or may be, on an interface
         self._disowned: Held | None = None  # what was owned last, until the kernel reports its end
         self._by_unicast: str | None = None  # why the kernel's ARP does not follow section 2.5
-        self._restoring: asyncio.TimerHandle | None = None
         self._not_reset: str | None = None  # why connections were not reset
         self._reporter = reporter
         self._lock_file = lock_file
@@ -191,16 +189,6 @@ class OwnedAddress:
     def repair(self) -> None:
         """Restore the attributes of an owned address, or have the address claimed again if it is gone."""
         self._requests.request(self._repair)
-
-    def lost_belongings(self) -> None:
-        """Put back, after REPAIR_PAUSE, what belongs to an address that is held: some of it was removed."""
-        if self._restoring is None and self._negotiator.address is not None:
-            loop = asyncio.get_running_loop()
-            self._restoring = loop.call_later(REPAIR_PAUSE, self._request_restoration)
-
-    def _request_restoration(self) -> None:
-        self._restoring = None
-        self._requests.request(self._restore, once="restore")
 
     def take_over(self, link: Link, addresses: Iterable[Address], memory: AddressMemory) -> None:
         """Remove from the link the address that a crashed instance has left.
@@ -325,20 +313,6 @@ class OwnedAddress:
         await self._verify()
         if self.link is not None and (address := self._negotiator.address) is not None:
             await self._network.add_address(self.link, address, replace=True)
-
-    async def _restore(self) -> None:
-        """Put back what is missing beside the address. An address that is missing as well is for `verify`."""
-        link, address = self.link, self._negotiator.address
-        if link is None or address is None or await self._place(link, address) is not Place.HERE:
-            return
-        try:
-            missing = await self._network.restore(link, address)
-        except KernelRefused as error:
-            self._reporter.note(str(error))
-        else:
-            for name in missing:
-                self._reporter.note(f"somebody removed our {name}; it was put back")
-            self._check_arp(link)
 
     # --- inside ------------------------------------------------------------------------------
 

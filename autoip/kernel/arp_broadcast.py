@@ -117,7 +117,7 @@ class Broadcast:
         except KernelRefused as problem:
             if problem.errno != errno.EINVAL:  # EINVAL: the clsact is gone
                 raise
-        await self.add(link)
+        await self._add(link.index)
         return True
 
     async def remove(self, index: int) -> None:

@@ -161,7 +161,7 @@ def test_sel_a_lost_candidate_is_not_drawn_again() -> None:
 def test_sel_lost_candidates_are_remembered_up_to_a_bound() -> None:
     _, host = alone()
     for _ in range(constants.MAX_CONFLICTS + 5):
-        host.core.conflicts = 0
+        host.core.conflicts.count = 0
         assert host.core.candidate is not None
         host.receive(reply(host.core.candidate))
     assert len(host.core._candidates._lost) == constants.MAX_CONFLICTS
@@ -266,7 +266,7 @@ def test_claim_conflict(name: str, state: State) -> None:
     host.receive(CONFLICTS[name])
     assert host.core.candidate != A
     assert host.state() is State.PROBING
-    assert host.core.conflicts == 1
+    assert host.core.conflicts.count == 1
     assert host.of(acd.Conflict) == [acd.Conflict(A, CONFLICTS[name], in_use=False)]
     verb = "probes for" if name == "probe" else "claims"
     assert f" {verb} {A}" in host.of(ipv4ll.Transition)[-1].why
@@ -364,7 +364,7 @@ def test_claim_rate_ends_after_a_quiet_time(defended: bool) -> None:
     link.run(constants.QUIET_INTERVAL)
     conflict_twice(link, host)
     assert host.state() is State.PROBING
-    assert host.core.conflicts == 1
+    assert host.core.conflicts.count == 1
 
 
 def claim_until_limited_or_probed(host: Host, link: VirtualLink) -> None:
