@@ -71,6 +71,11 @@ class AddressMemory:
             self._writing = loop.create_task(self._write(*self._waiting))
             self.forget()
 
+    @property
+    def quiet(self) -> bool:
+        """Whether nothing is being written."""
+        return self._writing is None or self._writing.done()
+
     async def written(self) -> None:
         """Wait until the address is written; do not wait for SAVE_INTERVAL."""
         self._save()

@@ -14,12 +14,14 @@ from autoip.core.arp import format_mac
 from autoip.core.constants import ANNOUNCE_NUM, PROBE_NUM
 from autoip.core.ipv4ll import HELD
 from autoip.core.proxy_arp import ProxyArpDetector
+from autoip.daemon.handover import KeptReport
 from autoip.daemon.log_budget import LogBudget
 from autoip.kernel.model import Address
 from autoip.log import NOTICE
 
 REFUSALS = 6
 """So many refusals of one frame, within 3.1 s, are more than a moment without room or link."""
+_REFUSED = "the kernel takes none of our frames"
 NOTES_MAX = 8
 """At most this many notes are kept for `status`, the newest ones."""
 
@@ -61,6 +63,25 @@ class Reporter:
         self._publish = publish
         self._proxy_arp: ProxyArpDetector | None = None  # made at the first conflict
 
+    def keep(self) -> KeptReport:
+        """Return what `resume` takes."""
+        return KeptReport(
+            self.why,
+            self.trouble,
+            self.since,
+            self.conflicts,
+            self.defences,
+            self.last_conflict,
+            tuple(self.notes),
+        )
+
+    def resume(self, kept: KeptReport) -> None:
+        """Go on for another one."""
+        self.why, self.trouble, self.since = kept.why, kept.trouble, kept.since
+        self.conflicts, self.defences = kept.conflicts, kept.defences
+        self.last_conflict, self.notes = kept.last_conflict, [*kept.notes]
+        self._refused = next((note for note in self.notes if note.startswith(_REFUSED)), "")
+
     def log(self, level: int, text: str, error: Exception | None = None) -> None:
         """Log a line about the interface, with the traceback of `error`, which is a bug; see `LogBudget`."""
         if self._budget.allows(level, text):
@@ -97,7 +118,7 @@ class Reporter:
         self._refusals += 1
         if self._refusals == REFUSALS:
             name = errno.errorcode.get(error.errno or 0, str(error.errno))
-            self._refused = f"the kernel takes none of our frames: {error.strerror} ({name})"
+            self._refused = f"{_REFUSED}: {error.strerror} ({name})"
             self.note(self._refused)
 
     def _frame_left(self) -> None:

@@ -108,11 +108,10 @@ class Broadcast:
 
     async def restore(self, link: Link) -> bool:
         """Do `add` again if somebody removed the filter. Return whether it was missing."""
-        ours = self._filters.get(link.index)
-        if ours is None or isinstance(self._program, str):
+        if isinstance(self._program, str) or link.index in self._refusals:
             return False
         try:
-            if ours in await self._list(link.index, EGRESS):
+            if any(found.ours for found in await self._list(link.index, EGRESS)):
                 return False
         except KernelRefused as problem:
             if problem.errno != errno.EINVAL:  # EINVAL: the clsact is gone
