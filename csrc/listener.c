@@ -641,6 +641,57 @@ void autoip_socket_disarm(struct autoip_socket *sock)
     pthread_mutex_unlock(&sock->listener->lock);
 }
 
+/* Whether an event of this socket's present generation is in the queue, or none would have room.
+ */
+static bool listener_has_queued(struct autoip_socket *sock)
+{
+    struct autoip_listener *listener = sock->listener;
+    bool found;
+
+    pthread_mutex_lock(&listener->queue_lock);
+    found = listener->length >= QUEUE_LENGTH - QUEUE_RESERVED || sock->queued >= QUEUE_PER_SOCKET;
+    for (uint32_t i = 0; i < listener->length && !found; i++) {
+        const struct autoip_event *event =
+            &listener->queue[(listener->first + i) % QUEUE_LENGTH].event;
+
+        found = event->token == sock->token && event->generation == sock->watched.generation;
+    }
+    pthread_mutex_unlock(&listener->queue_lock);
+    return found;
+}
+
+int autoip_socket_pending(struct autoip_socket *sock)
+{
+    struct autoip_listener *listener = sock->listener;
+    uint8_t frame[AUTOIP_FRAME_LEN];
+    bool news = false;
+    bool found;
+    int errors = 0; /* the first may be the socket's pending one, which the call clears */
+
+    /* Paused: what is in the socket is for the program that takes the socket over. */
+    if (!listener->running)
+        return 1;
+    /*
+     * Under the lock the thread has no frame that it has read and not yet queued. The loop ends:
+     * the filter lets through conflicts alone, other frames are older than the filter.
+     */
+    pthread_mutex_lock(&listener->lock);
+    while (!(found = listener_has_queued(sock)) && errors < 2) {
+        int length = autoip_packet_receive(sock->fd, frame);
+
+        if (length == -EAGAIN)
+            break;
+        if (length < 0)
+            errors++;
+        else
+            (void)listener_on_frame(sock, frame, (size_t)length, &news);
+    }
+    pthread_mutex_unlock(&listener->lock);
+    if (news)
+        listener_notify(listener);
+    return found;
+}
+
 void autoip_socket_close(struct autoip_socket *sock)
 {
     int fd = sock->fd;

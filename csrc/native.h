@@ -166,6 +166,13 @@ int autoip_socket_arm(struct autoip_socket *sock, const uint8_t frame[AUTOIP_FRA
 /* Disarms. Once this has returned, the thread does not answer conflicts any more. */
 void autoip_socket_disarm(struct autoip_socket *sock);
 
+/*
+ * Whether a conflict that came before this call, of the socket's present generation, still waits
+ * to be drained: 1 or 0. Frames that wait in the socket are queued first, so 0 means that there
+ * was none. Also 1 while the queue has no room for one, and while the listener is paused.
+ */
+int autoip_socket_pending(struct autoip_socket *sock);
+
 /* Closes the socket. Its events that wait in the queue stay there. */
 void autoip_socket_close(struct autoip_socket *sock);
 

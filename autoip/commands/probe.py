@@ -133,6 +133,8 @@ def _negotiate(listener: ArpListener, sock: ArpSocket, detector: Acd) -> ArpPack
         for received in listener.drain():
             if (packet := parse(received.frame)) is not None:
                 detector.receive(packet, received.at)
+        if sock.pending():
+            continue  # a frame came at the last moment, or this process was stopped meanwhile
         detector.handle_timer(_now())
         offer(detector, sock.send, _now, _refused)
         while (event := detector.next_event()) is not None:

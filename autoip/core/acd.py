@@ -31,6 +31,7 @@ from autoip.core.constants import (
     DEFEND_INTERVAL,
     PROBE_NUM,
     SEND_RETRY,
+    SEND_RETRY_MAX,
     Timing,
 )
 from autoip.errors import CoreMisuse
@@ -248,6 +249,7 @@ class Acd:
         self._defence = defence
         self._sibling = sibling
         self._events: deque[Event] = deque()
+        self._retry = SEND_RETRY  # the pause after the next refusal
         # RFC 5227 section 2.1.1: a random pause of 0 to PROBE_WAIT comes first.
         self.state: State = state or Probing(0, now + self._draw(0.0, timing.probe_wait))
 
@@ -369,6 +371,7 @@ class Acd:
         Args:
             now: not before the frame left, so that the pause to the next one is never short.
         """
+        self._retry = SEND_RETRY
         match self.state:
             case Probing(sent=sent):
                 self._events.append(ProbeSent(self.address, sent + 1))
@@ -395,8 +398,9 @@ class Acd:
                 raise CoreMisuse(f"sent() in {type(self.state).__name__}")
 
     def refused(self, now: float) -> None:
-        """Offer the packet again after SEND_RETRY: the kernel did not take it."""
-        again = now + SEND_RETRY
+        """Offer the packet again after a pause, SEND_RETRY to SEND_RETRY_MAX: the kernel did not take it."""
+        again = now + self._retry
+        self._retry = min(2 * self._retry, SEND_RETRY_MAX)
         match self.state:
             case (
                 Announcing(guard=Guard(owed=Owed() as owed) as guard)

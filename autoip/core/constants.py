@@ -44,8 +44,14 @@ EXCLUDED = (IPv4Network("169.254.169.0/24"), IPv4Network("169.254.170.0/24"))
 """Where clouds serve instance metadata: a host that took such an address would break its neighbours. The default of
 the option `exclude`."""
 
+QUIET_INTERVAL = MAX_CONFLICTS * RATE_LIMIT_INTERVAL
+"""Conflicts count until there was none for this time. After it a host may probe for MAX_CONFLICTS further
+addresses at full speed, so that on average it never probes for more than one per RATE_LIMIT_INTERVAL."""
+
 SEND_RETRY = 0.1
-"""Pause before a packet that the kernel refused is offered again."""
+"""Pause before a packet that the kernel refused is offered again; twice as long after each further refusal."""
+SEND_RETRY_MAX = 10.0
+"""The longest such pause."""
 CONFIGURE_RETRY = 10.0
 """Pause before the next attempt when the kernel refused to add the address."""
 

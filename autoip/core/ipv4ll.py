@@ -30,6 +30,7 @@ from autoip.core.constants import (
     DEFEND_INTERVAL,
     MAX_CONFLICTS,
     PROBE_NUM,
+    QUIET_INTERVAL,
     RATE_LIMIT_INTERVAL,
     Timing,
 )
@@ -180,6 +181,25 @@ class _Waiting:
     until: float
 
 
+@dataclass(slots=True)
+class Conflicts:
+    """The addresses lost, with less than QUIET_INTERVAL between any two conflicts.
+
+    Attributes:
+        count: of them.
+        last: when the last conflict came; the address may have been defended.
+    """
+
+    count: int = 0
+    last: float | None = None
+
+    def happened(self, now: float) -> None:
+        """Forget all before this conflict if there was a quiet time."""
+        if self.last is not None and now - self.last >= QUIET_INTERVAL:
+            self.count = 0
+        self.last = now
+
+
 @dataclass(frozen=True, slots=True)
 class Kept:
     """What an `Ipv4ll` hands over to the one that goes on for it, times included.
@@ -191,6 +211,7 @@ class Kept:
     idle: State
     reported: tuple[State, IPv4Address | None]
     conflicts: int = 0
+    last_conflict: float | None = None
     candidates: candidates.Kept = field(default_factory=candidates.Kept)
     candidate: IPv4Address | None = None
     acd: acd.State | None = None
@@ -229,7 +250,7 @@ class Ipv4ll:
         sibling: Callable[[bytes], bool] = lambda _: False,
     ) -> None:
         self.mac = mac
-        self.conflicts = 0  # since the last successful claim
+        self.conflicts = Conflicts()
         self._timing = timing
         self._jitter = jitter
         self._defence = defence
@@ -349,7 +370,6 @@ class Ipv4ll:
             return
         self._acd.announce(now)
         self._held_since = now
-        self.conflicts = 0
         self._report("address is on the interface")
 
     def configure_failed(self, address: IPv4Address, now: float, why: str) -> None:
@@ -406,7 +426,8 @@ class Ipv4ll:
         return Kept(
             idle=self._idle,
             reported=self._reported,
-            conflicts=self.conflicts,
+            conflicts=self.conflicts.count,
+            last_conflict=self.conflicts.last,
             candidates=self._candidates.keep(),
             candidate=self.candidate,
             acd=self._acd.state if self._acd is not None else None,
@@ -428,7 +449,7 @@ class Ipv4ll:
             self._candidates.begin(first)
         if kept.candidate is not None and kept.acd is not None:
             self._acd = self._new_acd(kept.candidate, 0.0, kept.acd)
-        self.conflicts = kept.conflicts
+        self.conflicts = Conflicts(kept.conflicts, kept.last_conflict)
         self._idle = kept.idle
         self._reported = kept.reported
         self._waiting = kept.waiting
@@ -465,6 +486,9 @@ class Ipv4ll:
                 case acd.Conflict():
                     self._events.append(event)
                     self._after_conflict(event, now)
+                case acd.Defended():
+                    self._events.append(event)
+                    self.conflicts.happened(now)
                 case acd.AnnouncementSent(number=1):
                     self._events.extend((event, Claimed(event.address)))
                 case _:
@@ -482,10 +506,11 @@ class Ipv4ll:
         self._report(why, Cause.CONFLICT)
 
     def _take_next(self, lost: IPv4Address, now: float, *, conflict: bool) -> None:
-        self.conflicts += 1
+        self.conflicts.happened(now)
+        self.conflicts.count += 1
         self._candidates.lose(lost)
         self._drop(conflict=conflict)
-        self._try_unless(self.conflicts >= MAX_CONFLICTS, now)
+        self._try_unless(self.conflicts.count >= MAX_CONFLICTS, now)
 
     def _leave(self, idle: State, why: str, cause: Cause, *, asked: bool) -> None:
         self._candidates.preferred = self.remembered

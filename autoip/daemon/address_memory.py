@@ -13,6 +13,9 @@ from autoip.daemon.reporter import Reporter
 from autoip.errors import StateProblem
 from autoip.options import MAC, Options
 
+SAVE_INTERVAL = 900.0
+"""Seconds between two writes: a disk must not wear out because another host takes each address."""
+
 
 @final
 class AddressMemory:
@@ -31,6 +34,9 @@ class AddressMemory:
         self._store = store
         self._options = options
         self._writing: asyncio.Task[None] | None = None
+        self._may_write_at = 0.0  # by the event loop's clock
+        self._waiting: tuple[bytes, IPv4Address] | None = None
+        self._timer: asyncio.TimerHandle | None = None
 
     def first(self, mac: bytes) -> Sequence[IPv4Address]:
         """Return what to try first: what the user chose, else what a crash left, autoip or avahi-autoipd saved."""
@@ -55,8 +61,27 @@ class AddressMemory:
             return None
 
     def remember(self, mac: bytes, address: IPv4Address) -> None:
-        """Save the address in a thread: a slow disk does not delay the negotiation."""
-        self._writing = asyncio.get_running_loop().create_task(self._write(mac, address))
+        """Save the address in a thread: a slow disk does not delay the negotiation.
+
+        SAVE_INTERVAL after the last write at the earliest, and not at all if `forget` is called before.
+        """
+        self.forget()
+        self._waiting = mac, address
+        self._timer = asyncio.get_running_loop().call_at(self._may_write_at, self._save)
+
+    def forget(self) -> None:
+        """Do not save the address any more, if it waits for that: another host took it."""
+        self._waiting = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _save(self) -> None:
+        if self._waiting is not None:
+            loop = asyncio.get_running_loop()
+            self._may_write_at = loop.time() + SAVE_INTERVAL
+            self._writing = loop.create_task(self._write(*self._waiting))
+            self.forget()
 
     @property
     def quiet(self) -> bool:
@@ -64,7 +89,8 @@ class AddressMemory:
         return self._writing is None or self._writing.done()
 
     async def written(self) -> None:
-        """Wait until the address is written."""
+        """Wait until the address is written; do not wait for SAVE_INTERVAL."""
+        self._save()
         if self._writing is not None:
             await asyncio.wait([self._writing])
 

@@ -209,14 +209,15 @@ class Daemon:
             # Ready without an address: without a cable, whoever starts the service would wait for ever.
             self._serving = True
             self._changed()
-            watcher = loop.create_task(self._watch())
+            watchers = [loop.create_task(self._watch()), loop.create_task(self._watch_losses())]
             try:
                 await self._stop.wait()
             finally:
                 self._notifier.stopping()
                 if self._served is not None:
                     await self._served.close()
-                watcher.cancel()
+                for watcher in watchers:
+                    watcher.cancel()
                 self._host.foreign_default_route.close()
                 await self._follower.stop()
                 await asyncio.gather(
@@ -414,6 +415,14 @@ class Daemon:
             except Exception:  # noqa: BLE001 (a bug must not end the process)
                 self._log.exception("internal error in %s", type(event).__name__)
 
+    async def _watch_losses(self) -> None:
+        while True:
+            indexes = await self._network.next_losses()
+            for interface in self._interfaces:
+                link = interface.link
+                if link is not None and (indexes is None or link.index in indexes):
+                    interface.lost_belongings()
+
     def _on_event(self, event: Event) -> None:
         new = self._host.apply(event)
         match event:
@@ -427,7 +436,7 @@ class Daemon:
                     interface.address_removed(address)
             case RouteRemoved(route=route) if route.ours and route.index is not None:
                 for interface in self._on_link(route.index):
-                    interface.route_removed()
+                    interface.lost_belongings()
             case Resync():
                 self._links_changed()
                 for interface in self._interfaces:

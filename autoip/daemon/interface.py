@@ -22,6 +22,7 @@ from autoip.core.ipv4ll import HELD, Ipv4ll, State
 from autoip.core.policy import Gate, Kind, Policy
 from autoip.daemon.address_memory import AddressMemory
 from autoip.daemon.address_store import AddressStore
+from autoip.daemon.belongings import Belongings
 from autoip.daemon.handover import KeptInterface, KeptLock
 from autoip.daemon.host import Host
 from autoip.daemon.lock_file import LockFile
@@ -97,6 +98,7 @@ class Interface:
         foreign = self._host.foreign_default_route
         self._routes = OwnedRoutes(reporter, self._network, self._requests, foreign, options)
         self._stranded = StrandedRoutes(reporter, self._network, self._requests)
+        self._belongings = Belongings(reporter, self._network, self._requests, self._negotiator)
         self._rivals = Rivals(reporter)
         self._script: ScriptRunner | None = None
         self._ending: asyncio.Task[None] | None = None
@@ -166,6 +168,7 @@ class Interface:
         await self._requests.idle()
         await self._rivals.ended()
         await self._memory.written()
+        self.reporter.close()
 
     def release(self) -> None:
         """Let another instance serve the interface. Call it after `stop`."""
@@ -206,7 +209,7 @@ class Interface:
         count from the next claim on. Raises OSError.
         """
         self._resumed = kept
-        self.link = self._owned.link = self._routes.link = kept.link
+        self.link = self._owned.link = self._routes.link = self._belongings.link = kept.link
         self.reporter.resume(kept.report)
         self._owned.resume(kept.owned)
         self._routes.resume(kept.routes)
@@ -223,11 +226,14 @@ class Interface:
         if self._negotiator.state in HELD and self.options.policy is not Kind.ALONGSIDE:
             self._policy.kind = kept.policy.kind
         self._policy.resume(kept.policy, self._clock())
+        if self._negotiator.state is State.BOUND and self._negotiator.address is not None:
+            self._memory.remember(kept.negotiator.mac, self._negotiator.address)
 
     def resumed(self) -> None:
         """What has changed during the reload was reported: go on."""
         if self.link is not None and self.link.ready and not self._negotiator.attached:
             self.link_changed(self.link)  # it would have started over later
+        self._belongings.lost()  # what went during the reload was not reported
         self.tick()
 
     def _follow_options(self) -> None:
@@ -244,7 +250,7 @@ class Interface:
         self._news("link", link=link)
         with self._recovery.guarded("link"):
             before, self.link = self.link, link
-            self._owned.link = self._routes.link = link
+            self._owned.link = self._routes.link = self._belongings.link = link
             appeared = link is not None and (before is None or before.index != link.index)
             master = self._host.master(link) if link is not None else ""
             _obey_master(master, self._policy, self._negotiator, self.reporter)
@@ -322,15 +328,17 @@ class Interface:
             self.reporter.publish_address("address-removed", address)
         self._addresses_changed()
 
-    def route_removed(self) -> None:
-        """Handle the loss of an owned route: removed by this daemon, with its source, or by somebody."""
-        self._news("route-removed")
+    def lost_belongings(self) -> None:
+        """Handle the loss of a rule, route or filter of the interface: removed by this daemon, or by somebody."""
+        self._news("belongings-lost")
+        self._belongings.lost()
         self._routes.removed()
 
     def resynchronise(self) -> None:
         """Check that all that is owned is still there: messages of the kernel may have been lost."""
         self._news("resynchronised")
         self._owned.resynchronise()
+        self._belongings.lost()
         self._addresses_changed()
         self._routes.put_back()
 
@@ -411,10 +419,13 @@ class Interface:
                     self._owned.configure(address)
                 case ipv4ll.Unconfigure(address=address, conflict=conflict):
                     self._owned.remove(address, reset=conflict)
+                    if conflict:
+                        self._memory.forget()
                     if self._script is not None:
                         self._script.lost(conflict=conflict)
+                case ipv4ll.Transition(new=State.BOUND, address=address) if address is not None:
+                    self._memory.remember(core.mac, address)  # not earlier: many are lost at once
                 case ipv4ll.Claimed(address=address):
-                    self._memory.remember(core.mac, address)
                     if self._script is not None:
                         self._script.bound(address)
         held = self._negotiator.address is not None

@@ -251,14 +251,25 @@ class Negotiator:
             self.core.receive(packet, received.at, received.defended_at)
 
     def poll(self) -> bool:
-        """Handle the timer, set the filter, send one packet. Return whether to poll again."""
-        if self.core is None:
+        """Handle the timer, set the filter, send one packet. Return whether to poll again.
+
+        Handle no timer while a conflict waits: the address must not be taken for free. `receive` follows.
+        """
+        if self.core is None or self.conflict_waits():
             return False
         self.core.handle_timer(self.clock())
         # First the filter, then the probe whose answers it lets through.
         self.watch()
         at = self._attachment
         return at is not None and offer(self.core, at.socket.send, self.clock, self._failed)
+
+    def conflict_waits(self) -> bool:
+        """Return whether a conflict that `receive` has not got yet may end the silence of ANNOUNCE_WAIT."""
+        core, at = self.core, self._attachment
+        if core is None or at is None or core.state not in (State.ANNOUNCE_WAIT, State.CONFIGURING):
+            return False
+        due = core.next_timer()
+        return (due is None or due <= self.clock()) and at.socket.pending()
 
     def watch(self) -> None:
         """Set filter and reflex as the core's state demands."""

@@ -36,6 +36,8 @@ A script may put it there again itself. A DHCP client that removes all addresses
 address that came back too soon would lose its own. By RFC 3927 another host needs at least
 2 * PROBE_MIN + ANNOUNCE_WAIT, which is 4 s, to claim the address.
 """
+_LOOK_AGAIN = 0.001
+"""Seconds, while a conflict that has come waits to be judged."""
 _RESET_TIMEOUT = 1.0
 """Seconds that the reset of connections may take: another host uses the address."""
 _NOT_RESET = "TCP connections from an address that is given up are not reset"
@@ -270,6 +272,8 @@ class OwnedAddress:
             KernelRefused: then nothing owned is there.
         """
         addresses = await self._network.addresses()
+        while self._negotiator.conflict_waits():  # noqa: ASYNC110 (what ends it has no event of its own)
+            await asyncio.sleep(_LOOK_AGAIN)  # the event loop passes it on meanwhile
         state, candidate = self._negotiator.state, self._negotiator.candidate
         if state is not State.CONFIGURING or candidate != address:
             return None

@@ -22,8 +22,9 @@ from autoip.daemon.serial_tasks import SerialTasks
 from autoip.kernel.model import Link
 from autoip.options import Options
 
-REPAIR_PAUSE = 1.0
-"""Seconds after which a route that somebody removed is put back."""
+REPAIR_PAUSE = 0.5
+"""Seconds after which what somebody removed beside an address is put back: not at once, so that a program that removes
+it again and again is not fought at full speed."""
 
 
 @final

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import time
 from collections.abc import Callable
@@ -14,9 +15,13 @@ from autoip.core.constants import ANNOUNCE_NUM, PROBE_NUM
 from autoip.core.ipv4ll import HELD
 from autoip.core.proxy_arp import ProxyArpDetector
 from autoip.daemon.handover import KeptReport
+from autoip.daemon.log_budget import LogBudget
 from autoip.kernel.model import Address
 from autoip.log import NOTICE
 
+REFUSALS = 6
+"""So many refusals of one frame, within 3.1 s, are more than a moment without room or link."""
+_REFUSED = "the kernel takes none of our frames"
 NOTES_MAX = 8
 """At most this many notes are kept for `status`, the newest ones."""
 
@@ -49,9 +54,12 @@ class Reporter:
         self.defences = 0
         self.last_conflict: dict[str, Any] | None = None
         self.notes: list[str] = []
+        self._refusals = 0  # in a row
+        self._refused = ""  # the note about them
         self._log = log
         self._progress = progress
         self._clock = clock
+        self._budget = LogBudget(clock, self._write)
         self._publish = publish
         self._proxy_arp: ProxyArpDetector | None = None  # made at the first conflict
 
@@ -72,10 +80,19 @@ class Reporter:
         self.why, self.trouble, self.since = kept.why, kept.trouble, kept.since
         self.conflicts, self.defences = kept.conflicts, kept.defences
         self.last_conflict, self.notes = kept.last_conflict, [*kept.notes]
+        self._refused = next((note for note in self.notes if note.startswith(_REFUSED)), "")
 
     def log(self, level: int, text: str, error: Exception | None = None) -> None:
-        """Log a line about the interface, with the traceback of `error`, which is a bug."""
+        """Log a line about the interface, with the traceback of `error`, which is a bug; see `LogBudget`."""
+        if self._budget.allows(level, text):
+            self._write(level, text, error)
+
+    def _write(self, level: int, text: str, error: Exception | None = None) -> None:
         self._log.log(level, "%s: %s", self.name, text, exc_info=error)
+
+    def close(self) -> None:
+        """Log how many lines were not logged."""
+        self._budget.summarise()
 
     def note(self, text: str) -> None:
         """Warn of something that an administrator should change, and keep the line for `status`."""
@@ -96,8 +113,20 @@ class Reporter:
                 self.log(logging.INFO, trouble)
 
     def frame_failed(self, error: OSError) -> None:
-        """Log that the kernel did not take a frame."""
+        """Log that the kernel did not take a frame; note it, once, where it takes none of them."""
         self.log(logging.DEBUG, f"the kernel did not take a frame: {error.strerror}")
+        self._refusals += 1
+        if self._refusals == REFUSALS:
+            name = errno.errorcode.get(error.errno or 0, str(error.errno))
+            self._refused = f"{_REFUSED}: {error.strerror} ({name})"
+            self.note(self._refused)
+
+    def _frame_left(self) -> None:
+        self._refusals = 0
+        if self._refused:
+            self.notes = [note for note in self.notes if note != self._refused]
+            self._refused = ""
+            self.log(logging.INFO, "the kernel takes our frames again")
 
     def publish(self, name: str, **fields: Any) -> None:
         """Publish an event for `watch`."""
@@ -109,6 +138,8 @@ class Reporter:
 
     def report(self, happened: ipv4ll.Event) -> None:
         """Log and publish an event of the core."""
+        if isinstance(happened, acd.ProbeSent | acd.AnnouncementSent | acd.Defended):
+            self._frame_left()
         match happened:
             case ipv4ll.Transition():
                 self._transition(happened)

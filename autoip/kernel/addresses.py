@@ -92,6 +92,32 @@ class Addresses:
         async with self._remove_lock:
             await self._remove_alone(index, address)
 
+    async def restore_route(self, link: Link, address: IPv4Address) -> bool:
+        """Add the route that comes with `address`, as the kernel does, if it is missing. Return whether it was."""
+        fields = {
+            "family": socket.AF_INET,
+            "dst_len": LINK_LOCAL_NETWORK.prefixlen,
+            "proto": rtnetlink.RTPROT_KERNEL,
+            "scope": rtnetlink.RT_SCOPE_LINK,
+            "type": rtnetlink.RTN_UNICAST,
+        }
+        attributes = [
+            ("RTA_DST", LINK_LOCAL_NETWORK.network_address.packed),
+            ("RTA_OIF", link.index),
+            ("RTA_PREFSRC", address.packed),
+            ("RTA_PRIORITY", self._metric(link, address)),
+            ("RTA_TABLE", rtnetlink.RT_TABLE_MAIN),
+        ]
+        what = f"put back the connected route of {address} on {link.name}"
+        try:
+            request = Request(what, rtnetlink.RTM_NEWROUTE, fields, attributes)
+            await self._requests.send(request, netlink.CREATE)
+        except KernelRefused as problem:
+            if problem.errno != errno.EEXIST:
+                raise
+            return False
+        return True
+
     async def demote(self, link: Link, address: IPv4Address) -> None:
         """Put the route of `address` behind all others until `promote`."""
         self._demoted[link.index] = link, address

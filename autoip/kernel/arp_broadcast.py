@@ -38,7 +38,7 @@ HANDLE_WITH_HOOK = 0xA9FE0002
 """Handle of our filter where we have made the clsact; HANDLE: where it was there."""
 
 # include/uapi/linux/pkt_sched.h
-_HANDLE_CLSACT, _PARENT_CLSACT = 0xFFFF0000, 0xFFFFFFF1
+CLSACT_HANDLE, _PARENT_CLSACT = 0xFFFF0000, 0xFFFFFFF1
 INGRESS, EGRESS = 0xFFFFFFF2, 0xFFFFFFF3
 # include/uapi/linux/pkt_cls.h
 _BPF = "bpf"
@@ -107,6 +107,19 @@ class Broadcast:
         except KernelRefused as problem:
             if problem.errno != errno.ENODEV:
                 self._refusals[link.index] = str(problem)
+
+    async def restore(self, link: Link) -> bool:
+        """Do `add` again if somebody removed the filter. Return whether it was missing."""
+        if isinstance(self._program, str) or link.index in self._refusals:
+            return False
+        try:
+            if any(found.ours for found in await filters(self._requests, link.index, EGRESS)):
+                return False
+        except KernelRefused as problem:
+            if problem.errno != errno.EINVAL:  # EINVAL: the clsact is gone
+                raise
+        await self._add(link.index)
+        return True
 
     async def remove(self, index: int) -> None:
         """Undo `add`, also that of an instance that crashed."""
@@ -212,7 +225,7 @@ def place(there: Sequence[Filter]) -> Filter:
 
 
 def _hook(kind: int, index: int) -> Request:
-    fields = {"index": index, "handle": _HANDLE_CLSACT, "parent": _PARENT_CLSACT}
+    fields = {"index": index, "handle": CLSACT_HANDLE, "parent": _PARENT_CLSACT}
     what = f"add a clsact to interface {index}"
     if kind == rtnetlink.RTM_DELQDISC:
         what = f"remove the clsact of interface {index}"

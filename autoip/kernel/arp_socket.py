@@ -291,6 +291,13 @@ class ArpSocket:
         """Answer no conflict any more, once this has returned."""
         lib.autoip_socket_disarm(self._open())
 
+    def pending(self) -> bool:
+        """Return whether a conflict that has come may still wait for `ArpListener.drain`.
+
+        False only if the kernel's socket was empty as well, so that silence can be believed.
+        """
+        return bool(lib.autoip_socket_pending(self._open()))
+
     def close(self) -> None:
         """Close the socket; its events that wait stay in the queue. Harmless when repeated."""
         if self._pointer is not None:

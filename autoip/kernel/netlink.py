@@ -111,12 +111,18 @@ class Socket:
     Args:
         family: the protocol.
         groups: multicast groups to receive, a bit each.
+        prepare: takes the socket before it joins the groups; may raise OSError.
 
     Raises:
         KernelRefused: the socket cannot be opened.
     """
 
-    def __init__(self, family: Family, groups: int = 0) -> None:
+    def __init__(
+        self,
+        family: Family,
+        groups: int = 0,
+        prepare: Callable[[socket.socket], None] = lambda _: None,
+    ) -> None:
         self._family = family
         self.failed = False
         """There was an error, or a message that cannot be read: a further answer may never come."""
@@ -127,6 +133,7 @@ class Socket:
             with contextlib.ExitStack() as unless_done:
                 self._socket = socket.socket(socket.AF_NETLINK, kind, family.number)
                 unless_done.callback(self._socket.close)
+                prepare(self._socket)
                 self._set_up(groups)
                 unless_done.pop_all()
         except OSError as problem:

@@ -30,6 +30,7 @@ from autoip.errors import KernelRefused
 from autoip.kernel import netlink, rtnetlink
 from autoip.kernel.addresses import Addresses
 from autoip.kernel.arp_broadcast import Broadcast
+from autoip.kernel.loss_watch import LossWatch
 from autoip.kernel.model import (
     IFF_UP,
     Address,
@@ -89,24 +90,27 @@ class Network:
         self._broadcast = Broadcast(self._requests, program)
         self._onlink = OnlinkRoutes(self._requests, TABLE_BASE)
         self._stranded = StrandedRoutes(self._requests, self._addresses)
+        self._losses = LossWatch()
         self._pending: deque[Event] = deque()
         self._links: dict[int, Link] = {}
         self._lost = False
         self._resynced_at: float | None = None
 
     async def open(self) -> None:
-        """Open both sockets. From now on no event is lost without a Resync."""
+        """Open the sockets. From now on no event is lost without a Resync."""
         try:
             self._events = netlink.Socket(rtnetlink.ROUTE, self._groups)
             self._requests.open()
+            self._losses.open()
         except BaseException:
             self.close()
             raise
 
     def close(self) -> None:
-        """Close both sockets. Harmless when repeated."""
+        """Close the sockets. Harmless when repeated."""
         self._close_events()
         self._requests.close()
+        self._losses.close()
 
     async def snapshot(self) -> tuple[list[Link], list[Address]]:
         """Return all links and all IPv4 addresses.
@@ -163,6 +167,17 @@ class Network:
             await self.remove_address(link.index, address)
             raise
         await self._addresses.check(link, address)
+
+    async def restore(self, link: Link, address: IPv4Address) -> list[str]:
+        """Put back what is missing of what belongs to `address`, which is on `link`; return what that was, in words."""
+        missing = ["filter"] if await self._broadcast.restore(link) else []
+        if await self._addresses.restore_route(link, address):
+            missing.append("connected route")
+        return missing + await self._rules.restore(link, address)
+
+    async def next_losses(self) -> set[int] | None:
+        """Wait until something that `restore` may have to put back is removed: see `LossWatch.next`."""
+        return await self._losses.next()
 
     async def remove_address(self, index: int, address: IPv4Address) -> None:
         """Remove `address` from the interface `index`, and what belongs to it.

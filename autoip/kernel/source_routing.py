@@ -61,6 +61,23 @@ class SourceRules:
         await self._create(_route(rtnetlink.RTM_NEWROUTE, link.index, address, what))
         return True
 
+    async def restore(self, link: Link, address: IPv4Address) -> list[str]:
+        """Do what is missing of `add`, and return what that was, in words."""
+        missing = []
+        for name, make, kind in (
+            ("rule", _rule, rtnetlink.RTM_NEWRULE),
+            ("source route", _route, rtnetlink.RTM_NEWROUTE),
+        ):
+            what = f"put back the {name} of {address} on {link.name}"
+            try:
+                if await self._create(make(kind, link.index, address, what)):
+                    missing.append(name)
+            except KernelRefused as problem:
+                if problem.errno not in netlink.NOT_BUILT:
+                    raise
+                break
+        return missing
+
     async def remove(self, index: int, address: IPv4Address) -> None:
         """Undo `add`."""
         what = f"remove the rule for {address} on interface {index}"
@@ -80,13 +97,15 @@ class SourceRules:
             if source is not None and index > 0 and (index, IPv4Address(source)) not in living:
                 await self.remove(index, IPv4Address(source))
 
-    async def _create(self, request: Request) -> None:
+    async def _create(self, request: Request) -> bool:
+        """Return whether it was missing; it is there if a crashed instance left the same."""
         try:
             await self._requests.send(request, netlink.CREATE)
         except KernelRefused as problem:
-            # EEXIST: a crashed instance left the same.
             if problem.errno != errno.EEXIST:
                 raise
+            return False
+        return True
 
     async def _rules(self) -> set[tuple[int, IPv4Address]]:
         """Return interface and address of each rule that is ours."""

@@ -452,6 +452,40 @@ static void test_small_drain(void)
     host_free(&host);
 }
 
+/* A conflict that the thread has not read, or that is not drained yet, is pending; others are
+ * not. */
+static void test_pending(int rounds)
+{
+    struct host host = host_new();
+    uint64_t lost;
+
+    for (int i = 1; i <= rounds; i++) {
+        CHECK(autoip_socket_watch(host.sock, AUTOIP_PROBE, OURS, (uint32_t)(2 * i)) == 0);
+        CHECK(!autoip_socket_pending(host.sock));
+        conflict(host.link, OTHER);
+        CHECK(!autoip_socket_pending(host.sock));
+        conflict(host.link, OURS); /* the thread may, or may not, be faster than the question */
+        CHECK(autoip_socket_pending(host.sock));
+        CHECK(autoip_socket_pending(host.sock));
+        CHECK(readable(autoip_listener_fd(host.listener), 20000));
+        /* That one was for another generation. */
+        CHECK(autoip_socket_watch(host.sock, AUTOIP_PROBE, OURS, (uint32_t)(2 * i + 1)) == 0);
+        CHECK(!autoip_socket_pending(host.sock));
+        CHECK(autoip_listener_drain(host.listener, events, EVENTS, &lost) == 1 && lost == 0);
+    }
+    /* While there is no room, a conflict may have been lost. */
+    for (int i = 0; i < 2 * EVENTS && !autoip_socket_pending(host.sock); i++) {
+        CHECK(autoip_socket_watch(host.sock, AUTOIP_PROBE, OURS, (uint32_t)(1000000 + i)) == 0);
+        conflict(host.link, OURS);
+        CHECK(autoip_socket_pending(host.sock));
+        CHECK(autoip_socket_watch(host.sock, AUTOIP_PROBE, OURS, (uint32_t)(2000000 + i)) == 0);
+    }
+    CHECK(autoip_socket_pending(host.sock));
+    CHECK(autoip_listener_drain(host.listener, events, EVENTS, &lost) == 256);
+    CHECK(!autoip_socket_pending(host.sock));
+    host_free(&host);
+}
+
 /* A flood on one link fills its part of the queue and no more; what is lost is counted. */
 static void test_flood(void)
 {
@@ -860,6 +894,7 @@ int main(int argc, char **argv)
     test_watch_refused();
     test_send_fails();
     test_small_drain();
+    test_pending(rounds);
     test_flood();
     test_many_sockets();
     test_close_with_events();

@@ -77,6 +77,11 @@ class FakeSocket:
         self.waiting: list[tuple[float, ArpPacket]] | None = None
         """Frames that nobody reads, and when they came; None: they are read at once."""
         self.reflex = reflex
+        self.unread: list[Received] = []
+        """What waits in the kernel's socket."""
+        self.queue: list[Received] = []
+        """What waits for `FakeListener.drain`."""
+        self.wake: Callable[[], None] = lambda: None
         self._clock = clock
         self._transmit = transmit
 
@@ -104,6 +109,17 @@ class FakeSocket:
     def disarm(self) -> None:
         self._check()
         self.armed = None
+
+    def pending(self) -> bool:
+        self._check()
+        if self.waiting is not None:
+            return True
+        if self.unread:
+            self.queue += self.unread
+            self.unread = []
+            self.wake()
+        here = self.token, self.generation
+        return any((one.token, one.generation) == here for one in self.queue)
 
     def close(self) -> None:
         self.closed = True
@@ -174,7 +190,9 @@ class FakeListener(_Readable):
         self.handed = False
         """Between an exec and the program that takes the sockets over."""
         self.refuse_send = 0
-        """So many of the next frames are refused."""
+        """So many of the next frames are refused..."""
+        self.refusal = errno.ENOBUFS
+        """...with this error number."""
         self._clock = clock
         self._waiting: list[Received] = []
 
@@ -186,10 +204,11 @@ class FakeListener(_Readable):
         def transmit(packet: ArpPacket) -> None:
             if self.refuse_send:
                 self.refuse_send -= 1
-                raise OSError(errno.ENOBUFS, "no buffer space")
+                raise OSError(self.refusal, os.strerror(self.refusal))
             self.sent.append((self._clock(), opened, packet))
 
         opened = FakeSocket(len(self.opened) + 1, mac, self._clock, transmit)
+        opened.queue, opened.wake = self._waiting, self.wake
         self.opened.append(opened)
         return opened
 
@@ -203,21 +222,25 @@ class FakeListener(_Readable):
 
     def drain(self) -> list[Received]:
         self.acknowledge()
-        waiting, self._waiting = self._waiting, []
+        waiting = [*self._waiting]
+        self._waiting.clear()
         return waiting
 
-    def deliver(self, packet: ArpPacket, *, quietly: bool = False) -> int:
-        """Pass a frame to all sockets. Return how many let it through; `quietly`: do not wake the loop."""
-        caught = []
+    def deliver(self, packet: ArpPacket, *, quietly: bool = False, unread: bool = False) -> int:
+        """Pass a frame to all sockets. Return how many let it through.
+
+        `quietly`: do not wake the loop; `unread`: the helper has not read it yet.
+        """
+        count = 0
         for sock in self.sockets:
             if sock.waiting is not None:
                 sock.waiting.append((self._clock(), packet))
             elif (received := sock.catch(packet)) is not None:
-                caught.append(received)
-        self._waiting += caught
-        if not quietly:
+                (sock.unread if unread else self._waiting).append(received)
+                count += 1
+        if not quietly and not unread:
             self.wake()
-        return len(caught)
+        return count
 
     def pause(self) -> None:
         for sock in self.sockets:
@@ -244,6 +267,7 @@ class FakeListener(_Readable):
         sock.phase, sock.address, sock.generation = phase, address, 1
         sock.armed = None if armed is None else parse(armed)
         sock.waiting = before.waiting
+        sock.queue, sock.wake = self._waiting, self.wake
         self.opened.append(sock)
         self._waiting += sock.read()
         return sock
@@ -275,6 +299,10 @@ class FakeNetwork:
         self.mute = False
         """While true, no event arrives: the kernel's answers overtake them."""
         self._news = asyncio.Event()
+        self.losses: deque[set[int] | None] = deque()
+        self.missing: list[str] = []
+        """What `restore` finds missing."""
+        self._lost = asyncio.Event()
 
     # What a test does.
 
@@ -365,6 +393,23 @@ class FakeNetwork:
         added = self.put(link.index, str(address), 16, scope=scope, proto=PROTOCOL)
         await self._steps(self._after, "add")
         return added
+
+    async def next_losses(self) -> set[int] | None:
+        while not self.losses:
+            self._lost.clear()
+            await self._lost.wait()
+        return self.losses.popleft()
+
+    def lose(self, index: int | None, *names: str) -> None:
+        """Remove, as somebody else, what belongs to the address of a link; None: messages of that were lost."""
+        self.missing += names
+        self.losses.append(None if index is None else {index})
+        self._lost.set()
+
+    async def restore(self, link: Link, address: IPv4Address) -> list[str]:
+        await self._ask("restore", link.index, address)
+        missing, self.missing = self.missing, []
+        return missing
 
     async def remove_address(self, index: int, address: IPv4Address) -> bool:
         await self._ask("remove", index, address)

@@ -171,6 +171,7 @@ def test_closed_socket(sock: ArpSocket) -> None:
         lambda: sock.send(FRAME),
         lambda: sock.arm(FRAME),
         sock.disarm,
+        sock.pending,
         lambda: sock.watch(Phase.SILENT, None),
     ):
         with pytest.raises(OSError, match="closed") as error:

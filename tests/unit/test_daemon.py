@@ -130,6 +130,34 @@ async def test_a_conflict_that_is_here_comes_before_what_time_brings_about(tmp_p
 
 
 @played
+async def test_a_conflict_that_waits_in_the_socket_comes_before_what_time_brings_about(
+    tmp_path: Path,
+) -> None:
+    """The process was stopped: neither the helper nor the loop has read the frame."""
+    async with World(tmp_path, first=A) as world:
+        await world.until_state("announce-wait")
+        assert world.kernel.listener.deliver(announcement(STRANGER, A), unread=True) == 1
+        assert await world.until_bound() != A
+        assert not [asked for asked in world.asked("add") if asked[2] == A]
+        assert world.report()["conflicts"] == 1
+
+
+@played
+async def test_a_conflict_that_waits_in_the_socket_while_the_address_is_about_to_be_added(
+    tmp_path: Path,
+) -> None:
+    async with World(tmp_path, first=A) as world:
+
+        async def conflict() -> None:
+            assert world.kernel.listener.deliver(announcement(STRANGER, A), unread=True) == 1
+
+        await world.until_state("announce-wait")
+        world.network.before("addresses", conflict)
+        assert await world.until_bound() != A
+        assert not [asked for asked in world.asked("add") if asked[2] == A]
+
+
+@played
 async def test_a_conflict_is_defended_and_the_next_one_lost(tmp_path: Path) -> None:
     """def-once, def-yield, def-reset: connections are reset when the address goes, not by a defence."""
     async with World(tmp_path, first=A) as world:
@@ -197,6 +225,29 @@ async def test_frames_that_the_kernel_does_not_take_do_not_count(tmp_path: Path)
         await world.until_bound()
         assert len(world.kernel.listener.of(mac_of(2))) == 5
         assert len(world.logged("the kernel did not take a frame")) == 4
+        assert world.report()["notes"] == [] and not world.logged("again")
+
+
+@pytest.mark.parametrize("number", [errno.ENOBUFS, errno.ENETDOWN, errno.EPERM])
+@played
+async def test_a_kernel_that_takes_no_frame_is_noted_and_not_asked_all_the_time(
+    tmp_path: Path, number: int
+) -> None:
+    """A filter at the egress drops them, for instance: one line, a note while it lasts, and few attempts."""
+    async with World(tmp_path) as world:
+        listener = world.kernel.listener
+        listener.refusal, listener.refuse_send = number, 10**6
+        await asyncio.sleep(3600)
+        assert world.report()["state"] == "probing"
+        attempts = 10**6 - listener.refuse_send
+        assert 300 < attempts < 380  # ten a second would be 36000
+        (note,) = world.report()["notes"]
+        assert os.strerror(number) in note and f"({errno.errorcode[number]})" in note
+        assert len(world.logged(note)) == 1
+        listener.refuse_send = 0
+        await world.until_bound()
+        assert world.report()["notes"] == []
+        assert len(world.logged("takes our frames again")) == 1
 
 
 @played
@@ -434,6 +485,51 @@ async def test_an_address_that_is_back_within_the_grace(tmp_path: Path) -> None:
         await asyncio.sleep(3 * GRACE)
         assert world.asked("add", "remove") == [("add", 2, A)]
         assert world.report()["state"] == "bound"
+
+
+@played
+async def test_what_belongs_to_the_address_is_put_back(tmp_path: Path) -> None:
+    """One attempt for a burst of removals, within a second; a note for each thing, once."""
+    async with World(tmp_path, "eth0", "eth1") as world:
+        await world.until_bound("eth0")
+        await world.until_bound("eth1")
+        assert not world.asked("restore")
+        began = world.now
+        for name in ("rule", "filter", "rule"):
+            world.network.lose(2, name)
+        await world.until(lambda: world.asked("restore"))
+        assert world.now - began < 1
+        await asyncio.sleep(10)
+        assert [asked[1] for asked in world.asked("restore")] == [2]
+        notes = [f"somebody removed our {name}; it was put back" for name in ("rule", "filter")]
+        assert world.report()["notes"] == notes
+        assert world.report("eth1")["notes"] == []
+        world.network.lose(None)  # messages were lost: whose, nobody knows
+        await asyncio.sleep(10)
+        assert [asked[1] for asked in world.asked("restore")] == [2, 2, 3]
+
+
+@played
+async def test_what_belongs_to_an_address_that_is_not_held_is_not_put_back(tmp_path: Path) -> None:
+    async with World(tmp_path, first=A) as world:
+        await world.until_state("announce-wait")
+        world.network.lose(2, "rule")
+        await world.until_bound()
+        assert not world.asked("restore")
+        world.network.lose(2, "connected route")
+        world.network.take(2, A)  # with its route; the address itself is put back, as ever
+        await world.until(lambda: len(world.asked("add")) == 2)
+        assert not world.asked("restore")
+
+
+@played
+async def test_what_cannot_be_put_back_is_noted(tmp_path: Path) -> None:
+    async with World(tmp_path) as world:
+        await world.until_bound()
+        world.network.before("restore", refused(errno.EPERM))
+        world.network.lose(2, "rule")
+        await world.until(lambda: world.report()["notes"])
+        assert "EPERM" in world.report()["notes"][0]
 
 
 @played

@@ -163,7 +163,7 @@ def test_sel_a_lost_candidate_is_not_drawn_again() -> None:
 def test_sel_lost_candidates_are_remembered_up_to_a_bound() -> None:
     _, host = alone()
     for _ in range(constants.MAX_CONFLICTS + 5):
-        host.core.conflicts = 0
+        host.core.conflicts.count = 0
         assert host.core.candidate is not None
         host.receive(reply(host.core.candidate))
     assert len(host.core._candidates._lost) == constants.MAX_CONFLICTS
@@ -268,7 +268,7 @@ def test_claim_conflict(name: str, state: State) -> None:
     host.receive(CONFLICTS[name])
     assert host.core.candidate != A
     assert host.state() is State.PROBING
-    assert host.core.conflicts == 1
+    assert host.core.conflicts.count == 1
     assert host.of(acd.Conflict) == [acd.Conflict(A, CONFLICTS[name], in_use=False)]
     verb = "probes for" if name == "probe" else "claims"
     assert f" {verb} {A}" in host.of(ipv4ll.Transition)[-1].why
@@ -332,14 +332,41 @@ def test_claim_rate() -> None:
     assert host.state() is State.RATE_LIMITED
     link.run(constants.RATE_LIMIT_INTERVAL + LONG)
     assert host.state() is State.BOUND
-    assert host.core.conflicts == 0
-    # The count restarts after a successful claim.
+    # A claim alone ends nothing: whoever conflicts after each claim is limited as well.
+    conflict_twice(link, host)
+    assert host.state() is State.RATE_LIMITED
+
+
+def conflict_twice(link: VirtualLink, host: Host) -> None:
+    """Take the address that is held: the first conflict is defended against."""
     address = host.on_interface
     assert address is not None
     host.receive(request(address, address))
     link.run(1)
     host.receive(request(address, address))
+
+
+@pytest.mark.parametrize("defended", [False, True], ids=["lost", "defended"])
+def test_claim_rate_ends_after_a_quiet_time(defended: bool) -> None:
+    """The limit holds until there was no conflict for QUIET_INTERVAL, not even one that was defended against."""
+    link, host = alone()
+    for _ in range(constants.MAX_CONFLICTS):
+        assert host.core.candidate is not None
+        host.receive(reply(host.core.candidate))
+    assert host.state() is State.RATE_LIMITED
+    since = link.now
+    link.run(300)
+    assert host.on_interface is not None
+    if defended:
+        host.receive(request(host.on_interface, host.on_interface))
+        since = link.now
+    link.run(since + constants.QUIET_INTERVAL - link.now - 2)
+    conflict_twice(link, host)
+    assert host.state() is State.RATE_LIMITED
+    link.run(constants.QUIET_INTERVAL)
+    conflict_twice(link, host)
     assert host.state() is State.PROBING
+    assert host.core.conflicts.count == 1
 
 
 def claim_until_limited_or_probed(host: Host, link: VirtualLink) -> None:
@@ -408,7 +435,25 @@ def test_only_what_was_sent_counts() -> None:
     assert len(refused) == 3 * 5
     for first, second, third in zip(*[iter(refused)] * 3, strict=True):
         assert second - first == pytest.approx(constants.SEND_RETRY)
-        assert third - second == pytest.approx(constants.SEND_RETRY)
+        assert third - second == pytest.approx(2 * constants.SEND_RETRY)
+
+
+def test_refusals_in_a_row_make_the_pause_longer() -> None:
+    """Up to a bound; what was sent makes it short again."""
+    link, host = alone(first=A)
+    refused: list[float] = []
+
+    def refuse(now: float) -> bool:
+        refused.append(now)
+        return len(refused) <= 12 or len(refused) == 14
+
+    host.refuse = refuse
+    link.run(200)
+    pauses = [second - first for first, second in pairwise(refused)]
+    expected = [constants.SEND_RETRY * 2**n for n in range(7)] + [constants.SEND_RETRY_MAX] * 5
+    assert pauses[:12] == pytest.approx(expected)
+    assert pauses[13] == pytest.approx(constants.SEND_RETRY)
+    assert host.state() is State.BOUND
 
 
 # --- defence -------------------------------------------------------------------------------------
@@ -888,6 +933,7 @@ CHANGED = {
     "DEFEND_INTERVAL": (acd, 40.0),
     "MAX_CONFLICTS": (ipv4ll, 3),
     "RATE_LIMIT_INTERVAL": (ipv4ll, 90.0),
+    "QUIET_INTERVAL": (ipv4ll, 1.0),
     "PROBE_WAIT": (None, Timing(probe_wait=9.0)),
     "PROBE_MIN": (None, Timing(probe_min=1.9)),
     "PROBE_MAX": (None, Timing(probe_max=9.0)),

@@ -161,7 +161,7 @@ def test_all_that_a_core_can_be_told_happens_again(tmp_path: Path, file: Path) -
         "resynchronised",
         "permit",
         "restart",
-        "route-removed",
+        "belongings-lost",
     }
     assert replay.replay(file.read_bytes())[1] is None
 

@@ -75,7 +75,7 @@ class Host:
         return self.core.candidate
 
     def conflict(self, *, limited: bool) -> None:
-        self.core.conflicts = MAX_CONFLICTS - 1 if limited else 0
+        self.core.conflicts.count = MAX_CONFLICTS - 1 if limited else 0
         self.core.receive(announcement(OTHER, self.address), self.now)
 
     def refuse(self) -> None:
@@ -96,7 +96,7 @@ class Host:
                 self.core._removals = MAX_CONFLICTS - 1 if limited else int(again)
                 self.core.removed(self.now)
             case Cause.ON_SIBLING:
-                self.core.conflicts = MAX_CONFLICTS - 1 if limited else 0
+                self.core.conflicts.count = MAX_CONFLICTS - 1 if limited else 0
                 self.core.elsewhere(self.address, self.now)
             case Cause.REFUSED:
                 self.refuse()
