@@ -8,8 +8,12 @@ from ipaddress import IPv4Address
 from typing import final
 
 from autoip.daemon.address_store import AddressStore
+from autoip.daemon.daemon_threads import DaemonThreads
 from autoip.daemon.reporter import Reporter
 from autoip.errors import StateProblem
+
+WRITE_TIMEOUT = 2.0
+"""Seconds for which the end waits for a disk that does not answer."""
 
 
 @final
@@ -28,6 +32,7 @@ class AddressMemory:
         self._reporter = reporter
         self._store = store
         self._chosen = chosen
+        self._unsaved: tuple[bytes, IPv4Address] | None = None
         self._writing: asyncio.Task[None] | None = None
 
     def first(self, mac: bytes) -> IPv4Address | None:
@@ -43,19 +48,32 @@ class AddressMemory:
             return None
 
     def remember(self, mac: bytes, address: IPv4Address) -> None:
-        """Save the address in a thread: a slow disk does not delay the negotiation."""
-        self._writing = asyncio.get_running_loop().create_task(self._write(mac, address))
+        """Save the address in a thread: a slow disk does not delay the negotiation.
+
+        One write at a time, so that a disk that hangs costs one thread; the newest address is written next.
+        """
+        self._unsaved = mac, address
+        if self._writing is None or self._writing.done():
+            self._writing = asyncio.get_running_loop().create_task(self._write())
 
     async def written(self) -> None:
-        """Wait until the address is written."""
+        """Wait until the address is written, WRITE_TIMEOUT at most."""
         if self._writing is not None:
-            await asyncio.wait([self._writing])
+            _, waiting = await asyncio.wait([self._writing], timeout=WRITE_TIMEOUT)
+            if waiting:
+                text = "does not wait for the disk: the address may not be saved"
+                self._reporter.log(logging.WARNING, text)
 
-    async def _write(self, mac: bytes, address: IPv4Address) -> None:
-        try:
-            await asyncio.to_thread(self._store.save, mac, address, self._reporter.name)
-        except StateProblem as problem:
-            self._reporter.log(logging.WARNING, str(problem))
+    async def _write(self) -> None:
+        while self._unsaved is not None:
+            arguments, self._unsaved = (*self._unsaved, self._reporter.name), None
+            try:
+                loop = asyncio.get_running_loop()
+                await loop.run_in_executor(DaemonThreads(), self._store.save, *arguments)
+            except StateProblem as problem:
+                self._reporter.log(logging.WARNING, str(problem))
+            except RuntimeError as problem:  # no thread is left
+                self._reporter.log(logging.WARNING, f"the address is not saved: {problem}")
 
     def _saved_by_avahi(self, mac: bytes) -> IPv4Address | None:
         try:
