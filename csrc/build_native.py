@@ -53,7 +53,7 @@ ffibuilder.cdef(
                            uint64_t *sent_ns);
     int autoip_socket_arm(struct autoip_socket *sock, const uint8_t *frame);
     void autoip_socket_disarm(struct autoip_socket *sock);
-    void autoip_socket_close(struct autoip_socket *sock);
+    int autoip_socket_detach(struct autoip_socket *sock);
 
     int autoip_broadcast_load(void);
 

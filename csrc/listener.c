@@ -595,7 +595,7 @@ void autoip_socket_disarm(struct autoip_socket *sock)
     pthread_mutex_unlock(&sock->listener->lock);
 }
 
-void autoip_socket_close(struct autoip_socket *sock)
+int autoip_socket_detach(struct autoip_socket *sock)
 {
     int fd = sock->fd;
 
@@ -604,5 +604,5 @@ void autoip_socket_close(struct autoip_socket *sock)
     pthread_mutex_unlock(&sock->listener->lock);
     /* A process that is just being started may have a copy of the descriptor. */
     (void)epoll_ctl(sock->listener->epoll, EPOLL_CTL_DEL, fd, NULL);
-    close(fd);
+    return fd;
 }

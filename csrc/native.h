@@ -145,8 +145,11 @@ int autoip_socket_arm(struct autoip_socket *sock, const uint8_t frame[AUTOIP_FRA
 /* Disarms. Once this has returned, the thread does not answer conflicts any more. */
 void autoip_socket_disarm(struct autoip_socket *sock);
 
-/* Closes the socket. Its events that wait in the queue stay there. */
-void autoip_socket_close(struct autoip_socket *sock);
+/*
+ * Gives the socket up and returns its descriptor, which the caller closes: that takes the kernel
+ * some 10 ms for a packet socket. The socket's events that wait in the queue stay there.
+ */
+int autoip_socket_detach(struct autoip_socket *sock);
 
 /* -- broadcast.c ---------------------------------------------------------------------- */
 

@@ -15,6 +15,7 @@ import enum
 import errno
 import os
 import struct
+import threading
 from collections.abc import Collection
 from ipaddress import IPv4Address
 from typing import NamedTuple
@@ -246,7 +247,7 @@ class ArpSocket:
     def close(self) -> None:
         """Close the socket; its events that wait stay in the queue. Harmless when repeated."""
         if self._pointer is not None:
-            lib.autoip_socket_close(self._pointer)
+            _close(lib.autoip_socket_detach(self._pointer))
             self._pointer = None
             self._listener._forget(self.token)  # noqa: SLF001 (the two belong together)
 
@@ -277,6 +278,14 @@ def load_broadcast() -> int | str:
     if result in (-errno.EPERM, -errno.EACCES):
         return "no permission to load a program; CAP_BPF gives it"
     return f"cannot load a program: {os.strerror(-result)}"
+
+
+def _close(descriptor: int) -> None:
+    """Close a packet socket in a thread: the kernel waits meanwhile until no processor delivers a frame to it."""
+    try:
+        threading.Thread(target=os.close, args=(descriptor,), daemon=True).start()
+    except RuntimeError:  # no thread is left
+        os.close(descriptor)
 
 
 def _bytes(value: bytes, length: int, what: str) -> bytes:

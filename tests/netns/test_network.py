@@ -614,6 +614,23 @@ async def test_next_event_can_be_cancelled(kernel: Network, host: Namespace) -> 
         try:
             event = await task
         except asyncio.CancelledError:
+@with_network
+async def test_a_link_that_flapped_is_few_events(kernel: Network, host: Namespace) -> None:
+    """All that waits is read before the first event is handled."""
+    veth(host)
+    link = await ready_link(kernel, "v0")
+    await settle(kernel, host)
+    flap = "link set v0 down\nlink set v0 up\n"
+    batch(host, 250 * flap + f"addr add {OURS}/16 dev v0\naddr del {OURS}/16 dev v0\n" + 250 * flap)
+    events = [event for event in await settle(kernel, host) if not isinstance(event, Resync)]
+    of_link = [e.link for e in events if isinstance(e, LinkChanged) and e.link.index == link.index]
+    assert len(of_link) <= 2 * (4000 // network.NEWS_AT_ONCE)
+    assert of_link[-1].ready and any(not state.ready for state in of_link)
+    assert of_link[-1].carrier_changes >= link.carrier_changes + 1000
+    of_address = [type(e) for e in events if isinstance(e, AddressAdded | AddressRemoved)]
+    assert of_address == [AddressAdded, AddressRemoved]
+
+
             await asyncio.sleep(0.001)
             continue
         assert isinstance(event, AddressAdded)
