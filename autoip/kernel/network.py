@@ -245,7 +245,10 @@ class Network:
 
         Those of addresses that are on their interface stay: another instance can serve them.
         """
-        living = {(found.index, found.address) for found in await self.addresses()}
+
+        async def living() -> set[tuple[int, IPv4Address]]:
+            return {(found.index, found.address) for found in await self.addresses()}
+
         await self._rules.sweep(living)
 
     def limit(self, line: str) -> None:
@@ -260,9 +263,6 @@ class Network:
             self._events.close()
             self._events = None
 
-    def _decode(self, message: Any) -> None:
-        """Make an event of a message, if it is about something watched."""
-        kind = message["header"]["type"]
     async def _read_news(self, events: netlink.Socket) -> None:
         """Wait for news, then take all that is there, so that a link that flapped is one event."""
         wanted = rtnetlink.may_be_default_or_ours
@@ -275,6 +275,9 @@ class Network:
             await asyncio.sleep(0)
             news = events.more_news(wanted) if left else None
 
+    def _decode(self, message: Any) -> None:
+        """Make an event of a message, if it is about something watched."""
+        kind = message["header"]["type"]
         if kind == rtnetlink.RTM_NEWLINK:
             link = read_link(message)
             # The kernel sends unchanged links too, for instance when something changed that Link leaves out.
