@@ -87,7 +87,7 @@ class LockFile:
         """
         if not 0 < len(os.fsencode(interface)) < 16 or "/" in interface or "\0" in interface:
             raise ValueError(f"{interface!r} is not an interface name")
-        name = f"{network_namespace()}-{interface}.lock"
+        name = lock_name(interface)
         handle: int | None = None
         try:
             handle = _open_directory(directory)
@@ -156,6 +156,11 @@ class LockFile:
 
     def _warn(self, text: str, problem: OSError) -> None:
         self.warning = f"{text}: {problem.strerror}"
+
+
+def lock_name(interface: str) -> str:
+    """Return the name of an interface's lock file."""
+    return f"{network_namespace()}-{interface}.lock"
 
 
 def _open_directory(directory: Path) -> int:
