@@ -213,10 +213,11 @@ def _nothing_to_serve(why: str, environ: Mapping[str, str], logger: logging.Logg
 
 def _close_inherited() -> None:
     """Close a DHCP client's lease file, sockets and pipes: a process that waits for their end would wait for ours."""
-    for name in os.listdir("/proc/self/fd"):
-        if int(name) > 2:
-            with suppress(OSError):  # the descriptor of the listing itself is closed already
-                os.close(int(name))
+    with suppress(FileNotFoundError):  # without /proc nothing can be served: the error comes later
+        for name in os.listdir("/proc/self/fd"):
+            if int(name) > 2:
+                with suppress(OSError):  # the descriptor of the listing itself is closed already
+                    os.close(int(name))
 
 
 def _import_asyncio() -> None:
@@ -277,4 +278,8 @@ def _serve(arguments: Arguments, environ: Mapping[str, str], logger: logging.Log
         program=program,
         trace=trace,
     )
-    asyncio.run(daemon.run(settings, logger))
+    serving = daemon.run(settings, logger)
+    try:
+        asyncio.run(serving)
+    finally:
+        serving.close()  # if the event loop could not be made
