@@ -248,7 +248,7 @@ def _serve(arguments: Arguments, environ: Mapping[str, str], logger: logging.Log
     import asyncio
 
     from autoip import log
-    from autoip.daemon import daemon
+    from autoip.daemon import daemon, stale_files
     from autoip.kernel import arp_socket, capabilities
 
     def options(name: str) -> Options:
@@ -261,6 +261,7 @@ def _serve(arguments: Arguments, environ: Mapping[str, str], logger: logging.Log
     state = [paths.state_directory(environ)] if arguments.keep_state else []
     directories = [paths.runtime_directory(environ), *state]
     capabilities.share_with_service(map(Path, directories))
+    stale_files.remove(Path(directories[0]))
     trace = None
     if arguments.trace is not None:
         from autoip.daemon.trace import Trace

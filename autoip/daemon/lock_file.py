@@ -90,7 +90,7 @@ class LockFile:
         name = lock_name(interface)
         handle: int | None = None
         try:
-            handle = _open_directory(directory)
+            handle = open_directory(directory)
             with as_owner(handle):
                 file = _lock(handle, directory, name, interface)
         except BaseException as problem:
@@ -163,7 +163,7 @@ def lock_name(interface: str) -> str:
     return f"{network_namespace()}-{interface}.lock"
 
 
-def _open_directory(directory: Path) -> int:
+def open_directory(directory: Path) -> int:
     """Make and open the directory.
 
     Raises:
@@ -186,6 +186,20 @@ def _open_directory(directory: Path) -> int:
         os.close(handle)
         raise NoPermission(f"{directory} {problem}: not used for a lock file")
     return handle
+
+
+def recorded(handle: int, name: str) -> Held | None:
+    """Return what the last instance had on its interface, from a lock file of the directory `handle`.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    file = os.open(name, flags, dir_fd=handle)
+    try:
+        return _parse(_read(file))[1]
+    finally:
+        os.close(file)
 
 
 def _lock(handle: int, directory: Path, name: str, interface: str) -> int:
