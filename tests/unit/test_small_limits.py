@@ -90,6 +90,25 @@ def test_a_bug_is_not_hidden() -> None:
     assert "Traceback" in run("status", prelude=RAISES.format("OSError(22, 'x')")).stderr
 
 
+DAEMON_THREAD = """\
+import resource, threading, time
+import autoip.kernel.native
+threading.Thread(target=time.sleep, args=(0.3,), daemon=True).start()
+class Slow:
+    def __del__(self, sleep=time.sleep):  # while Python ends, the thread wakes
+        sleep(1.0)
+keep = Slow()
+resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
+"""
+
+
+def test_a_daemon_thread_at_the_end_without_descriptors() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", DAEMON_THREAD], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.parametrize(
     ("error", "text"),
     [
