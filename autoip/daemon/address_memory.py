@@ -56,6 +56,11 @@ class AddressMemory:
         if self._writing is None or self._writing.done():
             self._writing = asyncio.get_running_loop().create_task(self._write())
 
+    @property
+    def quiet(self) -> bool:
+        """Whether nothing is being written."""
+        return self._writing is None or self._writing.done()
+
     async def written(self) -> None:
         """Wait until the address is written, WRITE_TIMEOUT at most."""
         if self._writing is not None:

@@ -111,6 +111,25 @@ class LockFile:
         instance._write()
         return instance
 
+    @classmethod
+    def resume(
+        cls,
+        interface: str,
+        directory: int | None,
+        file: int | None,
+        held: Held | None,
+        warning: str | None,
+    ) -> LockFile:
+        """Go on with the lock of the program that this process was before: it is in the descriptors."""
+        instance = cls(directory, lock_name(interface), file)
+        instance._held, instance.warning = held, warning
+        return instance
+
+    @property
+    def descriptors(self) -> tuple[int | None, int | None]:
+        """Of the directory, and of the file."""
+        return self._directory, self._file
+
     def hold(self, index: int, address: IPv4Address) -> None:
         """Record that `address` is on the interface `index`. Call it before the address is added."""
         self._held = Held(index, address)
