@@ -345,3 +345,19 @@ def test_leftover_of_a_crash(port: Port, make_autoip: MakeDaemon, record: str) -
 
 
 # Several interfaces
+
+
+def test_many_flaps_at_once_are_one_loss(port: Port, make_autoip: MakeDaemon) -> None:
+    """However often the link flapped while the daemon could not run, the core loses the link once or twice."""
+    daemon = make_autoip(port, *FAST)
+    bind(port, daemon)
+    lines = len(daemon.lines)
+    daemon.signal(signal.SIGSTOP)
+    try:
+        port.host.run("ip", "-batch", "-", stdin=500 * "link set eth0 down\nlink set eth0 up\n")
+        since = port.sniffer.mark()
+    finally:
+        daemon.signal(signal.SIGCONT)
+    _claims_again(port, since)
+    losses = [line for line in daemon.lines[lines:] if " -> no-link: " in line]
+    assert 1 <= len(losses) <= 4
