@@ -328,6 +328,15 @@ def load_broadcast() -> int | str:
     return f"cannot load a program: {os.strerror(-result)}"
 
 
+def programs_before(index: int) -> int:
+    """How many BPF programs of tcx run before all filters at the egress of the interface `index`.
+
+    Raises:
+        OSError: EPERM without CAP_NET_ADMIN.
+    """
+    return check(lib.autoip_broadcast_before(index))
+
+
 def _close(descriptor: int) -> None:
     """Close a packet socket in a thread: the kernel waits meanwhile until no processor delivers a frame to it."""
     try:
