@@ -9,6 +9,8 @@ import os
 import signal
 import sys
 
+from autoip.errors import shortage
+
 # Ctrl-C during the imports below ends the process silently: nothing has been set up yet. A SIGINT that was ignored at
 # the start, as for a background job of a script, stays ignored.
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
@@ -40,6 +42,11 @@ def main() -> int:
             f"autoip: not built for this Python (no {error.name}): run `make`, or `pip install .`",
             file=sys.stderr,
         )
+        return 1
+    except (OSError, MemoryError, ImportError, RuntimeError) as error:
+        if (why := shortage(error)) is None:
+            raise
+        print(f"autoip: {why}", file=sys.stderr)
         return 1
     finally:
         # asyncio and the commands have put back Python's own handler, which could interrupt the end of the process.

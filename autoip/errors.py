@@ -9,6 +9,7 @@ dropped where it is read.
 from __future__ import annotations
 
 import errno as _errno
+from os import strerror as _strerror
 
 
 class AutoipError(Exception):
@@ -108,6 +109,22 @@ class KernelRefused(AutoipError):
 
 class StateProblem(AutoipError):
     """Saved state is damaged or cannot be written: a warning, not a failure."""
+
+
+_SHORT = (_errno.EMFILE, _errno.ENFILE, _errno.ENOMEM, _errno.EAGAIN)
+
+
+def shortage(error: BaseException) -> str | None:
+    """Return in words that a limit on files, memory or processes was reached; None: the error has another cause."""
+    if isinstance(error, MemoryError):
+        return "no memory is left: the limit on memory is too small"
+    if isinstance(error, OSError) and error.errno in _SHORT:
+        return f"{_strerror(error.errno)}: a limit on files, memory or processes is too small"
+    # A library that cannot be mapped; threading.Thread.start.
+    cannot_load = isinstance(error, ImportError) and not isinstance(error, ModuleNotFoundError)
+    if cannot_load or (type(error) is RuntimeError and "new thread" in str(error)):
+        return f"{error}: a limit on files, memory or processes is too small"
+    return None
 
 
 class CoreMisuse(RuntimeError):

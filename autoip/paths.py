@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+from autoip.errors import AutoipError
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # `autoip status` must start fast
     from collections.abc import Mapping
@@ -23,9 +25,13 @@ def network_namespace() -> int:
     """Return the inode of this process's network namespace.
 
     Raises:
-        OSError: there is no /proc.
+        AutoipError: /proc does not show it.
     """
-    return os.stat("/proc/self/ns/net").st_ino
+    try:
+        return os.stat("/proc/self/ns/net").st_ino
+    except OSError as error:
+        what = "/proc/self/ns/net, which names the network namespace"
+        raise AutoipError(f"{what}: {error.strerror}; mount /proc") from error
 
 
 def _first(environ: Mapping[str, str], name: str) -> str:

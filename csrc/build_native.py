@@ -63,7 +63,7 @@ ffibuilder.cdef(
     int autoip_socket_arm(struct autoip_socket *sock, const uint8_t *frame);
     void autoip_socket_disarm(struct autoip_socket *sock);
     int autoip_socket_pending(struct autoip_socket *sock);
-    void autoip_socket_close(struct autoip_socket *sock);
+    int autoip_socket_detach(struct autoip_socket *sock);
 
     int autoip_broadcast_load(void);
     int autoip_broadcast_before(int ifindex);
@@ -97,7 +97,9 @@ ffibuilder.set_source(
     define_macros=[("_GNU_SOURCE", None)],
     # Hidden: calls between the files of the helper need no table of symbols.
     extra_compile_args=["-std=gnu11", "-O2", "-pthread", "-fvisibility=hidden", "@csrc/warnings"],
-    extra_link_args=["-pthread"],
+    # pthread_exit, by which Python ends daemon threads, loads libgcc_s at its first call, and aborts the process if no
+    # descriptor or no memory is left by then. So it is loaded from the start.
+    extra_link_args=["-pthread", "-Wl,--no-as-needed", "-lgcc_s"],
 )
 
 if __name__ == "__main__":

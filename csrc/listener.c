@@ -692,7 +692,7 @@ int autoip_socket_pending(struct autoip_socket *sock)
     return found;
 }
 
-void autoip_socket_close(struct autoip_socket *sock)
+int autoip_socket_detach(struct autoip_socket *sock)
 {
     int fd = sock->fd;
 
@@ -701,5 +701,5 @@ void autoip_socket_close(struct autoip_socket *sock)
     pthread_mutex_unlock(&sock->listener->lock);
     /* A process that is just being started may have a copy of the descriptor. */
     (void)epoll_ctl(sock->listener->epoll, EPOLL_CTL_DEL, fd, NULL);
-    close(fd);
+    return fd;
 }

@@ -173,8 +173,11 @@ void autoip_socket_disarm(struct autoip_socket *sock);
  */
 int autoip_socket_pending(struct autoip_socket *sock);
 
-/* Closes the socket. Its events that wait in the queue stay there. */
-void autoip_socket_close(struct autoip_socket *sock);
+/*
+ * Gives the socket up and returns its descriptor, which the caller closes: that takes the kernel
+ * some 10 ms for a packet socket. The socket's events that wait in the queue stay there.
+ */
+int autoip_socket_detach(struct autoip_socket *sock);
 
 /* -- broadcast.c ---------------------------------------------------------------------- */
 

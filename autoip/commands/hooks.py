@@ -12,7 +12,7 @@ from autoip.commands.arguments import aligned, texts, values, write
 from autoip.dhcp import install
 from autoip.dhcp.clients import CLIENTS
 from autoip.dhcp.image import Image
-from autoip.errors import UsageError
+from autoip.errors import AutoipError, UsageError
 from autoip.option_table import Option, one_interface_name
 
 TYPE_CHECKING = False
@@ -90,7 +90,7 @@ def _lines(image: Image, arguments: argparse.Namespace) -> Iterable[str]:
         case "remove":
             namespace = None
             if not image.root:
-                with contextlib.suppress(OSError):  # without /proc no hook has started anything
+                with contextlib.suppress(AutoipError):  # without /proc no hook has started anything
                     namespace = paths.network_namespace()
             return install.remove(image, arguments.clients, namespace)
         case _:

@@ -66,7 +66,13 @@ OPTIONS: Mapping[str, tuple[Option, ...]] = {
     ),
     "refresh": (_IFACE,),
     "reload": (_IFACES,),
-    "stop": (_IFACE,),
+    "stop": (
+        Option(
+            "leftovers", "",
+            "remove only what a daemon that died has left on the interface; one that runs goes on",
+        ),
+        _IFACE,
+    ),
 }
 """The options of each command."""
 # fmt: on
@@ -201,6 +207,21 @@ def reload(words: Sequence[str], environ: Mapping[str, str]) -> int:
 
 class _NotHere(AutoipError):
     exit_status = NotRunning.exit_status
+
+
+def stop(words: Sequence[str], environ: Mapping[str, str]) -> int:
+    """Stop the daemon of an interface, or remove what one that died has left; return 0."""
+    found = _parse("stop", words)
+    directory = runtime_directory(environ)
+    if not found["leftovers"]:
+        ask(directory, found["interface"], "stop")
+        return 0
+    from pathlib import Path
+
+    from autoip.daemon import leftovers
+
+    leftovers.remove(Path(directory), found["interface"])
+    return 0
 
 
 def _order(request: str, words: Sequence[str], environ: Mapping[str, str]) -> int:
@@ -342,7 +363,7 @@ COMMANDS: Mapping[str, Callable[[Sequence[str], Mapping[str, str]], int]] = {
     "wait": wait,
     "refresh": partial(_order, "refresh"),
     "reload": reload,
-    "stop": partial(_order, "stop"),
+    "stop": stop,
 }
 
 

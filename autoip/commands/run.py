@@ -258,10 +258,11 @@ def _reserve_standard_streams() -> None:
 
 def _close_inherited() -> None:
     """Close a DHCP client's lease file, sockets and pipes: a process that waits for their end would wait for ours."""
-    for name in os.listdir("/proc/self/fd"):
-        if int(name) > 2:
-            with suppress(OSError):  # the descriptor of the listing itself is closed already
-                os.close(int(name))
+    with suppress(FileNotFoundError):  # without /proc nothing can be served: the error comes later
+        for name in os.listdir("/proc/self/fd"):
+            if int(name) > 2:
+                with suppress(OSError):  # the descriptor of the listing itself is closed already
+                    os.close(int(name))
 
 
 def _import_asyncio() -> None:
@@ -325,7 +326,7 @@ def _serve(
     import asyncio
 
     from autoip import log
-    from autoip.daemon import daemon, executable
+    from autoip.daemon import daemon, executable, stale_files
     from autoip.kernel import arp_socket, capabilities
 
     def options(name: str) -> Options:
@@ -338,6 +339,8 @@ def _serve(
     state = [paths.state_directory(environ)] if arguments.keep_state else []
     directories = [paths.runtime_directory(environ), *state]
     capabilities.share_with_service(map(Path, directories))
+    if handed is None:
+        stale_files.remove(Path(directories[0]))
     trace = None
     if arguments.trace is not None:
         from autoip.daemon.trace import Trace
@@ -361,4 +364,8 @@ def _serve(
         handed=handed,
         executable=executable.Executable(environ),
     )
-    asyncio.run(daemon.run(settings, logger))
+    serving = daemon.run(settings, logger)
+    try:
+        asyncio.run(serving)
+    finally:
+        serving.close()  # if the event loop could not be made

@@ -9,12 +9,16 @@ from ipaddress import IPv4Address
 from typing import final
 
 from autoip.daemon.address_store import AddressStore
+from autoip.daemon.daemon_threads import DaemonThreads
 from autoip.daemon.reporter import Reporter
 from autoip.errors import StateProblem
 from autoip.options import MAC, Options
 
 SAVE_INTERVAL = 900.0
 """Seconds between two writes: a disk must not wear out because another host takes each address."""
+
+WRITE_TIMEOUT = 2.0
+"""Seconds for which the end waits for a disk that does not answer."""
 
 
 @final
@@ -33,6 +37,7 @@ class AddressMemory:
         self._reporter = reporter
         self._store = store
         self._options = options
+        self._unsaved: tuple[bytes, IPv4Address] | None = None
         self._writing: asyncio.Task[None] | None = None
         self._may_write_at = 0.0  # by the event loop's clock
         self._waiting: tuple[bytes, IPv4Address] | None = None
@@ -77,11 +82,14 @@ class AddressMemory:
             self._timer = None
 
     def _save(self) -> None:
+        """Write at once what waits: one write at a time, so that a disk that hangs costs one thread."""
         if self._waiting is not None:
             loop = asyncio.get_running_loop()
             self._may_write_at = loop.time() + SAVE_INTERVAL
-            self._writing = loop.create_task(self._write(*self._waiting))
+            self._unsaved = self._waiting
             self.forget()
+            if self.quiet:
+                self._writing = loop.create_task(self._write())
 
     @property
     def quiet(self) -> bool:
@@ -89,16 +97,24 @@ class AddressMemory:
         return self._writing is None or self._writing.done()
 
     async def written(self) -> None:
-        """Wait until the address is written; do not wait for SAVE_INTERVAL."""
+        """Wait until the address is written, WRITE_TIMEOUT at most; do not wait for SAVE_INTERVAL."""
         self._save()
         if self._writing is not None:
-            await asyncio.wait([self._writing])
+            _, waiting = await asyncio.wait([self._writing], timeout=WRITE_TIMEOUT)
+            if waiting:
+                text = "does not wait for the disk: the address may not be saved"
+                self._reporter.log(logging.WARNING, text)
 
-    async def _write(self, mac: bytes, address: IPv4Address) -> None:
-        try:
-            await asyncio.to_thread(self._store.save, mac, address, self._reporter.name)
-        except StateProblem as problem:
-            self._reporter.log(logging.WARNING, str(problem))
+    async def _write(self) -> None:
+        while self._unsaved is not None:
+            arguments, self._unsaved = (*self._unsaved, self._reporter.name), None
+            try:
+                loop = asyncio.get_running_loop()
+                await loop.run_in_executor(DaemonThreads(), self._store.save, *arguments)
+            except StateProblem as problem:
+                self._reporter.log(logging.WARNING, str(problem))
+            except RuntimeError as problem:  # no thread is left
+                self._reporter.log(logging.WARNING, f"the address is not saved: {problem}")
 
     def _saved_by_avahi(self, mac: bytes) -> IPv4Address | None:
         try:

@@ -88,10 +88,10 @@ class LockFile:
         """
         if not 0 < len(os.fsencode(interface)) < 16 or "/" in interface or "\0" in interface:
             raise ValueError(f"{interface!r} is not an interface name")
-        name = _name(interface)
+        name = lock_name(interface)
         handle: int | None = None
         try:
-            handle = _open_directory(directory)
+            handle = open_directory(directory)
             with as_owner(handle):
                 file = _lock(handle, directory, name, interface)
         except BaseException as problem:
@@ -122,7 +122,7 @@ class LockFile:
         warning: str | None,
     ) -> LockFile:
         """Go on with the lock of the program that this process was before: it is in the descriptors."""
-        instance = cls(directory, _name(interface), file)
+        instance = cls(directory, lock_name(interface), file)
         instance._held, instance.warning = held, warning
         return instance
 
@@ -178,11 +178,12 @@ class LockFile:
         self.warning = f"{text}: {problem.strerror}"
 
 
-def _name(interface: str) -> str:
+def lock_name(interface: str) -> str:
+    """Return the name of an interface's lock file."""
     return f"{network_namespace()}-{interface}.lock"
 
 
-def _open_directory(directory: Path) -> int:
+def open_directory(directory: Path) -> int:
     """Make and open the directory.
 
     Raises:
@@ -205,6 +206,20 @@ def _open_directory(directory: Path) -> int:
         os.close(handle)
         raise NoPermission(f"{directory} {problem}: not used for a lock file")
     return handle
+
+
+def recorded(handle: int, name: str) -> Held | None:
+    """Return what the last instance had on its interface, from a lock file of the directory `handle`.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    file = os.open(name, flags, dir_fd=handle)
+    try:
+        return _parse(_read(file))[1]
+    finally:
+        os.close(file)
 
 
 def _lock(handle: int, directory: Path, name: str, interface: str) -> int:

@@ -1,4 +1,4 @@
-"""Recover when the handling of one interface fails: by a bug, or by a request that the kernel refused."""
+"""Recover when the handling of one interface fails: by a bug, a small limit, or a refusal of the kernel."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import final
 
 from autoip.core.constants import CONFIGURE_RETRY
 from autoip.daemon.reporter import Reporter
-from autoip.errors import KernelRefused
+from autoip.errors import KernelRefused, shortage
 
 
 @final
@@ -56,8 +56,10 @@ class Recovery:
             self._timer.cancel()
 
     def _fail(self, where: str, error: Exception) -> None:
-        text = f"internal error ({where}): {error!r}; starting over in {CONFIGURE_RETRY:g} s"
-        self._reporter.log(logging.ERROR, text, error)
+        why = shortage(error)
+        text = why or f"internal error ({where}): {error!r}"
+        text += f"; starting over in {CONFIGURE_RETRY:g} s"
+        self._reporter.log(logging.ERROR, text, None if why else error)
         self._abandon()
         if self._timer is None and not self._closed:
             loop = asyncio.get_running_loop()

@@ -87,7 +87,7 @@ class Rivals:
 
     async def _report(self, address: Address, addresses: Callable[[], Iterable[Address]]) -> None:
         processes: list[Process] = []
-        with suppress(OSError):  # no /proc here
+        with suppress(OSError, RuntimeError):  # no /proc here; no thread is left
             processes = await asyncio.to_thread(running)
         self._reporter.note(warning(address, self._reporter.name, processes))
         self._task = None

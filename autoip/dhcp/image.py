@@ -130,6 +130,9 @@ class Image:
     def put(self, entries: Mapping[str, Entry], keep: Mapping[str, str]) -> None:
         """Put files and links in their places; if one cannot be written, none is.
 
+        Links come last, when all files have reached the disk: an enabled unit has what it needs. A process that is
+        killed leaves files with temporary names, see `tidy`.
+
         Args:
             entries: by path.
             keep: by path: a second name for what is there now.
@@ -142,19 +145,37 @@ class Image:
                     undo.callback(self.rmdir, path)
                     # Whatever the umask is, everybody may enter it.
                     os.chmod(name, 0o755, dir_fd=directory)  # noqa: S103 (a directory of /etc)
+                self._sync(path)
             for path, entry in entries.items():
                 with self._parent(path) as (directory, name):
-                    # No DHCP client runs a file whose name has a dot.
-                    waiting[path] = temporary = f"{os.path.dirname(path)}/.{name}.{os.getpid()}"
+                    waiting[path] = temporary = _temporary(path)
                     self.unlink(temporary)
                     undo.callback(self.unlink, temporary)
                     _write(directory, os.path.basename(temporary), entry)
             for path, second in keep.items():
                 with self._parent(path) as (source, old), self._parent(second) as (place, new):
                     os.link(old, new, src_dir_fd=source, dst_dir_fd=place, follow_symlinks=False)
-            for path, name in waiting.items():
-                self.replace(path, by=name)
+            links = [path for path, entry in entries.items() if isinstance(entry, str)]
+            for group in ([path for path in waiting if path not in links], links):
+                for path in group:
+                    self.replace(path, by=waiting[path])
+                for path in group:
+                    self._sync(path)
             undo.pop_all()
+
+    def tidy(self, paths: Iterable[str]) -> None:
+        """Remove what a `put` for these paths that was killed has left under temporary names."""
+        for path in paths:
+            self.unlink(_temporary(path))
+
+    def _sync(self, path: str) -> None:
+        """Have the directory that a path is in reach the disk, where the file system can do that."""
+        with self._parent(path) as (directory, _), contextlib.suppress(OSError):
+            handle = os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=directory)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
 
     @contextlib.contextmanager
     def _parent(self, path: str) -> Iterator[tuple[int, str]]:
@@ -192,6 +213,12 @@ class Image:
         return "/".join((self.root, *found))
 
 
+def _temporary(path: str) -> str:
+    """Return the name of a file that is not in its place yet: no DHCP client runs one whose name has a dot."""
+    directory, name = os.path.split(path)
+    return f"{directory}/.{name}.autoip-new"
+
+
 def _write(directory: int, name: str, entry: Entry) -> None:
     """Make a link or a file; a file is root's, or ours where this process cannot give files away."""
     if isinstance(entry, str):
@@ -204,6 +231,8 @@ def _write(directory: int, name: str, entry: Entry) -> None:
         if os.geteuid() == 0:
             os.fchown(file.fileno(), 0, 0)
         os.fchmod(file.fileno(), mode)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 @contextlib.contextmanager

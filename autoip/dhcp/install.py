@@ -2,7 +2,8 @@
 
 Everything is checked before anything is written, and all files come into their places together, at the
 end. A file beside the shared script lists the directories and links that `install` made, which nothing
-else shows later.
+else shows later. It is written first, so that the next `install` completes, and the next `remove` undoes, what a
+process that was killed has left.
 """
 
 from __future__ import annotations
@@ -77,6 +78,7 @@ def install(
     unit = next(filter(image.exists, _UNITS), "")
     links = {f"{_WANTS}/autoip@{name}.service": unit for name in interfaces if unit}
     links = {path: unit for path in links if not image.at(path)}
+    _tidy(image)
     _put(image, {**stale, **links}, keeps)
     for path in wanted:
         yield f"{'wrote' if path in stale else 'unchanged'} {image.full(path)}"
@@ -107,6 +109,7 @@ def remove(image: Image, names: Sequence[str], namespace: int | None) -> Iterato
     Raises:
         AutoipError: the kernel refused something.
     """
+    _tidy(image)
     notes = _notes(image)
     for client in (CLIENTS[name] for name in names or CLIENTS):
         for file in client.files:
@@ -125,12 +128,7 @@ def remove(image: Image, names: Sequence[str], namespace: int | None) -> Iterato
         yield from _remove(image, SHARED)
     for path in sorted(notes, reverse=True):
         image.rmdir(path)
-    notes = set(filter(image.at, notes))
-    if notes and not last:
-        image.put({_NOTES: _written(notes)}, {})
-    elif image.at(_NOTES):
-        image.unlink(_NOTES)
-    image.rmdir(_FOLDER)
+    _note(image, set() if last else set(filter(image.at, notes)))
 
 
 def present(image: Image, name: str) -> bool:
@@ -208,12 +206,34 @@ def _has_line(image: Image, path: str, word: str) -> bool:
 
 
 def _put(image: Image, entries: Mapping[str, Entry], keeps: Mapping[str, str]) -> None:
-    """Put all in its place, together with the notes of what was made besides files."""
+    """Put all in its place, but first the notes of what is made besides files."""
     before = _notes(image)
     notes = before.union(filter(_is_link, entries), image.missing(entries)) - {_FOLDER}
-    noted = {_NOTES: _written(notes)} if notes != before else {}
     keep = {path: kept for path, kept in keeps.items() if not image.at(kept)}
-    image.put({**entries, **noted}, keep)
+    if notes != before:
+        image.put({_NOTES: _written(notes)}, {})
+    try:
+        image.put(entries, keep)
+    except AutoipError:
+        with contextlib.suppress(AutoipError):  # too many notes are harmless
+            _note(image, before)
+        raise
+
+
+def _note(image: Image, notes: set[str]) -> None:
+    """Write the notes, or remove the file if there are none."""
+    if notes:
+        image.put({_NOTES: _written(notes)}, {})
+    elif image.at(_NOTES):
+        image.unlink(_NOTES)
+    image.rmdir(_FOLDER)
+
+
+def _tidy(image: Image) -> None:
+    """Remove the temporary files of a run that was killed."""
+    paths = (path for client in CLIENTS.values() for path in client.paths)
+    image.tidy([SHARED, _NOTES])  # before the notes are read
+    image.tidy([*paths, *filter(_is_link, _notes(image))])
 
 
 def _notes(image: Image) -> set[str]:

@@ -7,7 +7,8 @@ needs the queueing discipline "clsact", which has filters and queues nothing.
 * The clsact of another program stays, with its filters. Ours runs before them, if none of them has
   priority 1, and lets all of them run (TC_ACT_UNSPEC). Its priority is one that nobody has.
 * The clsact that we made is removed at the end, unless another program has a filter in it by then.
-  The handle of our filter records that we made it, also for the time after a crash.
+  The handle of our filter records that we made it, also for the time after a crash. One system call makes both,
+  so that a crash leaves both or none.
 * To make or remove a clsact, the kernel stops the interface's queues for a moment, and loses what is
   sent just then. So it stays from one address to the next, until none is wanted.
 
@@ -147,42 +148,48 @@ class Broadcast:
             with contextlib.suppress(KernelRefused):
                 await self._put(index, ours, self._program)
                 return
-        if await self._make_hook(index):
-            try:
-                await self._put(index, Filter(PRIORITY, HANDLE_WITH_HOOK), self._program)
-            except BaseException:  # also CancelledError: nothing else would remove the clsact
-                await self._requests.delete(_hook(rtnetlink.RTM_DELQDISC, index))
-                raise
-        else:
+        if await self._has_hook(index) or not await self._make_hook(index, self._program):
             there = await filters(self._requests, index, EGRESS)
             await self._put(index, place(there), self._program)
 
-    async def _make_hook(self, index: int) -> bool:
-        """Make a clsact and return True; False: one was there."""
-        request = _hook(rtnetlink.RTM_NEWQDISC, index)
-        try:
-            await self._requests.send(request, netlink.CREATE)
-            return True
-        except KernelRefused as problem:
-            if problem.errno != errno.EEXIST:
-                raise
+    async def _has_hook(self, index: int) -> bool:
+        """Return whether there is a clsact."""
         # "ingress" has the same parent; there a filter for egress would become one for ingress. The
         # kernel refuses a change that changes nothing if the kind is another one. (It does not
         # answer RTM_GETQDISC for this parent.)
         try:
-            await self._requests.send(request, netlink.CHANGE)
+            await self._requests.send(_hook(rtnetlink.RTM_NEWQDISC, index), netlink.CHANGE)
+            return True
         except KernelRefused as problem:
+            if problem.errno == errno.ENOENT:
+                return False
             if problem.errno != errno.EINVAL:
                 raise
-            what = f"add a clsact to interface {index}, which has another qdisc for ingress"
-            raise KernelRefused(errno.EEXIST, what) from None
-        return False
+        what = f"add a clsact to interface {index}, which has another qdisc for ingress"
+        raise KernelRefused(errno.EEXIST, what)
+
+    async def _make_hook(self, index: int, program: int) -> bool:
+        """Make a clsact with our filter and return True; False: another program was faster.
+
+        Both at once: a clsact without our filter, which a crash between the two would leave, could be anybody's.
+        """
+        hook, wanted = _hook(rtnetlink.RTM_NEWQDISC, index), Filter(PRIORITY, HANDLE_WITH_HOOK)
+        put = _put(index, wanted, program)
+        refused, no_filter = await self._requests.send_together((hook, netlink.CREATE), put)
+        if not refused and not no_filter:
+            self._filters[index] = wanted
+            return True
+        if not no_filter:
+            await self._delete(index, wanted)  # it is in the clsact of another program
+        elif not refused:
+            await self._requests.delete(_hook(rtnetlink.RTM_DELQDISC, index))
+        if refused == errno.EEXIST:
+            return False
+        raise KernelRefused(refused or no_filter, hook.what if refused else put[0].what)
 
     async def _put(self, index: int, wanted: Filter, program: int) -> None:
         """Make the filter, or replace its program in one step."""
-        what = f"add a filter to interface {index}"
-        request = _filter(rtnetlink.RTM_NEWTFILTER, index, wanted, what, _options(program))
-        await self._requests.send(request, netlink.CHANGE | netlink.NLM_F_CREATE)
+        await self._requests.send(*_put(index, wanted, program))
         self._filters[index] = wanted
 
     async def _delete(self, index: int, found: Filter) -> None:
@@ -222,6 +229,13 @@ def place(there: Sequence[Filter]) -> Filter:
     before = min(PRIORITY, min(taken, default=PRIORITY + 1) - 1)
     free = before or next(free for free in range(1, 1 << 16) if free not in taken)
     return Filter(free, HANDLE)
+
+
+def _put(index: int, wanted: Filter, program: int) -> tuple[Request, int]:
+    """Return the request that makes the filter, or replaces its program, and the request's flags."""
+    what = f"add a filter to interface {index}"
+    request = _filter(rtnetlink.RTM_NEWTFILTER, index, wanted, what, _options(program))
+    return request, netlink.CHANGE | netlink.NLM_F_CREATE
 
 
 def _hook(kind: int, index: int) -> Request:

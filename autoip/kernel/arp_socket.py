@@ -16,6 +16,7 @@ import errno
 import os
 import select
 import struct
+import threading
 import time
 from collections.abc import Collection
 from ipaddress import IPv4Address
@@ -301,7 +302,7 @@ class ArpSocket:
     def close(self) -> None:
         """Close the socket; its events that wait stay in the queue. Harmless when repeated."""
         if self._pointer is not None:
-            lib.autoip_socket_close(self._pointer)
+            _close(lib.autoip_socket_detach(self._pointer))
             self._pointer = None
             self._listener._forget(self.token)  # noqa: SLF001 (the two belong together)
 
@@ -341,6 +342,14 @@ def programs_before(index: int) -> int:
         OSError: EPERM without CAP_NET_ADMIN.
     """
     return check(lib.autoip_broadcast_before(index))
+
+
+def _close(descriptor: int) -> None:
+    """Close a packet socket in a thread: the kernel waits meanwhile until no processor delivers a frame to it."""
+    try:
+        threading.Thread(target=os.close, args=(descriptor,), daemon=True).start()
+    except RuntimeError:  # no thread is left
+        os.close(descriptor)
 
 
 def _bytes(value: bytes, length: int, what: str) -> bytes:

@@ -77,6 +77,14 @@ NOT_BUILT = (errno.EOPNOTSUPP, errno.EAFNOSUPPORT)
 _HEADER = struct.Struct("=IHHII")  # struct nlmsghdr
 
 
+Wanted = Callable[[int, bytes], bool]
+"""Chooses messages by their type and bytes, before they are decoded."""
+
+
+def _all(_kind: int, _message: bytes) -> bool:
+    return True
+
+
 @dataclass(frozen=True, slots=True)
 class Family:
     """A netlink protocol of the kernel, and the codec's class of each type of message."""
@@ -165,23 +173,43 @@ class Socket:
             self._wake()
         self._socket.close()
 
-    async def news(self) -> list[Any]:
+    async def news(self, wanted: Wanted = _all) -> list[Any]:
         """Wait for the next datagram of a multicast group, and return its messages.
 
         May be cancelled; no datagram is lost.
 
+        Args:
+            wanted: chooses the messages that are decoded and returned.
+
         Raises:
             OSError: ENOBUFS if messages were lost, EBADMSG or EMSGSIZE if one cannot be read.
         """
-        datagram = await self._receive()
+        return self._news(await self._receive(), wanted)
+
+    def more_news(self, wanted: Wanted = _all) -> list[Any] | None:
+        """Return the messages of a datagram that waits already, as `news` does; None: none waits."""
+        try:
+            datagram = self._read()
+        except BlockingIOError:
+            return None
+        return [] if datagram is None else self._news(datagram, wanted)
+
+    def _news(self, datagram: bytes, wanted: Wanted) -> list[Any]:
         return [
             self._decode(kind, message)
             for kind, _, _, message in _split(datagram)
-            if kind in self._family.answers
+            if kind in self._family.answers and wanted(kind, message)
         ]
 
-    async def ask(self, request: Request, flags: int) -> AsyncGenerator[Any, None]:
+    async def ask(
+        self, request: Request, flags: int, wanted: Wanted = _all
+    ) -> AsyncGenerator[Any, None]:
         """Send one request; yield the messages of its answer, as they arrive.
+
+        Args:
+            request: what to ask.
+            flags: NLM_F_*.
+            wanted: chooses the messages that are decoded and yielded.
 
         Raises:
             KernelRefused: EBUSY if what a dump lists changed meanwhile, ANSWER_LOST or another error of
@@ -200,11 +228,41 @@ class Socket:
                         if error := _error(message) or (errno.EBUSY if disturbed else 0):
                             raise KernelRefused(error, request.what)
                         return
-                    if kind in self._family.answers:
+                    if kind in self._family.answers and wanted(kind, message):
                         yield self._decode(kind, message)
         except OSError as problem:
             self.failed = True
             raise KernelRefused(problem.errno or errno.EIO, request.what) from problem
+
+    async def ask_together(self, requests: Sequence[tuple[Request, int]]) -> list[int]:
+        """Send requests, each with its flags, in one system call.
+
+        A process that is killed has sent all or none of them; the kernel carries out the later ones also if it
+        refuses an earlier one.
+
+        Returns:
+            An error number for each; 0: done.
+
+        Raises:
+            KernelRefused: ANSWER_LOST or another error of the socket (see `failed`).
+        """
+        datagram = b""
+        outcomes: dict[int, int | None] = {}
+        for request, flags in requests:
+            self._sequence = self._sequence % 0xFFFFFFFF + 1
+            outcomes[self._sequence] = None
+            encoded = self._encode(request, flags, self._sequence)
+            datagram += encoded + bytes(-len(encoded) % 4)
+        try:
+            self._socket.send(datagram)
+            while None in outcomes.values():
+                for kind, _, number, message in _split(await self._receive()):
+                    if number in outcomes and kind == NLMSG_ERROR:
+                        outcomes[number] = _error(message)
+        except OSError as problem:
+            self.failed = True
+            raise KernelRefused(problem.errno or errno.EIO, requests[0][0].what) from problem
+        return [outcome or 0 for outcome in outcomes.values()]
 
     async def _receive(self) -> bytes:
         """Return the next datagram from the kernel."""
@@ -213,15 +271,25 @@ class Socket:
             # must not be lost by a cancellation.
             await asyncio.sleep(0)
             try:
-                datagram, _, flags, (port, _) = self._socket.recvmsg(DATAGRAM_MAX)
+                datagram = self._read()
             except BlockingIOError:
                 await self._readable()
-                continue
-            if port != 0:
-                continue  # a privileged process can send to a multicast group
-            if flags & socket.MSG_TRUNC:
-                raise OSError(errno.EMSGSIZE, "a datagram was cut off")
-            return datagram
+            else:
+                if datagram is not None:
+                    return datagram
+
+    def _read(self) -> bytes | None:
+        """Return the datagram that waits; None: it is not from the kernel.
+
+        Raises:
+            BlockingIOError: none waits.
+        """
+        datagram, _, flags, (port, _) = self._socket.recvmsg(DATAGRAM_MAX)
+        if port != 0:
+            return None  # a privileged process can send to a multicast group
+        if flags & socket.MSG_TRUNC:
+            raise OSError(errno.EMSGSIZE, "a datagram was cut off")
+        return datagram
 
     async def _readable(self) -> None:
         """Wait until there is something to read, or until the socket is closed."""
@@ -263,14 +331,15 @@ def _split(datagram: bytes) -> Iterator[tuple[int, int, int, bytes]]:
     Raises:
         OSError: EBADMSG.
     """
-    while datagram:
+    at = 0
+    while (left := len(datagram) - at) > 0:
         length = kind = flags = sequence = 0
-        if len(datagram) >= _HEADER.size:
-            length, kind, flags, sequence, _ = _HEADER.unpack_from(datagram)
-        if not _HEADER.size <= length <= len(datagram):
+        if left >= _HEADER.size:
+            length, kind, flags, sequence, _ = _HEADER.unpack_from(datagram, at)
+        if not _HEADER.size <= length <= left:
             raise OSError(errno.EBADMSG, "a message's length is wrong")
-        yield kind, flags, sequence, datagram[:length]
-        datagram = datagram[(length + 3) & ~3 :]
+        yield kind, flags, sequence, datagram[at : at + length]
+        at += (length + 3) & ~3
 
 
 def _error(message: bytes) -> int:
@@ -314,12 +383,28 @@ class Requests:
 
     async def send(self, request: Request, flags: int) -> list[Any]:
         """Send one request and return all messages of its answer."""
+        found: list[Any] = []
+        await self._send(request, flags, found.append, _all)
+        return found
+
+    async def _send(
+        self, request: Request, flags: int, take: Callable[[Any], object], wanted: Wanted
+    ) -> None:
         async with self._lock:
-            self.require_open()
-            if self._socket is None or self._socket.failed:
-                self._close_socket()
-                self._socket = Socket(self._family)
-            return [message async for message in self._socket.ask(request, flags)]
+            async for message in self._usable().ask(request, flags, wanted):
+                take(message)
+
+    async def send_together(self, *requests: tuple[Request, int]) -> list[int]:
+        """Send requests as one, see `Socket.ask_together`. Return an error number for each; 0: done."""
+        async with self._lock:
+            return await self._usable().ask_together(requests)
+
+    def _usable(self) -> Socket:
+        self.require_open()
+        if self._socket is None or self._socket.failed:
+            self._close_socket()
+            self._socket = Socket(self._family)
+        return self._socket
 
     async def delete(self, request: Request) -> None:
         """Send a request to remove something, which may be gone already."""
@@ -331,9 +416,31 @@ class Requests:
 
     async def dump(self, request: Request) -> list[Any]:
         """Return the messages of a dump, which is repeated until nothing changed meanwhile."""
+        found: list[Any] = []
+        await self.scan(request, found.append, found.clear)
+        return found
+
+    async def scan(
+        self,
+        request: Request,
+        take: Callable[[Any], object],
+        begin: Callable[[], object],
+        wanted: Wanted = _all,
+    ) -> None:
+        """Pass each message of a dump to `take` as it arrives, and keep none: a table of routes can be long.
+
+        The dump is repeated until nothing changed meanwhile.
+
+        Args:
+            request: the dump.
+            take: takes a message.
+            begin: called before each attempt: what `take` got before is void.
+            wanted: chooses the messages that are decoded and taken.
+        """
         for _ in range(READ_TRIES):
+            begin()
             try:
-                return await self.send(request, DUMP)
+                return await self._send(request, DUMP, take, wanted)
             except KernelRefused as problem:
                 # EBUSY: the table changed, or a cancelled dump is still under way.
                 if problem.errno not in (errno.EBUSY, ANSWER_LOST):

@@ -22,7 +22,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
-from collections import deque
 from ipaddress import IPv4Address
 from typing import Any, final
 
@@ -47,6 +46,7 @@ from autoip.kernel.model import (
 )
 from autoip.kernel.netlink import Request, Requests
 from autoip.kernel.onlink_routes import OnlinkRoutes
+from autoip.kernel.pending_events import PendingEvents
 from autoip.kernel.rtnetlink import read_address, read_link, read_route
 from autoip.kernel.source_routing import TABLE_BASE, SourceRules
 from autoip.kernel.stranded_routes import StrandedRoutes
@@ -55,6 +55,8 @@ LABEL_SUFFIX = "autoip"
 """After the interface's name and a colon, the label."""
 
 EVENT_GROUPS = rtnetlink.RTMGRP_LINK | rtnetlink.RTMGRP_IPV4_IFADDR
+NEWS_AT_ONCE = 1000
+"""Datagrams of news that are read before the first event of them is handled, at most."""
 # Seconds between two resynchronisations, and the bounds of the pause between failed ones.
 RESYNC_INTERVAL = 1.0
 REOPEN_PAUSE_MIN = 0.1
@@ -91,7 +93,7 @@ class Network:
         self._onlink = OnlinkRoutes(self._requests, TABLE_BASE)
         self._stranded = StrandedRoutes(self._requests, self._addresses)
         self._losses = LossWatch()
-        self._pending: deque[Event] = deque()
+        self._pending = PendingEvents()
         self._links: dict[int, Link] = {}
         self._lost = False
         self._resynced_at: float | None = None
@@ -137,12 +139,12 @@ class Network:
         while True:
             self._requests.require_open()
             if self._pending:
-                return self._pending.popleft()
+                await asyncio.sleep(0)  # other tasks run between any two events
+                return self._pending.take()
             if self._lost or self._events is None:
                 return await self._resync()
             try:
-                for message in await self._events.news():
-                    self._decode(message)
+                await self._read_news(self._events)
             except Exception:  # noqa: BLE001
                 # A message that cannot be read must not end the daemon either; the dump has its
                 # content.
@@ -236,11 +238,16 @@ class Network:
     async def other_default(self) -> bool:
         """Return whether somebody else has set a default route, in any table."""
         fields = {"family": int(socket.AF_INET)}
-        found = await self._requests.dump(Request("list routes", rtnetlink.RTM_GETROUTE, fields))
-        return any(
-            route is not None and _is_default(route) and not route.ours
-            for route in map(read_route, found)
-        )
+        found: list[bool] = []
+
+        def take(message: Any) -> None:
+            route = read_route(message)
+            if route is not None and _is_default(route) and not route.ours:
+                found[:] = [True]
+
+        request = Request("list routes", rtnetlink.RTM_GETROUTE, fields)
+        await self._requests.scan(request, take, found.clear, rtnetlink.may_be_default_or_ours)
+        return bool(found)
 
     async def set_up(self, index: int) -> None:
         """Set the interface up, as `ip link set up` does."""
@@ -253,7 +260,10 @@ class Network:
 
         Those of addresses that are on their interface stay: another instance can serve them.
         """
-        living = {(found.index, found.address) for found in await self.addresses()}
+
+        async def living() -> set[tuple[int, IPv4Address]]:
+            return {(found.index, found.address) for found in await self.addresses()}
+
         await self._rules.sweep(living)
 
     def limit(self, line: str) -> None:
@@ -268,6 +278,18 @@ class Network:
             self._events.close()
             self._events = None
 
+    async def _read_news(self, events: netlink.Socket) -> None:
+        """Wait for news, then take all that is there, so that a link that flapped is one event."""
+        wanted = rtnetlink.may_be_default_or_ours
+        news: list[Any] | None = await events.news(wanted)
+        left = NEWS_AT_ONCE
+        while news is not None:
+            for message in news:
+                self._decode(message)
+            left -= 1
+            await asyncio.sleep(0)
+            news = events.more_news(wanted) if left else None
+
     def _decode(self, message: Any) -> None:
         """Make an event of a message, if it is about something watched."""
         kind = message["header"]["type"]
@@ -276,25 +298,25 @@ class Network:
             # The kernel sends unchanged links too, for instance when something changed that Link leaves out.
             if link is not None and self._links.get(link.index) != link:
                 self._links[link.index] = link
-                self._pending.append(LinkChanged(link))
+                self._pending.add(LinkChanged(link))
         elif kind == rtnetlink.RTM_DELLINK:
             # Family AF_BRIDGE: the link is not a port of a bridge any more, but it is still there.
             if message["family"] == socket.AF_UNSPEC:
                 self._links.pop(message["index"], None)
-                self._pending.append(LinkRemoved(message["index"]))
+                self._pending.add(LinkRemoved(message["index"]))
         elif kind in (rtnetlink.RTM_NEWADDR, rtnetlink.RTM_DELADDR):
             address = read_address(message)
             if address is not None:
                 event = AddressAdded if kind == rtnetlink.RTM_NEWADDR else AddressRemoved
-                self._pending.append(event(address))
+                self._pending.add(event(address))
         elif kind in (rtnetlink.RTM_NEWROUTE, rtnetlink.RTM_DELROUTE):
             route = read_route(message)
             if route is None:
                 return
             if kind == rtnetlink.RTM_NEWROUTE and _is_default(route) and not route.ours:
-                self._pending.append(RouteAdded())
+                self._pending.add(RouteAdded())
             elif kind == rtnetlink.RTM_DELROUTE and (_is_default(route) or route.ours):
-                self._pending.append(RouteRemoved(route))
+                self._pending.add(RouteRemoved(route))
 
     async def _resync(self) -> Resync:
         """Open a new event socket, then take a snapshot: what happens in between becomes an event."""

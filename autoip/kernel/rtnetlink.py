@@ -8,7 +8,7 @@ import struct
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
-from autoip.kernel.model import Address, Link, Neighbour, Route
+from autoip.kernel.model import PROTOCOL, Address, Link, Neighbour, Route
 from autoip.kernel.netlink import Family, Request, nlmsg
 
 # include/uapi/linux/rtnetlink.h
@@ -37,6 +37,8 @@ FR_ACT_TO_TBL = 1
 IFA_F_SECONDARY = 0x01
 # include/uapi/linux/if_link.h and ip.h
 IFLA_INET_CONF, IPV4_DEVCONF_PROMOTE_SECONDARIES = 1, 20
+# Offsets in a message about a route: behind struct nlmsghdr is struct rtmsg.
+_ROUTE_DST_LEN_AT, _ROUTE_PROTOCOL_AT = 17, 21
 
 
 def _bytes(*names: str) -> tuple[tuple[str, str], ...]:
@@ -253,6 +255,16 @@ def read_route(message: Any) -> Route | None:
         metric=message.get_attr("RTA_PRIORITY") or 0,
         source=None if source is None else IPv4Address(source),
     )
+
+
+def may_be_default_or_ours(kind: int, message: bytes) -> bool:
+    """Return whether a message may matter to whoever follows default routes: False for most routes.
+
+    This looks at the two bytes of struct rtmsg and decodes nothing, since somebody may have 50,000 routes.
+    """
+    if kind not in (RTM_NEWROUTE, RTM_DELROUTE) or len(message) < _ROUTE_PROTOCOL_AT + 1:
+        return True
+    return message[_ROUTE_DST_LEN_AT] == 0 or message[_ROUTE_PROTOCOL_AT] == PROTOCOL
 
 
 def _router(message: Any) -> str:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import errno
 import socket
+from collections.abc import Awaitable, Callable
 from collections.abc import Set as AbstractSet
 from ipaddress import IPv4Address
 from typing import final
@@ -28,6 +29,9 @@ from autoip.kernel.netlink import Request, Requests
 
 TABLE_BASE = 169254000
 RULE_PRIORITY = 1690
+
+_Owner = tuple[int, IPv4Address]
+"""The interface's index, and the address."""
 
 
 @final
@@ -85,17 +89,27 @@ class SourceRules:
         what = f"remove the route for {address} on interface {index}"
         await self._requests.delete(_route(rtnetlink.RTM_DELROUTE, index, address, what))
 
-    async def sweep(self, living: AbstractSet[tuple[int, IPv4Address]]) -> None:
-        """Remove those of all addresses but `living` (interface, address)."""
-        for index, address in await self._rules() - living:
+    async def sweep(self, living: Callable[[], Awaitable[AbstractSet[_Owner]]]) -> None:
+        """Remove those of all addresses but the living ones.
+
+        Args:
+            living: returns interface and address of each that is there. It is called last, since an instance adds an
+                address before its rule: so a rule that was listed, and that is another instance's, has its address.
+        """
+        found = await self._rules() | await self._routes()
+        for index, address in found - await living():
             await self.remove(index, address)
+
+    async def _routes(self) -> set[_Owner]:
+        """Return interface and address of each route in a table of ours."""
         fields = {"family": socket.AF_INET, "proto": PROTOCOL}
         routes = await self._requests.dump(Request("list routes", rtnetlink.RTM_GETROUTE, fields))
-        for route in routes:
-            source = route.get_attr("RTA_PREFSRC")
-            index = (route.get_attr("RTA_TABLE") or 0) - TABLE_BASE
-            if source is not None and index > 0 and (index, IPv4Address(source)) not in living:
-                await self.remove(index, IPv4Address(source))
+        return {
+            (route.get_attr("RTA_TABLE") - TABLE_BASE, IPv4Address(route.get_attr("RTA_PREFSRC")))
+            for route in routes
+            if route.get_attr("RTA_PREFSRC") is not None
+            and (route.get_attr("RTA_TABLE") or 0) > TABLE_BASE
+        }
 
     async def _create(self, request: Request) -> bool:
         """Return whether it was missing; it is there if a crashed instance left the same."""
@@ -107,7 +121,7 @@ class SourceRules:
             return False
         return True
 
-    async def _rules(self) -> set[tuple[int, IPv4Address]]:
+    async def _rules(self) -> set[_Owner]:
         """Return interface and address of each rule that is ours."""
         request = Request("list rules", rtnetlink.RTM_GETRULE, {"family": int(socket.AF_INET)})
         try:

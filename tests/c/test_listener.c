@@ -663,7 +663,7 @@ static void test_close_under_traffic(int rounds)
         if (round % 4 == 3)
             autoip_listener_free(listener);
         else
-            autoip_socket_close(sock);
+            close(autoip_socket_detach(sock));
         atomic_store(&noise.stop, true);
         CHECK(pthread_join(thread, NULL) == 0);
         close(noise.link);
@@ -701,7 +701,7 @@ static void test_close_with_events(void)
     conflict(host.link, OURS);
     CHECK(readable(autoip_listener_fd(host.listener), 20000));
     CHECK(autoip_socket_arm(host.sock, ours) == 0);
-    autoip_socket_close(host.sock);
+    close(autoip_socket_detach(host.sock));
     second = adopt(host.listener, &link);
     conflict(link, OURS);
     wait_read(link);
@@ -772,7 +772,7 @@ static void test_packet_socket(int rounds)
         CHECK(events[0].received_ns + 1000000 >= before);
         CHECK(events[0].received_ns <= autoip_now());
     }
-    autoip_socket_close(sock);
+    close(autoip_socket_detach(sock));
     CHECK(autoip_socket_open(listener, 1, mac, &sock) == 0); /* in the same place, silent */
     CHECK(sendto(link, frame, sizeof frame, 0, (struct sockaddr *)&to, sizeof to) == 60);
     CHECK(autoip_socket_watch(sock, AUTOIP_DEFEND, OTHER, 8) == 0);

@@ -8,7 +8,9 @@ import errno
 import json
 import os
 import re
+import signal
 import socket
+import sys
 from collections.abc import Awaitable, Callable
 from ipaddress import IPv4Address
 from typing import Any
@@ -16,6 +18,7 @@ from typing import Any
 import pytest
 
 from autoip.kernel import arp_socket
+from autoip.kernel.arp_broadcast import HANDLE, Broadcast
 from autoip.kernel.model import Link
 from autoip.kernel.network import Network
 from lab import ArpFrame, Daemon, Frame, LabError, Namespace, Port, frames
@@ -342,6 +345,68 @@ def test_after_a_crash(port: Port, make_autoip: MakeDaemon, foreign: bool) -> No
     claim(port, daemon)
     assert daemon.stop() == 0
     assert configuration(port.host) + picture(port) == before
+
+
+KILLED = """\
+import asyncio, os, signal, socket
+from ipaddress import IPv4Address
+from autoip.kernel import arp_socket, netlink
+from autoip.kernel.network import Network
+
+class Fatal(socket.socket):
+    def send(self, datagram, *flags):
+        sent = super().send(datagram, *flags)
+        if int.from_bytes(datagram[4:6], "little") == 36 and datagram[6:8] != b"\\5\\0":  # RTM_NEWQDISC, to create
+            os.kill(os.getpid(), signal.SIGKILL)
+        return sent
+
+async def main():
+    netlink.socket.socket = Fatal
+    kernel = Network(program=arp_socket.load_broadcast())
+    await kernel.open()
+    links, _ = await kernel.snapshot()
+    [link] = [link for link in links if link.name == "eth0"]
+    await kernel.add_address(link, IPv4Address("169.254.7.7"))
+
+asyncio.run(main())
+"""
+
+
+def test_killed_when_the_clsact_is_made(port: Port) -> None:
+    """The next instance knows that it is ours."""
+    before = configuration(port.host) + picture(port)
+    killed = port.host.popen([sys.executable, "-c", KILLED])
+    assert killed.wait(PATIENCE) == -signal.SIGKILL
+    assert hook(port) == "clsact"
+
+    async def release() -> None:
+        kernel = Network()
+        await kernel.open()
+        await kernel.release(port.host.index("eth0"))
+        kernel.close()
+
+    port.host.call(asyncio.run, release())
+    assert configuration(port.host) + picture(port) == before
+
+
+def test_somebody_makes_a_clsact_at_the_same_time(
+    port: Port, stack: contextlib.ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then it is not ours, and stays."""
+    program = arp_socket.load_broadcast()
+    assert isinstance(program, int), program
+    stack.callback(os.close, program)
+    has_hook = Broadcast._has_hook
+
+    async def slow(broadcast: Broadcast, index: int) -> bool:
+        found = await has_hook(broadcast, index)
+        assert not found
+        tc(port, "qdisc add dev eth0 clsact")
+        return found
+
+    monkeypatch.setattr(Broadcast, "_has_hook", slow)
+    assert _added(port, program, lambda kernel: None) is None
+    assert [int(handle, 16) for handle in ours(port)] == [HANDLE]
 
 
 def test_stopped_before_it_claims(port: Port, make_autoip: MakeDaemon) -> None:

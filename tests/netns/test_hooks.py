@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import select
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from lab.programs import find_program
 from tests.require import requires_program
 
 from .conftest import MakeDaemon, MakeHost
-from .helpers import NETNS, claim, wait_until
+from .helpers import NETNS, claim, configuration, wait_until
 from .hooked import Hooked, MakeHooked
 
 pytestmark = NETNS
@@ -148,8 +149,22 @@ def test_a_daemon_that_somebody_else_started_is_left_alone(
     assert daemon.running
     assert port.host.link_local("eth0") == [address]
     assert host.starts() == ["run --hook eth0"]
-    assert host.stops() == []
+    assert [words for words in host.stops() if "--leftovers" not in words] == []
     assert host.complaints() == []
+
+
+def test_what_a_daemon_that_died_has_left_goes(port: Port, host: Hooked) -> None:
+    before = configuration(port.host)
+    host.call("start", "eth0")
+    host.wait_address(port)
+    (daemon,) = host.daemons("eth0")
+    os.kill(daemon, signal.SIGKILL)
+    wait_until(lambda: not locked(host, "eth0"), "its end")
+    assert len(port.host.link_local("eth0")) == 1
+    host.call("stop", "eth0")
+    wait_until(lambda: configuration(port.host) == before, "nothing of it")
+    assert host.stops() == ["stop --leftovers eth0"]
+    assert [line for line in host.complaints() if "ended with status 137" not in line] == []
 
 
 @contextlib.contextmanager

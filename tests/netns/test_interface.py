@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from ipaddress import IPv4Address
+from pathlib import Path
 
 import pytest
 
@@ -345,3 +346,23 @@ def test_leftover_of_a_crash(port: Port, make_autoip: MakeDaemon, record: str) -
 
 
 # Several interfaces
+
+
+def test_many_flaps_at_once_are_one_loss(
+    port: Port, make_autoip: MakeDaemon, tmp_path: Path
+) -> None:
+    """However often the link flapped while the daemon could not run, the interface handles few changes."""
+    trace = tmp_path / "trace"
+    daemon = make_autoip(port, *FAST, "--trace", str(trace))
+    bind(port, daemon)
+    before = trace.read_text().count('"news": "link"')
+    assert before > 0
+    daemon.signal(signal.SIGSTOP)
+    try:
+        port.host.run("ip", "-batch", "-", stdin=100 * "link set eth0 down\nlink set eth0 up\n")
+        since = port.sniffer.mark()
+    finally:
+        daemon.signal(signal.SIGCONT)
+    _claims_again(port, since)
+    # What the kernel reports late, when the carrier is up again, comes besides.
+    assert 2 <= trace.read_text().count('"news": "link"') - before <= 10

@@ -35,6 +35,7 @@ from autoip.kernel.model import (
 )
 from autoip.kernel.netlink import Request, Requests
 from autoip.kernel.network import Network
+from autoip.kernel.source_routing import SourceRules
 from lab import Namespace
 from tests.fed_socket import KERNEL, feed, message
 
@@ -470,6 +471,26 @@ async def test_sweep(kernel: Network, host: Namespace) -> None:
     assert configuration(host) == living
 
 
+@pytest.mark.parametrize("listing", ["_rules", "_routes"])
+@with_network
+async def test_sweep_while_another_instance_claims(
+    kernel: Network, host: Namespace, monkeypatch: pytest.MonkeyPatch, listing: str
+) -> None:
+    """What has come during the sweep stays."""
+    veth(host)
+    link = await ready_link(kernel, "v0")
+    found = getattr(SourceRules, listing)
+
+    async def slow(rules: SourceRules) -> Any:
+        await kernel.add_address(link, OURS)
+        return await found(rules)
+
+    monkeypatch.setattr(SourceRules, listing, slow)
+    await kernel.sweep()
+    assert f"from {OURS}" in host.ip("rule")
+    assert f"table {169254000 + link.index}" in host.ip("route show table all")
+
+
 # Events
 
 
@@ -591,6 +612,23 @@ async def test_no_event_when_nothing_changes(kernel: Network, host: Namespace) -
     for words in ("alias x", "txqueuelen 77", "mtu 1400", "group 5"):
         host.ip(f"link set v0 {words}")
     assert await settle(kernel, host) == []
+
+
+@with_network
+async def test_a_link_that_flapped_is_few_events(kernel: Network, host: Namespace) -> None:
+    """All that waits is read before the first event is handled."""
+    veth(host)
+    link = await ready_link(kernel, "v0")
+    await settle(kernel, host)
+    flap = "link set v0 down\nlink set v0 up\n"
+    batch(host, 250 * flap + f"addr add {OURS}/16 dev v0\naddr del {OURS}/16 dev v0\n" + 250 * flap)
+    events = [event for event in await settle(kernel, host) if not isinstance(event, Resync)]
+    of_link = [e.link for e in events if isinstance(e, LinkChanged) and e.link.index == link.index]
+    assert len(of_link) <= 2 * (4000 // network.NEWS_AT_ONCE)
+    assert of_link[-1].ready and any(not state.ready for state in of_link)
+    assert of_link[-1].carrier_changes >= link.carrier_changes + 1000
+    of_address = [type(e) for e in events if isinstance(e, AddressAdded | AddressRemoved)]
+    assert of_address == [AddressAdded, AddressRemoved]
 
 
 @with_network

@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import gc
 import os
+import queue
 import select
 import subprocess
 import sys
+import threading
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
@@ -68,6 +70,31 @@ def test_listener_alone() -> None:
     assert error.value.errno == errno.EBADF
     with pytest.raises(OSError, match="closed"):
         listener.open(1, MAC)
+
+
+@pytest.mark.parametrize("threads_left", [True, False])
+def test_the_loop_does_not_wait_for_the_close(
+    threads_left: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel takes some 10 ms for it: a thread waits, where there is one."""
+    descriptor, other = os.pipe()
+    closed: queue.Queue[threading.Thread] = queue.Queue()
+    close = os.close
+
+    def recorded(number: int) -> None:
+        if number == descriptor:
+            closed.put(threading.current_thread())
+        close(number)
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(os, "close", recorded)
+    if not threads_left:
+        monkeypatch.setattr(threading.Thread, "start", refuse)
+    arp_socket._close(descriptor)
+    assert (closed.get(timeout=60) is not threading.current_thread()) == threads_left
+    close(other)
 
 
 def test_nothing_is_left_open() -> None:

@@ -739,7 +739,7 @@ async def test_no_socket_can_be_opened(tmp_path: Path) -> None:
         assert world.report()["state"] == "no-link" and not world.logged("internal error")
         world.kernel.listener.refuse_open = errno.EMFILE
         world.network.plug(link_of(7, carrier_changes=1))
-        await world.until(lambda: world.logged("internal error (link)"))
+        await world.until(lambda: world.logged("Too many open files"))
         await world.until_bound()
 
 

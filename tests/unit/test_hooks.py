@@ -377,14 +377,129 @@ def test_when_the_disk_is_full_nothing_is_left(
     def full(file: int, mode: int) -> None:
         chmod(file, mode)
         written.append(file)
-        if len(written) == 2:
+        if len(written) == 3:
             raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fchmod", full)
     with pytest.raises(AutoipError, match=r"dhclient-exit-hooks.d/autoip: No space"):
         run("install")
-    assert len(written) == 2
+    assert len(written) == 3  # the notes, the shared script, and this
     assert tree(root) == before
+
+
+CHANGES = (
+    "mkdir",
+    "chmod",
+    "open",
+    "fchmod",
+    "fsync",
+    "link",
+    "symlink",
+    "replace",
+    "unlink",
+    "rmdir",
+)
+"""The functions of `os` that change something."""
+
+
+def killed(number: int, call: Callable[[], object]) -> bool:
+    """Run `call` in a process that is killed before its change of that number. Return whether it came so far."""
+    if (pid := os.fork()) == 0:
+        try:
+            count = 0
+
+            def counted(change: Callable[..., object]) -> Callable[..., object]:
+                def changed(*words: object, **named: object) -> object:
+                    nonlocal count
+                    count += 1
+                    if count == number:
+                        os._exit(9)
+                    return change(*words, **named)
+
+                return changed
+
+            for name in CHANGES:
+                setattr(os, name, counted(getattr(os, name)))
+            call()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    assert status in (0, 9)
+    return status == 9
+
+
+@pytest.mark.usefixtures("special")
+def test_killed_at_any_moment(root: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next install completes it, the next remove undoes it; no unit is enabled before its files are there."""
+    unit = root / "usr/lib/systemd/system/autoip@.service"
+    unit.parent.mkdir(parents=True)
+    unit.touch()
+    monkeypatch.setattr(os, "fsync", lambda _: None)  # hundreds of them would take a minute
+    before = tree(root)
+    words = "install --client special --client udhcpc eth0"
+    run(words)
+    whole = tree(root)
+    run("remove")
+    assert tree(root) == before
+    link, conf = (
+        "etc/systemd/system/multi-user.target.wants/autoip@eth0.service",
+        "etc/special/conf.d/autoip.conf",
+    )
+    moments = 0
+    while killed(moments + 1, lambda: run(words)):
+        moments += 1
+        half = tree(root)
+        assert link not in half or conf in half
+        if moments % 2:  # the half of them is enough, and takes half of the time
+            run(words)
+            assert tree(root) == whole, moments
+        run("remove")
+        assert tree(root) == before, moments
+    assert moments > 30
+    # And a removal.
+    run("remove")
+    for moment in range(1, 1000):
+        run(words)
+        if not killed(moment, lambda: run("remove")):
+            break
+        run("remove")
+        assert tree(root) == before, moment
+    assert moment > 10
+
+
+@pytest.mark.usefixtures("special")
+def test_files_reach_the_disk_before_the_link(
+    root: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each file before its name, each name before the unit is enabled: whatever a power cut leaves is whole."""
+    unit = root / "usr/lib/systemd/system/autoip@.service"
+    unit.parent.mkdir(parents=True)
+    unit.touch()
+    done: list[tuple[str, str]] = []
+    fsync, replace = os.fsync, os.replace
+
+    def synced(file: int) -> None:
+        done.append(("fsync", os.path.basename(os.readlink(f"/proc/self/fd/{file}"))))
+        fsync(file)
+
+    def replaced(old: str, new: str, **named: int) -> None:
+        done.append(("replace", new))
+        replace(old, new, **named)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", replaced)
+    run("install --client special eth0")
+    names = [name for what, name in done if what == "replace"]
+    assert (names[0], names[-1]) == ("made", "autoip@eth0.service")
+    for name in names[:-1]:
+        assert done.index(("fsync", f".{name}.autoip-new")) < done.index(("replace", name))
+    enabled = done.index(("replace", "autoip@eth0.service"))
+    folders = {"autoip", "conf.d"}
+    assert folders <= {name for what, name in done[:enabled] if what == "fsync"}
+    last = max(n for n, (what, _) in enumerate(done[:enabled]) if what == "replace")
+    assert {name for what, name in done[last:enabled] if what == "fsync"} >= folders
+    assert done[-1] == ("fsync", "multi-user.target.wants")
 
 
 def test_list(root: Path, run: Run) -> None:

@@ -19,7 +19,7 @@ BELOW: Mapping[str, set[str]] = {
     "errors": set(),
     "journal": set(),
     "log": {"journal"},
-    "paths": set(),
+    "paths": {"errors"},
     "core": {"errors"},
     "option_table": {"kernel.interface_names", "errors"},
     "options": {"option_table", "core", "errors"},
@@ -42,7 +42,7 @@ BELOW: Mapping[str, set[str]] = {
         "core",
         "errors",
     },
-    "__main__": {"commands"},
+    "__main__": {"commands", "errors"},
     "__init__": set(),
 }
 """What each folder, and each file beside the folders, may import of the package besides itself: folders and files."""

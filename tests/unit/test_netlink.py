@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import os
 import random
 import socket
 import struct
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable, Coroutine
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -22,7 +24,7 @@ import pytest
 
 from autoip.errors import KernelRefused
 from autoip.kernel import netlink, rtnetlink
-from autoip.kernel.model import Address
+from autoip.kernel.model import PROTOCOL, Address
 from autoip.kernel.netlink import (
     CHANGE,
     DUMP,
@@ -33,6 +35,7 @@ from autoip.kernel.netlink import (
     Requests,
     Socket,
 )
+from autoip.kernel.network import Network
 from autoip.kernel.rtnetlink import RTM_GETADDR, RTM_NEWADDR, read_address, read_link
 from tests.fed_socket import KERNEL, feed, message
 
@@ -188,6 +191,62 @@ def test_a_dump_that_was_disturbed_is_repeated(first: bytes) -> None:
         assert opened._socket is before
 
     requests(body)
+
+
+def route(dst_len: int, protocol: int = 4, table: int = 254) -> bytes:
+    """Return a route of an answer to the first request."""
+    body = struct.pack("=8BI", socket.AF_INET, dst_len, 0, 0, table, protocol, 0, 1, 0)
+    return answer(rtnetlink.RTM_NEWROUTE, body)
+
+
+def other_default(monkeypatch: pytest.MonkeyPatch, *fed: bytes) -> tuple[bool, int, int]:
+    """Return whether there is a default route, how many messages were decoded, and how many at most were kept."""
+    decoded: weakref.WeakSet[Any] = weakref.WeakSet()
+    count = most = 0
+    decode = Socket._decode
+
+    def counted(opened: Socket, kind: int, data: bytes) -> Any:
+        nonlocal count, most
+        found = decode(opened, kind, data)
+        decoded.add(found)
+        count += 1
+        if count % 100 == 0:
+            gc.collect()  # a message is garbage in cycles
+            most = max(most, len(decoded))
+        return found
+
+    async def body() -> bool:
+        network = Network()
+        await network.open()
+        try:
+            feed(network._requests._socket, *fed)
+            return await network.other_default()
+        finally:
+            network.close()
+
+    monkeypatch.setattr(Socket, "_decode", counted)
+    monkeypatch.setattr(rtnetlink._RouteMessage, "__hash__", object.__hash__)
+    return run(body()), count, most
+
+
+def test_routes_that_do_not_matter_are_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    others = 500 * route(24)
+    assert other_default(monkeypatch, *(100 * [others]), DONE) == (False, 0, 0)
+    found, decoded, _ = other_default(monkeypatch, others + route(0), others + DONE)
+    assert (found, decoded) == (True, 1)
+
+
+def test_of_many_default_routes_none_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = route(0, protocol=PROTOCOL)
+    found, decoded, most = other_default(monkeypatch, *(20 * [50 * ours]), DONE)
+    assert (found, decoded) == (False, 1000)
+    assert most <= 5
+
+
+def test_a_route_of_an_attempt_that_was_disturbed_is_void(monkeypatch: pytest.MonkeyPatch) -> None:
+    disturbed = answer(NLMSG_DONE, bytes(4), flags=NLM_F_DUMP_INTR)
+    again = message(NLMSG_DONE, bytes(4), sequence=2)
+    assert other_default(monkeypatch, route(0) + disturbed, again)[0] is False
 
 
 def test_a_dump_is_not_repeated_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:

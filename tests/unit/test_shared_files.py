@@ -127,7 +127,7 @@ def test_one_at_a_time(folder: Path, first: str, second: str, order: str) -> Non
     with ExitStack() as stack:
         running = holder(stack, folder, first)
         told = output(folder, second, "print(attempt())")
-        assert told.startswith("AlreadyRunning") and told.endswith(f"process {running.pid}")
+        assert told.startswith("AlreadyRunning") and told.endswith(f"(pid {running.pid})")
         assert "object" in output(folder, second, "print(attempt('eth1'))")
         running.kill()
         running.wait()
