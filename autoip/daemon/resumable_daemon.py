@@ -43,7 +43,7 @@ class ResumableDaemon(ABC):
     _interfaces: list[Interface]
     _kernel: Kernel
     _log: logging.Logger
-    _names: Sequence[str]
+    _names: Sequence[str] = ()
     _network: Network
     _servers: dict[str, Server]
     _serving: bool
