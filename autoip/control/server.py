@@ -132,8 +132,8 @@ class Server:
         self.closed = False
         self._listener: socket.socket | None = None
 
-    async def open(self) -> None:
-        """Listen. The caller holds the interface's lock, so an older socket is a dead one.
+    async def open(self, kept: KeptServer | None = None) -> None:
+        """Listen, or go on for another one. The caller holds the interface's lock, so an older socket is a dead one.
 
         The socket gets its name only when everyone may connect to it, so that a client never finds
         one that is not ready.
@@ -141,6 +141,9 @@ class Server:
         Raises:
             OSError: the file system or the length of the path does not allow it.
         """
+        if kept is not None:
+            await self._resume(kept)
+            return
         path = self.path.with_name(f".{self.path.name}")
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -196,14 +199,13 @@ class Server:
         return not self.tasks
 
     def keep(self) -> KeptServer | None:
-        """Return what `resume` takes. A client that has not read what was written is left out: it is cut off."""
+        """Return what `open` takes. A client that has not read what was written is left out: it is cut off."""
         if self._listener is None:
             return None
         kept = [one for client in self._clients() if (one := client.keep()) is not None]
         return KeptServer(self._listener.fileno(), tuple(kept))
 
-    async def resume(self, kept: KeptServer) -> None:
-        """Go on for another one, in place of `open`. Raises OSError."""
+    async def _resume(self, kept: KeptServer) -> None:
         self._listen(socket.socket(fileno=kept.descriptor))
         for one in kept.clients:
             client = _Client(self, one)

@@ -221,7 +221,58 @@ class Kept:
     held_since: float | None = None
 
 
-class Ipv4ll:
+class _Resumable:
+    """The part of `Ipv4ll` that is for a reload. Its fields are those of `Ipv4ll`."""
+
+    conflicts: Conflicts
+    _acd: Acd | None
+    _candidates: Candidates
+    _held_since: float | None
+    _idle: State
+    _new_acd: Callable[..., Acd]
+    _not_before: float | None
+    _removals: int
+    _reported: tuple[State, IPv4Address | None]
+    _waiting: _Waiting | None
+
+    def keep(self) -> Kept:
+        """Return what `resume` takes. All events must have been taken."""
+        return Kept(
+            idle=self._idle,
+            reported=self._reported,
+            conflicts=self.conflicts.count,
+            last_conflict=self.conflicts.last,
+            candidates=self._candidates.keep(),
+            candidate=self._acd.address if self._acd is not None else None,
+            acd=self._acd.state if self._acd is not None else None,
+            waiting=self._waiting,
+            not_before=self._not_before,
+            removals=self._removals,
+            held_since=self._held_since,
+        )
+
+    def resume(self, kept: Kept, first: Sequence[IPv4Address] = ()) -> None:
+        """Go on where another one was, with the arguments of this one.
+
+        Args:
+            kept: of the other one.
+            first: the first candidates of the next claim, if they are others than the other had to try.
+        """
+        self._candidates.resume(kept.candidates)
+        if first:
+            self._candidates.begin(first)
+        if kept.candidate is not None and kept.acd is not None:
+            self._acd = self._new_acd(kept.candidate, 0.0, kept.acd)
+        self.conflicts = Conflicts(kept.conflicts, kept.last_conflict)
+        self._idle = kept.idle
+        self._reported = kept.reported
+        self._waiting = kept.waiting
+        self._not_before = kept.not_before
+        self._removals = kept.removals
+        self._held_since = kept.held_since
+
+
+class Ipv4ll(_Resumable):
     """The link-local address of one interface with one hardware address.
 
     Args:
@@ -418,44 +469,6 @@ class Ipv4ll:
     def next_event(self) -> Event | None:
         """Return the oldest event that was not taken yet; None: there is none."""
         return self._events.popleft() if self._events else None
-
-    # --- from one program to the next --------------------------------------------------------
-
-    def keep(self) -> Kept:
-        """Return what `resume` takes. All events must have been taken."""
-        return Kept(
-            idle=self._idle,
-            reported=self._reported,
-            conflicts=self.conflicts.count,
-            last_conflict=self.conflicts.last,
-            candidates=self._candidates.keep(),
-            candidate=self.candidate,
-            acd=self._acd.state if self._acd is not None else None,
-            waiting=self._waiting,
-            not_before=self._not_before,
-            removals=self._removals,
-            held_since=self._held_since,
-        )
-
-    def resume(self, kept: Kept, first: Sequence[IPv4Address] = ()) -> None:
-        """Go on where another one was, with the arguments of this one.
-
-        Args:
-            kept: of the other one.
-            first: the first candidates of the next claim, if they are others than the other had to try.
-        """
-        self._candidates.resume(kept.candidates)
-        if first:
-            self._candidates.begin(first)
-        if kept.candidate is not None and kept.acd is not None:
-            self._acd = self._new_acd(kept.candidate, 0.0, kept.acd)
-        self.conflicts = Conflicts(kept.conflicts, kept.last_conflict)
-        self._idle = kept.idle
-        self._reported = kept.reported
-        self._waiting = kept.waiting
-        self._not_before = kept.not_before
-        self._removals = kept.removals
-        self._held_since = kept.held_since
 
     # --- for the filter and the reflex -------------------------------------------------------
 

@@ -9,18 +9,17 @@ import logging
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autoip import __version__
 from autoip.control.protocol import socket_name
 from autoip.control.server import Clients, Handler, Server
 from autoip.core.constants import LINK_LOCAL_NETWORK
 from autoip.core.policy import Kind
 from autoip.daemon.address_store import AddressStore
 from autoip.daemon.foreign_default_route import ForeignDefaultRoute
-from autoip.daemon.handover import Handover, KeptInterface
+from autoip.daemon.handover import Handover
 from autoip.daemon.host import Host
 from autoip.daemon.interface import Interface, Shared
 from autoip.daemon.lock_file import LockFile
@@ -28,6 +27,7 @@ from autoip.daemon.networkmanager.gate import Follower
 from autoip.daemon.protocols import Kernel
 from autoip.daemon.reload import SIGNALS, Executable, Reload
 from autoip.daemon.reporter import Reporter
+from autoip.daemon.resumable_daemon import ResumableDaemon
 from autoip.daemon.sd_notify import Notifier
 from autoip.daemon.served import Selection, Served
 from autoip.daemon.terminal import Hangup
@@ -47,7 +47,7 @@ from autoip.kernel.model import (
     ethernet_like,
 )
 from autoip.kernel.network import Network
-from autoip.kernel.timers import SLEEP_MIN, ClockWatch, Timer
+from autoip.kernel.timers import ClockWatch, Timer
 from autoip.log import NOTICE
 from autoip.options import Options
 from autoip.paths import network_namespace, runtime_directory, state_directory
@@ -121,11 +121,11 @@ async def run(settings: Settings, log: logging.Logger) -> None:
         network.close()
 
 
-class Daemon:
+class Daemon(ResumableDaemon):
     """Passes each event to the interfaces concerned."""
 
     def __init__(self, settings: Settings, log: logging.Logger, kernel: Kernel) -> None:
-        self._settings = settings
+        self._settings: Settings = settings
         self._log = log
         self._kernel = kernel
         self._network = kernel.network
@@ -140,7 +140,6 @@ class Daemon:
         self._follower = Follower(self._permit, log, settings.environ)
         self._own_macs: frozenset[bytes] = frozenset()
         self._stop = asyncio.Event()
-        self._names: Sequence[str] = ()
         self._reload = Reload(self, settings.executable, kernel.listener, self._notifier, log)
         self._hangup = Hangup(
             self._reload.request, self._without_terminal, had_terminal=self._handed.terminal
@@ -179,20 +178,17 @@ class Daemon:
         self._host.apply(Resync(tuple(links), tuple(addresses)))
         self._know_own_macs()
         handed = self._handed
-        kept = [one.name for one in handed.interfaces]
         if self._served is None:
             self._names = names_of(self._settings.interfaces, links, handed)
         else:
-            self._names = kept
-            self._served.resume([*kept, *handed.stopped])
-        wanted = [*kept, *self._names]
-        begun = [name for name in dict.fromkeys(wanted) if name not in handed.stopped]
-        if begun or self._served is None:
+            self._names = [one.name for one in handed.interfaces]
+            self._served.resume([*self._names, *handed.stopped])
+        if (begun := handed.begun(self._names)) or self._served is None:
             self._interfaces = self._open(begun, links)
-        self._on_frames()  # those that waited during a reload came before all that follows
+        self.handle_frames()  # those that waited during a reload came before all that follows
         self._interfaces = await _scripted(self._settings, self._interfaces, self._log)
         readers = {
-            self._kernel.listener.fileno(): self._on_frames,
+            self._kernel.listener.fileno(): self.handle_frames,
             self._kernel.timer.fileno(): self._on_timer,
             self._kernel.clock_watch.fileno(): self._on_clock,
         }
@@ -248,12 +244,8 @@ class Daemon:
 
     def _open_one(self, name: str, directory: Path, links: Sequence[Link]) -> Interface:
         options = self._settings.options(name)
-        if (kept := self._handed.interface(name)) is not None:
-            try:
-                return self._resume_one(kept, options)
-            except Exception as error:  # noqa: BLE001 (the interface is served all the same)
-                self._log.warning("%s: cannot go on, is probed again: %r", name, error)
-                self._handed = self._handed.without(kept)
+        if (resumed := self._resumed(name, options)) is not None:
+            return resumed
         _require_arp(name, links)
         lock_file = LockFile.acquire(directory, name)
         if lock_file.warning:
@@ -271,72 +263,6 @@ class Daemon:
             self._kernel.clock,
             lambda event: self._servers[name].publish(event) if name in self._servers else None,
         )
-
-    def _resume_one(self, kept: KeptInterface, options: Options) -> Interface:
-        """Go on with an interface of the program before."""
-        lock, held = kept.lock, kept.owned.owned
-        lock_file = LockFile.resume(kept.name, lock.directory, lock.file, held, lock.warning)
-        interface = Interface(self._reporter(kept.name), options, lock_file, self._shared)
-        try:
-            interface.resume(kept)
-        except BaseException:
-            interface.release()
-            raise
-        return interface
-
-    async def _go_on(self, handed: Handover) -> None:
-        """The end of a reload: what has changed meanwhile is known."""
-        for line in handed.unread:
-            self._log.warning("%s; probed again", line)
-        for interface in [*self._interfaces]:
-            if interface.name not in self._names:
-                await self._end(interface)
-            elif handed.interface(interface.name) is not None:
-                interface.resumed()
-        slept = self._kernel.clock_watch.slept
-        if handed.slept is not None and slept - handed.slept >= SLEEP_MIN:
-            self._restart("the machine slept")
-        if handed.terminal:
-            self._hangup.look_later()
-        self._handed = Handover()  # what is added from now on is new
-        self._log.info("reloaded: version %s goes on for %s", __version__, handed.by)
-
-    # --- for a reload ------------------------------------------------------------------------
-
-    @property
-    def quiet(self) -> bool:
-        """Whether nothing is under way, and all is served."""
-        served = all(interface.quiet for interface in self._interfaces)
-        asked = not all(server.quiet for server in self._servers.values())
-        if self._served is not None and not self._served.quiet:
-            return False
-        return self._serving and not self._stop.is_set() and served and not asked
-
-    def keep(self) -> Handover:
-        """Return what the program that goes on needs."""
-        kept = []
-        for interface in self._interfaces:
-            server = self._servers.get(interface.name)
-            kept.append(replace(interface.keep(), server=server.keep() if server else None))
-        trace = self._settings.trace
-        served = [one.name for one in kept]
-        names = self._names if self._served is None else self._served.names
-        return Handover(
-            tuple(names),
-            tuple(name for name in names if name not in served),
-            tuple(kept),
-            self._settings.program,
-            None if trace is None else trace.descriptor,
-            self._hangup.had_terminal,
-            tuple(self._network.limits),
-            self._host.foreign_default_route.exists,
-            self._kernel.clock_watch.slept,
-            self._follower.keep(),
-        )
-
-    def handle_frames(self) -> None:
-        """Handle the conflicts that wait in the listener's queue."""
-        self._on_frames()
 
     async def add(self, name: str) -> None:
         """Serve one more interface, while the daemon runs.
@@ -378,12 +304,8 @@ class Daemon:
         directory = Path(runtime_directory(self._settings.environ))
         path = directory / socket_name(network_namespace(), interface.name)
         server = Server(path, handler, self._clients, as_owner)
-        kept = self._handed.interface(interface.name)
         try:
-            if kept is not None and kept.server is not None:
-                await server.resume(kept.server)
-            else:
-                await server.open()
+            await server.open(self._handed.server(interface.name))
         except OSError as error:
             why = error.strerror or error
             self._log.warning("%s: no control socket %s: %s", interface.name, path, why)
@@ -460,7 +382,8 @@ class Daemon:
         if self._served is not None:
             self._served.follow(self._host.links)
 
-    def _on_frames(self) -> None:
+    def handle_frames(self) -> None:
+        """Handle the conflicts that wait in the listener's queue."""
         by_token = {i.token: i for i in self._interfaces if i.token is not None}
         before = self._kernel.listener.lost
         for received in self._kernel.listener.drain():
@@ -471,7 +394,7 @@ class Daemon:
 
     def _on_timer(self) -> None:
         self._kernel.timer.acknowledge()
-        self._on_frames()  # a conflict that is here already comes before the timers
+        self.handle_frames()  # a conflict that is here already comes before the timers
         now = self._kernel.clock()
         for interface in self._interfaces:
             at = interface.next_timer()

@@ -12,7 +12,7 @@ from typing import NoReturn, final
 from autoip.daemon import handover
 from autoip.daemon.child import ended
 from autoip.daemon.handover import Handover
-from autoip.kernel.capabilities import hand_on, next_user
+from autoip.kernel.capabilities import hand_on
 
 VARIABLE = "AUTOIP_HANDOVER"
 """Of the environment: the descriptor of what is handed over."""
@@ -41,7 +41,7 @@ class Executable:
 
     async def refusal(self, data: bytes) -> str | None:
         """Run the program so that it only reads all that it would start with. Return why it cannot; None: it can."""
-        user, group = next_user()
+        hand_on()  # the trial has the same rights
         with _memfd(data) as handed, _memfd(b"") as output:
             try:
                 process = subprocess.Popen(  # noqa: ASYNC220 (returns at the exec)
@@ -52,8 +52,6 @@ class Executable:
                     pass_fds=[handed],
                     env={**self._environ, VARIABLE: str(handed)},
                     start_new_session=True,
-                    user=user if user != os.geteuid() else None,
-                    group=group if user != os.geteuid() else None,
                 )
             except OSError as error:
                 return f"{self._start[0]}: {error.strerror}"
@@ -77,7 +75,6 @@ class Executable:
             try:
                 for descriptor in passed:
                     os.set_inheritable(descriptor, True)
-                hand_on()
                 environ = {**self._environ, VARIABLE: str(handed)}
                 command = [*self._start, "run", *self._words]
                 os.execve(self._start[0], command, environ)  # noqa: S606 (no shell)

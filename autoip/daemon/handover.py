@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address
@@ -151,7 +151,7 @@ class Handover:
     limits: tuple[str, ...] = ()
     foreign_default: bool = True
     slept: float | None = None
-    networkmanager: gate.Kept | None = None
+    networkmanager: gate.Kept = gate.NEW
     by: str = __version__
     unread: tuple[str, ...] = field(default=(), compare=False)
 
@@ -164,6 +164,16 @@ class Handover:
     def interface(self, name: str) -> KeptInterface | None:
         """The part of one interface."""
         return next((kept for kept in self.interfaces if kept.name == name), None)
+
+    def server(self, name: str) -> KeptServer | None:
+        """The control socket of one interface."""
+        kept = self.interface(name)
+        return None if kept is None else kept.server
+
+    def begun(self, names: Iterable[str]) -> list[str]:
+        """Return which interfaces to begin with, dropped ones too, where those of these names are asked for."""
+        wanted = dict.fromkeys([*(kept.name for kept in self.interfaces), *names])
+        return [name for name in wanted if name not in self.stopped]
 
     def without(self, kept: KeptInterface) -> Handover:
         """Return it without one part, whose descriptors are closed."""

@@ -18,12 +18,11 @@ from ipaddress import IPv4Address
 from typing import TYPE_CHECKING, Any
 
 from autoip.core import ipv4ll
-from autoip.core.ipv4ll import HELD, Ipv4ll, State
-from autoip.core.policy import Gate, Kind, Policy
+from autoip.core.ipv4ll import Ipv4ll, State
+from autoip.core.policy import Gate, Policy
 from autoip.daemon.address_memory import AddressMemory
 from autoip.daemon.address_store import AddressStore
 from autoip.daemon.belongings import Belongings
-from autoip.daemon.handover import KeptInterface, KeptLock
 from autoip.daemon.host import Host
 from autoip.daemon.lock_file import LockFile
 from autoip.daemon.negotiator import IDLE, Negotiator, new_core
@@ -32,6 +31,7 @@ from autoip.daemon.owned_routes import OwnedRoutes
 from autoip.daemon.protocols import Kernel
 from autoip.daemon.recovery import Recovery
 from autoip.daemon.reporter import Reporter
+from autoip.daemon.resumable import ResumableInterface
 from autoip.daemon.rivals import Rivals
 from autoip.daemon.serial_tasks import SerialTasks
 from autoip.daemon.status import status, summary
@@ -69,7 +69,7 @@ class Shared:
     trace: Trace | None = None
 
 
-class Interface:
+class Interface(ResumableInterface):
     """Keeps one interface's link-local address right until `stop`."""
 
     def __init__(
@@ -82,6 +82,7 @@ class Interface:
         self._shared = shared
         self._host = shared.host
         self._clock = shared.kernel.clock
+        self._kernel = shared.kernel
         self._network = shared.kernel.network
         self._trace = None if shared.trace is None else shared.trace.of(self.name, self._clock)
         self._policy = Policy(options.policy, options.after, options.linger)
@@ -102,7 +103,7 @@ class Interface:
         self._rivals = Rivals(reporter)
         self._script: ScriptRunner | None = None
         self._ending: asyncio.Task[None] | None = None
-        self._resumed: KeptInterface | None = None
+        self._resumed = None
         self._host.join(self._owned)
 
     # --- questions ---------------------------------------------------------------------------
@@ -174,74 +175,6 @@ class Interface:
         """Let another instance serve the interface. Call it after `stop`."""
         self._owned.release()
         self._host.leave(self._owned)
-
-    # --- from one program to the next --------------------------------------------------------
-
-    @property
-    def quiet(self) -> bool:
-        """Whether nothing is under way that a reload would cut off."""
-        parts = (self._memory, self._owned, self._rivals, self._script)
-        busy = self._requests.busy or self._ending is not None
-        return not busy and all(part is None or part.quiet for part in parts)
-
-    def keep(self) -> KeptInterface:
-        """Return what `resume` takes, but for the control socket."""
-        return KeptInterface(
-            self.name,
-            self.link,
-            self.options,
-            KeptLock(*self._lock_file.descriptors, self._lock_file.warning),
-            self._negotiator.keep(self.link.mac if self.link is not None else b""),
-            self._policy.keep(),
-            self._owned.keep(),
-            self.reporter.keep(),
-            self._routes.keep(),
-            self._memory.leftover,
-            self._stranded.others_on,
-            self._script.reported if self._script is not None else None,
-            tuple(self._rivals.reported),
-        )
-
-    def resume(self, kept: KeptInterface) -> None:
-        """Go on for another one, with the options of this one.
-
-        What they change counts at once, but a policy that wants no address, and another first candidate: these
-        count from the next claim on. Raises OSError.
-        """
-        self._resumed = kept
-        self.link = self._owned.link = self._routes.link = self._belongings.link = kept.link
-        self.reporter.resume(kept.report)
-        self._owned.resume(kept.owned)
-        self._routes.resume(kept.routes)
-        self._memory.leftover = kept.leftover
-        self._stranded.others_on = kept.others_on
-        self._rivals.reported += kept.rivals
-        core = None
-        if kept.negotiator.core is not None:
-            mac, chosen = kept.negotiator.mac, self.options.ip
-            first = self._memory.first(mac) if chosen and chosen != kept.options.ip else ()
-            core = self._new_core(mac, ())
-            core.resume(kept.negotiator.core, first)
-        self._negotiator.resume(kept.negotiator, core, self._shared.kernel.listener)
-        if self._negotiator.state in HELD and self.options.policy is not Kind.ALONGSIDE:
-            self._policy.kind = kept.policy.kind
-        self._policy.resume(kept.policy, self._clock())
-        if self._negotiator.state is State.BOUND and self._negotiator.address is not None:
-            self._memory.remember(kept.negotiator.mac, self._negotiator.address)
-
-    def resumed(self) -> None:
-        """What has changed during the reload was reported: go on."""
-        if self.link is not None and self.link.ready and not self._negotiator.attached:
-            self.link_changed(self.link)  # it would have started over later
-        self._belongings.lost()  # what went during the reload was not reported
-        self.tick()
-
-    def _follow_options(self) -> None:
-        """Obey the policy that was chosen, once no address is held under the one before."""
-        if self._policy.kind is not self.options.policy and self._negotiator.state not in HELD:
-            before = self._policy
-            self._policy = Policy(self.options.policy, self.options.after, self.options.linger)
-            self._policy.resume(before.keep(), self._clock())
 
     # --- what happens to the link ------------------------------------------------------------
 

@@ -86,7 +86,7 @@ class OwnedAddress:
         self._disowned: Held | None = None  # what was owned last, until the kernel reports its end
         self._by_unicast: str | None = None  # why the kernel's ARP does not follow section 2.5
         self._not_reset: str | None = None  # why connections were not reset
-        self._missing: asyncio.TimerHandle | None = None  # runs while the address may be gone
+        self.doubtful_until = 0.0  # when `verify` shows whether the address is gone
         self._reporter = reporter
         self._lock_file = lock_file
         self._network = kernel.network
@@ -128,7 +128,8 @@ class OwnedAddress:
         Verify an owned address after GRACE: the message may be the echo of an earlier request of this daemon.
         """
         if self._owned is not None and address.address == self._owned.address:
-            self._missing = asyncio.get_running_loop().call_later(GRACE, self.verify)
+            self.doubtful_until = self._negotiator.clock() + GRACE
+            asyncio.get_running_loop().call_later(GRACE, self.verify)
             return False
         if self._disowned == Held(address.index, address.address):
             self._disowned = None
@@ -163,14 +164,6 @@ class OwnedAddress:
         """Let another instance serve the interface."""
         if self._owned is None:  # otherwise the record stays for the next instance
             self._lock_file.release()
-
-    # --- from one program to the next --------------------------------------------------------
-
-    @property
-    def quiet(self) -> bool:
-        """Whether nothing of the address is in doubt."""
-        loop = asyncio.get_running_loop()
-        return self._missing is None or self._missing.when() < loop.time()
 
     def keep(self) -> KeptOwned:
         """Return what `resume` takes."""

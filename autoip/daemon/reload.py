@@ -89,7 +89,10 @@ class Reload:
         self._notifier.reloading()
         refusal = "this process cannot execute itself"
         if self._executable is not None:
-            refusal = await self._attempt(self._executable)
+            try:
+                refusal = await self._attempt(self._executable)
+            except Exception as error:  # noqa: BLE001 (a bug must not end what is served)
+                refusal = repr(error)
         self._log.error("reload refused, all goes on as before: %s", refusal)
         self._notifier.reloaded()
         return refusal

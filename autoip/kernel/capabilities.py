@@ -75,17 +75,12 @@ def hand_on() -> None:
     Raises:
         OSError: the kernel refused.
     """
-    user, group = next_user()
+    user, group = os.getresuid()[2], os.getresgid()[2]
     if user != os.geteuid():
         check(lib.autoip_capabilities_keep())
         os.setresgid(group, group, group)
         os.setresuid(user, user, user)
     limit(pass_on=True)
-
-
-def next_user() -> tuple[int, int]:
-    """Return user and group id that the process has after `hand_on`."""
-    return os.getresuid()[2], os.getresgid()[2]
 
 
 def share_with_service(directories: Iterable[Path]) -> None:

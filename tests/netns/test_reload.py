@@ -106,7 +106,7 @@ def test_fifty_reloads(
             port.send(frames.conflict_request(RIVAL, A))
             assert in_between(daemon), "the conflict came too late to prove anything"
             daemon.wait_line("reloaded", since=said)
-            daemon.wait_line("defended", since=said)
+            daemon.wait_line("defended by the reflex", since=said)
         else:
             reload(daemon)
     traffic.stop()

@@ -44,11 +44,14 @@ class FakeExecutable:
         self.failure: OSError | None = None
         self.handed: Handover | None = None
         self.tried = 0
+        self.at_last: Callable[[], object] = lambda: None
+        """Called at the end of the trial."""
 
     async def refusal(self, data: bytes) -> str | None:
         self.tried += 1
         assert handover.parse(data)[0].unread == ()
         await asyncio.sleep(0.25)
+        self.at_last()
         return self.refused
 
     def execute(self, given: Handover) -> NoReturn:

@@ -1399,6 +1399,6 @@ async def test_each_loss_of_conflicts_is_one_debug_line(tmp_path: Path) -> None:
 
         listener.drain = lose  # type: ignore[method-assign]
         for _ in range(4):
-            daemon._on_frames()
+            daemon.handle_frames()
         lines = [line.split(":")[0] for line in world.logged("conflicts dropped")]
         assert lines == ["3 conflicts dropped", "2 conflicts dropped"]

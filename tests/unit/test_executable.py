@@ -17,6 +17,12 @@ from autoip.daemon.handover import Handover
 GIVEN = Handover(names=("eth0",), program="none")
 
 
+@pytest.fixture(autouse=True)
+def _no_capabilities(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test's process keeps what it has."""
+    monkeypatch.setattr(executable, "hand_on", lambda: None)
+
+
 @pytest.fixture
 def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A file that takes the place of the program; it was started as `autoip eth0 --up`."""

@@ -15,12 +15,13 @@ import pytest
 
 from autoip.commands import run
 from autoip.core.acd import Defence
+from autoip.core.arp import announcement
 from autoip.core.constants import DEFEND_INTERVAL
 from autoip.core.policy import Kind
 from autoip.daemon import handover
 from autoip.errors import UsageError
 from tests.unit.fake_kernel import link_of, mac_of
-from tests.unit.fake_world import A, B, World, played
+from tests.unit.fake_world import STRANGER, A, B, World, played
 
 
 def announcements(world: World) -> list[IPv4Address]:
@@ -30,7 +31,7 @@ def announcements(world: World) -> list[IPv4Address]:
 @played
 async def test_nothing_happens(tmp_path: Path) -> None:
     """No frame is sent, no request made; all that is shown stays."""
-    async with World(tmp_path, first=A) as world:
+    async with World(tmp_path, first=A, default_route=True) as world:
         await world.until_bound()
         world.claims(A)
         await world.until(lambda: world.report()["defences"] == 1)
@@ -40,7 +41,8 @@ async def test_nothing_happens(tmp_path: Path) -> None:
         assert world.report() | before == world.report()
         assert (world.report()["conflicts"], world.report()["state"]) == (1, "bound")
         assert len(world.kernel.listener.sent) == sent
-        assert {request for request, *_ in world.network.asked[asked:]} == {"sweep"}
+        # What there is already is put once more, as after the loss of a message.
+        assert world.network.asked[asked:] == [("sweep",), ("set_default", 2, A)]
         assert len(world.kernel.listener.sockets) == 1
         # Within DEFEND_INTERVAL of the one before it: given up, as without a reload.
         world.claims(A)
@@ -110,6 +112,21 @@ async def test_conflict_meanwhile(tmp_path: Path, since: float) -> None:
             assert world.address() is None
             assert A not in world.network.owned(2)
             assert world.report()["defences"] == 1
+
+
+@played
+async def test_conflict_at_the_last_moment(tmp_path: Path) -> None:
+    """The thread has answered and queued it, and the loop has not been woken: it counts, and is not answered again."""
+    async with World(tmp_path, first=A) as world:
+        await world.until_bound()
+        sent = len(announcements(world))
+        listener = world.kernel.listener
+        world.executable.at_last = partial(
+            listener.deliver, announcement(STRANGER, A), quietly=True
+        )
+        await world.reload()
+        assert (world.report()["conflicts"], world.report()["defences"]) == (1, 1)
+        assert announcements(world)[sent:] == [A]
 
 
 @played

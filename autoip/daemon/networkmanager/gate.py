@@ -139,8 +139,18 @@ def allows(standing: Standing) -> bool:
 class Kept:
     """What a `Follower` hands over: NetworkManager's unique name; each interface, where it stands, and why."""
 
-    owner: str
-    standings: tuple[tuple[str, Standing, str], ...]
+    owner: str = ""
+    standings: tuple[tuple[str, Standing | None, str], ...] = ()
+
+    def of(self, name: str) -> tuple[Standing, str]:
+        """Where the interface stands, and why; one that is new waits for the bus."""
+        for known, standing, why in self.standings:
+            if known == name and standing is not None:
+                return standing, why
+        return Standing.ASKED, Standing.ASKED.value
+
+
+NEW = Kept()
 
 
 def absence(address: str) -> str:
@@ -202,26 +212,17 @@ class Follower:
 
     # --- its life ----------------------------------------------------------------------------
 
-    def start(self, interfaces: Iterable[str], kept: Kept | None = None) -> None:
-        """Begin to follow, and permit or forbid an address for each interface at once.
-
-        Args:
-            interfaces: their names.
-            kept: of the one that this goes on for: all stays so until NetworkManager reports a change.
-        """
+    def start(self, interfaces: Iterable[str], kept: Kept = NEW) -> None:
+        """Begin to follow, and permit or forbid an address for each interface, by name, at once; `kept`: as before."""
         self._gates = {name: _Gate() for name in interfaces}
         if why := absence(self._address):
             self._all(Trigger.NOT_FOLLOWABLE, why)
         elif find_spec("jeepney") is None:
             self._cannot_follow()
         else:
-            before = {} if kept is None else {name: (at, why) for name, at, why in kept.standings}
-            self._owner = "" if kept is None else kept.owner
+            self._owner = kept.owner
             for name in self._gates:
-                if name in before:
-                    self._enter(name, *before[name])
-                else:  # until the bus answers
-                    self._go(name, Trigger.APPEARED)
+                self._enter(name, *kept.of(name))
             self._task = asyncio.get_running_loop().create_task(self._run())
 
     def add(self, name: str) -> None:
@@ -238,12 +239,7 @@ class Follower:
 
     def keep(self) -> Kept:
         """Return what `start` of the next one takes."""
-        standings = [
-            (name, gate.standing, gate.why)
-            for name, gate in self._gates.items()
-            if gate.standing is not None
-        ]
-        return Kept(self._owner, tuple(standings))
+        return Kept(self._owner, tuple((n, g.standing, g.why) for n, g in self._gates.items()))
 
     async def stop(self) -> None:
         """End. Nothing is permitted or forbidden any more."""
