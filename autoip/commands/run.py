@@ -54,6 +54,7 @@ class Arguments:
         early: DHCP has not had its chance yet.
         config: file to read instead of the system's.
         trace: file to which all that happens is appended.
+        user: whose process a daemon of root's becomes; None: the service's user's.
         dry_run: show the options that would be in force, and serve nothing.
     """
 
@@ -64,6 +65,7 @@ class Arguments:
     to_syslog: bool
     script: str | None
     script_style: str
+    user: str | None
     hook: bool
     early: bool
     config: str | None
@@ -232,6 +234,33 @@ def _import_asyncio() -> None:
             del sys.modules["ssl"]
 
 
+def _import_what_comes_later(arguments: Arguments) -> None:
+    """Import what is used after the process has become a user who may not read the program, as in root's home."""
+    import concurrent.futures.thread  # noqa: F401
+
+    if arguments.script is not None:
+        from autoip.daemon import script  # noqa: F401
+    from autoip.daemon.networkmanager import gate
+
+    if os.path.exists(gate.RUNTIME):
+        with suppress(ImportError):  # reported by the gate
+            from autoip.daemon.networkmanager import dbus  # noqa: F401
+
+
+def _confine(arguments: Arguments, directories: Sequence[str]) -> str | None:
+    """Confine the process. Return in words what is not confined; None: all is."""
+    from autoip.kernel import confinement
+
+    if arguments.script is not None:  # children inherit it, and the script may do anything
+        return "neither system calls nor files are confined, since a script would be as well"
+    # The directory: an editor replaces the file.
+    read = [Path(arguments.config).absolute().parent] if arguments.config is not None else []
+    try:
+        return confinement.confine(map(Path, directories), read)
+    except OSError as error:
+        return f"system calls and files are not confined: {error.strerror}"
+
+
 def _serve(arguments: Arguments, environ: Mapping[str, str], logger: logging.Logger) -> None:
     configuration = configured(arguments)
     check_policy(
@@ -248,7 +277,7 @@ def _serve(arguments: Arguments, environ: Mapping[str, str], logger: logging.Log
 
     from autoip import log
     from autoip.daemon import daemon
-    from autoip.kernel import arp_socket, capabilities
+    from autoip.kernel import arp_socket, capabilities, users
 
     def options(name: str) -> Options:
         if not arguments.interfaces:
@@ -259,13 +288,15 @@ def _serve(arguments: Arguments, environ: Mapping[str, str], logger: logging.Log
     program = arp_socket.load_broadcast()
     state = [paths.state_directory(environ)] if arguments.keep_state else []
     directories = [paths.runtime_directory(environ), *state]
-    capabilities.share_with_service(map(Path, directories))
     trace = None
     if arguments.trace is not None:
         from autoip.daemon.trace import Trace
 
         trace = Trace.open(arguments.trace, logger)
+    _import_what_comes_later(arguments)
+    limit = users.become(arguments.user, map(Path, directories))
     capabilities.limit(pass_on=arguments.script is not None)
+    limits = [limit, _confine(arguments, directories)]
     settings = daemon.Settings(
         interfaces=arguments.interfaces,
         options=options,
@@ -276,5 +307,6 @@ def _serve(arguments: Arguments, environ: Mapping[str, str], logger: logging.Log
         script_style=arguments.script_style,
         program=program,
         trace=trace,
+        limits=[line for line in limits if line],
     )
     asyncio.run(daemon.run(settings, logger))

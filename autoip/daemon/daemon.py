@@ -72,6 +72,7 @@ class Settings:
         script_style: a key of `script.STYLES`.
         program: result of `arp_socket.load_broadcast`.
         trace: records all that happens; None: no trace.
+        limits: what cannot be done in this process, one line each.
     """
 
     interfaces: Sequence[str]
@@ -83,6 +84,7 @@ class Settings:
     script_style: str = ""
     program: int | str = "no program was loaded"
     trace: Trace | None = None
+    limits: Sequence[str] = ()
 
 
 async def run(settings: Settings, log: logging.Logger) -> None:
@@ -117,6 +119,7 @@ class Daemon:
         self._log = log
         self._kernel = kernel
         self._network = kernel.network
+        self._network.limits += settings.limits
         self._notifier = Notifier(settings.environ)
         self._interfaces: list[Interface] = []
         self._servers: dict[str, Server] = {}
