@@ -24,6 +24,7 @@ DEFAULTS = Arguments(
     to_syslog=False,
     script=None,
     script_style="avahi",
+    user=None,
     hook=False,
     early=False,
     config=None,
@@ -225,3 +226,15 @@ def test_the_daemon_loads_no_tls() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False", "SSLContext"]
+
+
+def test_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root may name any user that exists, another user only itself: a reload has the same command line."""
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    assert different("eth0 --user nobody") == {"interfaces": ("eth0",), "user": "nobody"}
+    with pytest.raises(UsageError, match="--user nobody-here: no such user"):
+        parse(["eth0", "--user", "nobody-here"])
+    monkeypatch.setattr("os.geteuid", lambda: 65534)
+    assert different("--user nobody") == {"user": "nobody"}
+    with pytest.raises(UsageError, match="--user root: only root may become another user"):
+        parse(["eth0", "--user", "root"])
