@@ -247,18 +247,27 @@ def _import_what_comes_later(arguments: Arguments) -> None:
             from autoip.daemon.networkmanager import dbus  # noqa: F401
 
 
-def _confine(arguments: Arguments, directories: Sequence[str]) -> str | None:
-    """Confine the process. Return in words what is not confined; None: all is."""
-    from autoip.kernel import confinement
+def _give_up(arguments: Arguments, directories: Sequence[str], logger: logging.Logger) -> list[str]:
+    """Become the daemon's user, with two capabilities, and confine the process. Return what could not be given up."""
+    from autoip.kernel import capabilities, confinement, users
 
-    if arguments.script is not None:  # children inherit it, and the script may do anything
-        return "neither system calls nor files are confined, since a script would be as well"
-    # The directory: an editor replaces the file.
-    read = [Path(arguments.config).absolute().parent] if arguments.config is not None else []
-    try:
-        return confinement.confine(map(Path, directories), read)
-    except OSError as error:
-        return f"system calls and files are not confined: {error.strerror}"
+    _import_what_comes_later(arguments)
+    folders = [Path(directory) for directory in directories]
+    kept = [users.become(arguments.user, folders)]
+    capabilities.limit(pass_on=arguments.script is not None)
+    if arguments.script is None:
+        # The directory: an editor replaces the file.
+        read = [Path(arguments.config).absolute().parent] if arguments.config is not None else []
+        try:
+            kept.append(confinement.confine(folders, read))
+        except OSError as error:
+            kept.append(f"system calls and files are not confined: {error.strerror}")
+    limits = [line for line in kept if line is not None]
+    for line in limits:
+        logger.warning("%s", line)
+    if arguments.script is not None:  # children inherit it, and a script may do anything
+        limits.append("because of the script neither system calls nor files are confined further")
+    return limits
 
 
 def _serve(arguments: Arguments, environ: Mapping[str, str], logger: logging.Logger) -> None:
@@ -277,7 +286,7 @@ def _serve(arguments: Arguments, environ: Mapping[str, str], logger: logging.Log
 
     from autoip import log
     from autoip.daemon import daemon
-    from autoip.kernel import arp_socket, capabilities, users
+    from autoip.kernel import arp_socket
 
     def options(name: str) -> Options:
         if not arguments.interfaces:
@@ -293,10 +302,7 @@ def _serve(arguments: Arguments, environ: Mapping[str, str], logger: logging.Log
         from autoip.daemon.trace import Trace
 
         trace = Trace.open(arguments.trace, logger)
-    _import_what_comes_later(arguments)
-    limit = users.become(arguments.user, map(Path, directories))
-    capabilities.limit(pass_on=arguments.script is not None)
-    limits = [limit, _confine(arguments, directories)]
+    limits = _give_up(arguments, directories, logger)
     settings = daemon.Settings(
         interfaces=arguments.interfaces,
         options=options,
@@ -307,6 +313,6 @@ def _serve(arguments: Arguments, environ: Mapping[str, str], logger: logging.Log
         script_style=arguments.script_style,
         program=program,
         trace=trace,
-        limits=[line for line in limits if line],
+        limits=limits,
     )
     asyncio.run(daemon.run(settings, logger))

@@ -72,7 +72,7 @@ class Settings:
         script_style: a key of `script.STYLES`.
         program: result of `arp_socket.load_broadcast`.
         trace: records all that happens; None: no trace.
-        limits: what cannot be done in this process, one line each.
+        limits: what cannot be done in this process, one line each; logged already.
     """
 
     interfaces: Sequence[str]
@@ -130,7 +130,7 @@ class Daemon:
         self._stop = asyncio.Event()
         self._hangup = Hangup(lambda: self._restart("asked to by SIGHUP"), self._without_terminal)
         self._serving = False
-        self._limits_logged = 0
+        self._limits_logged = len(self._network.limits)
         self._status = ""
         directory = Path(state_directory(settings.environ)) if settings.keep_state else None
         self._shared = Shared(

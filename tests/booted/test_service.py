@@ -287,6 +287,9 @@ def test_root_beside_the_service(guest: Booted) -> None:
     guest.run(*by_hand)
     guest.run("autoip", "wait", "eth1", "--timeout", "20")
     (address,) = addresses(guest, "eth1")
+    user = guest.run("id", "-u", "autoip").strip()
+    ids = "\t".join(["Uid:", *[user] * 4])
+    assert ids in guest.run("cat", f"/proc/{main_pid(guest, 'by-hand')}/status")
     guest.run("sh", "-c", "autoip run eth0; test $? = 3")
     guest.run("systemctl", "stop", "autoip@eth0")
     assert f" {address} " in guest.run(
