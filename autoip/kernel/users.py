@@ -7,6 +7,7 @@ the service's ids become the saved ones (see `capabilities.as_owner`).
 
 from __future__ import annotations
 
+import errno
 import grp
 import os
 import pwd
@@ -23,6 +24,8 @@ SERVICE_USER = "autoip"
 
 SPARE_IDS = range(65527, 65534)
 """User and group ids where there is no user `autoip`: neither Debian nor systemd gives these to anybody."""
+
+UID_MAP = Path("/proc/self/uid_map")
 
 _ENTRIES = (".lock", ".sock", ".json")
 """How the names of our files end."""
@@ -61,6 +64,8 @@ def become(name: str | None, directories: Iterable[Path]) -> str | None:
         if user != 0:
             check(lib.autoip_capabilities_become(user, group))
     except OSError as problem:
+        if problem.errno == errno.EINVAL and _is_another_user_outside():
+            return None
         return f"the process is root's: it cannot become user {user} ({problem.strerror})"
     return None
 
@@ -90,6 +95,14 @@ def _service_ids() -> tuple[int, int]:
         f"there is no user {SERVICE_USER}, and ids {SPARE_IDS[0]} to {SPARE_IDS[-1]} are taken;"
         " name one with --user"
     )
+
+
+def _is_another_user_outside() -> bool:
+    """Return whether root of this user namespace, which has no further user, is not root outside of it."""
+    with suppress(OSError):
+        inside, outside, _ = UID_MAP.read_text().splitlines()[0].split()
+        return inside == "0" and outside != "0"
+    return False
 
 
 def _make(directory: Path) -> bool:

@@ -222,6 +222,26 @@ def test_root_may_not_change_ids(folder: Path) -> None:
     assert "NoPermission" in told and f"belongs to user {USER}" in told
 
 
+@pytest.mark.parametrize(
+    ("uid_map", "reported"), [("0 1000 1", False), ("0 0 1", True), ("0 0 4294967295", True)]
+)
+def test_root_of_a_namespace_without_other_users(
+    folder: Path, uid_map: str, reported: bool
+) -> None:
+    """Root that is an ordinary user outside has nothing to give up, so that it stays root inside is not reported."""
+    (folder / "uid_map").write_text(f"  {uid_map}\n")
+    code = f"""
+def unmapped(*_):
+    raise OSError(22, os.strerror(22))
+pwd.getpwnam, os.setresgid = named, unmapped
+users.UID_MAP = Path({str(folder / "uid_map")!r})
+print(users.become(None, [where, state]))
+"""
+    said = output(folder, "nobody yet", code)
+    assert ("cannot become user" in said) == reported
+    assert (said == "None") != reported
+
+
 IDS = "print(*os.getresuid(), *os.getresgid(), os.getgroups())"
 
 
