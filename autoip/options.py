@@ -88,15 +88,13 @@ def _script(text: str) -> str:
 
 
 def _user(text: str) -> str:
-    """Return the name of an existing user: for root any, for another user its own."""
+    """Return the name of an existing user."""
     import pwd
 
     try:
-        number = pwd.getpwnam(text).pw_uid
+        pwd.getpwnam(text)
     except (KeyError, ValueError):
         raise UsageError("no such user") from None
-    if os.geteuid() not in (0, number):
-        raise UsageError("only root may become another user")
     return text
 
 
@@ -189,7 +187,8 @@ _ROWS = (
         "user", "NAME",
         "started by root: become user `NAME`; default: `autoip`, or ids without a name where there is no such user",
         "The process opens what needs root before that, and keeps CAP_NET_RAW and CAP_NET_ADMIN. Scripts run as this"
-        " user. With `--user root` it stays root's, without root's other capabilities.",
+        " user. With `--user root` it stays root's, without root's other capabilities, until a reload: the program"
+        " that goes on is the service's user's.",
         read=_user,
     ),
     Option(

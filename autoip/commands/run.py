@@ -7,22 +7,26 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from glob import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from autoip import config, journal, paths
 from autoip.commands.arguments import COMMANDS, texts
-from autoip.config import Config
+from autoip.config import Config, Section
 from autoip.core.policy import Kind
 from autoip.errors import AlreadyRunning, AutoipError, NotArp, UsageError
 from autoip.kernel import interface_names
 from autoip.options import CONFIGURED, RUN, WORDS, Options
 
+if TYPE_CHECKING:
+    from autoip.daemon.handover import Handover
+
 _DESCRIPTION = """\
 Give network interfaces an IPv4 link-local address (169.254.0.0/16) by the rules of RFC 3927,
-and keep it right until stopped by SIGTERM or SIGINT, or the end of the terminal. SIGHUP probes
-the address again."""
+and keep it right until stopped by SIGTERM or SIGINT, or the end of the terminal. SIGHUP reads
+the configuration again, and goes on as the program that is there then."""
 
 _EPILOG = """\
 commands ('autoip help COMMAND' shows more):
@@ -182,8 +186,11 @@ def serve(arguments: Arguments, environ: Mapping[str, str]) -> None:
         AutoipError: nothing can be served.
     """
     from autoip import log
+    from autoip.daemon import executable
 
-    if arguments.hook:
+    _reserve_standard_streams()
+    handed = executable.inherited(os.environ)
+    if arguments.hook and handed is None:
         _close_inherited()
     # Nobody reads the standard error of a hook, unless the service manager keeps it.
     unread = arguments.hook and not journal.is_stream(environ, sys.stderr.fileno())
@@ -191,7 +198,7 @@ def serve(arguments: Arguments, environ: Mapping[str, str]) -> None:
         debug=arguments.debug, to_syslog=arguments.to_syslog or unread, environ=environ
     )
     try:
-        _serve(arguments, environ, logger)
+        _serve(arguments, environ, logger, handed)
     except AutoipError as error:
         if arguments.hook and isinstance(error, NotArp):
             # DHCP clients and network managers call their hooks for tunnels as well.
@@ -211,6 +218,14 @@ def _nothing_to_serve(why: str, environ: Mapping[str, str], logger: logging.Logg
     logger.info("%s", why)
     # A service that ends before it was ready has failed for the service manager, which starts it again.
     Notifier(environ).ready()
+
+
+def _reserve_standard_streams() -> None:
+    """Keep the numbers of closed standard streams from other files: the program of a reload would write there."""
+    with suppress(OSError):
+        while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+            pass  # closed at the exec
+        os.close(descriptor)
 
 
 def _close_inherited() -> None:
@@ -247,10 +262,22 @@ def _import_what_comes_later(arguments: Arguments) -> None:
             from autoip.daemon.networkmanager import dbus  # noqa: F401
 
 
-def _give_up(arguments: Arguments, directories: Sequence[str], logger: logging.Logger) -> list[str]:
-    """Become the daemon's user, with two capabilities, and confine the process. Return what could not be given up."""
+def _give_up(
+    arguments: Arguments,
+    directories: Sequence[str],
+    handed: Handover | None,
+    logger: logging.Logger,
+) -> list[str]:
+    """Become the daemon's user, with two capabilities, and confine the process. Return what could not be given up.
+
+    Raises:
+        UsageError: `--user` by a user who cannot become another one.
+        MissingCapability: one of the two is missing.
+    """
     from autoip.kernel import capabilities, confinement, users
 
+    if arguments.user is not None and handed is None and not users.may_become(arguments.user):
+        raise UsageError(f"--user {arguments.user}: only root may become another user")
     _import_what_comes_later(arguments)
     folders = [Path(directory) for directory in directories]
     kept = [users.become(arguments.user, folders)]
@@ -270,12 +297,43 @@ def _give_up(arguments: Arguments, directories: Sequence[str], logger: logging.L
     return limits
 
 
-def _serve(arguments: Arguments, environ: Mapping[str, str], logger: logging.Logger) -> None:
-    configuration = configured(arguments)
+def _configuration(arguments: Arguments, handed: Handover | None, logger: logging.Logger) -> Config:
+    """Return what the configuration says; after a reload, if it is wrong since the trial, what was in force.
+
+    Raises:
+        UsageError: a line of it is wrong.
+        NoPermission: it cannot be read.
+    """
+    try:
+        return configured(arguments)
+    except AutoipError as error:
+        if handed is None:
+            raise
+        logger.warning("%s; the options of before stay in force", error)
+    return Config(
+        [
+            Section(
+                escape(kept.name),
+                {field.name: getattr(kept.options, field.name) for field in fields(Options)},
+                {},
+                None,
+            )
+            for kept in handed.interfaces
+        ]
+    )
+
+
+def _serve(
+    arguments: Arguments,
+    environ: Mapping[str, str],
+    logger: logging.Logger,
+    handed: Handover | None,
+) -> None:
+    configuration = _configuration(arguments, handed, logger)
     check_policy(
         [interface_names.proper(name) for name in arguments.interfaces], arguments, configuration
     )
-    if arguments.hook and not configuration.hooks(arguments.interfaces[0]):
+    if arguments.hook and handed is None and not configuration.hooks(arguments.interfaces[0]):
         text = f"{arguments.interfaces[0]}: not for hooks to start, by the configuration"
         _nothing_to_serve(text, environ, logger)
         return
@@ -285,7 +343,7 @@ def _serve(arguments: Arguments, environ: Mapping[str, str], logger: logging.Log
     import asyncio
 
     from autoip import log
-    from autoip.daemon import daemon
+    from autoip.daemon import daemon, executable
     from autoip.kernel import arp_socket
 
     def options(name: str) -> Options:
@@ -294,15 +352,18 @@ def _serve(arguments: Arguments, environ: Mapping[str, str], logger: logging.Log
         return options_of(name, arguments, configuration)
 
     # This needs privileges that `limit` gives up.
-    program = arp_socket.load_broadcast()
+    program = arp_socket.load_broadcast() if handed is None else handed.program
     state = [paths.state_directory(environ)] if arguments.keep_state else []
     directories = [paths.runtime_directory(environ), *state]
     trace = None
     if arguments.trace is not None:
         from autoip.daemon.trace import Trace
 
-        trace = Trace.open(arguments.trace, logger)
-    limits = _give_up(arguments, directories, logger)
+        if handed is not None and handed.trace is not None:
+            trace = Trace(handed.trace, logger)
+        else:
+            trace = Trace.open(arguments.trace, logger)
+    limits = _give_up(arguments, directories, handed, logger)
     settings = daemon.Settings(
         interfaces=arguments.interfaces,
         options=options,
@@ -314,5 +375,7 @@ def _serve(arguments: Arguments, environ: Mapping[str, str], logger: logging.Log
         program=program,
         trace=trace,
         limits=limits,
+        handed=handed,
+        executable=executable.Executable(environ),
     )
     asyncio.run(daemon.run(settings, logger))

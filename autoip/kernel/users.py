@@ -31,6 +31,11 @@ _ENTRIES = (".lock", ".sock", ".json")
 """How the names of our files end."""
 
 
+def may_become(name: str) -> bool:
+    """Return whether this process may become an existing user: root may become any, another user is its own."""
+    return os.geteuid() in (0, pwd.getpwnam(name).pw_uid)
+
+
 def become(name: str | None, directories: Iterable[Path]) -> str | None:
     """As root, and before `capabilities.limit`: become another user, for all threads; keep the permitted capabilities.
 

@@ -118,3 +118,13 @@ def test_root_that_may_not_change(port: Port, make_autoip: MakeDaemon, missing: 
     daemon.command[:0] = caps(*have)
     claim(port, daemon)
     assert "the process is root's: it cannot become user" in daemon.output
+
+
+def test_only_root_becomes_another_user(port: Port, make_autoip: MakeDaemon) -> None:
+    daemon = make_autoip(port, *FAST, "--user", "root")
+    both = "+net_raw,+net_admin"
+    nobody = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups")
+    daemon.command[:0] = [*nobody, f"--inh-caps={both}", f"--ambient-caps={both}", "--"]
+    daemon.start()
+    assert daemon.wait() == 2
+    assert daemon.lines == ["autoip: --user root: only root may become another user"]
