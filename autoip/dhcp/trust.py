@@ -34,7 +34,9 @@ def check(paths: Iterable[str], root: str = "") -> None:
     """
     for path in paths:
         for found, status in _way(path, root):
-            if others_may_write(found, status):
+            if others_may_write(
+                found, status.st_uid, status.st_gid, status.st_mode, (os.geteuid(), os.getegid())
+            ):
                 raise Untrusted(
                     f"{root}{found}: belongs to {_name(status.st_uid)}, mode {stat.S_IMODE(status.st_mode):o}:"
                     " others than root may write it, and hooks run the program as root: nothing was changed"
@@ -49,19 +51,25 @@ def below(folder: str) -> Iterator[str]:
         yield from (os.path.join(path, name) for name in names)
 
 
-def others_may_write(path: str, status: os.stat_result) -> bool:
-    """Return whether anybody but root, or but this user in an image, may write a file, or replace one of a directory.
+def others_may_write(
+    path: str, user: int, group: int, mode: int, builder: tuple[int, int] = (0, 0)
+) -> bool:
+    """Return whether anybody but root may write a file, or replace one of a directory.
 
     In a directory with the sticky bit, such as /tmp, only the owner of a file may replace it.
+
+    Args:
+        path: its path.
+        user: its owner.
+        group: its group.
+        mode: st_mode.
+        builder: user and group that are trusted besides: those of who builds an image.
     """
-    user, group, mode = status.st_uid, status.st_gid, status.st_mode
-    if user not in (0, os.geteuid()):
+    if user not in (0, builder[0]):
         return True
     if stat.S_ISLNK(mode) or (stat.S_ISDIR(mode) and mode & stat.S_ISVTX):
         return False
-    trusted = group in (0, os.getegid()) or (
-        group == _STAFF and f"{path}/".startswith("/usr/local/")
-    )
+    trusted = group in (0, builder[1]) or (group == _STAFF and f"{path}/".startswith("/usr/local/"))
     return bool(mode & stat.S_IWOTH or (mode & stat.S_IWGRP and not trusted))
 
 

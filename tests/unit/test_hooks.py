@@ -170,11 +170,11 @@ def test_the_package_is_checked_too(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_staff_may_write_below_usr_local() -> None:
     """Debian trusts this group with what root's PATH finds; nowhere else."""
-    status = os.stat_result((stat.S_IFDIR | 0o2775, 0, 0, 2, 0, 50, 0, 0, 0, 0))
-    assert not trust.others_may_write("/usr/local", status)
-    assert not trust.others_may_write("/usr/local/bin", status)
-    assert trust.others_may_write("/usr/locals", status)
-    assert trust.others_may_write("/opt", status)
+    of_staff = (0, 50, stat.S_IFDIR | 0o2775)
+    assert not trust.others_may_write("/usr/local", *of_staff)
+    assert not trust.others_may_write("/usr/local/bin", *of_staff)
+    assert trust.others_may_write("/usr/locals", *of_staff)
+    assert trust.others_may_write("/opt", *of_staff)
 
 
 def test_again_changes_nothing(root: Path, run: Run) -> None:
