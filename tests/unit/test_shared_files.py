@@ -289,7 +289,7 @@ def test_a_directory_with_other_files_is_left_as_it_is(folder: Path) -> None:
 
 def test_what_another_owner_has_is_not_given(folder: Path) -> None:
     """A hard link to root's file, by whoever had the directory before: the file stays root's."""
-    (folder / "run").mkdir()
+    (folder / "run").mkdir(mode=0o755)
     os.link(folder / "secret", folder / "run" / "1-eth0.lock")
     (folder / "run" / "1-eth1.lock").symlink_to(folder / "secret")
     os.chown(folder / "run", users.SPARE_IDS[0], users.SPARE_IDS[0])
