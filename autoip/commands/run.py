@@ -64,6 +64,7 @@ class Arguments:
         configured: serve what the configuration says, even if that is nothing.
         config: file to read instead of the system's.
         trace: file to which all that happens is appended.
+        user: whose process a daemon of root's becomes; None: the service's user's.
         dry_run: show the options that would be in force, and serve nothing.
     """
 
@@ -74,6 +75,7 @@ class Arguments:
     to_syslog: bool
     script: str | None
     script_style: str
+    user: str | None
     hook: bool
     early: bool
     configured: bool
@@ -278,6 +280,59 @@ def _import_asyncio() -> None:
             del sys.modules["ssl"]
 
 
+def _import_what_comes_later(arguments: Arguments) -> None:
+    """Import what is used after the process has become a user who may not read the program, as in root's home."""
+    import concurrent.futures.thread  # noqa: F401
+
+    if arguments.script is not None:
+        from autoip.daemon import script  # noqa: F401
+    from autoip.daemon.networkmanager import gate
+
+    if os.path.exists(gate.RUNTIME):
+        with suppress(ImportError):  # reported by the gate
+            from autoip.daemon.networkmanager import dbus  # noqa: F401
+
+
+def _give_up(
+    arguments: Arguments,
+    directories: Sequence[str],
+    handed: Handover | None,
+    logger: logging.Logger,
+) -> list[str]:
+    """Become the daemon's user, with two capabilities, and confine the process. Return what could not be given up.
+
+    Raises:
+        UsageError: `--user` by a user who cannot become another one.
+        MissingCapability: one of the two is missing.
+    """
+    from autoip.daemon import stale_files
+    from autoip.kernel import capabilities, confinement, users
+
+    if arguments.user is not None and handed is None and not users.may_become(arguments.user):
+        raise UsageError(f"--user {arguments.user}: only root may become another user")
+    _import_what_comes_later(arguments)
+    folders = [Path(directory) for directory in directories]
+    if handed is None:
+        with suppress(AutoipError, KeyError):
+            users.become("root", [])  # with the rights of the service's user on files, if needed
+            stale_files.remove(folders[0])
+    kept = [users.become(arguments.user, folders)]
+    capabilities.limit(pass_on=arguments.script is not None)
+    if arguments.script is None:
+        # The directory: an editor replaces the file.
+        read = [Path(arguments.config).absolute().parent] if arguments.config is not None else []
+        try:
+            kept.append(confinement.confine(folders, read))
+        except OSError as error:
+            kept.append(f"system calls and files are not confined: {error.strerror}")
+    limits = [line for line in kept if line is not None]
+    for line in limits:
+        logger.warning("%s", line)
+    if arguments.script is not None:  # children inherit it, and a script may do anything
+        limits.append("because of the script neither system calls nor files are confined further")
+    return limits
+
+
 def _configuration(arguments: Arguments, handed: Handover | None, logger: logging.Logger) -> Config:
     """Return what the configuration says; after a reload, if it is wrong since the trial, what was in force.
 
@@ -326,8 +381,8 @@ def _serve(
     import asyncio
 
     from autoip import log
-    from autoip.daemon import daemon, executable, stale_files
-    from autoip.kernel import arp_socket, capabilities
+    from autoip.daemon import daemon, executable
+    from autoip.kernel import arp_socket
 
     def options(name: str) -> Options:
         if name not in arguments.interfaces:
@@ -338,9 +393,6 @@ def _serve(
     program = arp_socket.load_broadcast() if handed is None else handed.program
     state = [paths.state_directory(environ)] if arguments.keep_state else []
     directories = [paths.runtime_directory(environ), *state]
-    capabilities.share_with_service(map(Path, directories))
-    if handed is None:
-        stale_files.remove(Path(directories[0]))
     trace = None
     if arguments.trace is not None:
         from autoip.daemon.trace import Trace
@@ -349,7 +401,7 @@ def _serve(
             trace = Trace(handed.trace, logger)
         else:
             trace = Trace.open(arguments.trace, logger)
-    capabilities.limit(pass_on=arguments.script is not None)
+    limits = _give_up(arguments, directories, handed, logger)
     settings = daemon.Settings(
         interfaces=arguments.interfaces,
         options=options,
@@ -361,6 +413,7 @@ def _serve(
         program=program,
         trace=trace,
         selection=selection(arguments, configuration),
+        limits=limits,
         handed=handed,
         executable=executable.Executable(environ),
     )

@@ -79,6 +79,7 @@ class Settings:
         script_style: a key of `script.STYLES`.
         program: result of `arp_socket.load_broadcast`.
         trace: records all that happens; None: no trace.
+        limits: what cannot be done in this process, one line each; logged already.
         handed: what the program before in this process has handed over; None: this is the first one.
         executable: what a reload executes; None: nothing.
     """
@@ -93,6 +94,7 @@ class Settings:
     program: int | str = "no program was loaded"
     trace: Trace | None = None
     selection: Selection | None = None
+    limits: Sequence[str] = ()
     handed: Handover | None = None
     executable: Executable | None = None
 
@@ -129,6 +131,7 @@ class Daemon(ResumableDaemon):
         self._log = log
         self._kernel = kernel
         self._network = kernel.network
+        self._network.limits += settings.limits
         self._notifier = Notifier(settings.environ)
         self._interfaces: list[Interface] = []
         self._servers: dict[str, Server] = {}
@@ -145,7 +148,8 @@ class Daemon(ResumableDaemon):
             self._reload.request, self._without_terminal, had_terminal=self._handed.terminal
         )
         self._serving = False
-        kernel.network.limits += self._handed.limits
+        known = kernel.network.limits
+        known += [limit for limit in self._handed.limits if limit not in known]
         self._limits_logged = len(kernel.network.limits)
         self._status = ""
         self._served: Served | None = None

@@ -10,6 +10,7 @@ from pathlib import Path
 from autoip.control.protocol import socket_name
 from autoip.daemon.lock_file import Held, LockFile, lock_name
 from autoip.errors import AlreadyRunning, AutoipError
+from autoip.kernel import capabilities, users
 from autoip.kernel.capabilities import as_owner
 from autoip.kernel.network import Network
 from autoip.paths import network_namespace
@@ -33,6 +34,8 @@ def remove(directory: Path, interface: str) -> None:
     """
     if not os.path.lexists(directory / lock_name(interface)):
         return
+    users.become(None, [directory])
+    capabilities.limit()
     try:
         lock_file = LockFile.acquire(directory, interface)
     except AlreadyRunning:
