@@ -7,8 +7,9 @@
 #   demo    what `make run` without IFACE needs besides
 #   test    the tools and the other link-local programs that the tests run (root)
 #   check   what `make check` needs
+#   attack  libFuzzer and strace, for `make attack`
 #   roots   what makes bare Debian machines (lab/roots.py)
-#   ci      build, test, check, and a second C compiler
+#   ci      build, test, check, attack
 #
 # Looks for each tool and takes the package only if the tool is missing. On Debian it says which packages it
 # installs and installs all of them at once, with sudo if it does not run as root. Otherwise it prints what is
@@ -100,6 +101,16 @@ need_booted() {
     need systemd-container systemd-nspawn
 }
 
+# The library of sanitizers and of libFuzzer is a package beside the compiler, named after its version.
+need_fuzzer() {
+    need clang clang
+    local version
+    version=$(clang -dumpversion 2>/dev/null || true)
+    printf 'int LLVMFuzzerTestOneInput(void) { return 0; }\n' |
+        clang -x c -w -fsanitize=fuzzer,address,undefined -o /dev/null - 2>/dev/null ||
+        packages+=("libclang-rt${version:+-${version%%.*}}-dev")
+}
+
 collect() {
     case $1 in
     build)
@@ -120,6 +131,10 @@ collect() {
         need shellcheck shellcheck
         need valgrind valgrind
         ;;
+    attack)
+        need_fuzzer
+        need strace strace
+        ;;
     roots)
         need debootstrap debootstrap
         need git git
@@ -129,9 +144,9 @@ collect() {
         collect build
         collect test
         collect check
-        need clang clang
+        collect attack
         ;;
-    *) fail "unknown group: $1 (build, demo, test, check, roots, ci)" ;;
+    *) fail "unknown group: $1 (build, demo, test, check, attack, roots, ci)" ;;
     esac
 }
 

@@ -1,0 +1,60 @@
+"""Attack autoip: `python -m attack NAME ... [--time SECONDS]`.
+
+    fuzz    bytes that nobody would send, for all that reads bytes (which: --only filter)
+
+Exit status 0 if nothing was found, 1 if something was: how to see it again is said.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+
+from . import fuzz, results
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m attack",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("names", metavar="NAME", nargs="+", choices=("fuzz",))
+    parser.add_argument(
+        "--time", type=float, default=60, metavar="SECONDS", help="for each; default: 60"
+    )
+    parser.add_argument(
+        "--only", nargs="+", default=(), metavar="PART", help="of fuzz: these targets"
+    )
+    parser.add_argument("--seed", type=int, default=None, help="default: another one each time")
+    parser.add_argument("--record", action="store_true", help="into attack/results.json")
+    found = parser.parse_args()
+    if unknown := set(found.only) - set(fuzz.NAMES):
+        parser.error(
+            f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(fuzz.NAMES)}"
+        )
+    return found
+
+
+def _write(line: str) -> None:
+    print(line, flush=True)
+
+
+def main() -> int:
+    """See the module."""
+    arguments = _arguments()
+    seed = arguments.seed if arguments.seed is not None else time.time_ns() % 1_000_000
+    findings: list[str] = []
+    for name in arguments.names:
+        rows, found = fuzz.run(arguments.only, arguments.time, seed, _write)
+        findings += found
+        if arguments.record:
+            results.record(name, rows)
+    for finding in findings:
+        _write(f"\n{finding}")
+    return 1 if findings else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
