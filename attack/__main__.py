@@ -1,6 +1,7 @@
 """Attack autoip: `python -m attack NAME ... [--time SECONDS]`.
 
-    fuzz    bytes that nobody would send, for all that reads bytes (which: --only filter)
+    fuzz    bytes that nobody would send, for all that reads bytes
+    chaos   kills, stops, storms, and a link that flaps (root)
 
 Exit status 0 if nothing was found, 1 if something was: how to see it again is said.
 """
@@ -11,7 +12,9 @@ import argparse
 import sys
 import time
 
-from . import fuzz, results
+from . import chaos, fuzz, results
+
+ATTACKS = {"fuzz": fuzz, "chaos": chaos}
 
 
 def _arguments() -> argparse.Namespace:
@@ -20,20 +23,17 @@ def _arguments() -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("names", metavar="NAME", nargs="+", choices=("fuzz",))
+    parser.add_argument("names", metavar="NAME", nargs="+", choices=ATTACKS)
     parser.add_argument(
         "--time", type=float, default=60, metavar="SECONDS", help="for each; default: 60"
     )
-    parser.add_argument(
-        "--only", nargs="+", default=(), metavar="PART", help="of fuzz: these targets"
-    )
+    parser.add_argument("--only", nargs="+", default=(), metavar="PART", help="these alone")
     parser.add_argument("--seed", type=int, default=None, help="default: another one each time")
     parser.add_argument("--record", action="store_true", help="into attack/results.json")
     found = parser.parse_args()
-    if unknown := set(found.only) - set(fuzz.NAMES):
-        parser.error(
-            f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(fuzz.NAMES)}"
-        )
+    parts = [part for name in found.names for part in ATTACKS[name].NAMES]
+    if unknown := set(found.only) - set(parts):
+        parser.error(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(parts)}")
     return found
 
 
@@ -47,7 +47,7 @@ def main() -> int:
     seed = arguments.seed if arguments.seed is not None else time.time_ns() % 1_000_000
     findings: list[str] = []
     for name in arguments.names:
-        rows, found = fuzz.run(arguments.only, arguments.time, seed, _write)
+        rows, found = ATTACKS[name].run(arguments.only, arguments.time, seed, _write)
         findings += found
         if arguments.record:
             results.record(name, rows)

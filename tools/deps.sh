@@ -7,7 +7,7 @@
 #   demo    what `make run` without IFACE needs besides
 #   test    the tools and the other link-local programs that the tests run (root)
 #   check   what `make check` needs
-#   attack  libFuzzer and strace, for `make attack`
+#   attack  libFuzzer, for `make attack`
 #   roots   what makes bare Debian machines (lab/roots.py)
 #   ci      build, test, check, attack
 #
@@ -65,6 +65,7 @@ need_peers() {
     need nftables nft
     need iputils-ping ping
     need tcpdump tcpdump
+    need strace strace
     need avahi-autoipd avahi-autoipd
     need dhcpcd-base dhcpcd
     [[ -x /lib/systemd/systemd-networkd ]] || packages+=(systemd)
@@ -133,7 +134,6 @@ collect() {
         ;;
     attack)
         need_fuzzer
-        need strace strace
         ;;
     roots)
         need debootstrap debootstrap
