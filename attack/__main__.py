@@ -2,6 +2,7 @@
 
     fuzz    bytes that nobody would send, for all that reads bytes
     chaos   kills, stops, storms, and a link that flaps (root)
+    scale   thousands of hosts on a virtual link
 
 Exit status 0 if nothing was found, 1 if something was: how to see it again is said.
 """
@@ -12,9 +13,9 @@ import argparse
 import sys
 import time
 
-from . import chaos, fuzz, results
+from . import chaos, fuzz, results, scale
 
-ATTACKS = {"fuzz": fuzz, "chaos": chaos}
+ATTACKS = {"fuzz": fuzz, "chaos": chaos, "scale": scale}
 
 
 def _arguments() -> argparse.Namespace:
