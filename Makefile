@@ -128,12 +128,14 @@ bench: $(VENV)/.dev ## the benchmarks, each beside what it is measured against (
 
 # How long each attack lasts, in seconds.
 TIME ?= 60
-ATTACKS := fuzz chaos
+ATTACKS := fuzz chaos scale party
 
 attack: $(ATTACKS) ## all of the attacks that follow, each for TIME=60 seconds
 
 fuzz: ## bytes that nobody would send, for the C helper, both BPF programs and each parser
 chaos: ## kills at every moment, stops over deadlines, storms, a link that flaps (root)
+scale: ## thousands of hosts on a virtual link, switched on at once
+party: ## twenty real programs of five kinds on one bridge, round after round (root)
 $(ATTACKS): $(VENV)/.dev
 	$(DEPS)
 	$(GIVE_BACK) $(if $(filter fuzz scale,$@),,$(AS_ROOT)) $(PY) -m attack $@ --time $(TIME) $(ARGS)

@@ -3,6 +3,7 @@
     fuzz    bytes that nobody would send, for all that reads bytes
     chaos   kills, stops, storms, and a link that flaps (root)
     scale   thousands of hosts on a virtual link
+    party   twenty real programs of five kinds on one bridge (root)
 
 Exit status 0 if nothing was found, 1 if something was: how to see it again is said.
 """
@@ -10,12 +11,15 @@ Exit status 0 if nothing was found, 1 if something was: how to see it again is s
 from __future__ import annotations
 
 import argparse
+import subprocess
 import sys
 import time
 
-from . import chaos, fuzz, results, scale
+from lab.daemon import REPOSITORY as ROOT
 
-ATTACKS = {"fuzz": fuzz, "chaos": chaos, "scale": scale}
+from . import chaos, fuzz, party, results, scale
+
+ATTACKS = {"fuzz": fuzz, "chaos": chaos, "scale": scale, "party": party}
 
 
 def _arguments() -> argparse.Namespace:
@@ -30,7 +34,9 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--only", nargs="+", default=(), metavar="PART", help="these alone")
     parser.add_argument("--seed", type=int, default=None, help="default: another one each time")
-    parser.add_argument("--record", action="store_true", help="into attack/results.json")
+    parser.add_argument(
+        "--record", action="store_true", help="into attack/results.json and docs/reliability.md"
+    )
     found = parser.parse_args()
     parts = [part for name in found.names for part in ATTACKS[name].NAMES]
     if unknown := set(found.only) - set(parts):
@@ -52,6 +58,7 @@ def main() -> int:
         findings += found
         if arguments.record:
             results.record(name, rows)
+            subprocess.run([sys.executable, "-m", "tools.documents"], cwd=ROOT, check=True)
     for finding in findings:
         _write(f"\n{finding}")
     return 1 if findings else 0
