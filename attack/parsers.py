@@ -72,6 +72,17 @@ def wait(body: Awaitable[T]) -> T:
 # --- frames -----------------------------------------------------------------------------------------
 
 
+ADDRESS = st.sampled_from([A, IPv4Address(0), IPv4Address("169.254.20.21")])
+HARDWARE = st.sampled_from([MAC.hex(":"), "02:00:00:00:00:02", frames.BROADCAST, frames.NO_MAC])
+ARP = st.builds(
+    lambda op, sha, spa, tha, tpa, to: frames.arp(
+        op, sha=sha, spa=spa, tha=tha, tpa=tpa, destination=to
+    ),
+    *(st.sampled_from([0, 1, 2, 3, 4, 8, 9, 256]), HARDWARE, ADDRESS, HARDWARE, ADDRESS, HARDWARE),
+)
+"""Frames that are ARP, between few hosts and addresses."""
+
+
 def check_arp(data: bytes) -> None:
     """autoip's reading of a frame agrees with the laboratory's, and what it writes it reads again."""
     packet = arp.parse(data)
@@ -368,7 +379,7 @@ def targets(folder: Path) -> dict[str, Callable[[], Target]]:
         return of_bytes(name, netlink_check(name), messages(kinds))
 
     return {
-        "arp": lambda: of_bytes("arp", check_arp),
+        "arp": lambda: of_bytes("arp", check_arp, ARP),
         "netlink": lambda: of_netlink("netlink"),
         "connections": lambda: of_netlink("connections"),
         "config": lambda: of_bytes("config", check_config(folder)),

@@ -3,7 +3,7 @@
     python -m tools.documents
 
 writes them anew: options and the tables of JSON fields in the manual, the table of options in docs/usage.md, the states
-in docs/design.md, the results of the attacks in docs/reliability.md and docs/scale.svg, and the options in the completions.
+in docs/design.md, the results of the attacks in docs/reliability.md and docs/scale.svg, the options in the completions.
 They stand between lines with `begin NAME` and `end NAME`. A test says when one is stale.
 """
 
