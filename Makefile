@@ -1,13 +1,13 @@
-# autoip: everything from a fresh Debian machine with git and make.  `make` lists the targets.
+# autoip: everything from a fresh Debian machine with git and make. `make` lists the targets.
 
 VENV := .venv
 PY := $(VENV)/bin/python
-# Test processes side by side.  The tests mostly wait for the timers of the RFC.
+# Test processes side by side. The tests mostly wait for the timers of the RFC.
 JOBS ?= 10
-# Cases of the conformance suite side by side.  They do little else than wait.
+# Cases of the conformance suite side by side. They do little else than wait.
 CASES ?= 12
 
-# An environment that is there is kept, whatever Python made it, unless PYTHON asks for another.
+# An existing environment stays, whatever Python made it, unless PYTHON names another.
 ifdef PYTHON
 ifneq ($(shell cat $(VENV)/.made 2>/dev/null),$(PYTHON))
 REMAKE := remake
@@ -25,13 +25,13 @@ SHELL_FILES := $(wildcard .ci/run share/completions/*.bash tools/*.sh) \
 # The sanitizers of older compilers cannot place their shadow memory where the kernel spreads its
 # mappings over 32 bits; a container may forbid to ask for less.
 NO_ASLR := $(shell setarch -R true 2>/dev/null && echo setarch -R)
-# No cache: nothing is left outside of this folder.
+# Without a cache nothing is left outside of this folder.
 PIP := $(PY) -m pip --disable-pip-version-check --no-input --no-cache-dir -q
 
 CONFORMANCE := $(PY) -m pytest conformance -n $(CASES)
 PROGRAMS ?= $(notdir $(basename $(wildcard conformance/adapters/*.json)))
 
-# Where `make install` puts things.  DESTDIR is for packagers.
+# Where `make install` puts things. DESTDIR is for packagers.
 PREFIX ?= /usr/local
 BINDIR := $(PREFIX)/bin
 PROGRAMDIR := $(PREFIX)/lib/autoip
@@ -48,14 +48,14 @@ UID := $(shell id -u)
 ifneq ($(UID),0)
 AS_ROOT := $(shell command -v sudo)
 ifneq ($(AS_ROOT),)
-# What runs as root must not leave compiled modules of root's in this folder.
+# A program that runs as root must not leave compiled modules of root's in this folder.
 AS_ROOT += env PYTHONDONTWRITEBYTECODE=1
 else
 AS_ROOT := sh -c 'echo >&2 "autoip: this needs root and there is no sudo: run make as root"; exit 1' --
 endif
 else
-# Root in somebody's folder (sudo make ...): what is made in it is made by its owner, and what the tests leave
-# in it is given to the owner, who else could neither clean nor build any more.
+# Root in a user's folder (sudo make ...): the owner makes the files in it, and the files that the tests leave
+# in it are given to the owner, who could neither clean nor build otherwise.
 OWNER := $(shell stat -c %U .)
 ifeq ($(filter root UNKNOWN,$(OWNER)),)
 AS_OWNER := runuser -u $(OWNER) -- env HOME=$(shell getent passwd $(OWNER) | cut -d: -f6)
@@ -122,6 +122,9 @@ check: $(VENV)/.dev ## linters, types, formats, coverage of the unit tests, C wa
 	$(GIVE_BACK) $(NO_ASLR) $(MAKE) --no-print-directory -C tests/c asan tsan
 	$(GIVE_BACK) $(MAKE) --no-print-directory -C tests/c valgrind
 
+mutate: $(VENV)/.dev ## change one thing at a time in autoip/core: do its unit tests notice? (ARGS="--sample 150": a part)
+	$(GIVE_BACK) $(PY) -m tools.mutate $(ARGS)
+
 bench: $(VENV)/.dev ## the benchmarks, each beside what it is measured against (root)
 	$(DEPS)
 	@exec $(AS_ROOT) $(PY) -m bench $(ARGS)
@@ -141,6 +144,7 @@ $(ATTACKS): $(VENV)/.dev
 	$(GIVE_BACK) $(if $(filter fuzz scale,$@),,$(AS_ROOT)) $(PY) -m attack $@ --time $(TIME) $(ARGS)
 
 # Status 1 says that a program falls short of a MUST, which is no failure of the measurement.
+# Status 1: a program falls short of a MUST, which is not a failure of the measurement.
 conformance: $(VENV)/.dev ## measure autoip and other programs anew, for docs/conformance.md (root)
 	$(DEPS)
 	@mkdir -p conformance/reports
@@ -153,16 +157,16 @@ conformance: $(VENV)/.dev ## measure autoip and other programs anew, for docs/co
 build: $(VENV)/.dev ## source distribution and wheel, into dist/
 	$(AS_OWNER) $(PY) -m build --no-isolation --outdir dist .
 
-# The program and the packages that it needs in a folder of its own, for one Python, seen by no other
-# program and seeing no other program's packages of that name first: not an environment, so it does
+# The program and the packages that it needs in a folder of its own, for one Python. No other program finds
+# them, and autoip finds them before any others of the same name. Not an environment, so it does
 # not depend on this tree, and nothing that a distribution installed is touched.
-# A packager has the wheel installed by the distribution's own tools, and says install-data.
+# A packager installs the wheel with the distribution's own tools, and runs install-data.
 install: install-program install-data ## into PREFIX (/usr/local), below DESTDIR; uninstall: take it away
 	@echo "autoip: installed. The service: systemd-sysusers; systemctl daemon-reload;"
 	@echo "        systemctl enable --now autoip@eth0"
 
 FOLDERS := $(UNITDIR) $(SYSUSERSDIR) $(MANDIR) $(BASHDIR) $(ZSHDIR) $(FISHDIR) $(EXAMPLEDIR)
-# Which folders were not there before, for uninstall.
+# The list of the folders that were not there before, for uninstall.
 FOLDERS_MADE := $(PROGRAMDIR)/.folders
 ifneq ($(filter install,$(MAKECMDGOALS)),)
 install-program install-data: install-folders
@@ -196,9 +200,9 @@ install-data:
 	install -m 644 share/completions/autoip.fish "$(DESTDIR)$(FISHDIR)/autoip.fish"
 	install -m 644 share/90-autoip.rules "$(DESTDIR)$(EXAMPLEDIR)/90-autoip.rules"
 
-# A service that is enabled or running would break: then nothing is removed. Hooks that would call what is no
-# more there go first; below DESTDIR the program does not run. Of the folders those go that `install` made,
-# if nothing else is in them.
+# A service that is enabled or running would break: then nothing is removed. Hooks that would call the removed
+# program go first; below DESTDIR the program does not run. The folders that `install` made go
+# if they are empty.
 uninstall: ## with the same PREFIX and DESTDIR
 	@if [ -z "$(DESTDIR)" ] && [ -e "$(UNITDIR)/autoip@.service" ]; then \
 		services=$$(bash tools/services.sh | tr '\n' ' '); \
@@ -231,7 +235,7 @@ $(VENV)/.made: $(REMAKE)
 	@$(AS_OWNER) $(PIP) install --upgrade setuptools cffi
 	@echo "$(PYTHON)" | $(AS_OWNER) tee $@ >/dev/null
 
-# Built in place, so that the sources are what runs.  The old module goes first: the build would
+# Built in place, so that the sources themselves run. The old module goes first: the build would
 # not notice a changed header.
 $(VENV)/.ready: $(VENV)/.made pyproject.toml setup.py $(EXTENSION)
 	@echo "autoip: building the extension"
@@ -244,5 +248,5 @@ $(VENV)/.dev: pyproject.toml setup.py | $(VENV)/.ready
 	@$(AS_OWNER) $(PIP) install --no-build-isolation -e '.[bench,dev,test]'
 	@$(AS_OWNER) touch $@
 
-.PHONY: help setup run test check bench attack $(ATTACKS) conformance build install install-folders install-program \
+.PHONY: help setup run test check mutate bench attack $(ATTACKS) conformance build install install-folders install-program \
 	install-data uninstall clean remake

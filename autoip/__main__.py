@@ -8,7 +8,7 @@ from __future__ import annotations
 import signal
 import sys
 
-# Ctrl-C during the imports below ends the process without a word: nothing has been set up yet. What was ignored at
+# Ctrl-C during the imports below ends the process silently: nothing has been set up yet. A SIGINT that was ignored at
 # the start, as for a background job of a script, stays ignored.
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -39,7 +39,7 @@ def main() -> int:
         )
         return 1
     finally:
-        # asyncio and the commands have put back Python's own handler, which could still interrupt the end.
+        # asyncio and the commands have put back Python's own handler, which could interrupt the end of the process.
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
 

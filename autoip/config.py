@@ -9,9 +9,9 @@
     hooks = yes
 
 A section is for the interfaces whose name its pattern (`*`, `?`, `[...]`) matches. All sections that
-match count, in the order in which they stand; of a name that is given twice the last value does. The
-names are those of `options.CONFIGURED`, and `hooks`: whether a DHCP client's hook may start autoip
-there.
+match count, in the order of the file; of a name that is given twice the last value counts. The names
+are those of `options.CONFIGURED`, and `hooks`: whether a DHCP client's hook may start autoip for the
+interface.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from autoip.options import CONFIGURED, FILE, FOLDER
 HOOKS = Option("hooks", "", "whether hooks of DHCP clients may start autoip", configured=True)
 """A name of the configuration file alone."""
 _CONTAINERS = ("docker*", "veth*", "br-*")
-"""What container engines make: the hooks leave these alone unless they are named."""
+"""Interfaces of container engines: hooks start nothing for them unless a section names them."""
 
 _SECTION = re.compile(r"\[(\S+)\]")
 _LINE = re.compile(r"([a-z-]+)\s*=\s*(.*)")
@@ -39,13 +39,13 @@ _SIZE_MAX = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """What is chosen for the interfaces that a pattern matches.
+    """The choices for the interfaces that a pattern matches.
 
     Attributes:
         pattern: of interface names.
         choices: by field of `Options`.
         places: file and line of each choice.
-        hooks: whether hooks may start autoip; None: nothing is said about that.
+        hooks: whether hooks may start autoip; None: the section does not set it.
     """
 
     pattern: str
@@ -58,50 +58,43 @@ class Section:
 
     @property
     def names(self) -> bool:
-        """Whether the pattern says more than "whatever it is called"."""
+        """Whether the pattern excludes any name."""
         return self.pattern.strip("*?") != ""
 
 
 class Config:
-    """What the files say."""
+    """The sections of all files."""
 
     def __init__(self, sections: Sequence[Section]) -> None:
         self._sections = sections
 
     def choices(self, interface: str) -> dict[str, Any]:
-        """What is chosen for an interface, by field of `Options`."""
-        found: dict[str, Any] = {}
-        for section in self._sections:
-            if section.matches(interface):
-                found.update(section.choices)
-        return found
+        """Return the choices for an interface, by field of `Options`."""
+        return dict(pair for section in self._of(interface) for pair in section.choices.items())
 
     def places(self, interface: str) -> dict[str, str]:
-        """Where each of the choices for an interface stands, ``FILE:LINE``, by field of `Options`."""
-        found: dict[str, str] = {}
-        for section in self._sections:
-            if section.matches(interface):
-                found.update(section.places)
-        return found
+        """Return the place of each choice for an interface, ``FILE:LINE``, by field of `Options`."""
+        return dict(pair for section in self._of(interface) for pair in section.places.items())
 
     def hooks(self, interface: str) -> bool:
-        """Whether a DHCP client's hook may start autoip for the interface."""
+        """Return whether a DHCP client's hook may start autoip for the interface."""
         allowed = not any(fnmatch.fnmatchcase(interface, made) for made in _CONTAINERS)
         named_only = not allowed
-        for section in self._sections:
-            if section.hooks is None or not section.matches(interface):
-                continue
-            if section.names or not section.hooks or not named_only:
+        for section in self._of(interface):
+            if section.hooks is not None and (section.names or not section.hooks or not named_only):
                 allowed = section.hooks
         return allowed
 
+    def _of(self, interface: str) -> list[Section]:
+        return [section for section in self._sections if section.matches(interface)]
+
 
 def load(file: Path | None = None) -> Config:
-    """Read `file`, or where None the files of the system; what does not exist says nothing.
+    """Read `file`; None: the files of the system, any of which may be missing.
 
     Raises:
-        UsageError: a line that is wrong, with file and line number and what is allowed;
-            or `file` does not exist.
+        UsageError: a line is wrong (the message names file, line number and what is allowed), or `file`
+            does not exist.
         NoPermission: a file cannot be read.
     """
     if file is not None:

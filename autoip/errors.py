@@ -1,9 +1,9 @@
-"""What can go wrong, each kind with the exit status that a command ends with.
+"""The errors, each kind with the exit status that a command ends with.
 
 Three sides can be at fault: the caller (`UsageError`, `AlreadyRunning`, `NotArp`), the
 system (`NoPermission`, `KernelRefused`, `StateProblem`), or our own use of the negotiation
-core (`CoreMisuse`: a bug, never caused by input).  A peer's bad frame is no exception at all:
-it is dropped where it is read.
+core (`CoreMisuse`: a bug, never caused by input). A peer's bad frame raises nothing: it is
+dropped where it is read.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import errno as _errno
 
 
 class AutoipError(Exception):
-    """Base of every error that ends as one line on stderr."""
+    """Base of every error of which a command writes one line to stderr."""
 
     exit_status = 1
 
 
 class UsageError(AutoipError):
-    """A bad option, value or interface name.  The text says what is allowed."""
+    """A bad option, value or interface name. The message names what is allowed."""
 
     exit_status = 2
 
@@ -36,7 +36,7 @@ class AlreadyRunning(AutoipError):
 
 
 class CannotWrite(AutoipError):
-    """Standard output takes nothing more."""
+    """Standard output cannot be written to."""
 
     def __init__(self, problem: OSError) -> None:
         super().__init__(f"cannot write to standard output: {problem.strerror}")
@@ -53,7 +53,7 @@ class NotRunning(AutoipError):
 
 
 class NoPermission(AutoipError):
-    """The process may not do what it must.  The text says how to permit it."""
+    """The process lacks a permission. The message names the remedy."""
 
     exit_status = 4
 
@@ -81,7 +81,7 @@ class NotArp(AutoipError):
 
 
 class CannotTell(AutoipError):
-    """Whether an address is free could not be found out."""
+    """A command could not find out whether an address is free."""
 
     exit_status = 6
 
@@ -91,7 +91,7 @@ class KernelRefused(AutoipError):
 
     Args:
         errno: the positive error number.
-        what: what was asked for, e.g. ``"add 169.254.7.7 to eth0"``.
+        what: the request, e.g. ``"add 169.254.7.7 to eth0"``.
     """
 
     def __init__(self, errno: int, what: str) -> None:
@@ -101,8 +101,8 @@ class KernelRefused(AutoipError):
 
 
 class StateProblem(AutoipError):
-    """Saved state is damaged or cannot be written.  Worth a warning, never a failure."""
+    """Saved state is damaged or cannot be written: a warning, not a failure."""
 
 
 class CoreMisuse(RuntimeError):
-    """The negotiation core was called in a way that its contract forbids.  A bug of the caller."""
+    """The negotiation core was called in a way that its contract forbids. A bug of the caller."""

@@ -1,4 +1,4 @@
-"""The journal of systemd on standard error. Imports nothing that takes time: each command that fails comes here."""
+"""The journal of systemd on standard error. Each command that fails imports this module, so it imports little."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def is_stream(environ: Mapping[str, str], descriptor: int) -> bool:
 
 
 def prefixed(priority: int, text: str) -> str:
-    """Return the text as the journal's stream takes it: ``<N>`` before each line (sd-daemon(3)).
+    """Return the text with ``<N>`` before each line, for the journal's stream (sd-daemon(3)).
 
     Args:
         priority: of syslog, 0 to 7.

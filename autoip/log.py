@@ -1,9 +1,9 @@
 """Where log lines go: a person's terminal, the journal, syslog.
 
-On a terminal (or a file) a line is the message alone.  Under systemd, which sets
-JOURNAL_STREAM, it begins with the priority prefix of sd-daemon(3).  With `syslog` it goes to
-the local syslog daemon as well.  Writing a log line never raises, and never waits for whoever reads
-it: a pipe that is full, or a log daemon that is stuck, must not stop the negotiation.
+On a terminal (or a file) a line is the message alone. Under systemd, which sets
+JOURNAL_STREAM, a line begins with the priority prefix of sd-daemon(3). With `syslog` it goes to
+the local syslog daemon as well. Writing a log line never raises and never waits for its reader:
+a full pipe, or a log daemon that is stuck, must not stop the negotiation.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from autoip import journal
 
 LOGGER = "autoip"
 NOTICE = 25
-"""A level between INFO and WARNING, as syslog has one."""
+"""A level between INFO and WARNING, LOG_NOTICE of syslog(3)."""
 
 _PRIORITIES: Mapping[int, int] = {
     logging.DEBUG: syslog.LOG_DEBUG,
@@ -35,7 +35,7 @@ _PRIORITIES: Mapping[int, int] = {
 
 
 def priority(level: int) -> int:
-    """The syslog priority (0 to 7) of a logging level."""
+    """Return the syslog priority (0 to 7) of a logging level."""
     return _PRIORITIES.get(level, syslog.LOG_NOTICE)
 
 
@@ -48,15 +48,15 @@ class JournalFormatter(logging.Formatter):
 
 if TYPE_CHECKING:
     _StreamHandler = logging.StreamHandler[TextIO]
-else:  # cannot be subscripted in Python 3.10
+else:  # Python 3.10 cannot subscript it
     _StreamHandler = logging.StreamHandler
 
 
 class PromptHandler(_StreamHandler):
-    """Drops lines as long as the stream takes none, and says later how many.
+    """Drops lines while the stream takes none, and logs later how many.
 
-    A pipe that poll(2) calls writable takes PIPE_BUF bytes, more than a line has, without blocking.
-    To make the stream non-blocking would be wrong: other programs have the same open file.
+    A pipe that poll(2) reports as writable takes PIPE_BUF bytes, more than a line has, without blocking.
+    The stream stays a blocking one: other programs have the same open file.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -77,9 +77,9 @@ class PromptHandler(_StreamHandler):
 
 
 class SyslogHandler(logging.Handler):
-    """Passes lines to the local syslog daemon, facility daemon; drops them while it takes none.
+    """Passes lines to the local syslog daemon, facility daemon; drops them while its queue is full.
 
-    The same datagrams as syslog(3), which would wait for as long as the daemon's queue is full.
+    Sends the datagrams of syslog(3), which would wait while the queue is full.
     """
 
     def __init__(self, path: str = "/dev/log") -> None:
@@ -147,13 +147,13 @@ def set_up(*, debug: bool, to_syslog: bool, environ: Mapping[str, str]) -> loggi
 
 
 def progress_level() -> int:
-    """The level of step-by-step lines: shown to a person at a terminal, else only for debugging."""
+    """Return the level of step-by-step lines: INFO where a person watches a terminal, else DEBUG."""
     watched = sys.stderr is not None and sys.stderr.isatty()
     return logging.INFO if watched else logging.DEBUG
 
 
 def failed_to_syslog(text: str) -> None:
-    """Write the same line to syslog, and nowhere else."""
+    """Log the error line of a command to syslog alone."""
     record = logging.makeLogRecord(
         {"msg": text, "levelno": logging.ERROR, "levelname": "ERROR", "name": LOGGER}
     )

@@ -1,7 +1,7 @@
 """The rows of the tables of options, and how the texts given for an option become its value.
 
-From a row come the option of the parser, the name in the configuration file, the word of `-o`, and what `--help`, the
-manual, README and the completions say. The commands that must start fast import this module, so it imports little.
+From a row come the option of the parser, the name in the configuration file, the word of `-o`, and the texts of
+`--help`, manual, README and completions. Commands that must start fast import this module, so it imports little.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import os
 import re
 from collections import namedtuple
 
-from autoip import interfaces
 from autoip.errors import UsageError
+from autoip.kernel import interface_names
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # `typing` takes milliseconds to import
@@ -38,33 +38,33 @@ class Option(_Row):
     Attributes:
         name: the long option without its dashes; one letter: a short option.
         metavar: the placeholder of its value; empty: a flag, whose value is yes or no.
-        help: what it does, in one sentence; completions show what stands before the first semicolon.
+        help: what it does, in one sentence; completions show the part before the first semicolon.
         more: the sentences that the manual adds.
         read: from text to value; raises UsageError with what is allowed. None: the text itself, for a flag a bool.
-        values: the texts that are allowed; empty: what `read` allows.
-        default: the text that holds where none is given; empty: none does.
-        into: the name by which programs have the value, if it is not that of the option.
+        values: the texts that are allowed; empty: those that `read` accepts.
+        default: the text that holds where none is given; empty: the option has no default.
+        into: the name of the value in the code, if it is not that of the option.
         configured: whether the configuration file may choose it for an interface.
-        word: its name among the words of `-o`; empty: it is none of them.
+        word: its name among the words of `-o`; empty: `-o` does not take it.
         implies: name of another option and the text that this flag gives it.
         repeat: of several texts `same` demands that they mean the same, `last` takes the last, `all` takes each once.
-        operand: how often it is given by its place instead of its name: `1`, `?` (at most once), `+` (at least once)
-            or `*`; empty: it has a name.
+        operand: how often it is given, by its place instead of its name: `1`, `?` (at most once), `+` (at least once)
+            or `*`; empty: it is given by its name.
         offers: what completions offer besides `values`: `files`, `folders`, `interfaces`, or `words` (of `-o`).
-        alone: the text that the option stands for without a value; its value then has to follow an equals sign.
-        letter: a short option that is the same.
+        alone: the text that holds where the option is given without a value; a value must follow an equals sign.
+        letter: the short form of the option.
     """
 
     __slots__ = ()
 
     @property
     def field(self) -> str:
-        """The name by which programs have the value."""
+        """The name of the value in the code."""
         return str(self.into or self.name.replace("-", "_"))
 
     @property
     def flag(self) -> str:
-        """The option as it is given on the command line."""
+        """The option on the command line."""
         return f"-{self.name}" if len(self.name) == 1 else f"--{self.name}"
 
     @property
@@ -99,7 +99,7 @@ class Option(_Row):
             raise UsageError(f"{label} {text}: {problem}") from None
 
     def combined(self, texts: Sequence[str]) -> Any:
-        """Return the value of an option that was given with these texts; none given: its default, or None.
+        """Return the value of an option that was given with these texts; without any, its default, or None.
 
         Raises:
             UsageError: a text is not allowed, or the texts mean different values where only one may be given.
@@ -141,15 +141,15 @@ def interface_name(name: str) -> str:
             f"{name!r}: not an interface name; allowed are 1 to {_IFNAME_MAX} bytes without"
             " blanks, '/' and ':'"
         )
-    if "," in name and not interfaces.exists(name):
+    if "," in name and not interface_names.exists(name):
         words = " ".join(filter(None, name.split(",")))
         raise UsageError(f"{name!r}: a comma separates no names, blanks do: {words}")
     return name
 
 
 def is_pattern(name: str) -> bool:
-    """Return whether the name is a pattern (`*`, `?`, `[...]`), and not an interface that is called so."""
-    return bool(re.search(r"[*?[]", name)) and not interfaces.exists(name)
+    """Return whether the name is a pattern (`*`, `?`, `[...]`), and not the name of an interface that exists."""
+    return bool(re.search(r"[*?[]", name)) and not interface_names.exists(name)
 
 
 def one_interface_name(name: str) -> str:

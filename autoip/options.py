@@ -1,8 +1,8 @@
-"""The options of `run`: the table, what reads their values, and those of one interface as the daemon has them.
+"""The options of `run`: their table, the functions that read their values, and `Options`, those of one interface.
 
 To add an option, add a row, a field named like it (`Option.field`) in `Options` if it is chosen for each interface,
-else in `commands.run.Arguments`, and what uses the field; then run `python -m tools.documents`. A choice is kept by
-the name of its field: layers of choices (defaults, configuration, command line) become `Options(**choices)`.
+else in `commands.run.Arguments`, and the code that uses the field; then run `python -m tools.documents`. A choice is
+kept by the name of its field: layers of choices (defaults, configuration, command line) become `Options(**choices)`.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ FILE = Path("/etc/autoip.conf")
 FOLDER = Path("/etc/autoip.conf.d")
 
 AFTER_DEFAULT = 10.0
-"""Seconds without a routable address before one is claimed, where the daemon comes with the interface."""
+"""Seconds without a routable address before a link-local one is claimed; 0 with `--hook`."""
 LINGER_DEFAULT = 120.0
 """Seconds for which the link-local address stays beside a new routable one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What the user chose for an interface.
+    """The user's choices for an interface.
 
     Attributes:
-        first: first candidate; None: what the interface had last, else one from its MAC.
+        first: first candidate; None: the last address of the interface, else one from its MAC.
         defence: what to do about a conflict in use.
         delay: longest pause between two probes, in milliseconds.
-        bring_up: whether to set an interface up that is down when it appears.
-        policy: whether there is to be an address beside a routable one.
-        after: seconds without a routable address before one is claimed (`fallback`).
+        bring_up: whether to set the interface up if it is down when it appears.
+        policy: whether to have a link-local address beside a routable one.
+        after: seconds without a routable address before a link-local one is claimed (`fallback`).
         linger: seconds for which the address stays beside a new routable one (`fallback`).
         default_route: whether all destinations are on the link while there is no default route.
     """
@@ -87,7 +87,7 @@ def _script(text: str) -> str:
     return os.path.abspath(text)
 
 
-# A row has its names first, then what it says, then how it behaves. The AutoIP module's words come first, in its order.
+# A row has its names first, then its texts, then its behaviour. The AutoIP module's words come first, in its order.
 # fmt: off
 DELAY = Option(
     "delay", "MS",
@@ -118,11 +118,11 @@ _ROWS = (
     ),
     Option(
         "up", "", "set the interface up if it is down at the start, or when it appears",
-        "Who sets it down after that is obeyed.", into="bring_up", configured=True,
+        "If somebody sets it down later, it stays down.", into="bring_up", configured=True,
     ),
     Option(
         "policy", "POLICY",
-        "when there is to be an address; `alongside`: whatever else there is (the default);"
+        "when to have an address; `alongside`: whatever else there is (the default);"
         " `fallback`: only while there is no routable address; `route-only`: never",
         "See `[POLICY]`.",
         read=Kind, values=[kind.value for kind in Kind], default=Kind.ALONGSIDE.value, configured=True,
@@ -145,8 +145,8 @@ _ROWS = (
     ),
     Option(
         "default-route", "", "reach all destinations on the link while there is no default route",
-        "A route `default` of scope link, whose metric is behind all others, with the address as its source, is there"
-        " while this host has no other IPv4 default route, of any interface and in any table."
+        "While this host has no other IPv4 default route, of any interface and in any table, there is a route `default`"
+        " of scope link with the address as its source; its metric is behind all others."
         " Every change of a route then wakes the daemon.",
         configured=True,
     ),
@@ -156,7 +156,7 @@ _ROWS = (
     ),
     Option(
         "hook", "", "started by a DHCP client's hook: `fallback`, and at once",
-        "DHCP has failed when the hook comes. The configuration and the command line go before this."
+        "The configuration and the command line go before this."
         " Ends with status 0 if the configuration does not let hooks start anything on this interface, or if the"
         " interface does not speak ARP over Ethernet.",
     ),
@@ -201,4 +201,4 @@ RUN: tuple[Option, ...] = (
 )
 """All options of `run`, in the order of its help."""
 CONFIGURED = {option.name: option for option in RUN if option.configured}
-"""Those that the configuration file may choose for an interface."""
+"""The options that the configuration file may choose for an interface."""

@@ -1,4 +1,4 @@
-"""Where the program's files are, and the number of the network namespace, which is part of their names."""
+"""The directories of the program's files, and the number of the network namespace, which is part of their names."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ if TYPE_CHECKING:  # `autoip status` must start fast
 
 
 def runtime_directory(environ: Mapping[str, str]) -> str:
-    """Lock files and control sockets: $RUNTIME_DIRECTORY, or /run/autoip."""
+    """Return the directory of lock files and control sockets: $RUNTIME_DIRECTORY, or /run/autoip."""
     return _first(environ, "RUNTIME_DIRECTORY") or "/run/autoip"
 
 
 def state_directory(environ: Mapping[str, str]) -> str:
-    """The last addresses: $STATE_DIRECTORY, or /var/lib/autoip."""
+    """Return the directory of the last addresses: $STATE_DIRECTORY, or /var/lib/autoip."""
     return _first(environ, "STATE_DIRECTORY") or "/var/lib/autoip"
 
 

@@ -1,1 +1,1 @@
-"""Benchmarks: each prints what was measured, beside what else was measured in the same run."""
+"""Benchmarks: each prints its measurements beside those of other programs in the same run."""

@@ -1,7 +1,7 @@
 """The benchmarks: `python -m bench [NAME ...]`.
 
-Needs root, a C compiler, and what the tests need.  Everything happens in network namespaces of its own.
-Exit status 0 if all was measured, whether or not the targets were reached; see --check.
+Needs root, a C compiler, and what the tests need. Everything happens in network namespaces of its own.
+Exit status 0 if everything was measured, whether or not the targets were reached; see --check.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def main() -> int:
             results.append(result)
             print(f"\n{result.text()}\n  ({time.monotonic() - start:.0f} s)", flush=True)
     missed = [
-        f"{result.name}: {target.says}"
+        f"{result.name}: {target.figure}"
         for result in results
         for target in result.targets
         if not target.reached

@@ -1,4 +1,4 @@
-"""A process that asks a daemon for the status, so many times a second, until SIGTERM.
+"""A process that asks a daemon for the status RATE times a second, until SIGTERM.
 
 python -m bench.asker IFNAME RATE
 """

@@ -31,7 +31,7 @@ class Cable:
 
 
 def lay(yonder: Namespace, host: Namespace, count: int = 1) -> list[Cable]:
-    """Makes cables whose ends in `host` are eth0, eth1, ...; they carry frames.  Raises LabError."""
+    """Make cables whose ends in `host` are eth0, eth1, ...; they carry frames. Raises LabError."""
     cables = []
     for index in range(count):
         number = next(_numbers)
@@ -39,7 +39,7 @@ def lay(yonder: Namespace, host: Namespace, count: int = 1) -> list[Cable]:
         mac, far_mac = f"02:00:00:01:{low}", f"02:00:00:02:{low}"
         cables.append(Cable(host, f"eth{index}", mac, yonder, f"p{number}", far_mac))
     # Far indexes of their own: where both ends have the same index the kernel takes a veth for a
-    # plain device and tells its change of carrier only once a second.
+    # plain device and reports its change of carrier only once a second.
     make = [
         f"link add name {c.far} index {100_000 + int(c.far[1:])} address {c.far_mac} type veth"
         f" peer name {c.name} address {c.mac} netns {host.path}\nlink set {c.far} up"
@@ -56,12 +56,12 @@ def lay(yonder: Namespace, host: Namespace, count: int = 1) -> list[Cable]:
 
 
 def cable(yonder: Namespace, host: Namespace) -> Cable:
-    """One of them."""
+    """Make one cable."""
     return lay(yonder, host)[0]
 
 
 def held(host: Namespace) -> dict[str, list[IPv4Address]]:
-    """The link-local addresses of each interface."""
+    """Return the link-local addresses of each interface."""
     addresses: dict[int, list[IPv4Address]] = {}
     for entry in host.addresses():
         if entry.link_local:
@@ -73,7 +73,7 @@ def held(host: Namespace) -> dict[str, list[IPv4Address]]:
 
 
 def wait_held(cables: list[Cable], timeout: float) -> dict[str, IPv4Address]:
-    """The one link-local address of each cable's interface.  Raises LabError after `timeout` s."""
+    """Wait for the one link-local address of each cable's interface. Raises LabError after `timeout` s."""
     host = cables[0].host
     until = time.monotonic() + timeout
     while True:

@@ -1,4 +1,4 @@
-"""The commands that a script calls: how long they take, and what many of them cost the defence."""
+"""The commands that a script calls: their duration, and the cost of many of them for the defence."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def _time(
 
 @contextlib.contextmanager
 def _asking(daemon: Daemon, cable: Cable) -> Iterator[list[float]]:
-    """A process that asks all the time; gives how many requests a second were answered."""
+    """Run a process that asks all the time; return the number of requests answered a second."""
     command = [sys.executable, "-m", "bench.asker", cable.name, str(RATE)]
     rate: list[float] = []
     env = {"RUNTIME_DIRECTORY": str(daemon.runtime)}

@@ -1,4 +1,4 @@
-"""What processes cost: wake-ups and CPU time of all their threads."""
+"""The cost of processes: wake-ups and CPU time of all their threads."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Cost:
 
 
 def cost(pids: Iterable[int]) -> Cost:
-    """So far, all of them together.  Raises LabError if one has ended."""
+    """Return the cost so far of all of them together. Raises LabError if one has ended."""
     wakeups = 0
     nanoseconds = 0
     for pid in pids:

@@ -24,13 +24,13 @@ PEER_INTERFACES = 25
 DEFEND_INTERVAL = 10.0
 """RFC 3927 section 9: so long after a conflict the next one is defended against again."""
 REST = 0.006
-"""Pause between two samples, in seconds: what a program does after its answer hits nobody's sample."""
+"""Pause between two samples, in seconds, so that a program's work after its answer is in no sample."""
 FIRST_ADDRESS = IPv4Address("169.254.77.1")
 
 
 @dataclass(slots=True)
 class Side:
-    """One program, its cables and what was measured of it, in seconds."""
+    """One program, its cables and its samples, in seconds."""
 
     name: str
     taps: list[Tap]
@@ -129,7 +129,7 @@ class _Bench:
         return Side(name, self._taps(laid), addresses)
 
     def _own(self, laid: list[Cable]) -> list[IPv4Address]:
-        """Puts an address on each interface, as the daemons do.
+        """Put an address on each interface, as the daemons do.
 
         The kernel reads an ARP frame before the sockets get it, and has more to do with an address.
         """
@@ -150,7 +150,7 @@ class _Bench:
         process.wait_line("^ready$")
 
     def _settings(self, apart: bool) -> Setting:
-        # A busy program before all others, or on the one processor of its rival, measures nothing.
+        # A busy program that goes before all others, or that shares the other's one processor, measures nothing.
         return self._setting if apart else replace(self._setting, realtime=False)
 
     def _helper(self, name: str, *options: str, apart: bool = True) -> Side:
@@ -190,7 +190,7 @@ class _Bench:
                 side.sample(index)
 
     def _defend_each(self) -> None:
-        """Each interface of each daemon once, in turn, and each bare loop beside them."""
+        """Measure each interface of each daemon once, in turn, and each bare loop beside them."""
         daemons = [side for side in (self.daemon, self.networkd) if side.taps]
         for index in range(len(self.daemon.taps)):
             now = [side for side in daemons if index < len(side.taps)]

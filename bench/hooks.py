@@ -1,4 +1,4 @@
-"""What dhclient has of its hooks: how long one takes, how soon a probe follows, whether a lease is later."""
+"""The cost of hooks for dhclient: the time of one, the time to a probe, and whether a lease is later."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ NAME = "hooks"
 
 EXIT_HOOK = "/etc/dhcp/dhclient-exit-hooks.d/autoip"
 AVAHI_HOOK = Path("/etc/dhcp/dhclient-exit-hooks.d/zzz_avahi-autoipd")
-"""As Debian's avahi-autoipd brings it; the machine's own file is read, never changed."""
+"""The hook of Debian's avahi-autoipd; the machine's own file is read, never changed."""
 CONFIG = "[*]\ndelay = 1\n"
 LATER_MS = 1.0
-"""A difference of two medians under this is none: the spread of either is larger."""
+"""A smaller difference of two medians counts as none: the spread of either is larger."""
 
 
 def measure(setting: Setting) -> Result:
@@ -77,7 +77,7 @@ def measure(setting: Setting) -> Result:
 
 
 def _run(host: Namespace, command: list[str]) -> float:
-    """Milliseconds from fork to exit. Raises LabError if it fails."""
+    """Return milliseconds from fork to exit. Raises LabError if it fails."""
     start = time.monotonic()
     process = host.popen(
         command,
@@ -98,7 +98,7 @@ def _reads(setting: Setting, hook: str, reason: str) -> list[str]:
 
 
 def _calls(setting: Setting, port: Port) -> dict[str, list[float]]:
-    """The hook for each reason, with a daemon that runs."""
+    """Measure the hook for each reason, with a daemon that runs."""
     found: dict[str, list[float]] = {}
     port.host.run("sh", "-c", f"reason=FAIL interface=eth0; . {EXIT_HOOK}")
     _wait(lambda: port.host.link_local("eth0"), "an address")
@@ -138,7 +138,7 @@ def _avahi(setting: Setting, port: Port) -> dict[str, list[float]]:
 
 
 def _failures(setting: Setting, port: Port) -> list[float]:
-    """One dhclient that nobody answers; the daemon is ended after each of its failures."""
+    """Run one dhclient that no server answers; end the daemon after each of its failures."""
     found = []
     failure = "No working leases in persistent database"
     with Dhclient(port, timeout=1, retry=4) as client:
@@ -150,7 +150,7 @@ def _failures(setting: Setting, port: Port) -> list[float]:
             client.wait_line(failure, 60, since=lines)
             failed = next(ns for ns, text in client.stamped[lines:] if failure in text)
             probe = port.sniffer.wait_probe(timeout=30, since=since)
-            if turn:  # the first start has the byte code of the modules to write
+            if turn:  # the first start writes the byte code of the modules
                 found.append((probe.ns - failed) / 1e6)
             _end(port)
     return found
@@ -180,12 +180,12 @@ def _leases(setting: Setting, server: Dhcpd, hosts: dict[str, Port]) -> dict[str
 
 
 def _from_server(frame: Frame) -> bool:
-    """An IPv4 packet without options that comes from the port of DHCP servers."""
+    """Return whether it is an IPv4 packet without options from the port of DHCP servers."""
     return not frame.from_host and frame.ethertype == 0x0800 and frame.data[34:36] == b"\0\x43"
 
 
 def _end(port: Port) -> None:
-    """No daemon, no address."""
+    """Wait until there is neither a daemon nor an address."""
     port.host.run("/etc/autoip/hook", "stop", "eth0")
     _wait(lambda: not port.host.addresses("eth0"), "no address")
     lock = f"/run/autoip-hooks/{port.host.inode}-eth0.daemon"

@@ -1,4 +1,4 @@
-"""What a bound program costs when nothing happens, and the memory of one and of many interfaces."""
+"""The cost of a bound program when nothing happens, and the memory of one and of many interfaces."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NAME = "idle"
 
 MANY = 200
 FIRST_KB = 24 * 1024
-FURTHER_KB = 100
+FURTHER_KB = 60
 
 
 def measure(setting: Setting) -> Result:
@@ -112,14 +112,14 @@ def _answers(cable: Cable, address: IPv4Address) -> bool:
 
 
 def _memory(pid: int) -> dict[str, float]:
-    """VmRSS and its parts in kB, and Threads, of /proc/PID/status."""
+    """Return VmRSS and its parts in kB, and Threads, of /proc/PID/status."""
     text = Path(f"/proc/{pid}/status").read_text()
     found = re.findall(r"^(VmRSS|VmHWM|RssAnon|RssFile|Threads):\s+(\d+)", text, re.MULTILINE)
     return {key: float(value) for key, value in found}
 
 
 def _imports(code: str) -> dict[str, float]:
-    """The same of a Python that has done nothing else."""
+    """Return the same of a bare Python."""
     process = subprocess.Popen(
         [sys.executable, "-c", f"{code}\nprint(flush=True)\ninput()"],
         cwd=REPOSITORY,

@@ -18,7 +18,7 @@ HERE = Path(__file__).resolve().parent
 
 
 class Workshop:
-    """A temporary folder with what was compiled."""
+    """A temporary folder with the compiled programs."""
 
     def __init__(self) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix=f"autoip-bench-{os.getpid()}-"))
@@ -30,7 +30,7 @@ class Workshop:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def program(self, name: str) -> str:
-        """Path of the program made from bench/NAME.c.  Raises LabError."""
+        """Return the path of the program made from bench/NAME.c. Raises LabError."""
         target = self._folder / name
         if not target.exists():
             command = ["cc", "-O2", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror"]

@@ -1,4 +1,4 @@
-"""How late frames leave: from the time that the core asked for to the wire."""
+"""The delay of frames: from the time at which the core asked for one to the wire."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def measure(setting: Setting) -> Result:
 
 
 class _Recorded:
-    """autoip on some cables, with taps on them and a record of the core's wishes."""
+    """autoip on some cables, with taps on them and a record of the core's requests."""
 
     def __init__(
         self, setting: Setting, laid: list[Cable], delay: int, stack: contextlib.ExitStack
@@ -72,7 +72,7 @@ class _Recorded:
         self.daemon.start()
 
     def late(self) -> list[float]:
-        """Milliseconds from wish to wire of every frame: its k-th wish belongs to its k-th appearance."""
+        """Return milliseconds from request to wire of every frame: its k-th request belongs to its k-th appearance."""
         wishes: dict[str, list[int]] = {}
         for line in self._record.read_text().splitlines():
             data, wanted, offset = line.split()
@@ -87,7 +87,7 @@ class _Recorded:
 
 
 def _one_each(setting: Setting, yonder: Namespace, bare: _Timer) -> list[float]:
-    """Several processes, one interface each, that probe again at each SIGHUP; never two at one time."""
+    """Run several processes, one interface each, that probe again at each SIGHUP; never two at one time."""
     with contextlib.ExitStack() as stack:
         programs = []
         count = setting.times(8, 3)
@@ -107,7 +107,7 @@ def _one_each(setting: Setting, yonder: Namespace, bare: _Timer) -> list[float]:
 
 
 def _many(setting: Setting, yonder: Namespace, count: int) -> list[float]:
-    """One process with many interfaces that start together."""
+    """Run one process with many interfaces that start together."""
     with contextlib.ExitStack() as stack:
         laid = cables.lay(yonder, stack.enter_context(Namespace("autoip")), count)
         program = _Recorded(setting, laid, 2000, stack)
@@ -132,7 +132,7 @@ class _Timer:
         self._process.start()
 
     def late(self) -> list[float]:
-        """Milliseconds from wish to wire."""
+        """Return milliseconds from request to wire."""
         self._process.wait(60)
         wanted = [int(line) for line in self._process.lines]
         seen = [frame.ns for frame in self._tap.read() if frame.from_host]

@@ -1,9 +1,9 @@
-"""A process that receives conflicts by one means, and says what they cost.
+"""A process that receives conflicts by one means, and prints their cost.
 
     python -m bench.receiver helper|socket|scapy IFNAME MAC ADDRESS COUNT
 
-Ends after COUNT frames, or half a second after the last one.  Each means does the same: a frame
-that claims ADDRESS with another hardware address becomes a value (frame, time).
+Ends after COUNT frames, or half a second after the last one. Each means does the same: it turns a frame
+that claims ADDRESS with another hardware address into a value (frame, time).
 """
 
 from __future__ import annotations

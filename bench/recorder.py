@@ -1,4 +1,4 @@
-"""autoip, with a record of when its core wanted each frame sent.
+"""autoip, with a record of the time at which its core asked for each frame.
 
     python -m bench.recorder FILE ARGUMENT ...
 

@@ -3,7 +3,7 @@
     python -m bench.reflex IFNAME MAC ADDRESS [--busy]
 
 The daemon defends once in DEFEND_INTERVAL (10 s); this shows the same path, thread, filter and reflex,
-as often as it is asked.  With --busy the interpreter never rests.
+at every conflict. With --busy the interpreter never rests.
 """
 
 from __future__ import annotations

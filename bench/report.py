@@ -1,4 +1,4 @@
-"""What a benchmark hands over, and how it is shown."""
+"""The result of a benchmark, and its output."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ WIDTH = 100
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One figure that is to be reached.
+    """One figure and its target.
 
     Attributes:
-        says: what is measured.
+        figure: the name of the figure.
         limit: the target.
         measured: in the same unit; NaN if it could not be measured.
         unit: of both.
         at_least: whether more is better.
     """
 
-    says: str
+    figure: str
     limit: float
     measured: float
     unit: str
@@ -41,7 +41,7 @@ class Target:
         sign = ">=" if self.at_least else "<="
         unit = f" {self.unit}".rstrip()
         return (
-            self.says,
+            self.figure,
             f"{sign} {number(self.limit)}{unit}",
             f"{number(self.measured)}{unit}",
             "reached" if self.reached else "MISSED",
@@ -57,9 +57,9 @@ class Result:
         title: one line.
         head: names of the table's columns.
         rows: cells; the first column is left-aligned.
-        targets: what is to be reached.
-        notes: how it was measured, and what a reader has to know.
-        numbers: everything measured, for --json.
+        targets: figures with their targets.
+        notes: the method, and what a reader needs for the figures.
+        numbers: all measurements, for --json.
     """
 
     name: str
@@ -85,7 +85,7 @@ class Result:
 
 
 def number(value: float) -> str:
-    """Three digits that count, or all of a larger whole number."""
+    """Return three significant digits, or all of a larger whole number."""
     if math.isnan(value):
         return "not measured"
     if value == 0 or abs(value) >= 1000:
@@ -96,7 +96,7 @@ def number(value: float) -> str:
 
 
 def table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines with aligned columns; the first row is the head."""
+    """Return lines with aligned columns; the first row is the head."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = []
     for row in rows:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 
 def quantile(values: Sequence[float], share: float) -> float:
-    """The smallest value that at least `share` of the values do not exceed; NaN without values."""
+    """Return the smallest value that at least `share` of the values do not exceed; NaN without values."""
     if not values:
         return math.nan
     ordered = sorted(values)
@@ -19,7 +19,7 @@ def median(values: Sequence[float]) -> float:
 
 
 def summary(values: Sequence[float]) -> dict[str, float]:
-    """For --json."""
+    """Return the statistics for --json."""
     return {
         "count": len(values),
         "min": min(values, default=math.nan),

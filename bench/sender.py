@@ -1,4 +1,4 @@
-"""A process that sends announcements by one means, and says what they cost.
+"""A process that sends announcements by one means, and prints their cost.
 
 python -m bench.sender helper|socket|scapy IFNAME MAC ADDRESS COUNT
 """

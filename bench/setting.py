@@ -1,4 +1,4 @@
-"""What every benchmark is given, and how it starts the program."""
+"""The settings of all benchmarks, and the start of the measured programs."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class Setting:
     """How to measure.
 
     Attributes:
-        quick: fewer samples and shorter pauses: a look, not a measurement.
+        quick: fewer samples and shorter pauses: a glimpse, not a measurement.
         workshop: compiled programs.
         rng: the order of what alternates.
-        realtime: every measured program, on each side, before what else the machine does.
+        realtime: every measured program, on each side, goes before all other work of the machine.
     """
 
     quick: bool
@@ -42,7 +42,7 @@ class Setting:
         return quick if self.quick else full
 
     def command(self, *words: str, apart: bool = False) -> list[str]:
-        """The words of a measured program's command; `apart`: on a processor of its own, see `step_aside`."""
+        """Return the words of a measured program's command; `apart`: on a processor of its own, see `step_aside`."""
         realtime = ["chrt", "--fifo", "10"] if self.realtime else []
         pinned = ["taskset", "--cpu-list", str(LAST_PROCESSOR)] if apart else []
         return [*realtime, *pinned, *words]
@@ -50,9 +50,9 @@ class Setting:
 
 @contextlib.contextmanager
 def step_aside() -> Iterator[None]:
-    """This thread leaves to the programs that run `apart` a processor of their own, if there are two.
+    """Leave a processor to the programs that run `apart`, if there are two.
 
-    Left to the scheduler, a program's latency has two humps, woken up on the sender's processor or
+    If the scheduler chooses, a program's latency has two humps, woken up on the sender's processor or
     on another one, and chance decides which program gets which.
     """
     before = os.sched_getaffinity(0)
@@ -64,7 +64,7 @@ def step_aside() -> Iterator[None]:
 
 
 def autoip(setting: Setting, cables: Sequence[Cable], *options: str, apart: bool = False) -> Daemon:
-    """The program on all these cables in one process, not started yet."""
+    """Return autoip on all these cables in one process, not started yet."""
     names = [cable.name for cable in cables]
     command = setting.command(*AUTOIP, *names, *options, apart=apart)
     return Daemon(cables[0].host, names[0], command)
@@ -73,8 +73,8 @@ def autoip(setting: Setting, cables: Sequence[Cable], *options: str, apart: bool
 def peer(
     setting: Setting, kind: type[Peer], cables: Sequence[Cable], *, apart: bool = False
 ) -> Peer:
-    """Another program on these cables, not started yet.  Raises LabError if it is not installed."""
-    # All that a peer wants of a port is its host and its name; these take several names as well.
+    """Return another program on these cables, not started yet. Raises LabError if it is not installed."""
+    # A peer uses only a port's host and name; these programs take several names as well.
     ends = Ends(cables[0].host, " ".join(cable.name for cable in cables))
     process = kind(cast("Port", ends))
     process.command = setting.command(*process.command, apart=apart)
@@ -92,7 +92,7 @@ class Ends:
 def helper(
     setting: Setting, cable: Cable, module: str, *arguments: str, apart: bool = False
 ) -> Daemon:
-    """A process of the benchmarks' own in a namespace; runs once it has said "ready"."""
+    """Start a process of the benchmarks' own in a namespace; it runs once it has printed "ready"."""
     words = (sys.executable, "-m", f"bench.{module}", *arguments)
     process = Daemon(cable.host, cable.name, setting.command(*words, apart=apart))
     process.start()
@@ -104,7 +104,7 @@ def helper(
 def optional(
     setting: Setting, kind: type[Peer], cables: Sequence[Cable], *, apart: bool = False
 ) -> Iterator[Peer | None]:
-    """As `peer`, started; None if it is not installed: then the table goes without it."""
+    """Do as `peer`, and start it; None if it is not installed: then the table lacks it."""
     try:
         process = peer(setting, kind, cables, apart=apart)
     except LabError:

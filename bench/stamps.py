@@ -11,7 +11,7 @@ from lab.sniffer import SO_TIMESTAMPNS
 
 
 def stamp_ns(ancillary: Iterable[tuple[int, int, bytes]]) -> int:
-    """CLOCK_REALTIME in ns from what recvmsg() gave beside the data; 0 if there is no stamp."""
+    """Return CLOCK_REALTIME in ns from the ancillary data of recvmsg(); 0 if there is no stamp."""
     for level, kind, value in ancillary:
         if level == socket.SOL_SOCKET and kind == SO_TIMESTAMPNS:
             seconds, nanoseconds = struct.unpack("@ll", value[:16])
@@ -20,7 +20,7 @@ def stamp_ns(ancillary: Iterable[tuple[int, int, bytes]]) -> int:
 
 
 def boottime_offset_ns() -> int:
-    """CLOCK_REALTIME minus CLOCK_BOOTTIME now, in ns: the closest of a few readings."""
+    """Return CLOCK_REALTIME minus CLOCK_BOOTTIME now, in ns: the closest of a few readings."""
     best: tuple[int, int] | None = None
     for _ in range(5):
         before = time.clock_gettime_ns(time.CLOCK_BOOTTIME)

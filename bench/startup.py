@@ -21,7 +21,7 @@ NAME = "startup"
 
 DELAY_MS = 1
 PROBE_PHASE_MS = DELAY_MS / 2 * 2 + DELAY_MS
-"""What is left of the probe phase after the first probe, at least: two gaps of PROBE_MIN, then ANNOUNCE_WAIT."""
+"""The least rest of the probe phase after the first probe: two gaps of PROBE_MIN, then ANNOUNCE_WAIT."""
 
 
 def measure(setting: Setting) -> Result:
@@ -67,7 +67,7 @@ def measure(setting: Setting) -> Result:
 
 
 def _start(setting: Setting, cable: Cable, tap: Tap) -> tuple[float | None, float | None]:
-    """Milliseconds from exec to the first probe, and from that to the address."""
+    """Return milliseconds from exec to the first probe, and from that to the address."""
     tap.read()
     daemon = autoip(setting, [cable], "--delay", str(DELAY_MS))
     with AddressMonitor(cable.host) as monitor, daemon:

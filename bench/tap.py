@@ -1,4 +1,4 @@
-"""The neighbour's end of a cable: sends a frame, and reads the kernel's stamps of what passes."""
+"""The neighbour's end of a cable: sends a frame, and reads the kernel's stamps of passing frames."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 
 class Tap:
-    """Sees what comes and what leaves at the far end.  No thread: nobody wakes up beside the measured program."""
+    """Reads frames in both directions at the far end. No thread wakes up beside the measured program."""
 
     def __init__(self, cable: Cable) -> None:
         self.cable = cable
         self._listen = cable.yonder.call(socket.socket, socket.AF_PACKET, socket.SOCK_RAW, 0)
-        # The kernel does not show a socket what it sent itself: another one sends.
+        # A socket does not get the frames that it sent itself, so another one sends.
         self._speak = cable.yonder.call(socket.socket, socket.AF_PACKET, socket.SOCK_RAW, 0)
         self._listen.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
         self._listen.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 1 << 20)
@@ -48,7 +48,7 @@ class Tap:
         self._speak.send(frame)
 
     def read(self) -> list[ArpFrame]:
-        """The ARP frames that passed since the last call, with their stamps."""
+        """Return the ARP frames that passed since the last call, with their stamps."""
         found: list[ArpFrame] = []
         while True:
             try:
@@ -65,7 +65,7 @@ class Tap:
                 found.append(frame)
 
     def wait(self, fits: Callable[[ArpFrame], bool], timeout: float) -> ArpFrame | None:
-        """The first frame from the host that fits; what came before it is forgotten."""
+        """Wait for the first frame from the host that fits; drop the frames before it."""
         until = time.monotonic() + timeout
         while True:
             for frame in self.read():
@@ -77,7 +77,7 @@ class Tap:
             select.select([self._listen], [], [], left)
 
     def exchange(self, conflict: bytes, address: IPv4Address, timeout: float = 0.2) -> float | None:
-        """Sends a conflict about `address`; seconds until the host's announcement, by kernel stamps.
+        """Send a conflict about `address`; return seconds until the host's announcement, by kernel stamps.
 
         None if there was no answer within `timeout` seconds.
         """

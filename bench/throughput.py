@@ -18,8 +18,8 @@ NAME = "throughput"
 
 ADDRESS = IPv4Address("169.254.77.77")
 MEANS = {
-    # Frames received, frames in a burst, pause after it in microseconds, frames sent.  No burst is longer
-    # than what a socket's buffer and the helper's queue hold.
+    # Frames received, frames in a burst, pause after it in microseconds, frames sent. No burst is longer
+    # than a socket's buffer and the helper's queue.
     "helper": (100_000, 120, 4_000, 100_000),
     "socket": (60_000, 120, 6_000, 60_000),
     "scapy": (4_000, 50, 30_000, 4_000),
@@ -30,7 +30,7 @@ TITLES = {
     "scapy": "scapy",
 }
 FIRST = ("chrt", "--fifo", "20", "taskset", "--cpu-list", str(LAST_PROCESSOR))
-"""The sender on the receiver's processor and before it: a burst is in the socket's buffer before it is read."""
+"""The sender goes first, on the receiver's processor: a burst is in the socket's buffer before it is read."""
 SOCKET_FACTOR = 5.0
 SCAPY_FACTOR = 50.0
 
@@ -75,8 +75,8 @@ def measure(setting: Setting) -> Result:
         ours = rates[direction, "helper"]
         for means, factor in (("socket", SOCKET_FACTOR), ("scapy", SCAPY_FACTOR)):
             ratio = ours / rates[direction, means]
-            says = f"{direction}: helper to {TITLES[means]}"
-            result.targets.append(Target(says, factor, ratio, "times", at_least=True))
+            figure = f"{direction}: helper to {TITLES[means]}"
+            result.targets.append(Target(figure, factor, ratio, "times", at_least=True))
     result.notes = [
         (
             "Rates by CPU time of all threads of the process, the kernel's part of their system calls included:"

@@ -33,7 +33,7 @@ def measure(setting: Setting) -> Result:
     def row(name: str, cable: Cable, pids: Callable[[], list[int]]) -> Cost:
         before = cost(pids())
         took = int(cable.yonder.run(flood, cable.far, question, str(REQUESTS), timeout=120)) / 1e9
-        time.sleep(1)  # what has come is worked off
+        time.sleep(1)  # the frames that came are processed
         spent = cost(pids()) - before
         cells = (number(spent.wakeups), number(spent.cpu * 1e3), number(took))
         result.rows.append((name, *cells, number(REQUESTS / took)))

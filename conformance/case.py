@@ -1,4 +1,4 @@
-"""One case: its machines, what it waits for, what it saw."""
+"""One case: its machines, its waits, its record."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from .rows import ANNOUNCE_WAIT, PROBE_NUM
 from .verdict import FallsShort, NotApplicable
 
 RIVAL = "02:00:00:00:00:aa"
-"""The hardware address of a host that wants what the program has."""
+"""The hardware address of a host that claims the program's address."""
 THIRD = "02:00:00:00:00:bb"
 OTHER = IPv4Address("169.254.201.7")
 """A link-local address of some other host."""
@@ -35,7 +35,7 @@ ROUTABLE = IPv4Interface("10.9.8.7/24")
 """What a DHCP client would set."""
 ROUTER = IPv4Address("10.9.8.1")
 PATIENCE = 30.0
-"""Seconds to wait for what must come: long, since the machine may be busy, and never waited out."""
+"""Seconds to wait for an event that must come: long, since the machine may be busy, and never waited out."""
 LATE = 0.1
 """Seconds that the scheduler of a busy machine may add to a pause; a stamp itself is the kernel's."""
 
@@ -50,7 +50,7 @@ def listed(values: Sequence[object]) -> str:
 
 @final
 class Case:
-    """What a test is given. `holds` says what was seen, `short` that it is not what the row asks for."""
+    """The tools of a test. `holds` records what was seen, `short` a difference from the row."""
 
     def __init__(self, command: str, about: About, folder: Path) -> None:
         self.about = about
@@ -67,10 +67,10 @@ class Case:
     def close(self) -> None:
         self._stack.close()
 
-    # What the case is made of
+    # Machines and hosts
 
     def machine(self, **settings: Any) -> Machine:
-        """A machine with one cable; the program is not started. Settings as of `Machine`."""
+        """Return a machine with one cable; the program is not started. Settings as of `Machine`."""
         made = Machine(self.switch, self._command, self._folder, **settings)
         self._stack.callback(made.close)
         self.machines.append(made)
@@ -78,20 +78,20 @@ class Case:
         return made
 
     def neighbour_host(self, address: str) -> Namespace:
-        """Another host, with the kernel's own IPv4, on the switch. Its interface is eth0."""
+        """Return another host, with the kernel's own IPv4, on the switch. Its interface is eth0."""
         host = self._stack.enter_context(Namespace("neighbour"))
         port = self.switch.attach(host, plugged=True, sniff=False, mac=THIRD)
         host.ip(f"addr add {address} dev {port.name}")
         return host
 
-    # What comes of it
+    # Results
 
     def holds(self, seen: str) -> None:
-        """One more thing that was as the row asks for."""
+        """Record one more thing that was as the row asks for."""
         self.seen.append(seen)
 
     def short(self, seen: str, *, since: int = 0, until: int | None = None) -> NoReturn:
-        """It falls short: this was seen, proved by the frames between these stamps (all, if not given)."""
+        """End the case: it falls short. The frames between these stamps prove it (all, if not given)."""
         self._since, self._until = since, until
         raise FallsShort(seen)
 
@@ -100,7 +100,7 @@ class Case:
             self.short(otherwise, since=since)
 
     def needs(self, capability: str) -> str:
-        """The option to ask for it: the capability's name, or "" if the program always does it."""
+        """Return the option for a capability: its name, or "" if the program always does it."""
         if capability in self.about.can:
             return capability
         if capability in self.about.always:
@@ -108,7 +108,7 @@ class Case:
         raise NotApplicable(self.about.cannot.get(capability, CAPABILITIES[capability]))
 
     def evidence(self, most: int = 28) -> list[str]:
-        """Frames and addresses, by time, in seconds since the first one: the beginning and the end of it."""
+        """Return frames and addresses, by time, in seconds since the first one: the beginning and the end."""
         monitors = [machine.monitor for machine in self.machines]
         sources: list[Sniffer | AddressMonitor] = [*self.sniffers, *monitors]
         entries = sorted(entry for source in sources for entry in source.entries())
@@ -131,7 +131,7 @@ class Case:
     # Waiting for the program
 
     def claim(self, machine: Machine, **settings: Any) -> IPv4Address:
-        """Starts the program and waits for its first announcement; the address."""
+        """Start the program and wait for its first announcement; return the address."""
         since = machine.port.sniffer.mark()
         device = machine.start(**settings)
         return self.claimed(machine, since=since, device=device)
@@ -145,7 +145,7 @@ class Case:
         timeout: float = SLOW_START,
         device: Device | None = None,
     ) -> IPv4Address:
-        """The link-local address that is announced first after the mark, once the interface has it."""
+        """Wait for the first link-local address announced after the mark, and until the interface has it; return it."""
         sniffer = machine.port.sniffer
         until = time.monotonic() + timeout
         while True:
@@ -167,14 +167,14 @@ class Case:
         return address
 
     def settled(self, machine: Machine, **settings: Any) -> IPv4Address:
-        """As `claim`, and the announcements are over: from then on there should be silence."""
+        """Do as `claim`, and wait until the announcements are over: from then on there should be silence."""
         since = machine.port.sniffer.mark()
         address = self.claim(machine, **settings)
         self.quiet(machine, since=since)
         return address
 
     def quiet(self, machine: Machine, *, since: int = 0, pause: float = 2.6) -> None:
-        """Until no announcement has come for `pause` seconds; at most 30."""
+        """Wait until no announcement has come for `pause` seconds; at most 30."""
         sniffer = machine.port.sniffer
         until = time.monotonic() + 30
         while time.monotonic() < until:
@@ -184,7 +184,7 @@ class Case:
                 return
 
     def until(self, true: Callable[[], object], otherwise: str, timeout: float = PATIENCE) -> None:
-        """Waits until it is true; it falls short if it does not become so."""
+        """Wait until it is true; the case falls short if it does not become so."""
         end = time.monotonic() + timeout
         while not true():
             if time.monotonic() > end:
@@ -192,7 +192,7 @@ class Case:
             time.sleep(0.02)
 
     def probe(self, machine: Machine, what: str = "no probe", **settings: Any) -> ArpFrame:
-        """The next probe after `since`; settings as of `Sniffer.wait_for`."""
+        """Wait for the next probe after `since`; settings as of `Sniffer.wait_for`."""
         timeout = settings.pop("timeout", SLOW_START)
         other = settings.pop("other_than", None)
         try:
@@ -212,21 +212,21 @@ class Case:
         since: int = 0,
         timeout: float = PATIENCE,
     ) -> list[ArpFrame]:
-        """So many frames of the machine after the mark; it falls short if they do not come."""
+        """Wait for so many frames of the machine after the mark; the case falls short if they do not come."""
         try:
             return machine.port.sniffer.wait_count(wanted, number, timeout, since=since)
         except LabError:
             self.short(f"{otherwise} (waited {timeout:.0f} s)")
 
     def probes(self, machine: Machine, address: IPv4Address, since: int = 0) -> list[ArpFrame]:
-        """The probes for the address that came before its first announcement, after the mark."""
+        """Return the probes for the address that came before its first announcement, after the mark."""
         first = machine.port.sniffer.wait_for(
             lambda f: gratuitous(f) and f.spa == address, PATIENCE, since=since
         )
         return [f for f in machine.port.sniffer.probes(address, since) if f.ns < first.ns]
 
     def probed_again(self, machine: Machine, address: IPv4Address, since: int, why: str) -> int:
-        """The address is probed after the mark, and not used before that is over; the stamp of the claim's end."""
+        """Check that the address is probed after the mark, and not used before; return the stamp of the claim's end."""
         sniffer = machine.port.sniffer
         try:
             sniffer.wait_count(
@@ -245,18 +245,18 @@ class Case:
     # Traffic of the machine, and towards it
 
     def conflict(self, port: Port, address: IPv4Address, *, reply: bool = False) -> int:
-        """Another host says that the address is its own; the kernel's stamp."""
+        """Let another host claim the address; return the kernel's stamp."""
         make = frames.conflict_reply if reply else frames.conflict_request
         return port.send_stamped(make(RIVAL, address))
 
     def ask(self, port: Port, address: IPv4Address, *, spa: IPv4Address = OTHER) -> int:
-        """A neighbour asks for the address by ARP; the kernel's stamp."""
+        """Let a neighbour ask for the address by ARP; return the kernel's stamp."""
         return port.send_stamped(frames.arp(frames.REQUEST, sha=THIRD, spa=spa, tpa=address))
 
     def answered(
         self, machine: Machine, address: IPv4Address, since: int, timeout: float = 5
     ) -> ArpFrame | None:
-        """The first frame by which the machine tells whose the address is, after the mark."""
+        """Wait for the machine's first frame after the mark that announces or answers for the address."""
         with contextlib.suppress(LabError):
             return machine.port.sniffer.wait_for(
                 lambda f: f.spa == address and f.sha == machine.port.mac, timeout, since=since
@@ -266,7 +266,7 @@ class Case:
     def asked_for(
         self, machine: Machine, destination: IPv4Address, *expected: IPv4Address
     ) -> ArpFrame | None:
-        """Sends a datagram; the first ARP request for one of the expected addresses, None if there is none."""
+        """Send a datagram; return the first ARP request for one of the expected addresses, None if there is none."""
         since = machine.port.sniffer.mark()
         try:
             machine.host.send_udp(destination)
@@ -280,7 +280,7 @@ class Case:
 
 
 def gratuitous(frame: ArpFrame) -> bool:
-    """Tells everybody, or should, that a link-local address is the sender's; whether it does it well is another row."""
+    """Return whether the frame claims a link-local address for its sender; how well it does so is another row."""
     return frame.spa == frame.tpa and frame.spa.is_link_local
 
 
@@ -296,7 +296,7 @@ def gaps_text(seen: Sequence[Frame]) -> str:
 def connection(
     machine: Machine, address: IPv4Address, peer: Namespace, theirs: str
 ) -> Iterator[tuple[socket.socket, socket.socket]]:
-    """A TCP connection from the machine's link-local address to the peer: (our end, their end)."""
+    """Open a TCP connection from the machine's link-local address to the peer; return (our end, their end)."""
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(contextlib.closing(peer.call(socket.socket)))
         server.bind((theirs, 3927))

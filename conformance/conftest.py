@@ -34,7 +34,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "row(id, seconds, must): the requirement that a case proves")
     if config.option.dut is None:
-        raise pytest.UsageError('--dut "COMMAND {netns} {ifname}" says what is tested')
+        raise pytest.UsageError('--dut "COMMAND {netns} {ifname}" must name the program')
     try:
         config.stash[_ABOUT] = read_about(config.option.dut, config.option.about)
     except (ValueError, KeyError) as error:
@@ -54,7 +54,7 @@ def _mark(item: pytest.Item) -> pytest.Mark:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if wanted := config.option.row:
         items[:] = [item for item in items if _mark(item).args[0] in wanted]
-    # The longest first; then, since a worker is given two, as many of the shortest.
+    # The longest first; then, since a worker gets two, as many of the shortest.
     items.sort(key=lambda item: -_mark(item).kwargs["seconds"])
     workers = int(getattr(config, "workerinput", {}).get("workercount", 1))
     if len(items) > 2 * workers:
@@ -65,7 +65,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
     from xdist.scheduler import LoadScopeScheduling
 
-    # A case at a time to whoever is free, in the order of collection.
+    # One case at a time to a free worker, in the order of collection.
     scheduler = LoadScopeScheduling(config, log)
     scheduler._split_scope = lambda nodeid: nodeid
     return scheduler
@@ -151,7 +151,7 @@ def pytest_report_teststatus(
 
 
 class _Recorder:
-    """Gathers what the workers found; in the process that writes the report."""
+    """Gathers the workers' results, in the process that writes the report."""
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config

@@ -4,14 +4,14 @@ The command's words may hold `{netns}` and `{ifname}`. `{netns}` is the name of 
 exec NAME` or `nsenter --net=/run/netns/NAME`; it is known in the machine alone, and the command is inside already. A
 word that is just `{ifname}` becomes several words if the program shall look after several interfaces.
 
-The machine is a network, a mount and a PID namespace: what the command mounts or starts is seen by the next command in
-there, and by nobody else; /run is empty. What else the command is told is in its environment:
+The machine is a network, a mount and a PID namespace: the next command in there finds the mounts and processes of the
+one before, and nobody else does; /run is empty. The command's other arguments are in its environment:
 
     STATE_DIR   a folder, the same for every start in this machine, for what the program keeps over restarts
-    CANDIDATE   the first candidate, only if the program can be told one ("candidate")
-    OPTIONS     words, of those that the program knows ("abandon", "default-route", "route-only"...)
+    CANDIDATE   the first candidate, only if the program takes one ("candidate")
+    OPTIONS     words, of those that the program supports ("abandon", "default-route", "route-only"...)
 
-What it can be told is in a JSON file named after the command's first word, with `.json` added, or in `--about`:
+A JSON file, named after the command's first word with `.json` added, or in `--about`, describes the program:
 
     name      of the program, as the reports have it
     version   a command that prints its version
@@ -19,7 +19,7 @@ What it can be told is in a JSON file named after the command's first word, with
     always    words, with the reason: it behaves so, without an option
     cannot    words, with the reason
 
-Without the file the program can nothing but be started. It is stopped by SIGTERM to the command's process.
+Without the file the suite only starts the program. SIGTERM to the command's process stops it.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ CAPABILITIES: Mapping[str, str] = {
     "fallback": "it has no option to give way to a routable address",
     "several": "it looks after one interface",
 }
-"""What a program may be able to, and what is said of one that is not."""
+"""The capabilities of programs, each with the text for a program that lacks it."""
 
 SLOW_START = 60.0
 """Seconds for a program to start and claim, on a busy machine."""
@@ -55,7 +55,7 @@ SLOW_START = 60.0
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """What is known of the program beforehand."""
+    """The description of the program."""
 
     name: str
     version: str = "unknown"
@@ -68,7 +68,7 @@ class About:
 
 
 def read_about(command: str, file: str | None) -> About:
-    """From the file, or the one beside the command. Raises ValueError if it holds something else."""
+    """Read the file, or the one beside the command. Raises ValueError for unknown content."""
     first = shlex.split(command)[0]
     path = Path(file) if file else Path(f"{first}.json")
     if not path.exists():
@@ -172,7 +172,7 @@ class Machine:
         options: Sequence[str] = (),
         interfaces: Sequence[str] = (),
     ) -> Device:
-        """The program for `interfaces` (the port's own, if none is named), not started yet."""
+        """Return the program for `interfaces` (the port's own, if none is named), not started yet."""
         names = list(interfaces) or [self.port.name]
         words: list[str] = []
         for word in self._words:
@@ -190,13 +190,13 @@ class Machine:
         return made
 
     def start(self, **settings: Any) -> Device:
-        """`device`, started."""
+        """Return `device`, started."""
         made = self.device(**settings)
         made.start()
         return made
 
     def forget(self) -> None:
-        """Empties what the program keeps over restarts."""
+        """Empty the folder that the program keeps over restarts."""
         for path in self._state.iterdir():
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
@@ -207,7 +207,7 @@ class Machine:
         return self.host.link_local(self.port.name)
 
     def close(self) -> None:
-        """Ends all that runs in there. May be called twice."""
+        """End all processes of the machine. May be called twice."""
         self.monitor.close()
         for device in self.devices:
             device.close()

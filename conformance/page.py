@@ -1,4 +1,4 @@
-"""docs/conformance.md, made from the reports that are kept beside this file.
+"""docs/conformance.md, made from the reports beside this file.
 
 python -m conformance.page
 """
@@ -37,11 +37,11 @@ _CELLS = {HOLDS: "holds", SHORT: "**falls short**", NOT_APPLICABLE: "not applica
 
 
 class BadReport(ValueError):
-    """A report cannot be used; the message says why."""
+    """A report cannot be used; the message has the reason."""
 
 
 def load(folder: Path = REPORTS) -> list[dict[str, Any]]:
-    """The reports of all programs, in the order of the columns. Raises BadReport."""
+    """Return the reports of all programs, in the order of the columns. Raises BadReport."""
     reports = []
     for name in PROGRAMS:
         path = folder / f"{name}.json"
@@ -58,7 +58,7 @@ def load(folder: Path = REPORTS) -> list[dict[str, Any]]:
 
 
 def render(reports: Sequence[Mapping[str, Any]]) -> str:
-    """The page."""
+    """Return the page."""
     names = [report["program"]["name"] for report in reports]
     lines = [_HEAD, f"| row | level | what | {' | '.join(names)} |"]
     lines.append("|---" * (3 + len(names)) + "|")
@@ -104,7 +104,7 @@ def _details(row: str, reports: Iterable[Mapping[str, Any]]) -> Iterable[str]:
 
 
 def _safe(text: str) -> str:
-    """What Markdown would take for its own."""
+    """Escape the characters of Markdown."""
     for char in "\\`*_<>|[]":
         text = text.replace(
             char, f"\\{char}" if char not in "<>" else {"<": "&lt;", ">": "&gt;"}[char]

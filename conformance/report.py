@@ -1,4 +1,4 @@
-"""The report of a run: what was found, case by case and row by row."""
+"""The report of a run: the results, case by case and row by row."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FORMAT = 1
 
 
 class Facts(TypedDict):
-    """What one case found."""
+    """The result of one case."""
 
     row: str
     case: str
@@ -28,7 +28,7 @@ class Facts(TypedDict):
 
 
 def merge(found: Iterable[Facts]) -> dict[str, dict[str, Any]]:
-    """Row by row, in the order of the requirements: result, what was seen, the cases."""
+    """Return row by row, in the order of the requirements: result, observations, the cases."""
     rows: dict[str, list[Facts]] = {row: [] for row in ROWS}
     for facts in sorted(found, key=lambda facts: facts["case"]):
         rows[facts["row"]].append(facts)
@@ -44,7 +44,7 @@ def _row(cases: list[Facts]) -> dict[str, Any]:
 
 
 def dump(about: About, found: Iterable[Facts]) -> str:
-    """The report as JSON."""
+    """Return the report as JSON."""
     report: Mapping[str, Any] = {
         "format": FORMAT,
         "program": about.describe(),

@@ -1,7 +1,7 @@
 """The requirements, by their ids: RFC 3927, RFC 5227, the link-local part of the Bonjour Conformance Test.
 
 Level: M = MUST, S = SHOULD, with the section of RFC 3927; A = what the AutoIP module of old did; B = the Bonjour
-Conformance Test looks at it; users = people asked for it.
+Conformance Test checks it; users = people asked for it.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from .test_defence import defended
 from .verdict import NotApplicable
 
 LINK = 253
-"""The scope, as the kernel has it."""
+"""The scope `link` in the kernel's numbers."""
 
 
 def entry(machine: Machine, address: IPv4Address) -> Address:
@@ -115,7 +115,7 @@ def test_interface_comes_back(case: Case) -> None:
 
 
 def _without_carrier(machine: Machine, seconds: float = 3) -> int:
-    """The cable is pulled for so long; the mark from which it is back."""
+    """Pull the cable for so long; return the mark from which it is back."""
     machine.port.carrier(False)
     time.sleep(seconds)
     since = machine.port.sniffer.mark()
@@ -166,9 +166,9 @@ def test_another_mac(case: Case) -> None:
         lambda: after(machine.port.sniffer.announcements(tried), probes[-1].ns),
         f"{tried} is probed, but not announced",
     )
-    told = after(machine.port.sniffer.announcements(tried), probes[-1].ns)
+    announced = after(machine.port.sniffer.announcements(tried), probes[-1].ns)
     case.require(
-        told[0].sha == machine.port.mac, f"{tried} is announced with the old hardware address"
+        announced[0].sha == machine.port.mac, f"{tried} is announced with the old hardware address"
     )
     which = "the same address" if tried == address else "another address"
     case.holds(f"{PROBE_NUM} probes with the new one for {which}")
@@ -199,7 +199,7 @@ def test_resume(case: Case) -> None:
 
 
 def _configuration(machine: Machine) -> list[str]:
-    """Addresses, routes and rules; what the kernel counts down is left out."""
+    """Return addresses, routes and rules, without the numbers that the kernel counts down."""
     name = machine.port.name
     shown = [machine.host.ip(f"-4 addr show dev {name}"), machine.host.ip("rule")]
     shown += [machine.host.ip("route show table all"), machine.host.run("tc", "qdisc")]
@@ -237,8 +237,8 @@ def test_second_instance(case: Case) -> None:
             f"a second instance runs beside the first: {len(sent)} ARP frames, addresses"
             f" {listed(machine.link_local())}"
         )
-    said = f": {second.lines[-1].strip()}" if second.lines else ""
-    case.require(second.status != 0, f"the second instance ends with status 0{said}")
+    reason = f": {second.lines[-1].strip()}" if second.lines else ""
+    case.require(second.status != 0, f"the second instance ends with status 0{reason}")
     case.require(first.running, "the second instance ends the first one")
     case.require(machine.link_local() == [address], f"{address} is gone")
     case.require(second.output, "the second instance ends without a word")
@@ -268,8 +268,8 @@ def test_several_interfaces(case: Case) -> None:
         "a conflict on eth1: nothing else is tried there",
     )
     case.require(machine.link_local() == [one], f"a conflict on eth1: eth0 loses {one}")
-    told = after(machine.port.sniffer.arp(), sent)
-    case.require(not told, "a conflict on eth1 makes it speak on eth0", since=sent - 1)
+    answers = after(machine.port.sniffer.arp(), sent)
+    case.require(not answers, "a conflict on eth1 makes it speak on eth0", since=sent - 1)
     case.holds("two interfaces, a conflict on one leaves the other alone")
 
 

@@ -23,16 +23,16 @@ METADATA = IPv4Address("169.254.169.254")
 
 _random = random.Random(3927)
 MACS = ["02:" + _random.randbytes(5).hex(":") for _ in range(16)]
-"""Any, but the same in every run."""
+"""Random, but the same in every run."""
 
 
 def candidates(frames: Sequence[ArpFrame]) -> list[IPv4Address]:
-    """In the order in which they were first probed."""
+    """Return the candidates in the order in which they were first probed."""
     return list(dict.fromkeys(frame.tpa for frame in frames))
 
 
 def tried(case: Case, machine: Machine, number: int, timeout: float = 60) -> list[IPv4Address]:
-    """So many candidates of one start: all but the last are in use by a neighbour."""
+    """Return so many candidates of one start: all but the last are in use by a neighbour."""
     sniffer = machine.port.sniffer
     since = sniffer.mark()
     denied: set[IPv4Address] = set()
@@ -82,7 +82,7 @@ def side_by_side(work: Callable[[str], None], values: Sequence[str], number: int
 
 
 def distance(values: Sequence[IPv4Address]) -> float:
-    """Of Kolmogorov and Smirnov: from the uniform distribution over the range."""
+    """Return the distance of Kolmogorov and Smirnov from the uniform distribution over the range."""
     span = int(LAST) - int(FIRST) + 1
     places = sorted((int(value) - int(FIRST)) / span for value in values)
     number = len(places)
@@ -163,7 +163,7 @@ def test_remembers_its_address(case: Case) -> None:
     taken = machine.port.sniffer.probes()[0].tpa
     case.require(held != taken, f"{taken} was in use, and was claimed")
     machine.devices[-1].stop(20)
-    # What a program leaves on the interface at its end is not what it remembers.
+    # An address that a program leaves on the interface at its end is not remembered.
     machine.host.ip(f"addr flush dev {machine.port.name}")
     since = machine.port.sniffer.mark()
     again = machine.start()
@@ -176,7 +176,7 @@ def test_remembers_its_address(case: Case) -> None:
 
 @pytest.mark.row("sel-metadata", seconds=12)
 def test_not_the_metadata_address(case: Case) -> None:
-    """That it is never picked at random cannot be seen in bounded time: told to, does it take it?"""
+    """No bounded time shows that it is never picked at random, so the program gets it as its first candidate."""
     case.needs("candidate")
     machine = case.machine()
     device = machine.start(candidate=METADATA)

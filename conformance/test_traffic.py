@@ -15,7 +15,7 @@ from lab import ArpFrame, frames
 
 from .case import OTHER, PATIENCE, ROUTABLE, ROUTER, Case, connection, listed
 from .device import SLOW_START, Machine
-from .test_defence import defended, self_said
+from .test_defence import defended, own_reason
 
 FAR = IPv4Address("17.2.3.4")
 """A host that is on the link, and whose address is of another network (B III.1)."""
@@ -28,19 +28,19 @@ ELSEWHERE = IPv4Address("198.51.100.7")
 def lease(
     machine: Machine, address: IPv4Interface = ROUTABLE, router: IPv4Address = ROUTER
 ) -> None:
-    """What a DHCP client does with a lease."""
+    """Configure a lease, as a DHCP client does."""
     name = machine.port.name
     machine.host.ip(f"addr add {address} brd + dev {name} valid_lft 3600 preferred_lft 3600")
     machine.host.ip(f"route add default via {router} dev {name}")
 
 
 def expire(machine: Machine, address: IPv4Interface = ROUTABLE) -> None:
-    """What it does at the lease's end; the kernel takes the route away with the address."""
+    """End the lease, as a DHCP client does; the kernel takes the route away with the address."""
     machine.host.ip(f"addr del {address} dev {machine.port.name}")
 
 
 def owns(*addresses: IPv4Address, mac: str) -> Callable[[object, ArpFrame], list[bytes]]:
-    """A neighbour that answers for these addresses."""
+    """Return a neighbour that answers for these addresses."""
 
     def rule(_: object, frame: ArpFrame) -> list[bytes]:
         if frame.op == frames.REQUEST and frame.tpa in addresses and frame.spa != frame.tpa:
@@ -124,7 +124,7 @@ def test_every_destination_is_on_the_link(case: Case) -> None:
         ),
         f"no datagram reaches {FAR}",
     )
-    case.holds(f"{FAR} is asked for{self_said(case, 'default-route')}")
+    case.holds(f"{FAR} is asked for{own_reason(case, 'default-route')}")
 
 
 @pytest.mark.row("fwd-any", seconds=20, must=False)
@@ -152,7 +152,7 @@ def test_default_route_gives_way(case: Case) -> None:
 
 
 def _foreign(machine: Machine) -> list[str]:
-    """The DHCP client's address and routes; without what the kernel counts down, and without link-local."""
+    """Return the DHCP client's address and routes, without the numbers that the kernel counts down."""
     name = machine.port.name
     text = machine.host.ip(f"-j -4 addr show dev {name}")
     found = [entry for link in json.loads(text) for entry in link.get("addr_info", ())]
@@ -231,7 +231,7 @@ def test_lease_comes(case: Case) -> None:
     case.holds(f"{address} is kept, a connection lives on")
 
 
-@pytest.mark.row("co-lease", seconds=135)
+@pytest.mark.row("co-lease", seconds=35)
 def test_lease_comes_to_a_fallback(case: Case) -> None:
     option = case.needs("fallback")
     machine, address, _ = _underway(case, [option] if option else [], 6)

@@ -26,7 +26,7 @@ static void asm_add(struct autoip_asm *program, union autoip_instruction instruc
         asm_fail(program, -ENOSPC);
 }
 
-/* Notes that a field of the instruction to be added next depends on a label. */
+/* Notes that a field of the next instruction depends on a label. */
 static void asm_note(struct autoip_asm *program, unsigned int label, enum autoip_asm_field field)
 {
     if (label == AUTOIP_ASM_NEXT)
@@ -94,7 +94,6 @@ static void asm_link(struct autoip_asm *program, const struct autoip_asm_jump *j
     }
     distance = (ptrdiff_t)program->places[jump->label] - (ptrdiff_t)jump->at - 1;
     if (jump->field == AUTOIP_ASM_OFF) {
-        /* Within the bound of a program every distance fits. */
         _Static_assert(AUTOIP_ASM_INSTRUCTIONS <= INT16_MAX, "no jump is too far for 16 bits");
         instruction->extended.off = (int16_t)distance;
     } else if (distance < 0 || distance > UINT8_MAX) {

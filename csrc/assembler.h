@@ -19,7 +19,7 @@
 #define AUTOIP_ASM_JUMPS 64
 #define AUTOIP_ASM_LABELS 8
 
-/* In the place of a label: no jump, the instruction that follows is next. */
+/* In the place of a label: do not jump, the instruction that follows is next. */
 #define AUTOIP_ASM_NEXT AUTOIP_ASM_LABELS
 
 union autoip_instruction {
@@ -28,10 +28,10 @@ union autoip_instruction {
 };
 _Static_assert(sizeof(union autoip_instruction) == 8, "both kinds are of one size");
 
-/* Where an instruction has a distance: if its condition holds, if not, eBPF's only one. */
+/* The field of a distance: condition true, condition false, eBPF's only one. */
 enum autoip_asm_field { AUTOIP_ASM_JT, AUTOIP_ASM_JF, AUTOIP_ASM_OFF };
 
-/* A distance that is not known yet, in which field of which instruction. */
+/* A distance that must still be written: into which field of which instruction. */
 struct autoip_asm_jump {
     size_t at;
     unsigned int label;
@@ -51,12 +51,12 @@ struct autoip_asm {
 /* Begins an empty program. */
 void autoip_asm_init(struct autoip_asm *program);
 
-/* Adds one instruction that is no jump. */
+/* Adds one instruction that is not a jump. */
 void autoip_asm_classic(struct autoip_asm *program, struct sock_filter instruction);
 void autoip_asm_extended(struct autoip_asm *program, struct bpf_insn instruction);
 
-/* Adds a classic jump to `yes` if its condition holds, else to `no`. Only forward, up to 255
- * further. */
+/* Adds a classic jump to `yes` if its condition holds, else to `no`. Only forward, over up
+ * to 255 instructions. */
 void autoip_asm_classic_jump(struct autoip_asm *program, struct sock_filter instruction,
                              unsigned int yes, unsigned int no);
 

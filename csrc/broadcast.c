@@ -1,11 +1,11 @@
 /*
  * RFC 3927, 2.5: "all ARP packets (*replies* as well as requests) that contain a Link-Local
- * 'sender IP address' MUST be sent using link-layer broadcast". The kernel answers, and asks
- * again after a neighbour it knows, by unicast. So a program of a few instructions looks at what
- * leaves an interface, and gives such packets another destination.
+ * 'sender IP address' MUST be sent using link-layer broadcast". The kernel answers, and probes
+ * a stale neighbour, by unicast. So a program of a few instructions checks what leaves an
+ * interface, and gives such packets another destination.
  *
- * It is for the egress hook of a clsact qdisc, as a filter with "direct action". There the frame
- * begins with its Ethernet header.
+ * It is a filter with "direct action" for the egress of a clsact qdisc, where a frame begins with
+ * its Ethernet header.
  */
 #include "assembler.h"
 #include "internal.h"
@@ -58,10 +58,10 @@ int autoip_broadcast_build(struct bpf_insn *out, size_t capacity)
     MOVE(6, 1);                               /* r6 <- the frame's description */
     LOAD(BPF_W, 2, 6, CONTEXT(protocol));     /* r2 <- type */
     UNLESS_EQUAL(2, WIRE(ETH_P_ARP), PASS);   /* not ARP? */
-    LOAD(BPF_W, 2, 6, CONTEXT(vlan_present)); /* r2 <- has a tag beside the bytes */
-    UNLESS_EQUAL(2, 0, PASS);                 /* another network's? */
+    LOAD(BPF_W, 2, 6, CONTEXT(vlan_present)); /* r2 <- VLAN tag beside the bytes? */
+    UNLESS_EQUAL(2, 0, PASS);                 /* tagged? */
 
-    /* Not by direct access: of a frame from a packet ring only the header is at hand. */
+    /* Copied: of a frame from a packet ring only the header is directly accessible. */
     MOVE(1, 6);
     SET(2, ARP_AT);
     MOVE(3, 10);
@@ -82,7 +82,7 @@ int autoip_broadcast_build(struct bpf_insn *out, size_t capacity)
     STORE(BPF_W, 10, COPY, -1); /* copy <- the broadcast address */
     STORE(BPF_W, 10, COPY + 4, -1);
     MOVE(1, 6);
-    SET(2, 0); /* where the destination is */
+    SET(2, 0); /* offset of the destination */
     MOVE(3, 10);
     ADD(3, COPY);
     SET(4, ETH_ALEN);
@@ -90,14 +90,14 @@ int autoip_broadcast_build(struct bpf_insn *out, size_t capacity)
     CALL(BPF_FUNC_skb_store_bytes); /* destination <- copy */
 
     autoip_asm_place(p, PASS);
-    SET(0, TC_ACT_UNSPEC); /* and on to the filters of others */
+    SET(0, TC_ACT_UNSPEC); /* other filters follow */
     EXIT();
     return autoip_asm_finish(p, out, capacity);
 }
 
 int autoip_broadcast_load(void)
 {
-    /* Neither function is for programs under the GPL only. */
+    /* Neither function demands a program under the GPL. */
     static const char license[] = "Apache-2.0";
     struct bpf_insn program[AUTOIP_BROADCAST_MAX];
     union bpf_attr attributes;

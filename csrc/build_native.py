@@ -1,4 +1,4 @@
-"""Builds `autoip.kernel._native` with cffi. Run by setup.py, from the top of the source tree."""
+"""Build `autoip.kernel._native` with cffi. setup.py runs this from the top of the source tree."""
 
 from cffi import FFI
 
@@ -83,7 +83,7 @@ ffibuilder.set_source(
     depends=["csrc/assembler.h", "csrc/internal.h", "csrc/native.h"],
     include_dirs=["csrc"],
     define_macros=[("_GNU_SOURCE", None)],
-    # Hidden: calls from one file of the helper to another go straight there.
+    # Hidden: calls between the files of the helper need no table of symbols.
     extra_compile_args=["-std=gnu11", "-O2", "-pthread", "-fvisibility=hidden", "@csrc/warnings"],
     extra_link_args=["-pthread"],
 )

@@ -1,7 +1,4 @@
-/*
- * Gives up capabilities. The kernel keeps them for each thread, so this belongs to the time
- * when there is only one.
- */
+/* Gives up capabilities, which each thread has for itself: call before a second one starts. */
 #include "internal.h"
 
 #include <errno.h>
@@ -15,7 +12,7 @@
 
 #define WORDS _LINUX_CAPABILITY_U32S_3
 
-/* glibc has no function for these two: libcap has, and is not needed otherwise. */
+/* glibc has no function for these two; libcap has, but nothing else needs libcap. */
 static int capabilities_read(struct __user_cap_data_struct data[WORDS])
 {
     struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
@@ -48,7 +45,7 @@ static int capabilities_drop_bounding(uint64_t keep)
         int held = prctl(PR_CAPBSET_READ, capability, 0, 0, 0);
 
         if (held < 0)
-            break; /* the kernel knows no more */
+            break; /* the kernel has no further ones */
         if (held == 0 || (keep >> capability & 1) != 0)
             continue;
         if (prctl(PR_CAPBSET_DROP, capability, 0, 0, 0) < 0)
@@ -58,8 +55,8 @@ static int capabilities_drop_bounding(uint64_t keep)
 }
 
 /*
- * Programs started later keep the capabilities. Root's do without; where it is forbidden
- * (SECBIT_NO_CAP_AMBIENT_RAISE) they say themselves what they may not do.
+ * Programs started later keep the capabilities. Those of root do without this; where it is
+ * forbidden (SECBIT_NO_CAP_AMBIENT_RAISE) they report themselves what they may not do.
  */
 static void capabilities_raise_ambient(uint64_t capabilities)
 {
@@ -94,8 +91,8 @@ int autoip_capabilities_limit(uint64_t keep, bool pass_on)
             return result;
     }
 
-    memset(data, 0,
-           sizeof data); /* the inheritable set is emptied, and with it the ambient one */
+    /* The inheritable set is emptied, and with it the ambient one. */
+    memset(data, 0, sizeof data);
     data[0].effective = data[0].permitted = (uint32_t)keep;
     data[1].effective = data[1].permitted = (uint32_t)(keep >> 32);
     if (pass_on) {
@@ -114,8 +111,8 @@ int autoip_capabilities_limit(uint64_t keep, bool pass_on)
 
 int autoip_capabilities_files_as(uint32_t user, uint32_t group)
 {
-    /* Neither function reports a failure: each gives what there was before, also for an
-     * impossible id. */
+    /* Neither function reports a failure: each returns the former id, also if given an
+     * impossible one. */
     (void)setfsgid(group);
     if ((uint32_t)setfsgid((gid_t)-1) != group)
         return -EPERM;

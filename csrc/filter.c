@@ -1,10 +1,10 @@
 /*
- * Which frames are conflicts, or questions: as a program for the kernel, and again in C.
+ * Which frames are conflicts, or questions: as a filter for the kernel, and again in C.
  *
  * Both follow the offsets of an ARP packet for IPv4 over Ethernet (RFC 826):
  *
  *      0 destination   6   link-layer header
- *      6 source        6   not looked at: RFC 3927 goes by the SHA
+ *      6 source        6   not checked: RFC 3927 goes by the SHA
  *     12 type          2   0x0806
  *     14 hardware type 2   1
  *     16 protocol type 2   0x0800
@@ -12,7 +12,7 @@
  *     20 operation     2   1 request, 2 reply
  *     22 SHA           6
  *     28 SPA           4
- *     32 THA           6   not looked at: "SHOULD be zero" in a probe, and not all make it so
+ *     32 THA           6   not checked: "SHOULD be zero" in a probe, and not all hosts comply
  *     38 TPA           4
  */
 #include "assembler.h"
@@ -52,7 +52,7 @@ static uint32_t filter_read32(const uint8_t *bytes)
     return filter_read16(bytes) << 16 | filter_read16(bytes + 2);
 }
 
-/* Where a jump goes to. */
+/* The targets of jumps. */
 enum { ACCEPT, REJECT, KNOWN_OPERATION, OTHER_HOST, NEXT = AUTOIP_ASM_NEXT };
 
 static void filter_do(struct autoip_asm *program, uint16_t code, uint32_t k)
@@ -66,7 +66,7 @@ static void filter_load(struct autoip_asm *program, int size, uint32_t offset)
     filter_do(program, (uint16_t)(BPF_LD | size | BPF_ABS), offset);
 }
 
-/* A <- what the kernel knows about the frame. */
+/* A <- what the kernel has about the frame beside its bytes. */
 static void filter_load_about(struct autoip_asm *program, int what)
 {
     filter_do(program, BPF_LD | BPF_W | BPF_ABS, (uint32_t)(SKF_AD_OFF + what));
@@ -87,7 +87,7 @@ static void filter_if_equal(struct autoip_asm *program, uint32_t k, unsigned int
     filter_if(program, BPF_JEQ, k, yes, no);
 }
 
-/* What is no ARP packet for IPv4 over Ethernet from another host is refused. */
+/* Refuses what is not an ARP packet for IPv4 over Ethernet from another host. */
 static void filter_common(struct autoip_asm *p, const uint8_t mac[6])
 {
     filter_do(p, BPF_LD | BPF_W | BPF_LEN, 0);             /* A <- length */
@@ -102,7 +102,7 @@ static void filter_common(struct autoip_asm *p, const uint8_t mac[6])
     filter_if_equal(p, ETHERNET_AND_IPV4, NEXT, REJECT);   /* other types? */
     filter_load(p, BPF_W, AT_LENGTHS_AND_OPERATION);       /* A <- lengths, op */
     filter_if_equal(p, REQUEST, KNOWN_OPERATION, NEXT);    /* a request? */
-    filter_if_equal(p, REPLY, NEXT, REJECT);               /* nor a reply? */
+    filter_if_equal(p, REPLY, NEXT, REJECT);               /* a reply? */
     autoip_asm_place(p, KNOWN_OPERATION);
     filter_load(p, BPF_W, AT_SHA);                            /* A <- SHA, first 4 */
     filter_if_equal(p, filter_read32(mac), NEXT, OTHER_HOST); /* differs already? */
@@ -111,7 +111,7 @@ static void filter_common(struct autoip_asm *p, const uint8_t mac[6])
     autoip_asm_place(p, OTHER_HOST);
 }
 
-/* What is left is accepted if it is a conflict, or a question, in this phase. */
+/* Accepts the rest if it is a conflict, or a question, in this phase. */
 static void filter_conflict(struct autoip_asm *p, uint32_t address, enum autoip_phase phase)
 {
     filter_load(p, BPF_W, AT_SPA); /* A <- SPA */
@@ -121,9 +121,9 @@ static void filter_conflict(struct autoip_asm *p, uint32_t address, enum autoip_
     }
     filter_if_equal(p, address, ACCEPT, NEXT); /* uses it? */
     if (phase == AUTOIP_PROBE)
-        filter_if_equal(p, 0, NEXT, REJECT);             /* no probe? */
+        filter_if_equal(p, 0, NEXT, REJECT);             /* not a probe? */
     filter_load(p, BPF_H, AT_OPERATION);                 /* A <- operation */
-    filter_if_equal(p, OPERATION_REQUEST, NEXT, REJECT); /* no request? */
+    filter_if_equal(p, OPERATION_REQUEST, NEXT, REJECT); /* not a request? */
     filter_load(p, BPF_W, AT_TPA);                       /* A <- TPA */
     if (phase == AUTOIP_ANSWER) {
         filter_if_equal(p, address, ACCEPT, REJECT); /* asks for ours? */
@@ -131,7 +131,7 @@ static void filter_conflict(struct autoip_asm *p, uint32_t address, enum autoip_
     }
     filter_if_equal(p, address, NEXT, REJECT);     /* for another one? */
     filter_load(p, BPF_W, AT_DESTINATION);         /* A <- to, first 4 */
-    filter_if_equal(p, 0xffffffffu, NEXT, REJECT); /* no broadcast? */
+    filter_if_equal(p, 0xffffffffu, NEXT, REJECT); /* not broadcast? */
     filter_load(p, BPF_H, AT_DESTINATION + 4);     /* A <- to, last 2 */
     filter_if_equal(p, 0xffffu, ACCEPT, REJECT);   /* a broadcast? */
 }
@@ -190,7 +190,7 @@ enum autoip_verdict autoip_filter_accepts(const uint8_t *frame, size_t length,
         return AUTOIP_NOTHING;
     if (phase == AUTOIP_ANSWER)
         return AUTOIP_QUESTION;
-    /* A probe: it came by broadcast, as switches send unicast ones to track devices. */
+    /* A probe counts only by broadcast: switches send unicast ones to track devices. */
     if (phase == AUTOIP_PROBE && filter_read32(frame + AT_SPA) == 0 &&
         memcmp(frame + AT_DESTINATION, filter_broadcast, sizeof filter_broadcast) == 0)
         return AUTOIP_CONFLICT;

@@ -6,10 +6,10 @@
 
 #include <time.h>
 
-/* Where a frame has the sender's hardware address. */
+/* Offset of the sender's hardware address in a frame. */
 #define AUTOIP_SHA_AT 22
 
-/* Where a frame has the sender's IP address. */
+/* Offset of the sender's IP address. */
 #define AUTOIP_SPA_AT 28
 
 /* -- filter.c ------------------------------------------------------------------------- */
@@ -25,7 +25,7 @@ void autoip_reply_make(uint8_t reply[AUTOIP_FRAME_LEN], const uint8_t question[A
 
 struct bpf_insn;
 
-/* Writes what autoip_broadcast_load() loads: the number of instructions, or -ENOSPC. */
+/* Writes what autoip_broadcast_load() loads. Returns the number of instructions, or -ENOSPC. */
 int autoip_broadcast_build(struct bpf_insn *out, size_t capacity);
 
 /* -- socket.c: a packet socket as a plain descriptor ---------------------------------- */
@@ -33,19 +33,19 @@ int autoip_broadcast_build(struct bpf_insn *out, size_t capacity);
 /* Opens, attaches the silent filter, then binds. Returns the descriptor or a negative errno. */
 int autoip_packet_open(int ifindex);
 
-/* Replaces the filter in one step: each frame meets the old one or the new one. */
+/* Replaces the filter in one step: each frame passes the old one or the new one. */
 int autoip_packet_filter(int fd, const uint8_t mac[6], uint32_t address, enum autoip_phase phase);
 
 /* 0 if the kernel took the frame. */
 int autoip_packet_send(int fd, const uint8_t frame[AUTOIP_FRAME_LEN]);
 
 /*
- * Reads a frame, without what is behind its first AUTOIP_FRAME_LEN bytes. Never waits. Returns
+ * Reads the first AUTOIP_FRAME_LEN bytes of a frame. Never waits. Returns
  * the number of bytes, or a negative errno: -EAGAIN if there is no frame.
  */
 int autoip_packet_receive(int fd, uint8_t frame[AUTOIP_FRAME_LEN]);
 
-/* When the kernel got the frame that was read last, on CLOCK_BOOTTIME; to be asked soon after. */
+/* When the kernel received the frame read last, on CLOCK_BOOTTIME. Call it soon after. */
 uint64_t autoip_packet_received(int fd);
 
 /* -- timer.c -------------------------------------------------------------------------- */

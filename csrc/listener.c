@@ -1,8 +1,8 @@
 /*
- * The thread that waits for frames on all sockets, and the queue between it and the program.
+ * The thread that waits for frames on all sockets, and its queue of events for the program.
  *
  * The defence must not wait for the interpreter: the thread itself sends the frame that the
- * program has armed, then reports the conflict. What to arm, and when, is the program's decision.
+ * program has armed, then queues the conflict. The program decides what to arm, and when.
  */
 #include "internal.h"
 
@@ -20,7 +20,7 @@
 /*
  * The queue. One socket's conflicts may take only a part of it, so that a flood on one link
  * leaves room for the others. The last part is for events with a defence, which disarmed a
- * socket: if one of these were lost, the program would believe that its frame is still armed.
+ * socket: if one of these were lost, the program would treat its frame as still armed.
  */
 #define QUEUE_LENGTH 1024u
 #define QUEUE_RESERVED 256u
@@ -28,22 +28,22 @@
 
 #define STACK_SIZE (128 * 1024)
 
-/* As many sockets as one system call names. */
+/* At most this many sockets are named by one epoll_wait(). */
 #define READY_AT_ONCE 16
 
 /*
- * After a conflict that was not answered, the socket rests: nothing is urgent until the program
- * has acted, and a flood then costs a bounded share of a processor. Likewise after a
- * question too many. The other sockets do not rest meanwhile.
+ * After a conflict that was not answered, or a question too many, the socket rests: nothing is
+ * urgent until the program has acted, and a flood costs a bounded share of a processor. The other
+ * sockets do not rest meanwhile.
  */
 #define REST_MS 1
 
-/* As many frames are read after a rest; a socket's buffer drops what is too much for it. */
+/* At most this many frames are read after a rest; a full buffer drops the rest. */
 #define REST_FRAMES 256
 
 /*
- * A broadcast disturbs every host of the link: whatever is asked, after a few answers there is
- * one per interval.
+ * A broadcast disturbs every host of the link: after a burst of answers there is at most one per
+ * interval.
  */
 #define ANSWER_BURST 16u
 #define ANSWER_INTERVAL_NS 50000000u
@@ -55,8 +55,8 @@ struct watched {
 };
 
 /*
- * What epoll_wait() names may be closed by the time that it is read. So the memory of a socket is
- * not given back before the listener's end, but to the next socket.
+ * A socket that epoll_wait() names may be closed before it is read. So its memory is kept for the
+ * next socket, and freed together with the listener.
  */
 struct autoip_socket {
     struct autoip_listener *listener;
@@ -70,7 +70,7 @@ struct autoip_socket {
     uint32_t armed_address;
     uint8_t armed_frame[AUTOIP_FRAME_LEN];
     struct watched watched;
-    uint64_t answers_until; /* the answers given would take so long, one per interval */
+    uint64_t answers_until; /* when the answers sent would end at one per interval */
 
     /* Changed under both locks. */
     uint32_t token;
@@ -113,14 +113,14 @@ static int listener_compare(const void *one, const void *other)
     return memcmp(one, other, 6);
 }
 
-/* Whether this host has the hardware address, on whatever interface. */
+/* Whether an interface of this host has the hardware address. */
 static bool listener_is_own(const struct autoip_listener *listener, const uint8_t *mac)
 {
     return listener->own_count > 0 && bsearch(mac, listener->own, listener->own_count,
                                               sizeof *listener->own, listener_compare) != NULL;
 }
 
-/* Answers a question, unless there were too many: then false. */
+/* Answers a question and returns true; false: there were too many. */
 static bool listener_reply(struct autoip_socket *sock, const uint8_t *question)
 {
     uint8_t frame[AUTOIP_FRAME_LEN];
@@ -137,8 +137,8 @@ static bool listener_reply(struct autoip_socket *sock, const uint8_t *question)
 }
 
 /*
- * The reflex. What the frame is, and whether it was answered. Of a conflict also when it was
- * answered (0: it was not).
+ * The reflex: answers the frame if it must. Returns what the frame is; sets whether it was
+ * answered and, for a conflict, when (0: it was not).
  */
 static enum autoip_verdict listener_answer(struct autoip_socket *sock, const uint8_t *frame,
                                            size_t length, struct autoip_event *event,
@@ -165,7 +165,7 @@ static enum autoip_verdict listener_answer(struct autoip_socket *sock, const uin
     return verdict;
 }
 
-/* Puts an event into the queue, or counts it as lost. True if the program must be notified. */
+/* Queues an event, or counts it as lost. Returns true if the program must be notified. */
 static bool listener_enqueue(struct autoip_socket *sock, const struct autoip_event *event)
 {
     struct autoip_listener *listener = sock->listener;
@@ -195,7 +195,7 @@ static bool listener_enqueue(struct autoip_socket *sock, const struct autoip_eve
     return news;
 }
 
-/* Handles a frame. True if it is a conflict or question that was not answered. */
+/* Handles a frame. Returns true if it is a conflict or question that was not answered. */
 static bool listener_on_frame(struct autoip_socket *sock, const uint8_t *frame, size_t length,
                               bool *news)
 {
@@ -205,7 +205,7 @@ static bool listener_on_frame(struct autoip_socket *sock, const uint8_t *frame, 
 
     if (verdict == AUTOIP_CONFLICT) {
         event.received_ns = autoip_packet_received(sock->fd);
-        /* Where the kernel gave no time stamp: it is later than the answer. */
+        /* Without a time stamp of the kernel it is later than the answer. */
         if (event.defended_ns != 0 && event.received_ns > event.defended_ns)
             event.received_ns = event.defended_ns;
         event.token = sock->token;
@@ -217,7 +217,7 @@ static bool listener_on_frame(struct autoip_socket *sock, const uint8_t *frame, 
     return verdict != AUTOIP_NOTHING && !answered;
 }
 
-/* Has epoll_wait() name the socket once, as soon as a frame or an error is there. */
+/* Makes epoll_wait() name the socket once, as soon as a frame or an error is there. */
 static int listener_expect(struct autoip_socket *sock, int operation)
 {
     struct epoll_event wanted = {.events = EPOLLIN | EPOLLONESHOT, .data.ptr = sock};
@@ -227,7 +227,7 @@ static int listener_expect(struct autoip_socket *sock, int operation)
 
 /*
  * Reads up to `limit` frames of a socket and handles them. Then the socket rests, or epoll_wait()
- * names it again. True if the program must be notified.
+ * names it again. Returns true if the program must be notified.
  */
 static bool listener_serve(struct autoip_socket *sock, int limit)
 {
@@ -239,7 +239,7 @@ static bool listener_serve(struct autoip_socket *sock, int limit)
     for (int i = 0; i < limit; i++) {
         /*
          * An error is the socket's pending one (ENETDOWN when the interface goes down or away),
-         * and this has taken it off. Netlink tells the program.
+         * and is cleared by the call. The program learns of it by netlink.
          */
         int length = autoip_packet_receive(sock->fd, frame);
 
@@ -255,7 +255,7 @@ static bool listener_serve(struct autoip_socket *sock, int limit)
     return news;
 }
 
-/* Without a lock, which the program that this wakes will want. */
+/* Call this without a lock: the program that it wakes takes them. */
 static void listener_notify(const struct autoip_listener *listener)
 {
     const uint64_t one = 1;
@@ -303,7 +303,7 @@ static void *listener_run(void *argument)
         for (int i = 0; i < count; i++) {
             if (ready[i].data.ptr == NULL)
                 return NULL; /* `stop` */
-            /* The first frame by itself: to ask for more would only delay the answer. */
+            /* One frame: a further read would only delay the answer. */
             listener_on_ready(listener, ready[i].data.ptr, 1);
         }
         if (listener->rest_until != 0 && autoip_now() >= listener->rest_until)
@@ -311,7 +311,7 @@ static void *listener_run(void *argument)
     }
 }
 
-/* The thread takes no signals: they are for the program's main thread. */
+/* Starts the thread. It takes no signals: they are for the program's main thread. */
 static int listener_start(struct autoip_listener *listener)
 {
     pthread_attr_t attributes;
@@ -354,7 +354,7 @@ static int listener_open(struct autoip_listener *listener)
     return epoll_ctl(listener->epoll, EPOLL_CTL_ADD, listener->stop, &wanted) < 0 ? -errno : 0;
 }
 
-/* What no thread uses any more. */
+/* Frees a listener that no thread uses any more. */
 static void listener_release(struct autoip_listener *listener)
 {
     const int descriptors[] = {listener->epoll, listener->stop, listener->waiting};
@@ -453,7 +453,7 @@ int autoip_listener_drain(struct autoip_listener *listener, struct autoip_event 
         listener->length--;
     }
     if (listener->length == 0 && listener->notified) {
-        /* Should the thread be only about to write, the next drain finds nothing: no harm. */
+        /* If the thread writes only after this, the next drain finds nothing: harmless. */
         (void)!read(listener->waiting, &counter, sizeof counter);
         listener->notified = false;
     }
@@ -464,7 +464,7 @@ int autoip_listener_drain(struct autoip_listener *listener, struct autoip_event 
 
 /* -- sockets -------------------------------------------------------------------------- */
 
-/* Memory for a socket, on the list; NULL if there is none. */
+/* Returns memory for a socket, on the list; NULL if there is none. */
 static struct autoip_socket *listener_find_room(struct autoip_listener *listener)
 {
     struct autoip_socket *sock = listener->sockets;
@@ -539,8 +539,8 @@ int autoip_socket_watch(struct autoip_socket *sock, enum autoip_phase phase, uin
     int result;
 
     /*
-     * The check in C changes first. Until the filter follows, frames for the former address
-     * are dropped here, and those for the new one in the kernel: as if they had come before.
+     * The check in C changes first. Until the filter follows, frames for the former address are
+     * dropped here, and those for the new one in the kernel: as if they had come earlier.
      */
     pthread_mutex_lock(lock);
     before = sock->watched;
@@ -563,7 +563,7 @@ int autoip_socket_send(struct autoip_socket *sock, const uint8_t frame[AUTOIP_FR
 {
     int result = autoip_packet_send(sock->fd, frame);
 
-    /* After the call: who reckons from this time is never early. */
+    /* After the call, so that a pause that starts at this time is never too short. */
     if (result == 0)
         *sent_ns = autoip_now();
     return result;
@@ -602,8 +602,7 @@ void autoip_socket_close(struct autoip_socket *sock)
     pthread_mutex_lock(&sock->listener->lock);
     sock->fd = -1;
     pthread_mutex_unlock(&sock->listener->lock);
-    /* A process that is being started may have a copy of the descriptor: closing is not enough.
-     */
+    /* A process that is just being started may have a copy of the descriptor. */
     (void)epoll_ctl(sock->listener->epoll, EPOLL_CTL_DEL, fd, NULL);
     close(fd);
 }

@@ -1,7 +1,7 @@
 /*
- * The C helper of autoip: a packet socket for each interface, a kernel filter that lets
- * through nothing but conflicts, and a thread that answers the first of them at once; an eBPF
- * program for what leaves; timers; capabilities.
+ * The C helper of autoip: a packet socket for each interface, a filter that lets through nothing
+ * but conflicts, and a thread that answers the first of them at once; a BPF program for what
+ * leaves; timers; capabilities.
  *
  * Every function returns 0 (or a count) or a negative errno. Nothing here logs, calls
  * Python or has global state. Addresses are in host byte order, times are nanoseconds on
@@ -22,19 +22,19 @@
 /* An ARP packet for IPv4 in an Ethernet II frame, without the padding. */
 #define AUTOIP_FRAME_LEN 42
 
-/* Hardware addresses of this host that a listener knows, at most. */
+/* At most this many hardware addresses of this host belong to a listener. */
 #define AUTOIP_OWN_MAX 4096
 
-/* As many instructions as the longest filter can have. */
+/* The longest filter has at most this many instructions. */
 #define AUTOIP_FILTER_MAX 32
 
 /* What counts as a conflict depends on how far a claim is. */
 enum autoip_phase {
     /* No address: no frame passes. */
     AUTOIP_SILENT = 0,
-    /* RFC 3927, 2.2.1: whoever uses the candidate, and whoever probes for it. */
+    /* RFC 3927, 2.2.1: another host uses the candidate, or probes for it. */
     AUTOIP_PROBE = 1,
-    /* RFC 3927, 2.5: whoever uses our address. A probe for it is only a question. */
+    /* RFC 3927, 2.5: another host uses our address. A probe for it is only a question. */
     AUTOIP_DEFEND = 2,
     /* The same, and questions for our address are answered: see autoip_socket_watch(). */
     AUTOIP_ANSWER = 3
@@ -48,12 +48,12 @@ enum autoip_verdict {
     AUTOIP_QUESTION = 2
 };
 
-/* A conflict, as it is told to the program. */
+/* A conflict, as it is reported to the program. */
 struct autoip_event {
-    uint64_t received_ns; /* when the kernel got the frame */
+    uint64_t received_ns; /* when the kernel received the frame */
     uint64_t defended_ns; /* when the armed frame had been sent; 0: it was not */
     uint32_t token;       /* the socket */
-    uint32_t generation;  /* what the socket was told to watch: the number given then */
+    uint32_t generation;  /* that of the autoip_socket_watch() in force */
     uint8_t frame[AUTOIP_FRAME_LEN];
 };
 
@@ -71,8 +71,8 @@ int autoip_filter_build(struct sock_filter *out, size_t capacity, const uint8_t 
                         uint32_t address, enum autoip_phase phase);
 
 /*
- * The same rule in C, for a frame that the filter has let through. What is not in the
- * bytes (direction, VLAN tag) only the kernel can look at.
+ * The same rule in C, for a frame that the filter has let through. Only the kernel can check
+ * what is not in the bytes (direction, VLAN tag).
  */
 enum autoip_verdict autoip_filter_accepts(const uint8_t *frame, size_t length,
                                           const uint8_t mac[6], uint32_t address,
@@ -86,14 +86,14 @@ int autoip_listener_new(struct autoip_listener **out);
 /* Ends the thread and closes all sockets: pointers to them are no longer valid. */
 void autoip_listener_free(struct autoip_listener *listener);
 
-/* A descriptor that is readable while events wait. It stays the listener's: never close it. */
+/* A descriptor that is readable while events wait. It belongs to the listener: never close it. */
 int autoip_listener_fd(const struct autoip_listener *listener);
 
 /*
- * From now on these are the hardware addresses of all interfaces of this host, 6 bytes each. One
- * that is a frame's sender is no conflict once an address is defended, on any socket: by default
- * Linux answers ARP for all its addresses on all its interfaces, and two of them can be on one
- * link. -E2BIG for more than AUTOIP_OWN_MAX. After an error all is as it was.
+ * Sets the hardware addresses of all interfaces of this host, 6 bytes each. Once an address is
+ * defended, a frame from one of them is not a conflict, on any socket: by default Linux answers
+ * ARP for all its addresses on all its interfaces, and two of these can be on one link. -E2BIG
+ * for more than AUTOIP_OWN_MAX. After an error nothing has changed.
  */
 int autoip_listener_own(struct autoip_listener *listener, const uint8_t *macs, size_t count);
 
@@ -105,13 +105,13 @@ int autoip_listener_drain(struct autoip_listener *listener, struct autoip_event 
                           size_t capacity, uint64_t *lost);
 
 /*
- * Opens a packet socket for ARP on an interface (CAP_NET_RAW), silent until it is told what
- * to watch. `mac` is the interface's own hardware address.
+ * Opens a packet socket for ARP on an interface (CAP_NET_RAW), silent until
+ * autoip_socket_watch(). `mac` is the interface's own hardware address.
  */
 int autoip_socket_open(struct autoip_listener *listener, int ifindex, const uint8_t mac[6],
                        struct autoip_socket **out);
 
-/* The same for a datagram socket that is already there; it is ours on success only. */
+/* The same for an open datagram socket, which belongs to the listener on success only. */
 int autoip_socket_adopt(struct autoip_listener *listener, int fd, const uint8_t mac[6],
                         struct autoip_socket **out);
 
@@ -119,31 +119,30 @@ int autoip_socket_adopt(struct autoip_listener *listener, int fd, const uint8_t 
 uint32_t autoip_socket_token(const struct autoip_socket *sock);
 
 /*
- * From now on watches this address in this phase. Events that follow carry `generation`;
- * none of them is about what was watched before. An armed frame for another address is
- * disarmed, and any armed frame by AUTOIP_SILENT. After an error all is as it was.
+ * Watches this address in this phase from now on. Events that follow have this `generation`, and
+ * none is about another address. An armed frame for another address is disarmed, and any armed
+ * frame by AUTOIP_SILENT. After an error nothing has changed.
  *
- * In phase AUTOIP_ANSWER the thread answers whoever asks for the address, by broadcast (RFC 3927,
- * 2.5) and at a bounded rate. The program hears nothing of it.
+ * In phase AUTOIP_ANSWER the thread answers a host that asks for the address, by broadcast (RFC
+ * 3927, 2.5) and at a bounded rate. These answers are not reported.
  */
 int autoip_socket_watch(struct autoip_socket *sock, enum autoip_phase phase, uint32_t address,
                         uint32_t generation);
 
 /*
- * Sends a frame. *sent_ns is read when the kernel has taken it: the frame is on the wire no
- * later than that, unless a queue of the interface holds it.
+ * Sends a frame. *sent_ns is read when the kernel has taken the frame, which is on the wire by
+ * then, unless a queue of the interface delays it.
  */
 int autoip_socket_send(struct autoip_socket *sock, const uint8_t frame[AUTOIP_FRAME_LEN],
                        uint64_t *sent_ns);
 
 /*
- * The next conflict in phase AUTOIP_DEFEND or AUTOIP_ANSWER is answered with this frame by the
- * thread, once.
- * -EINVAL if the frame's sender IP is not the watched address.
+ * Arms the reflex: the thread answers the next conflict in phase AUTOIP_DEFEND or AUTOIP_ANSWER
+ * with this frame, once. -EINVAL if the frame's sender IP is not the watched address.
  */
 int autoip_socket_arm(struct autoip_socket *sock, const uint8_t frame[AUTOIP_FRAME_LEN]);
 
-/* Once this has returned, nothing is sent any more except by autoip_socket_send(). */
+/* Disarms. Once this has returned, the thread does not answer conflicts any more. */
 void autoip_socket_disarm(struct autoip_socket *sock);
 
 /* Closes the socket. Its events that wait in the queue stay there. */
@@ -189,13 +188,13 @@ int autoip_capabilities_permitted(uint64_t *permitted);
  * Leaves the calling thread `keep`, permitted and effective, and nothing else: inheritable and
  * ambient sets are emptied, the bounding set is cut down to `keep` (where CAP_SETPCAP is
  * permitted), and programs started later cannot gain any. With `pass_on` such programs have
- * `keep` as well, whatever the user. -EPERM, with nothing changed, if `keep` is not permitted.
+ * `keep` as well, under any user. -EPERM, with nothing changed, if `keep` is not permitted.
  */
 int autoip_capabilities_limit(uint64_t keep, bool pass_on);
 
 /*
  * Gives the calling thread the rights of this user and group on files, and on nothing else. Each
- * has to be the thread's real, effective or saved one, or needs CAP_SETUID or CAP_SETGID; -EPERM
+ * must be the thread's real, effective or saved one, or needs CAP_SETUID or CAP_SETGID; -EPERM
  * otherwise, and then the rights may be those of the group already.
  */
 int autoip_capabilities_files_as(uint32_t user, uint32_t group);

@@ -12,10 +12,10 @@
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 
-/* A time stamp further back than this is a clock that was set, not a frame that waited. */
+/* An older time stamp means that the clock was set, not that the frame waited. */
 #define STAMP_MAX_AGE_NS 5000000000u
 
-/* Three readings of clocks that take no longer than this were not interrupted. */
+/* Three clock readings within this time were not interrupted. */
 #define CLOCKS_CLOSE_NS 1000u
 
 int autoip_packet_open(int ifindex)
@@ -34,14 +34,14 @@ int autoip_packet_open(int ifindex)
     if (ifindex <= 0)
         return -EINVAL;
 
-    /* Protocol 0: no frame comes before bind(), and by then the filter is there. */
+    /* Protocol 0: frames come only after bind(), and by then the filter is there. */
     fd = socket(AF_PACKET, SOCK_RAW | SOCK_CLOEXEC, 0);
     if (fd < 0)
         return -errno;
     result = autoip_packet_filter(fd, nobody, 0, AUTOIP_SILENT);
     if (result < 0)
         goto fail;
-    /* From now on the kernel keeps the time of each frame; there is none yet. */
+    /* From now on the kernel keeps the time of each frame. This call finds none yet. */
     (void)ioctl(fd, SIOCGSTAMPNS, &none);
     if (bind(fd, (const struct sockaddr *)&address, sizeof address) < 0) {
         result = -errno;
@@ -75,7 +75,7 @@ int autoip_packet_send(int fd, const uint8_t frame[AUTOIP_FRAME_LEN])
 
     /*
      * An interface that was down and is up again may have left its error in the socket: the
-     * first call takes it off, the second tells the truth.
+     * first call clears it, the second returns the true result.
      */
     do {
         sent = send(fd, frame, AUTOIP_FRAME_LEN, MSG_DONTWAIT | MSG_NOSIGNAL);
@@ -94,7 +94,7 @@ int autoip_packet_receive(int fd, uint8_t frame[AUTOIP_FRAME_LEN])
 }
 
 /*
- * Both clocks at the same time: the thread may be pushed aside between two readings, so the
+ * Reads both clocks at the same time: the thread may be interrupted between two readings, so the
  * closest of a few counts.
  */
 static void packet_read_clocks(uint64_t *boottime_ns, uint64_t *wall_ns)
@@ -115,7 +115,7 @@ static void packet_read_clocks(uint64_t *boottime_ns, uint64_t *wall_ns)
 }
 
 /*
- * Asked apart from reading, although the kernel could give it together with the frame: so the
+ * A call of its own, although the kernel could give the time together with the frame: so the
  * answer does not wait for it.
  */
 uint64_t autoip_packet_received(int fd)
@@ -130,7 +130,7 @@ uint64_t autoip_packet_received(int fd)
     if (ioctl(fd, SIOCGSTAMPNS, &at) < 0)
         return now;
     stamp = (uint64_t)at.tv_sec * 1000000000u + (uint64_t)at.tv_nsec;
-    /* The wall clock may have been set in between: neither the future nor long ago. */
+    /* The wall clock may have been set in between: neither the future nor long ago is true. */
     if (stamp >= wall)
         return now;
     age = wall - stamp;

@@ -8,14 +8,14 @@
 
 #define NS_PER_S 1000000000u
 
-/* Further than any wall clock goes: the year 2262, where the kernel's own counter ends. */
+/* Later than any wall clock: the year 2262, where the kernel's own counter ends. */
 #define FAR_FUTURE_S 9223372036
 
 uint64_t autoip_clock(clockid_t clock)
 {
     struct timespec at;
 
-    /* Cannot fail: the clocks in use are always there. */
+    /* Cannot fail: every kernel has the clocks in use. */
     (void)clock_gettime(clock, &at);
     return (uint64_t)at.tv_sec * NS_PER_S + (uint64_t)at.tv_nsec;
 }
@@ -41,14 +41,14 @@ int autoip_timer_set(int fd, uint64_t at_ns)
     return timerfd_settime(fd, TFD_TIMER_ABSTIME, &when, NULL) < 0 ? -errno : 0;
 }
 
-/* 1 if the clock had jumped since the descriptor was set before, else 0. */
+/* Sets the watch again. Returns 1 if the clock jumped since the last time, else 0. */
 static int clock_watch_set(int fd)
 {
     struct itimerspec never = {.it_value = {.tv_sec = (time_t)FAR_FUTURE_S}};
 
     if (timerfd_settime(fd, TFD_TIMER_ABSTIME | TFD_TIMER_CANCEL_ON_SET, &never, NULL) == 0)
         return 0;
-    /* The timer is set all the same. */
+    /* The timer is set nevertheless. */
     return errno == ECANCELED ? 1 : -errno;
 }
 

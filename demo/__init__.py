@@ -28,12 +28,12 @@ ORDER = (
     r"^   Exit status 0; ",
     r"^== All of it happened in \d+ s",
 )
-"""Lines of the demonstration of autoip, as regular expressions: between two of them may be others."""
+"""Lines of the demonstration of autoip, as regular expressions; others may come between them."""
 CAPTION_OR_FACT = r"^(== |   [A-Z$])"
 
 
 def disorder(output: str) -> str | None:
-    """What is wrong with the order of the lines of a demonstration; None if each came in its turn.
+    """Return what is wrong with the order of the lines of a demonstration; None: each came in its place.
 
     Every caption and every fact must be one of ORDER, in its place.
     """

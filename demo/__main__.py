@@ -3,9 +3,8 @@
     python -m demo
 
 Needs root or, without it, a kernel that lets users make namespaces. Ends by itself in under a minute; exit
-status 0 only if everything that it tells really happened. Nothing is left: the network lives in this process
-and goes with it.
-AUTOIP_COMMAND (shell words) may name another program to show.
+status 0 only if everything that it prints really happened. Nothing is left: the network exists in this process
+and ends with it. AUTOIP_COMMAND (shell words) may name another program to show.
 """
 
 from __future__ import annotations
@@ -42,37 +41,37 @@ LIMIT = 55
 DEFEND_INTERVAL = 10.0
 """RFC 3927 section 9: a second conflict within so many seconds makes the host give its address up."""
 REPORT_LIMIT = 3.0
-"""Seconds for which the daemon's own line about something is awaited before the next caption or fact."""
+"""Longest wait for the daemon's own line about something before the next caption or fact, in seconds."""
 FIRST = IPv4Address("169.254.20.20")
 INSIDE = "AUTOIP_DEMO_INSIDE"
 
 
 class Late(Exception):
-    """The minute is nearly over."""
+    """LIMIT is over."""
 
 
-def say(text: str) -> None:
-    """One write for a line: two threads speak."""
+def show(text: str) -> None:
+    """Print a line with one write, because two threads print."""
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
 
 
 def caption(text: str) -> None:
-    say(f"\n== {text}")
+    show(f"\n== {text}")
 
 
 def fact(text: str) -> None:
-    say(f"   {text}")
+    show(f"   {text}")
 
 
 class Shown(Daemon):
-    """A daemon whose lines are shown as they come."""
+    """A daemon whose lines are printed as they come."""
 
-    def said(self, text: str) -> None:
-        say(f"   | {text}")
+    def printed(self, text: str) -> None:
+        show(f"   | {text}")
 
     def await_line(self, pattern: str, since: int = 0) -> None:
-        """Return once a line from number `since` on has the pattern, or after REPORT_LIMIT: others say it otherwise."""
+        """Wait for a line with the pattern, from number `since` on; at most REPORT_LIMIT, for other programs."""
         with contextlib.suppress(LabError):
             self.wait_line(pattern, REPORT_LIMIT, since=since)
 
@@ -83,7 +82,7 @@ def expect(true: bool, otherwise: str) -> None:
 
 
 def claim(daemon: Shown, port: Port) -> IPv4Address:
-    """An address taken by another, then one of our own."""
+    """Lose an address that a neighbour has, then claim another one."""
     caption(f"A neighbour holds {FIRST}, which autoip tries first.")
     neighbour = port.neighbour(answers_probes(addresses=[FIRST]))
     daemon.start()
@@ -101,9 +100,9 @@ def claim(daemon: Shown, port: Port) -> IPv4Address:
 
 
 def dispute(daemon: Shown, port: Port, held: IPv4Address) -> tuple[int, float | None]:
-    """One conflict; its stamp in ns, and the microseconds until the defence if there was one within half a second.
+    """Send one conflict and wait until the daemon has reported it.
 
-    Returns when the daemon has reported it.
+    Return its stamp in ns, and the microseconds until the defence; None: no defence within half a second.
     """
     since = port.sniffer.mark()
     reported = len(daemon.lines)
@@ -118,7 +117,7 @@ def dispute(daemon: Shown, port: Port, held: IPv4Address) -> tuple[int, float | 
 
 
 def defend(daemon: Shown, port: Port, held: IPv4Address) -> int:
-    """One conflict: the address is kept."""
+    """Send one conflict: the address is kept. Return its stamp in ns."""
     caption(f"The neighbour says once that {held} is its own.")
     sent, micros = dispute(daemon, port, held)
     expect(micros is not None, "it was not defended")
@@ -127,8 +126,8 @@ def defend(daemon: Shown, port: Port, held: IPv4Address) -> int:
     return sent
 
 
-def give_up(daemon: Shown, port: Port, held: IPv4Address, disputed: int) -> IPv4Address:
-    """Two conflicts within DEFEND_INTERVAL: another address."""
+def give_up(daemon: Shown, port: Port, held: IPv4Address, disputed: int) -> None:
+    """Send two conflicts within DEFEND_INTERVAL: another address is claimed."""
     caption(f"Quiet for {DEFEND_INTERVAL:.0f} s, so that the next conflict counts as a first one.")
     until = disputed + int((DEFEND_INTERVAL + 0.5) * 1e9)
     time.sleep(max(0.0, (until - time.time_ns()) / 1e9))
@@ -143,11 +142,10 @@ def give_up(daemon: Shown, port: Port, held: IPv4Address, disputed: int) -> IPv4
     port.sniffer.wait_announcement(other, 5)
     daemon.await_line(rf"claimed {other}")
     fact(f"Given up; {other} probed, claimed and announced instead.")
-    return other
 
 
 def stop(daemon: Shown, port: Port) -> None:
-    """SIGTERM, and what is left."""
+    """End the daemon by SIGTERM and check that nothing is left."""
     caption("SIGTERM.")
     status = daemon.stop(10)
     left = [entry.address for entry in port.host.addresses(port.name)]
@@ -162,7 +160,11 @@ def stop(daemon: Shown, port: Port) -> None:
 
 
 def play() -> None:
-    """The whole demonstration. Raises LabError if something did not happen."""
+    """Run the whole demonstration.
+
+    Raises:
+        LabError: something did not happen.
+    """
     command = shlex.split(os.environ.get("AUTOIP_COMMAND", ""))
     command = command or [sys.executable, "-m", "autoip"]
     command += ["eth0", "--ip", str(FIRST), "--delay", "200"]
@@ -178,7 +180,7 @@ def play() -> None:
 
 
 def root_of_a_namespace() -> NoReturn:
-    """Starts this program again as root of a user namespace. Does not return."""
+    """Start this program again as root of a user namespace. Does not return."""
     unshare = shutil.which("unshare")
     if unshare is None or os.environ.get(INSIDE):
         sys.exit("the demonstration needs root, or a kernel that lets users make namespaces")
@@ -189,7 +191,7 @@ def root_of_a_namespace() -> NoReturn:
 
 
 def main() -> int:
-    """Exit status 0: all of it happened; 1: not, and why is said."""
+    """Run and clean up. Return the exit status; 0: all of it happened; 1: not, with the reason printed."""
     if os.geteuid() != 0:
         root_of_a_namespace()
 
@@ -197,7 +199,7 @@ def main() -> int:
         raise Late
 
     def last_resort() -> None:
-        # Python runs signal handlers between instructions only; if even that hangs, the kernel cleans up.
+        # Python runs signal handlers between instructions only; if that hangs too, the kernel cleans up.
         time.sleep(LIMIT + 4)
         print("the demonstration hangs", file=sys.stderr, flush=True)
         os._exit(1)

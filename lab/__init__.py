@@ -1,12 +1,12 @@
 """A laboratory for programs that speak ARP: namespaces, cables, sniffers, scripted hosts, real programs.
 
-It knows nothing of autoip's inside. Standard library only.
+It uses nothing of autoip's inside. Standard library only.
 """
 
 from . import frames, journal, machine
 from .daemon import Daemon, Usage, leftover_folders, usage
 from .dhclient import Dhclient
-from .dhcp import DHCP_SERVERS, Dhcpd, DhcpServer, Dnsmasq
+from .dhcp import Dhcpd
 from .frames import ArpFrame, Frame, gaps
 from .link import Port, Switch
 from .namespace import LabError, Namespace, leftovers
@@ -14,7 +14,6 @@ from .neighbour import (
     Neighbour,
     Rule,
     answers_probes,
-    disputes_announcements,
     echoes,
     probes_too,
 )
@@ -23,14 +22,11 @@ from .sniffer import AddressMonitor, Sniffer
 from .syslog import Syslog
 
 __all__ = [
-    "DHCP_SERVERS",
     "AddressMonitor",
     "ArpFrame",
     "Daemon",
     "Dhclient",
-    "DhcpServer",
     "Dhcpd",
-    "Dnsmasq",
     "Frame",
     "LabError",
     "Namespace",
@@ -44,7 +40,6 @@ __all__ = [
     "SystemBus",
     "Usage",
     "answers_probes",
-    "disputes_announcements",
     "echoes",
     "frames",
     "gaps",

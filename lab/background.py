@@ -1,4 +1,4 @@
-"""A thread that reads one socket until it is told to end."""
+"""A thread that reads one socket until `close`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Reader:
         self._thread.start()
 
     def received(self) -> None:
-        """Reads what there is. Runs in the thread."""
+        """Read all waiting data. Runs in the thread."""
         raise NotImplementedError
 
     def _loop(self) -> None:
@@ -37,11 +37,11 @@ class Reader:
                 self.received()
             except BlockingIOError:
                 pass
-            except OSError:  # the interface went away or down: the error is told once, then silence
+            except OSError:  # the interface went away or down: recv fails once, then waits
                 continue
 
     def close(self) -> None:
-        """Ends the thread and closes the socket. May be called twice."""
+        """End the thread and close the socket. May be called twice."""
         if self._closed:
             return
         self._closed = True

@@ -2,7 +2,7 @@
 
 `Booted` boots a root file system (see `roots.make_root`) with systemd-nspawn, in an overlay that goes at the end. It
 has two interfaces, eth0 and eth1, whose cables end as `peer0` and `peer1` in a network namespace of the laboratory: a
-sniffer or a neighbour is put there, as at a `Switch`. Root and systemd-nspawn only. Standard library only.
+sniffer or a neighbour goes there, as at a `Switch`. Root and systemd-nspawn only. Standard library only.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ mkdir up work root
 mount -t overlay -o "lowerdir=$1,upperdir=up,workdir=work" autoip-lab root
 # systemd-nspawn looks at what is at this place: it gets a view of cgroup2 alone, whatever the machine has.
 mount -t cgroup2 autoip-lab /sys/fs/cgroup
-# The guest shares the machine's devices. It is told of its network interfaces, and triggers no others.
+# The guest shares the machine's devices. It gets events of its network interfaces, and triggers no others.
 folder=root/etc/systemd/system/systemd-udev-trigger.service.d
 mkdir -p "$folder"
 printf '%s\\n' '[Service]' ExecStart= 'ExecStart=udevadm trigger --action=add --subsystem-match=net' >"$folder/lab.conf"
@@ -50,7 +50,7 @@ printf '%s\\n' '[Service]' ExecStart= 'ExecStart=udevadm trigger --action=add --
 _BOOT = f"""
 mkdir -p "$1"
 echo $$ >"$1/cgroup.procs"
-# A writable /sys lets systemd-udevd run; the kernel tells it of the interfaces of its own namespace.
+# A writable /sys lets systemd-udevd run; the kernel sends it events of its own namespace's interfaces.
 export SYSTEMD_NSPAWN_API_VFS_WRITABLE=yes
 exec systemd-nspawn --quiet --register=no --keep-unit --boot --directory={_PLACE}/root --machine="$2" \\
     --private-network --network-veth-extra=peer0:eth0 --network-veth-extra=peer1:eth1 \\
@@ -61,7 +61,7 @@ exec systemd-nspawn --quiet --register=no --keep-unit --boot --directory={_PLACE
 
 @final
 class Booted:
-    """One machine; it is off until `boot`. What it writes to its disk stays until `close`.
+    """One machine; it is off until `boot`. Its disk keeps what it writes until `close`.
 
     `lan` is where its cables end.
     """
@@ -89,7 +89,7 @@ class Booted:
     # Its disk
 
     def unpack(self, archive: IO[bytes], folder: str = "") -> None:
-        """Puts the files of a tar archive into a folder of its disk. Raises LabError."""
+        """Put the files of a tar archive into a folder of its disk. Raises LabError."""
         place = f"{_PLACE}/root/{folder}"
         tar = self.lan.popen(
             ["sh", "-c", 'mkdir -p "$1" && exec tar -C "$1" -xf -', "sh", place], stdin=archive
@@ -98,7 +98,7 @@ class Booted:
             raise LabError(f"cannot unpack into {folder or '/'}")
 
     def write(self, path: str, text: str) -> None:
-        """Writes a file of its disk, whether it is on or off; the folder is made if need be."""
+        """Write a file of its disk, on or off; make the folder if need be."""
         script = 'mkdir -p "${1%/*}" && cat >"$1"'
         self.lan.run("sh", "-euc", script, "sh", f"{_PLACE}/root{path}", stdin=text)
 
@@ -109,14 +109,14 @@ class Booted:
         return self._nspawn is not None and self._nspawn.poll() is None
 
     def boot(self, *, cable: bool = True) -> float:
-        """Switches it on and waits until its boot has come to an end; the seconds that this took.
+        """Switch it on and wait until its boot has ended; return the seconds that this took.
 
         Without `cable` eth0 and eth1 have no carrier until `cable(True)`. Raises LabError.
         """
         if self.running:
             raise LabError(f"{self.name} is on already")
         started = time.monotonic()
-        # In a PID namespace of its own: with its first process, which dies with ours, the kernel ends the whole guest.
+        # A PID namespace: its first process dies with ours, and with that one the kernel ends the whole guest.
         apart = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "--"]
         self._nspawn = self.lan.popen(
             [*apart, "sh", "-euc", _BOOT, "sh", self._group, self.name],
@@ -129,14 +129,14 @@ class Booted:
         self._wait(until, "its udev", "sh", "-c", _UDEV_RUNS)
         if cable:
             self.cable(True)
-        # PID 1 has looked once, before udev was there, whether it is, and else never hears of new interfaces.
+        # PID 1 has checked for udev once, before udev was there, and would never get events of new interfaces.
         self.run("systemctl", "daemon-reexec")
-        # "running" and "degraded" both are the end of a boot; which one is for the caller to ask.
+        # "running" and "degraded" both are the end of a boot; the caller may check which one it is.
         self._wait(until, "the end of its boot", "sh", "-c", _BOOTED)
         return time.monotonic() - started
 
     def _wait_init(self, until: float) -> int:
-        """The guest's PID 1, as this machine counts."""
+        """The pid of the guest's PID 1 on this machine."""
         assert self._nspawn is not None
         while self.running and time.monotonic() < until:
             with contextlib.suppress(OSError):
@@ -148,10 +148,10 @@ class Booted:
         raise LabError(f"{self.name} does not start: {self._last_words()}")
 
     def _last_words(self) -> str:
-        """What systemd-nspawn said, once it was killed."""
+        """Return the output of systemd-nspawn, after killing it."""
         assert self._nspawn is not None
         self._nspawn.kill()
-        return self._nspawn.communicate()[0].decode(errors="replace").strip() or "nothing was said"
+        return self._nspawn.communicate()[0].decode(errors="replace").strip() or "no output"
 
     def _wait(self, until: float, what: str, *command: str) -> None:
         while self.run(*command, check=False).strip() != "yes":
@@ -161,7 +161,7 @@ class Booted:
             time.sleep(0.05)
 
     def power_off(self) -> float:
-        """Shuts it down in order; the seconds that this took. Raises LabError if it had to be killed."""
+        """Shut it down in order; return the seconds that this took. Raises LabError if it had to be killed."""
         assert self._nspawn is not None
         started = time.monotonic()
         self.run("systemctl", "poweroff", "--no-block", check=False)
@@ -174,12 +174,12 @@ class Booted:
         return time.monotonic() - started
 
     def reboot(self, *, cable: bool = True) -> float:
-        """Off and on again; as `boot`. systemd-nspawn ends when its guest reboots, so the guest powers off."""
+        """Switch it off and on again, as `boot`: at a reboot of its guest systemd-nspawn would end."""
         self.power_off()
         return self.boot(cable=cable)
 
     def _off(self) -> None:
-        """Whatever still runs of it is killed; nothing is left in the control groups."""
+        """Kill all of its processes; nothing is left in the control groups."""
         if self._nspawn is not None:
             self._nspawn.kill()
             self._nspawn.wait()
@@ -189,7 +189,7 @@ class Booted:
         self.lan.call(_remove_group, Path(self._group))
 
     def close(self) -> None:
-        """Switches it off without further ado; nothing of it is left. May be called twice."""
+        """Switch it off without a shutdown; nothing of it is left. May be called twice."""
         try:
             self._off()
         finally:
@@ -198,7 +198,7 @@ class Booted:
     # In it, and at the other end
 
     def run(self, *command: str, timeout: float = 60, check: bool = True) -> str:
-        """Runs a command in it to its end and gives its standard output. Raises LabError if it fails (with `check`)."""
+        """Run a command in it to its end; return its standard output. Raises LabError if it fails (with `check`)."""
         if self._init is None:
             raise LabError(f"{self.name} is off")
         enter = ["nsenter", "-t", str(self._init)]
@@ -210,11 +210,11 @@ class Booted:
         )
 
     def cable(self, on: bool, which: str = CABLES[0]) -> None:
-        """Puts a cable in, or pulls it, at its other end; all of them are out after a boot without."""
+        """Put a cable in, or pull it, at its other end; all cables are out after a boot without `cable`."""
         self.lan.ip(f"link set {which} {'up' if on else 'down'}")
 
     def entries(self) -> Iterable[tuple[int, str, str]]:
-        """For the timeline: its journal since its boot."""
+        """Return its journal since its boot, for the timeline."""
         if not self.running:
             return []
         with contextlib.suppress(LabError, OSError):
@@ -223,7 +223,7 @@ class Booted:
         return []
 
 
-# Without these two the socket is there, and PID 1 does not know of udev.
+# Without these two the socket is there, but PID 1 does not use udev.
 _UDEV_RUNS = "test -S /run/udev/control && systemctl is-active -q systemd-udevd && echo yes"
 _BOOTED = "case $(systemctl is-system-running) in running | degraded) echo yes ;; esac"
 
@@ -244,7 +244,7 @@ def _journal_entries(text: str, who: str) -> Iterator[tuple[int, str, str]]:
 
 
 def _sweep() -> None:
-    """Removes the control groups, empty by now, of processes that were killed."""
+    """Remove the control groups, empty by now, of processes that were killed."""
     place, _, prefix = _GROUPS.rpartition("/")
     for group in Path(place).glob(f"{prefix}*"):
         if not Path("/proc", group.name.removeprefix(prefix).partition("-")[0]).exists():
@@ -252,7 +252,7 @@ def _sweep() -> None:
 
 
 def _remove_group(group: Path) -> None:
-    """Removes a control group with all below it, once the kernel has seen the end of its processes."""
+    """Remove a control group with all below it, once the kernel has ended its processes."""
     until = time.monotonic() + 5
     while group.exists():
         for folder in sorted(group.glob("**/"), reverse=True):

@@ -1,4 +1,4 @@
-"""A DHCP client under test: a program that calls hooks, and what it called them with."""
+"""A DHCP client under test: a program that calls hooks, and the record of its calls."""
 
 from __future__ import annotations
 
@@ -32,34 +32,30 @@ class Client(Daemon):
         self.log.touch()
 
     def log_line(self, event: str) -> str:
-        """A shell command that notes the event, which may have shell variables in it."""
+        """Return a shell command that notes the event, which may have shell variables in it."""
         return f'[ ! -f {self.log} ] || echo "$(date +%s%N) {event}" >>{self.log}'
 
     def close(self) -> None:
-        # A hook that is still running is to leave nothing behind.
-        if self.running:
-            try:
-                self.stop(3)
-            except LabError:
-                self.kill()
+        # A hook that still runs must leave nothing behind.
+        self.end(3)
         self.log.unlink(missing_ok=True)
         super().close()
 
     def events(self) -> list[tuple[int, str]]:
-        """The events for which its hooks were called, each with its time (CLOCK_REALTIME, ns)."""
+        """Return the events for which its hooks were called, each with its time (CLOCK_REALTIME, ns)."""
         rows = [line.split(maxsplit=1) for line in Path(self.log).read_text().splitlines()]
         return [(int(row[0]), row[1]) for row in rows if len(row) == 2]
 
     def lease(self) -> str:
-        """Its file of the lease, without what differs between two hosts; empty if it keeps none."""
+        """Return its file of the lease, without what differs between two hosts; empty if it keeps none."""
         return ""
 
     def reasons(self) -> list[str]:
-        """The events without their times."""
+        """Return the events without their times."""
         return [event for _, event in self.events()]
 
     def wait_reason(self, reason: str, timeout: float = 60, *, since: int = 0) -> int:
-        """Until its hooks were called so after the first `since` events; when that was (ns). Raises LabError."""
+        """Wait until its hooks were called so after the first `since` events; return the time (ns). Raises LabError."""
         until = time.monotonic() + timeout
         while True:
             for ns, seen in self.events()[since:]:

@@ -1,4 +1,4 @@
-"""A program under test in a namespace: its output with times, its address, its end, what it costs."""
+"""A program under test in a namespace: its output with times, its address, its end, its cost."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ TEMPORARY_PREFIX = f"autoip-lab-{os.getpid()}-"
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a process has cost so far, all its threads together."""
+    """The cost of a process so far, all its threads together."""
 
     threads: int
     voluntary: int
-    """Voluntary context switches: how often it went to sleep, so how often it was woken."""
+    """Voluntary context switches: each is one sleep, so one wake-up."""
     involuntary: int
     cpu_seconds: float
     """In steps of a clock tick, 10 ms."""
@@ -50,7 +50,7 @@ class Usage:
 
 
 def usage(pid: int) -> Usage:
-    """Reads /proc. Raises LabError if the process has ended."""
+    """Read /proc. Raises LabError if the process has ended."""
     root = Path(f"/proc/{pid}")
     counts = {"voluntary_ctxt_switches": 0, "nonvoluntary_ctxt_switches": 0}
     threads = 0
@@ -78,7 +78,7 @@ class Daemon:
     """A command in a namespace that looks after `interface`. It may be started again after it ended.
 
     RUNTIME_DIRECTORY and STATE_DIRECTORY are folders of its own (`runtime`, `state`) that live until `close`, so a
-    second start finds what the first one kept. The working directory is the repository's top folder.
+    second start finds the files of the first one. The working directory is the repository's top folder.
     """
 
     label = "daemon"
@@ -93,7 +93,7 @@ class Daemon:
         terminal: bool = False,
     ) -> None:
         self.terminal = terminal
-        """Its output is a terminal: what a person at the keyboard sees."""
+        """Its output is a terminal, as for a person at the keyboard."""
         self.namespace = namespace
         self.interface = interface
         self.command = list(command)
@@ -125,7 +125,7 @@ class Daemon:
         self.close()
 
     def start(self, *arguments: str, die_with_us: bool = True) -> None:
-        """Starts it; the arguments are added to the command's."""
+        """Start it; the arguments are added to the command's."""
         if self.running:
             raise LabError(f"{self.label} runs already")
         self.started_ns = time.time_ns()
@@ -154,16 +154,16 @@ class Daemon:
             for raw in stream:
                 text = raw.decode(errors="replace").rstrip("\r\n")
                 ns = time.time_ns()
-                # Before those who wait for the line go on.
-                self.said(text)
+                # Before the threads that wait for the line go on.
+                self.printed(text)
                 with self._news:
                     self._lines.append((ns, text))
                     self._news.notify_all()
 
-    def said(self, text: str) -> None:
-        """Called for each line of output, in a thread; for those that want to show it."""
+    def printed(self, text: str) -> None:
+        """Handle a line of output, in a thread; a subclass may show it."""
 
-    # What it says
+    # Its output
 
     @property
     def lines(self) -> list[str]:
@@ -173,7 +173,7 @@ class Daemon:
 
     @property
     def stamped(self) -> list[tuple[int, str]]:
-        """The same, each line with the time at which it was read (CLOCK_REALTIME, ns)."""
+        """The output, each line with the time at which it was read (CLOCK_REALTIME, ns)."""
         with self._news:
             return list(self._lines)
 
@@ -182,33 +182,30 @@ class Daemon:
         return "\n".join(self.lines)
 
     def wait_line(self, pattern: str, timeout: float = 10, *, since: int = 0) -> str:
-        """The first line, from number `since` on, in which the regular expression is found. Raises LabError."""
-        until = time.monotonic() + timeout
+        """Wait for the first line, from number `since` on, that has the regular expression. Raises LabError."""
         with self._news:
-            while True:
-                for _, text in self._lines[since:]:
-                    if re.search(pattern, text):
-                        return text
-                left = until - time.monotonic()
-                if left <= 0:
-                    break
-                self._news.wait(left)
-        raise LabError(f"{self.label} did not say {pattern!r} within {timeout} s")
+            line = self._news.wait_for(lambda: self._line(pattern, since), timeout)
+        if line is None:
+            raise LabError(f"{self.label} did not print {pattern!r} within {timeout} s")
+        return line
+
+    def _line(self, pattern: str, since: int) -> str | None:
+        return next((text for _, text in self._lines[since:] if re.search(pattern, text)), None)
 
     def entries(self) -> Iterable[tuple[int, str, str]]:
         """For the timeline."""
         return [(ns, self.label, f"| {text}") for ns, text in self.stamped]
 
-    # What it holds
+    # Its address
 
     def addresses(self) -> list[IPv4Address]:
-        """The link-local addresses of its interface."""
+        """Return the link-local addresses of its interface."""
         return self.namespace.link_local(self.interface)
 
     def wait_address(
         self, timeout: float = 20, *, other_than: IPv4Address | None = None
     ) -> IPv4Address:
-        """The one link-local address of its interface, once there is exactly one. Raises LabError."""
+        """Wait until its interface has exactly one link-local address; return it. Raises LabError."""
         until = time.monotonic() + timeout
         while True:
             held = self.addresses()
@@ -223,14 +220,14 @@ class Daemon:
             time.sleep(0.01)
 
     def wait_no_address(self, timeout: float = 10) -> None:
-        """Until its interface has no link-local address. Raises LabError."""
+        """Wait until its interface has no link-local address. Raises LabError."""
         until = time.monotonic() + timeout
         while held := self.addresses():
             if time.monotonic() > until:
                 raise LabError(f"{self.interface} still has {held}")
             time.sleep(0.01)
 
-    # What it is
+    # Its process
 
     @property
     def process(self) -> subprocess.Popen[bytes]:
@@ -253,17 +250,17 @@ class Daemon:
         return None if self._process is None else self._process.poll()
 
     def usage(self) -> Usage:
-        """What it has cost so far."""
+        """Return its cost so far."""
         return usage(self.pid)
 
     # Its end
 
     def signal(self, number: int) -> None:
-        """A signal to the program itself."""
+        """Send a signal to the program itself."""
         os.kill(self.pid, number)
 
     def wait(self, timeout: float = 10) -> int:
-        """Waits for its end; the exit status. Raises LabError."""
+        """Wait for its end; return the exit status. Raises LabError."""
         try:
             status = self.process.wait(timeout)
         except subprocess.TimeoutExpired:
@@ -273,19 +270,27 @@ class Daemon:
         return status
 
     def stop(self, timeout: float = 10) -> int:
-        """SIGTERM, and waits; the exit status."""
+        """Send SIGTERM and wait; return the exit status."""
         if self.running:
             self.signal(signal.SIGTERM)
         return self.wait(timeout)
 
+    def end(self, timeout: float) -> None:
+        """Stop it if it runs; after `timeout` seconds, kill it."""
+        if self.running:
+            try:
+                self.stop(timeout)
+            except LabError:
+                self.kill()
+
     def kill(self) -> None:
-        """SIGKILL: the crash."""
+        """Send SIGKILL: a crash."""
         if self.running:
             self.signal(signal.SIGKILL)
         self.wait()
 
     def close(self) -> None:
-        """Ends it by force if need be, and removes its folders. May be called twice."""
+        """End it by force if need be, and remove its folders. May be called twice."""
         if self.running:
             self.signal(signal.SIGTERM)
             try:
@@ -298,6 +303,6 @@ class Daemon:
 
 
 def leftover_folders() -> list[str]:
-    """Temporary folders that this process made and did not remove. Empty is good."""
+    """Return the temporary folders that this process made and did not remove; none is good."""
     place = Path(tempfile.gettempdir())
     return [f"folder {path}" for path in place.glob(f"{TEMPORARY_PREFIX}*")]

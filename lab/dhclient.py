@@ -31,7 +31,7 @@ class Dhclient(Client):
         files = {"-cf": config, "-lf": self.lease_file, "-pf": self.folder / "pid"}
         self._common = [self.path, "-4", *(str(word) for pair in files.items() for word in pair)]
         self.command = [*self._common, "-d", "-v", port.name]
-        # The last hook that is called: what the others do is done when it has been.
+        # The last hook: when it is called, all others have ended.
         machine.write(
             port.host,
             f"/etc/dhcp/dhclient-exit-hooks.d/zzz-{port.name}",
@@ -39,19 +39,19 @@ class Dhclient(Client):
         )
 
     def ask(self, option: str, timeout: float = 30) -> None:
-        """Ends it as its user does: `-r` gives the lease back, `-x` keeps it. A dhclient of its own calls the hooks."""
+        """End it as its user does: `-r` gives the lease back, `-x` keeps it. A dhclient of its own calls the hooks."""
         self.namespace.run(*self._common, option, self.interface, timeout=timeout)
         self.wait()
 
-    # What it says
+    # Its output
 
     def wait_bound(self, timeout: float = 60, *, since: int = 0) -> IPv4Address:
-        """Until it is bound; the address. `since`: a number of lines."""
+        """Wait until it is bound; return the address. `since`: a number of lines."""
         line = self.wait_line(r"bound to ", timeout, since=since)
         return IPv4Address(line.split("bound to ")[1].split()[0])
 
-    def leases(self) -> str:
-        """Its file of leases, without what differs between two hosts and two moments."""
+    def lease(self) -> str:
+        """Return its file of leases, without what differs between two hosts and two moments."""
         text = re.sub(r"\d{4}/\d\d/\d\d \d\d:\d\d:\d\d", "TIME", self.lease_file.read_text())
         text = re.sub(r"fixed-address \S+;", "fixed-address ADDRESS;", text)
         return re.sub(r"(renew|rebind|expire) \d TIME", r"\1 TIME", text)

@@ -11,13 +11,13 @@ from .link import Port
 from .namespace import Namespace
 
 HOOKS = "/usr/lib/dhcpcd"
-"""dhcpcd's script, and the folder of what it reads."""
+"""dhcpcd's script, and the folder of the hooks that it reads."""
 
 CONFIG = "/etc/dhcpcd.conf"
 
 
 def give_own_hooks(namespace: Namespace) -> None:
-    """From now on what is written to dhcpcd's folder of hooks goes with the namespace."""
+    """Give the host its own folder of dhcpcd's hooks, which goes with the namespace."""
     script = (
         f"mkdir /run/lab-hooks && mount -t tmpfs -o mode=755 autoip-lab /run/lab-hooks"
         f" && cp -a {HOOKS}/. /run/lab-hooks && mount --bind /run/lab-hooks {HOOKS}"
@@ -32,13 +32,13 @@ class DhcpcdClient(Client):
     program = "dhcpcd"
     package = "dhcpcd-base"
     shortest_lease = 20
-    """Seconds: it takes shorter ones for so long."""
+    """Seconds: dhcpcd takes a shorter lease for this long."""
 
     def __init__(self, port: Port, *, ipv4ll: bool = False) -> None:
         super().__init__(port)
         machine.write(port.host, CONFIG, "ipv4only\nduid\n" + ("" if ipv4ll else "noipv4ll\n"))
         self.command = [self.path, "--nobackground", "--debug", port.name]
-        # The last hook that is read: what the others do is done when it has been.
+        # The last hook: when it is read, all others have ended.
         machine.write(
             port.host,
             f"{HOOKS}/dhcpcd-hooks/99-lab-{port.name}",
@@ -46,12 +46,12 @@ class DhcpcdClient(Client):
         )
 
     def release(self) -> None:
-        """Gives the lease back and ends, as `dhcpcd --release` says to it."""
+        """Give the lease back and end it, as `dhcpcd --release` does."""
         self.signal(signal.SIGALRM)
         self.wait()
 
     def kill(self) -> None:
-        """SIGKILL to it and to its helpers, which it would leave behind."""
+        """Kill it and its helpers, which it would leave behind."""
         helpers = [pid for pid in self.namespace.processes() if self._is_helper(pid)]
         super().kill()
         for pid in helpers:

@@ -27,7 +27,7 @@ Ip = IPv4Address | str
 
 
 def mac_bytes(mac: str) -> bytes:
-    """Six bytes of "02:00:00:00:00:01"; ValueError for anything else."""
+    """Return the six bytes of "02:00:00:00:00:01"; ValueError for anything else."""
     raw = bytes.fromhex(mac.replace(":", ""))
     if len(raw) != 6:
         raise ValueError(f"not a MAC address: {mac!r}")
@@ -35,13 +35,13 @@ def mac_bytes(mac: str) -> bytes:
 
 
 def mac_text(raw: bytes) -> str:
-    """The usual notation of six bytes."""
+    """Return the usual notation of six bytes."""
     return raw.hex(":")
 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One frame as a sniffer saw it."""
+    """One frame that a sniffer recorded."""
 
     ns: int
     """CLOCK_REALTIME in nanoseconds: the kernel's stamp (SO_TIMESTAMPNS)."""
@@ -126,7 +126,7 @@ class ArpFrame(Frame):
 def parse(
     data: bytes, *, ns: int = 0, port: str = "", from_host: bool = True, vlan: int | None = None
 ) -> Frame:
-    """An `ArpFrame` if the bytes are ARP for IPv4 over Ethernet, else a plain `Frame`. Never raises."""
+    """Return an `ArpFrame` if the bytes are ARP for IPv4 over Ethernet, else a plain `Frame`. Never raises."""
     if len(data) >= 42 and data[12:20] == b"\x08\x06\x00\x01\x08\x00\x06\x04":
         op, sha, spa, tha, tpa = struct.unpack("!H6s4s6s4s", data[20:42])
         return ArpFrame(
@@ -154,7 +154,7 @@ def arp(
     destination: str = BROADCAST,
     source: str | None = None,
 ) -> bytes:
-    """42 bytes; `source` (the Ethernet header's sender) is `sha` unless given."""
+    """Return 42 bytes; `source` (the Ethernet header's sender) is `sha` unless given."""
     return (
         mac_bytes(destination)
         + mac_bytes(sha if source is None else source)
@@ -167,7 +167,7 @@ def arp(
 
 
 def probe(mac: str, address: Ip, *, destination: str = BROADCAST) -> bytes:
-    """A probe for `address`; with a unicast `destination` what switches send for device tracking."""
+    """Return a probe for `address`; with a unicast `destination`, as switches send it for device tracking."""
     return arp(REQUEST, sha=mac, spa=NO_ADDRESS, tpa=address, destination=destination)
 
 
@@ -177,19 +177,19 @@ def announcement(mac: str, address: Ip) -> bytes:
 
 
 def conflict_request(mac: str, address: Ip, target: Ip = "169.254.0.1") -> bytes:
-    """A request for another host whose sender claims `address`."""
+    """Return a request for another host whose sender claims `address`."""
     return arp(REQUEST, sha=mac, spa=address, tpa=target)
 
 
 def conflict_reply(
     mac: str, address: Ip, tha: str = NO_MAC, tpa: Ip = NO_ADDRESS, destination: str = BROADCAST
 ) -> bytes:
-    """A reply whose sender claims `address`."""
+    """Return a reply whose sender claims `address`."""
     return arp(REPLY, sha=mac, spa=address, tha=tha, tpa=tpa, destination=destination)
 
 
 def answer(mac: str, request: ArpFrame) -> bytes:
-    """What a host with the asked address answers: a unicast reply (RFC 826)."""
+    """Return the answer of the host with the address: a unicast reply (RFC 826)."""
     return arp(
         REPLY,
         sha=mac,
@@ -201,22 +201,22 @@ def answer(mac: str, request: ArpFrame) -> bytes:
 
 
 def tagged(frame: bytes, vlan: int) -> bytes:
-    """The frame with an 802.1Q tag."""
+    """Return the frame with an 802.1Q tag."""
     return frame[:12] + struct.pack("!HH", ETHERTYPE_VLAN, vlan) + frame[12:]
 
 
 def padded(frame: bytes, length: int = 60) -> bytes:
-    """The frame filled up with zeros to the Ethernet minimum."""
+    """Return the frame, filled up with zeros to the Ethernet minimum."""
     return frame.ljust(length, b"\0")
 
 
 def garbage(rng: random.Random, *, arp_like: bool = True, longest: int = 200) -> bytes:
-    """Random bytes of a random length with a valid Ethernet header: broadcast, and ARP if so wanted."""
+    """Return random bytes of a random length with a valid Ethernet header: broadcast, optionally of ARP."""
     head = mac_bytes(BROADCAST) + b"\x02" + rng.randbytes(5)
     head += struct.pack("!H", ETHERTYPE_ARP) if arp_like else rng.randbytes(2)
     return head + rng.randbytes(rng.randrange(longest))
 
 
 def gaps(frames: Sequence[Frame]) -> list[float]:
-    """Seconds between each frame and the next."""
+    """Return the seconds between each frame and the next."""
     return [(b.ns - a.ns) / 1e9 for a, b in itertools.pairwise(frames)]

@@ -1,6 +1,6 @@
 """What happened in a test, in the order of time: frames, addresses, log lines of programs.
 
-Every recorder of the laboratory (sniffer, address monitor, program) registers here; `timeline()` merges what they saw.
+Every recorder of the laboratory (sniffer, address monitor, program) registers here; `timeline()` merges their entries.
 The registry is emptied before each test, not after it, so that a failure report can still read it.
 """
 
@@ -12,7 +12,7 @@ from typing import Protocol
 
 
 class Source(Protocol):
-    """Something that records; `entries` gives (CLOCK_REALTIME in ns, who, what)."""
+    """A source of the timeline; `entries` returns (CLOCK_REALTIME in ns, name, event)."""
 
     def entries(self) -> Iterable[tuple[int, str, str]]: ...
 
@@ -22,19 +22,19 @@ _sources: list[Source] = []
 
 
 def register(source: Source) -> None:
-    """Adds a recorder to the timeline of the test that is running."""
+    """Add a recorder to the timeline of the running test."""
     with _lock:
         _sources.append(source)
 
 
 def forget() -> None:
-    """Empties the registry: a new test begins."""
+    """Empty the registry: a new test begins."""
     with _lock:
         _sources.clear()
 
 
 def timeline(limit: int = 400) -> str:
-    """All entries by time, one a line, in seconds since the first; at most the last `limit` ones."""
+    """Return all entries by time, one a line, in seconds since the first; at most the last `limit` ones."""
     with _lock:
         sources = list(_sources)
     entries = sorted(entry for source in sources for entry in source.entries())

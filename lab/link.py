@@ -1,6 +1,6 @@
 """Cables: a switch in a namespace of its own, and a veth pair from it to each host.
 
-The switch's end of each cable is where a test looks and speaks: a frame sent there arrives at that host alone, and what
+A test records and sends at the switch's end of each cable: a frame sent there arrives at that host alone, and what
 the host sends is seen there whether or not the cable is plugged into the bridge.
 """
 
@@ -34,7 +34,7 @@ class Switch:
         self.close()
 
     def bridge(self) -> str:
-        """The bridge's name; it is made on first use. No spanning tree: a port forwards at once."""
+        """Return the bridge's name; make the bridge on first use. No spanning tree: a port forwards at once."""
         if not self._bridge:
             self.namespace.ip(
                 "link add name sw type bridge stp_state 0 forward_delay 0 mcast_snooping 0"
@@ -53,7 +53,7 @@ class Switch:
         plugged: bool = False,
         sniff: bool = True,
     ) -> Port:
-        """A cable to `host`, where it is the interface `name` (up to 15 characters)."""
+        """Return a cable to `host`, where it is the interface `name` (up to 15 characters)."""
         number = next(self._numbers)
         port = Port(self, host, name, number, mac or f"02:00:00:00:00:{number:02x}", up, sniff)
         self.ports.append(port)
@@ -62,7 +62,7 @@ class Switch:
         return port
 
     def close(self) -> None:
-        """Takes everything down. May be called twice."""
+        """Remove everything. May be called twice."""
         for port in self.ports:
             port.close()
         self.namespace.close()
@@ -110,9 +110,9 @@ class Port:
     # The cable
 
     def create(self, *, up: bool = True) -> None:
-        """Makes both ends (again, after `delete`), with the same names and MACs."""
+        """Make both ends (again, after `delete`), with the same names and MACs."""
         # Another index than the host's end: where a veth's two indexes are equal (each namespace counts from 2) the
-        # kernel takes it for a plain device and tells its change of carrier only once a second.
+        # kernel takes it for a plain device and reports its change of carrier only once a second.
         self.switch.namespace.ip(
             f"link add name {self.far} index {self._far_index} address {self._far_mac} type veth"
             f" peer name {self.name} address {self.mac} netns {self.host.path}"
@@ -128,19 +128,19 @@ class Port:
             self.up()
 
     def delete(self) -> None:
-        """The interface is pulled out of the machine: both ends are gone."""
+        """Remove both ends, as when the interface is pulled out of the machine."""
         if self._socket is not None:
             self._socket.close()
             self._socket = None
         self.host.ip(f"link del {self.name}")
 
     def up(self) -> None:
-        """Sets the host's end up and waits until both ends carry frames: until then the kernel drops them silently."""
+        """Set the host's end up and wait until both ends carry frames: until then the kernel drops them silently."""
         self.host.ip(f"link set {self.name} up")
         self._wait_carries()
 
     def _wait_carries(self, timeout: float = 5) -> None:
-        """Returns at once if the host's end is down."""
+        """Wait until the host's end carries frames; return at once if it is down."""
         if "UP" not in json.loads(self.host.ip(f"-j link show {self.name}"))[0]["flags"]:
             return
         until = time.monotonic() + timeout
@@ -157,25 +157,25 @@ class Port:
         self.host.ip(f"link set {self.name} down")
 
     def carrier(self, on: bool) -> None:
-        """Pulls the cable at the switch's end, or puts it back; the host's interface stays up."""
+        """Pull the cable at the switch's end, or put it back; the host's interface stays up."""
         self.switch.namespace.ip(f"link set {self.far} {'up' if on else 'down'}")
         if on:
             self._wait_carries()
 
     def dormant(self, on: bool) -> None:
-        """As before 802.1X or Wi-Fi association: carrier, but IFF_RUNNING is off and operstate is dormant."""
+        """Set the state before 802.1X or Wi-Fi association: carrier, without IFF_RUNNING, and operstate dormant."""
         if on:
             self.host.ip(f"link set {self.name} mode dormant state dormant")
         else:
             self.host.ip(f"link set {self.name} mode default state up")
 
     def set_mac(self, mac: str) -> None:
-        """A new hardware address while the interface is up."""
+        """Set a new hardware address while the interface is up."""
         self.host.ip(f"link set {self.name} address {mac}")
         self.mac = mac
 
     def rename(self, name: str) -> None:
-        """A new name while the interface is up, as kernels since 6.2 allow; older ones need it down."""
+        """Set a new name while the interface is up, as kernels since 6.2 allow; older ones need it down."""
         try:
             self.host.ip(f"link set {self.name} name {name}")
         except LabError:
@@ -184,23 +184,18 @@ class Port:
             self.up()
         self.name = name
 
-    def set_mtu(self, mtu: int) -> None:
-        """At both ends."""
-        self.host.ip(f"link set {self.name} mtu {mtu}")
-        self.switch.namespace.ip(f"link set {self.far} mtu {mtu}")
-
     def plug(self) -> None:
-        """Into the bridge: the host hears the other plugged hosts."""
+        """Put the cable into the bridge: the host gets the frames of the other plugged hosts."""
         self.switch.namespace.ip(f"link set {self.far} master {self.switch.bridge()}")
 
     def unplug(self) -> None:
-        """Out of the bridge: alone, with carrier."""
+        """Take the cable out of the bridge: alone, with carrier."""
         self.switch.namespace.ip(f"link set {self.far} nomaster")
 
     def lose(self, *, from_host: int = 0, to_host: int = 0) -> None:
-        """Drops so many percent of the frames at random; 0, 0 ends it. Needs nft with the netdev family.
+        """Drop so many percent of the frames at random; 0, 0 ends it. Needs nft with the netdev family.
 
-        The sniffer still sees what was dropped on the way from the host: the tap comes before the rule.
+        The sniffer also records the dropped frames of the host: the tap comes before the rule.
         """
         for namespace, interface, percent in (
             (self.switch.namespace, self.far, from_host),
@@ -218,10 +213,10 @@ class Port:
                 )
             namespace.run("nft", "-f", "-", stdin=rules)
 
-    # Speaking
+    # Sending
 
     def send(self, frame: bytes) -> None:
-        """To the host, as it is (14 bytes at least). Raises OSError."""
+        """Send a frame to the host unchanged (14 bytes at least). Raises OSError."""
         if self._socket is None:
             sock = self.switch.namespace.call(socket.socket, socket.AF_PACKET, socket.SOCK_RAW, 0)
             try:
@@ -233,7 +228,7 @@ class Port:
         self._socket.send(frame)
 
     def send_stamped(self, frame: bytes, timeout: float = 5) -> int:
-        """As `send`; gives the kernel's stamp of the frame that left (CLOCK_REALTIME, ns). ARP frames only."""
+        """Do as `send`; return the kernel's stamp of the frame that left (CLOCK_REALTIME, ns). ARP frames only."""
         since = self.sniffer.mark()
         self.send(frame)
         seen = self.sniffer.wait_for(
@@ -242,13 +237,13 @@ class Port:
         return seen.ns
 
     def neighbour(self, *rules: Rule, mac: str = "02:00:00:00:00:fe") -> Neighbour:
-        """A scripted host at the switch's end of this cable. It ends with the port."""
+        """Return a scripted host at the switch's end of this cable. It ends with the port."""
         neighbour = Neighbour(self.switch.namespace, self.far, *rules, mac=mac)
         self.neighbours.append(neighbour)
         return neighbour
 
     def close(self) -> None:
-        """Stops what listens and speaks here; the cable itself goes with the namespaces."""
+        """Stop the port's sniffer and neighbours; the cable itself goes with the namespaces."""
         for neighbour in self.neighbours:
             neighbour.close()
         if self._socket is not None:

@@ -6,12 +6,12 @@ from pathlib import Path
 
 from .namespace import Namespace
 
-_STRANGERS = ("avahi-autoipd", "zzz_avahi-autoipd", "resolved", "timesyncd")
-"""Hooks of packages that happen to be installed; they would act for themselves."""
+_FOREIGN_HOOKS = ("avahi-autoipd", "zzz_avahi-autoipd", "resolved", "timesyncd")
+"""Hooks of packages that happen to be installed, which would act on their own."""
 
 
 def give_own_files(namespace: Namespace) -> None:
-    """From now on what the host's programs write to /etc and /var/lib goes with the namespace."""
+    """Give the host its own /etc and /var/lib, which go with the namespace."""
     script = """
         set -e
         mkdir /run/lab-etc
@@ -23,19 +23,19 @@ def give_own_files(namespace: Namespace) -> None:
         mkdir /var/lib/dhcp
         umount /run/lab-etc
         rmdir /run/lab-etc
-        find /etc/dhcp /etc/network -type f \\( {strangers} \\) -delete
+        find /etc/dhcp /etc/network -type f \\( {foreign} \\) -delete
     """
-    strangers = " -o ".join(f"-name {name}" for name in _STRANGERS)
-    namespace.run("sh", "-c", script.replace("{strangers}", strangers))
+    foreign = " -o ".join(f"-name {name}" for name in _FOREIGN_HOOKS)
+    namespace.run("sh", "-c", script.replace("{foreign}", foreign))
 
 
 def read(namespace: Namespace, path: str) -> str:
-    """A file as the host's programs see it; empty if there is none."""
+    """Return a file of the host's programs; empty if there is none."""
     return namespace.run("cat", path, check=False)
 
 
 def write(namespace: Namespace, path: str, text: str, mode: int = 0o644) -> None:
-    """Writes a file there; the folder is made if need be."""
+    """Write a file there; make the folder if need be."""
     folder = str(Path(path).parent)
     script = 'mkdir -p "$1" && cat >"$2" && chmod "$3" "$2"'
     namespace.run("sh", "-c", script, "sh", folder, path, f"{mode:o}", stdin=text)

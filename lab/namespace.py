@@ -1,9 +1,9 @@
 """Network namespaces that belong to the process that made them.
 
-A namespace here is a thread that has left the others: it has a network namespace and a mount namespace of its own, and
-runs what it is given. No name is put under /run/netns, so nothing is left behind even if the tests are killed: with the
+A namespace here is a thread with a network namespace and a mount namespace of its own, which
+runs functions. There is no name under /run/netns, so nothing is left behind even if the tests are killed: with the
 thread goes the namespace, and with it the programs started in it (they ask the kernel for SIGKILL at the thread's end).
-To look inside while a test waits: `nsenter --net=PATH` with the `path` of the namespace.
+To enter one while a test waits: `nsenter --net=PATH` with the `path` of the namespace.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _made: dict[int, str] = {}
 
 
 class LabError(AssertionError):
-    """The laboratory did not get what it waited for, or a command of it failed."""
+    """The laboratory waited in vain, or one of its commands failed."""
 
 
 def _check(result: int, what: str) -> None:
@@ -62,12 +62,12 @@ def _mount(source: str, target: str, kind: str, flags: int, data: str | None = N
 
 
 def _leave_the_others() -> tuple[int, int]:
-    """Runs in the namespace's thread. Gives the thread's id and the inode of its network namespace."""
+    """Make the namespaces, in the namespace's thread. Return the thread's id and the inode of its network namespace."""
     _check(_libc.unshare(CLONE_NEWNET | CLONE_NEWNS), "unshare")
     _mount("none", "/", "none", MS_REC | MS_PRIVATE)
-    # A private /run: programs of the tests must neither see this machine's services nor leave a file.
+    # A private /run: programs of the tests must neither find this machine's services nor leave a file.
     _mount("autoip-lab", "/run", "tmpfs", MS_NOSUID | MS_NODEV, "mode=755")
-    # /sys/class/net shows the namespace of whoever mounted it. Without root a container may refuse: not needed then.
+    # /sys/class/net shows the namespace of its mounter. Without root a container may refuse: not needed then.
     with contextlib.suppress(OSError):
         _mount("autoip-lab", "/sys", "sysfs", MS_NOSUID | MS_NODEV | MS_NOEXEC)
     # No IPv6: silence on the wire is then silence. A kernel without it has no such file.
@@ -86,7 +86,7 @@ def _net_inode(pid: int) -> int | None:
 
 
 def processes_in(inodes: Iterable[int]) -> list[int]:
-    """Pids of all processes, ours excepted, whose network namespace is one of these."""
+    """Return the pids of all processes, ours excepted, whose network namespace is one of these."""
     wanted = frozenset(inodes)
     pids = (int(name) for name in os.listdir("/proc") if name.isdigit())
     return [pid for pid in pids if pid != os.getpid() and _net_inode(pid) in wanted]
@@ -126,7 +126,7 @@ class Namespace:
         self.close()
 
     def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """What `function` gives, run inside. For short things (open a socket, start a program): one at a time.
+        """Run `function` inside; return its result. For short calls (open a socket, start a program): one at a time.
 
         A socket opened inside belongs to the namespace for ever and may be used from any thread. What runs inside
         may call this again.
@@ -143,7 +143,7 @@ class Namespace:
         die_with_us: bool = True,
         **kwargs: Any,
     ) -> subprocess.Popen[bytes]:
-        """Starts a program inside; its pid is the program's own. It is killed at the latest in `close`.
+        """Start a program inside; its pid is the program's own. It is killed at the latest in `close`.
 
         `die_with_us=False` spares one exec (about a millisecond), for what measures the start.
         """
@@ -158,7 +158,7 @@ class Namespace:
         return child
 
     def run(self, *command: str, timeout: float = 20, check: bool = True, stdin: str = "") -> str:
-        """Runs a command to its end and gives its standard output. Raises LabError if it fails (with `check`)."""
+        """Run a command to its end; return its standard output. Raises LabError if it fails (with `check`)."""
         child = self.popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
@@ -176,15 +176,15 @@ class Namespace:
         return out.decode(errors="replace")
 
     def ip(self, arguments: str) -> str:
-        """`ip ARGUMENTS` inside."""
+        """Run `ip ARGUMENTS` inside."""
         return self.run("ip", *shlex.split(arguments))
 
     def index(self, interface: str) -> int:
-        """The interface's index; OSError if there is none of that name."""
+        """Return the interface's index; OSError if there is none of that name."""
         return self.call(socket.if_nametoindex, interface)
 
     def addresses(self, interface: str | None = None) -> list[rtnl.Address]:
-        """IPv4 addresses, of one interface or of all but lo. An interface that is not there has none."""
+        """Return IPv4 addresses, of one interface or of all but lo. An interface that is not there has none."""
         with self._netlink_lock:
             if self._netlink is None:
                 self._netlink = self.call(
@@ -201,11 +201,11 @@ class Namespace:
         return [address for address in found if address.index == index]
 
     def link_local(self, interface: str) -> list[IPv4Address]:
-        """The addresses of 169.254/16 that the interface has."""
+        """Return the interface's addresses in 169.254/16."""
         return [entry.address for entry in self.addresses(interface) if entry.link_local]
 
     def send_udp(self, destination: IPv4Address | str, payload: bytes = b"x") -> None:
-        """A datagram: the kernel asks the link for the destination by ARP, from the address that it selects."""
+        """Send a datagram: the kernel asks the link for the destination by ARP, from the address that it selects."""
 
         def send() -> None:
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
@@ -214,11 +214,11 @@ class Namespace:
         self.call(send)
 
     def processes(self) -> list[int]:
-        """Pids of the programs inside."""
+        """Return the pids of the programs inside."""
         return processes_in([self.inode])
 
     def kill_all(self, timeout: float = 5) -> None:
-        """SIGKILL to every program inside, and waits for the end of each. Raises LabError if one stays."""
+        """Kill every program inside, and wait for the end of each. Raises LabError if one stays."""
         until = time.monotonic() + timeout
         while pids := self.processes():
             for pid in pids:
@@ -248,7 +248,7 @@ class Namespace:
             child.poll()
 
     def close(self) -> None:
-        """Ends every program inside and the namespace. May be called twice."""
+        """End every program inside and the namespace. May be called twice."""
         if self._closed:
             return
         self._closed = True
@@ -284,7 +284,7 @@ atexit.register(_close_all)
 
 
 def _socket_namespace(fd: int) -> int | None:
-    """Inode of the network namespace that an open socket keeps alive."""
+    """Return the inode of the network namespace that an open socket keeps alive."""
     siocgskns = 0x894C
     handle = _libc.ioctl(fd, ctypes.c_ulong(siocgskns))
     if handle < 0:
@@ -316,7 +316,7 @@ def _held_by_us() -> Iterator[str]:
 
 
 def leftovers() -> list[str]:
-    """What is left of the namespaces of this process: programs, threads, open sockets. Empty is good."""
+    """Return what is left of the namespaces of this process: programs, threads, open sockets. Nothing is good."""
     # Only namespaces that were not closed: the kernel gives the number of one that is gone to the next, of anybody.
     living = [namespace.inode for namespace in _living.values()]
     left = [f"process {pid} still runs in a namespace" for pid in processes_in(living)]

@@ -1,4 +1,4 @@
-"""A scripted host: answers ARP frames by rules, and speaks on demand."""
+"""A scripted host: answers ARP frames by rules, and sends frames on demand."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from .namespace import Namespace
 ETH_P_ARP = 0x0806
 
 Rule = Callable[["Neighbour", ArpFrame], Iterable[bytes]]
-"""What the host sends when it received a frame: nothing, or some frames."""
+"""The host's answer to a frame: none, or some frames."""
 
 
 def answers_probes(
     first: int | None = None, addresses: Container[IPv4Address] | None = None
 ) -> Rule:
-    """Answers probes by "that is mine": the first so many (None: every one, as proxy ARP does), for these addresses."""
+    """Answer probes by a claim: the first so many (None: every one, as proxy ARP does), for these addresses."""
     answered = 0
 
     def rule(host: Neighbour, frame: ArpFrame) -> Iterable[bytes]:
@@ -38,7 +38,7 @@ def answers_probes(
 
 
 def probes_too(first: int | None = 1) -> Rule:
-    """Wants the same address at the same time: answers the first so many probes by a probe of its own."""
+    """Try the same address at the same time: answer the first so many probes by a probe."""
     sent = 0
 
     def rule(host: Neighbour, frame: ArpFrame) -> Iterable[bytes]:
@@ -56,23 +56,9 @@ def echoes(host: Neighbour, frame: ArpFrame) -> Iterable[bytes]:
     return [frame.data]
 
 
-def disputes_announcements(first: int | None = None) -> Rule:
-    """Disputes the first so many announcements (None: every one): the address is never given in peace."""
-    sent = 0
-
-    def rule(host: Neighbour, frame: ArpFrame) -> Iterable[bytes]:
-        nonlocal sent
-        if not frame.is_announcement or (first is not None and sent >= first):
-            return []
-        sent += 1
-        return [frames.announcement(host.mac, frame.spa)]
-
-    return rule
-
-
 @final
 class Neighbour(Reader):
-    """Lives at an interface of a namespace (a port's far end, or a host's own interface)."""
+    """A host at an interface of a namespace (a port's far end, or a host's own interface)."""
 
     def __init__(
         self,
@@ -100,11 +86,11 @@ class Neighbour(Reader):
         return self
 
     def rebind(self) -> None:
-        """After the interface was made again under its name."""
+        """Open the interface again, after it was made anew under its name."""
         self._sock.bind((self.interface, ETH_P_ARP))
 
     def become(self, *rules: Rule) -> None:
-        """New rules instead of the present ones."""
+        """Replace the rules."""
         with self._lock:
             self._rules = list(rules)
 
@@ -115,7 +101,7 @@ class Neighbour(Reader):
             return list(self._answered)
 
     def received(self) -> None:
-        # A socket bound to ETH_P_ARP is never given what leaves: an echo does not echo itself.
+        # A socket bound to ETH_P_ARP never gets frames that leave: an echo does not echo itself.
         frame = frames.parse(self._sock.recv(2048), port=self.interface)
         if not isinstance(frame, ArpFrame):
             return
@@ -130,11 +116,11 @@ class Neighbour(Reader):
     # On demand
 
     def send(self, frame: bytes) -> None:
-        """Any frame. Raises OSError."""
+        """Send any frame. Raises OSError."""
         self._sock.send(frame)
 
     def dispute(self, address: Ip, *, reply: bool = False) -> None:
-        """Says that `address` is its own: an ordinary request for some other host, or a reply."""
+        """Claim `address`: send an ordinary request for some other host, or a reply."""
         make = frames.conflict_reply if reply else frames.conflict_request
         self.send(make(self.mac, address))
 

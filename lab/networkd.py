@@ -19,7 +19,7 @@ _CAPABILITIES = ",".join(f"+{name}" for name in ("net_admin", "net_bind_service"
 class NetworkdClient(Client):
     """networkd for `port`, and for what `serve` names of the same host.
 
-    `events` are the states that networkd-dispatcher tells of, for `port` alone. It is networkd's process that
+    `events` are the states that networkd-dispatcher reports, for `port` alone. It is networkd's process that
     `pid`, `kill` and the like are about.
     """
 
@@ -41,7 +41,7 @@ class NetworkdClient(Client):
         self.serve(port.name)
         script = f'#!/bin/sh\n[ "$IFACE" != {port.name} ] || {{ {self.log_line("$STATE")}; }}\n'
         for state in STATES:
-            # The last one in the folder: what the others do is done when it has been run.
+            # The last hook: when it is run, all others have ended.
             machine.write(host, f"/etc/networkd-dispatcher/{state}.d/zzz-lab", script, 0o755)
         self.command = [
             *("setpriv", "--reuid=systemd-network", "--regid=systemd-network", "--clear-groups"),
@@ -61,7 +61,7 @@ class NetworkdClient(Client):
         self.dispatcher.label = "networkd-dispatcher"
 
     def serve(self, interface: str, settings: str = "DHCP=ipv4") -> None:
-        """From its next start on it manages this interface."""
+        """Have it manage this interface from its next start on."""
         machine.write(
             self.namespace,
             f"/etc/systemd/network/10-{interface}.network",
@@ -69,7 +69,7 @@ class NetworkdClient(Client):
         )
 
     def start(self, *arguments: str, die_with_us: bool = True) -> None:
-        """The bus (if need be), networkd, then the dispatcher (if need be), as at boot."""
+        """Start the bus (if need be), networkd, then the dispatcher (if need be), as at boot."""
         if not self.bus.running:
             self.bus.start()
             self.bus.wait_line("unix:")
@@ -86,7 +86,7 @@ class NetworkdClient(Client):
         return "\n".join(line for line in lines if not line.startswith(own))
 
     def networkctl(self, *words: str) -> str:
-        """The command, with what it says."""
+        """Run the command; return its output."""
         return self.namespace.run("networkctl", "--no-pager", *words)
 
     def close(self) -> None:

@@ -1,6 +1,6 @@
 """NetworkManager with a D-Bus system bus and a dispatcher of its own, for the interfaces of one host.
 
-The bus has Debian's policy, so what an unprivileged client may do there it may do here. Nothing of this machine's
+The bus has Debian's policy, so an unprivileged client has the same rights as in Debian. Nothing of this machine's
 /run, /etc or /var is seen or written: the host has files of its own, seen by all its programs.
 """
 
@@ -24,7 +24,7 @@ _BUS_POLICY = Path("/usr/share/dbus-1/system.conf")
 _DISPATCHER_SERVICE = Path(
     "/usr/share/dbus-1/system-services/org.freedesktop.nm_dispatcher.service"
 )
-# What is ours alone: a daemon, its user, its files, and what else of this machine it may start.
+# Ours alone: the daemon, its user, its files, and the services that it may start.
 _NOT_OURS = r"<(user|pidfile|servicehelper)>.*?</\1>|<(fork|syslog|standard_system_servicedirs)/>"
 
 # Its folders, empty, and none of what packages have put there.
@@ -61,7 +61,7 @@ class SystemBus(Daemon):
         self.command = [path, f"--config-file={config}", "--nofork", "--nopidfile", "--nosyslog"]
 
     def start(self, *arguments: str, die_with_us: bool = True) -> None:
-        """Starts it and waits until it listens."""
+        """Start it and wait until it listens."""
         self.namespace.run("mkdir", "-p", str(BUS_SOCKET.parent))
         self.namespace.run("rm", "-f", str(BUS_SOCKET))
         super().start(*arguments, die_with_us=die_with_us)
@@ -72,10 +72,10 @@ class SystemBus(Daemon):
 
 
 class NetworkManager(Daemon):
-    """NetworkManager for a host's interfaces, not started yet; `bus` has to run.
+    """NetworkManager for a host's interfaces, not started yet; `bus` must run.
 
     Args:
-        host: where it runs; it has to have files of its own (`machine.give_own_files`). All links but `lo` are managed,
+        host: must have files of its own (`machine.give_own_files`). All links but `lo` are managed,
             those of `unmanaged` excepted.
         unmanaged: names of interfaces that it leaves alone.
     """
@@ -95,7 +95,7 @@ class NetworkManager(Daemon):
             "[main]\nplugins=keyfile\nauth-polkit=false\ndns=none\nrc-manager=unmanaged\n"
             "no-auto-default=*\ndhcp=internal\nsystemd-resolved=false\nhostname-mode=none\n"
             f"[keyfile]\nunmanaged-devices=interface-name:lo{exceptions}\n"
-            # It leaves a veth alone unless told.
+            # By default it leaves a veth alone.
             "[device-lab]\nmatch-device=interface-name:*,except:interface-name:lo"
             f"{exceptions.replace(';', ',except:')}\nmanaged=1\n"
             "[connectivity]\nenabled=false\n",
@@ -108,12 +108,12 @@ class NetworkManager(Daemon):
         self.env["LEVEL"] = "INFO"
 
     def start(self, *arguments: str, die_with_us: bool = True) -> None:
-        """Starts it and waits until it answers."""
+        """Start it and wait until it answers."""
         super().start(*arguments, die_with_us=die_with_us)
         _wait(lambda: self.nmcli("-g RUNNING general", check=False).strip() == "running", "NM", 60)
 
     def nmcli(self, arguments: str, *, check: bool = True, timeout: float = 100) -> str:
-        """`nmcli ARGUMENTS`, its output."""
+        """Run `nmcli ARGUMENTS`; return its output."""
         return self.namespace.run("nmcli", *arguments.split(), check=check, timeout=timeout)
 
     def add_profile(self, interface: str, *, name: str = "", **settings: str) -> str:
@@ -124,13 +124,13 @@ class NetworkManager(Daemon):
         return name
 
     def device_state(self, interface: str) -> int:
-        """The number of the device's state, as NM_DEVICE_STATE; 0 if it knows no such device."""
-        told = self.nmcli(f"-g GENERAL.STATE device show {interface}", check=False)
-        number = told.split(" ", 1)[0]
+        """Return the number of the device's state, as NM_DEVICE_STATE; 0 if it has no such device."""
+        state = self.nmcli(f"-g GENERAL.STATE device show {interface}", check=False)
+        number = state.split(" ", 1)[0]
         return int(number) if number.isdigit() else 0
 
     def wait_state(self, interface: str, *wanted: int, timeout: float = 60) -> int:
-        """Until the device is in one of the states; which. Raises LabError."""
+        """Wait until the device is in one of the states; return which. Raises LabError."""
         until = time.monotonic() + timeout
         while (state := self.device_state(interface)) not in wanted:
             if time.monotonic() > until:
@@ -139,12 +139,11 @@ class NetworkManager(Daemon):
         return state
 
     def active(self, interface: str) -> str:
-        """The name of the profile that is active on the interface; empty if there is none."""
-        told = self.nmcli(f"-g GENERAL.CONNECTION device show {interface}", check=False)
-        return told.strip()
+        """Return the name of the profile that is active on the interface; empty if there is none."""
+        return self.nmcli(f"-g GENERAL.CONNECTION device show {interface}", check=False).strip()
 
     def states(self, interface: str) -> list[tuple[int, int]]:
-        """The changes of the device's state that it logged so far, as (old, new)."""
+        """Return the changes of the device's state that it logged so far, as (old, new)."""
         pattern = rf"device \({re.escape(interface)}\): state change: ([\w-]+) -> ([\w-]+)"
         return [
             (STATES[found[1]], STATES[found[2]])

@@ -40,11 +40,11 @@ class Peer(Daemon):
     package = ""
     """Debian's package."""
     takes_candidate = False
-    """Whether it can be told its first candidate; else that follows from the MAC alone, see `first_candidate`."""
+    """Whether it takes a first candidate; else that follows from the MAC alone, see `first_candidate`."""
 
     def __init__(self, port: Port, candidate: IPv4Address | None = None) -> None:
         if candidate is not None and not self.takes_candidate:
-            raise ValueError(f"{self.program} cannot be told a candidate")
+            raise ValueError(f"{self.program} takes no first candidate")
         path = find_program(self.program)
         if path is None:
             raise LabError(f"{self.program} is not installed (Debian package {self.package})")
@@ -60,7 +60,7 @@ class Peer(Daemon):
         ]
 
     def script(self) -> str:
-        """Shell lines that prepare the mounts and end with the program in the foreground."""
+        """Return shell lines that prepare the mounts and end with the program in the foreground."""
         raise NotImplementedError
 
     def _shell(self) -> int:
@@ -68,7 +68,7 @@ class Peer(Daemon):
 
     @property
     def pid(self) -> int:
-        """The program itself: the child of the shell, once the shell has come so far. Raises LabError."""
+        """The program's pid: the shell's child, once the shell has started it. Raises LabError."""
         until = time.monotonic() + 5
         name = Path(self.path).name
         while self.running and time.monotonic() < until:
@@ -80,23 +80,19 @@ class Peer(Daemon):
         raise LabError(f"{self.program} does not run: {self.output[-500:]}")
 
     def kill(self) -> None:
-        """SIGKILL to the program and all its helpers."""
+        """Kill the program and all its helpers."""
         if self.running and (shell := self._shell()):
             os.kill(shell, signal.SIGKILL)
         self.wait()
 
     def close(self) -> None:
-        if self.running:
-            try:
-                self.stop(3)
-            except LabError:
-                self.kill()
+        self.end(3)
         super().close()
 
     @classmethod
     @functools.cache
     def first_candidate(cls, mac: str) -> IPv4Address:
-        """The address that it picks first with this MAC, found out by a start of its own (about a second)."""
+        """Return its first candidate with this MAC, found out by a start of its own (about a second)."""
         with Switch() as switch, Namespace("learn") as host:
             port = switch.attach(host, mac=mac)
             with cls(port) as peer:

@@ -7,6 +7,6 @@ import shutil
 
 
 def find_program(program: str) -> str | None:
-    """Full path of a program in the path or in the places of system programs; None if it is in none."""
+    """Return the full path of a program in the path or in the folders of system programs; None: it is in none."""
     places = [os.environ.get("PATH", ""), "/usr/sbin", "/sbin", "/usr/lib/systemd", "/lib/systemd"]
     return shutil.which(program, path=":".join(places))

@@ -2,7 +2,7 @@
 
 `make_root` makes the root file system of one Debian release, once, in a cache. `Bare` runs commands in an overlay
 of it, in namespaces of its own (mount, PID, IPC, UTS), as root or as an ordinary user; all that they wrote goes at
-the end. apt and pip have the mirror, settings and certificates of this machine, and its network. Root only.
+the end. apt and pip get the mirror, settings and certificates of this machine, and its network. Root only.
 Standard library only: this runs before anything of the project is installed.
 """
 
@@ -52,7 +52,7 @@ def make_root(suite: str, packages: Sequence[str] = (), folder: Path | None = No
     a copy. Concurrent callers wait for the one that makes it.
 
     Raises:
-        LabError: debootstrap is missing, or the root could not be made; the last lines say why.
+        LabError: debootstrap is missing, or the root could not be made; the message has the last lines.
     """
     folder = folder or Path(os.environ.get("AUTOIP_ROOTS") or FOLDER)
     folder.mkdir(parents=True, exist_ok=True)
@@ -130,7 +130,7 @@ def _bootstrap(suite: str, root: Path) -> None:
 
 
 def _mirror() -> str | None:
-    """The mirror from which this machine has Debian; None if it is none or apt does not say."""
+    """Return the mirror from which this machine has Debian; None: it is not a Debian, or apt reports none."""
     if not Path("/etc/debian_version").exists() or shutil.which("apt-get") is None:
         return None
     command = [
@@ -184,7 +184,7 @@ def _checked(command: Sequence[str], what: str) -> None:
         raise LabError(f"{what}: exit status {done.returncode}\n{tail}")
 
 
-# pivot_root and not chroot: the kernel lets nobody in a chroot make user namespaces, and a real machine does.
+# pivot_root and not chroot: in a chroot the kernel refuses user namespaces, unlike on a real machine.
 _ENTER = r"""
 cd "$1"; shift
 mount -t proc proc proc
@@ -264,7 +264,7 @@ class Bare:
         return self
 
     def _start(self) -> None:
-        # Where the overlay is mounted is seen in the machine's mount namespace alone: an empty folder is left there.
+        # The overlay is mounted in the machine's mount namespace alone: outside its folder is empty.
         place = self._exit.enter_context(tempfile.TemporaryDirectory(prefix="autoip-bare-"))
         source = str(self._source) if self._source else ""
         self._init = subprocess.Popen(
@@ -314,7 +314,7 @@ class Bare:
         timeout: float = 300,
         check: bool = True,
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command to its end; its standard output and error come together, as `stdout`.
+        """Run a command to its end; return its standard output and error together, as `stdout`.
 
         Raises:
             LabError: it failed (with `check`), or took longer than `timeout` seconds; with its last lines.

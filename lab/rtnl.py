@@ -1,4 +1,4 @@
-"""IPv4 addresses as the kernel tells them through rtnetlink, read without any library."""
+"""IPv4 addresses that the kernel reports through rtnetlink, read without any library."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Address:
 
 
 def messages(data: bytes) -> list[tuple[int, bytes]]:
-    """(type, payload) of each message of a datagram; a damaged rest is left out."""
+    """Yield (type, payload) of each message of a datagram, without a damaged rest."""
     found = []
     while len(data) >= 16:
         length, kind = struct.unpack_from("=IH", data)
@@ -57,7 +57,7 @@ def messages(data: bytes) -> list[tuple[int, bytes]]:
 
 
 def parse_address(payload: bytes) -> Address | None:
-    """The value of an RTM_NEWADDR or RTM_DELADDR payload; None if it is not IPv4."""
+    """Return the value of an RTM_NEWADDR or RTM_DELADDR payload; None if it is not IPv4."""
     family, prefixlen, _, scope, index = struct.unpack_from("=BBBBI", payload)
     if family != socket.AF_INET:
         return None
@@ -89,7 +89,7 @@ def parse_address(payload: bytes) -> Address | None:
 
 
 def dump(sock: socket.socket) -> list[Address]:
-    """Every IPv4 address of the namespace of `sock`. Raises OSError (TimeoutError too)."""
+    """Return every IPv4 address of the namespace of `sock`. Raises OSError (TimeoutError too)."""
     sock.send(
         struct.pack("=IHHIIBBBBI", 24, RTM_GETADDR, NLM_F_REQUEST | NLM_F_DUMP, 1, 0, 2, 0, 0, 0, 0)
     )

@@ -32,8 +32,8 @@ Predicate = Callable[[ArpFrame], bool]
 class Sniffer(Reader):
     """Records every frame at `interface`, both directions, in a background thread; at most `limit` of them.
 
-    ETH_P_ALL, because a socket bound to ETH_P_ARP does not see frames that leave. Frames dropped by an nft ingress rule
-    of this end are seen too: the tap comes first.
+    ETH_P_ALL, because a socket bound to ETH_P_ARP does not get frames that leave. Frames dropped by an nft ingress rule
+    of this end are recorded too: the tap comes first.
     """
 
     def __init__(self, namespace: Namespace, interface: str, limit: int = 50_000) -> None:
@@ -52,7 +52,7 @@ class Sniffer(Reader):
         super().__init__(sock, f"sniffer-{interface}")
         self.interface = interface
         self.overflow = 0
-        """Frames that came after `limit` was reached."""
+        """The number of frames that came after `limit` was reached."""
         self._limit = limit
         self._frames: list[Frame] = []
         self._news = threading.Condition()
@@ -63,7 +63,7 @@ class Sniffer(Reader):
         return self
 
     def rebind(self) -> None:
-        """After the interface was made again under its name."""
+        """Open the interface again, after it was made anew under its name."""
         self._sock.bind((self.interface, ETH_P_ALL))
 
     def received(self) -> None:
@@ -92,20 +92,20 @@ class Sniffer(Reader):
                 self.overflow += 1
             self._news.notify_all()
 
-    # What was seen
+    # The record
 
     def frames(self, since: int = 0) -> list[Frame]:
-        """All frames, ARP or not, from the mark `since` on."""
+        """Return all frames, ARP or not, from the mark `since` on."""
         with self._news:
             return self._frames[since:]
 
     def mark(self) -> int:
-        """How many frames there are: give it as `since` to look only at what comes after now."""
+        """Return the number of frames; as `since` it leaves only frames that come after now."""
         with self._news:
             return len(self._frames)
 
     def arp(self, since: int = 0, *, from_host: bool | None = True) -> list[ArpFrame]:
-        """ARP frames that the host sent (False: that were sent to it; None: both)."""
+        """Return ARP frames that the host sent (False: that were sent to it; None: both)."""
         return [
             frame
             for frame in self.frames(since)
@@ -113,11 +113,11 @@ class Sniffer(Reader):
         ]
 
     def probes(self, address: IPv4Address | None = None, since: int = 0) -> list[ArpFrame]:
-        """The host's probes, all or those for one address."""
+        """Return the host's probes, all or those for one address."""
         return [f for f in self.arp(since) if f.is_probe and address in (None, f.tpa)]
 
     def announcements(self, address: IPv4Address | None = None, since: int = 0) -> list[ArpFrame]:
-        """The host's announcements, all or those for one address."""
+        """Return the host's announcements, all or those for one address."""
         return [f for f in self.arp(since) if f.is_announcement and address in (None, f.spa)]
 
     def entries(self) -> Iterable[tuple[int, str, str]]:
@@ -135,7 +135,7 @@ class Sniffer(Reader):
         since: int = 0,
         from_host: bool | None = True,
     ) -> list[ArpFrame]:
-        """The first `count` ARP frames that fit. Raises LabError after `timeout` seconds."""
+        """Wait for the first `count` ARP frames that fit. Raises LabError after `timeout` seconds."""
         until = time.monotonic() + timeout
         found: list[ArpFrame] = []
         position = since
@@ -167,13 +167,13 @@ class Sniffer(Reader):
         since: int = 0,
         from_host: bool | None = True,
     ) -> ArpFrame:
-        """The first ARP frame that fits; as `wait_count`."""
+        """Wait for the first ARP frame that fits; as `wait_count`."""
         return self.wait_count(predicate, 1, timeout, since=since, from_host=from_host)[0]
 
     def wait_probe(
         self, address: IPv4Address | None = None, timeout: float = 10, *, since: int = 0
     ) -> ArpFrame:
-        """The host's next probe."""
+        """Wait for the host's next probe."""
         return self.wait_for(
             lambda f: f.is_probe and address in (None, f.tpa), timeout, since=since
         )
@@ -181,13 +181,13 @@ class Sniffer(Reader):
     def wait_announcement(
         self, address: IPv4Address | None = None, timeout: float = 15, *, since: int = 0
     ) -> ArpFrame:
-        """The host's next announcement."""
+        """Wait for the host's next announcement."""
         return self.wait_for(
             lambda f: f.is_announcement and address in (None, f.spa), timeout, since=since
         )
 
     def assert_silent(self, seconds: float, *, since: int | None = None) -> None:
-        """The host sends no ARP frame for so long. Raises LabError."""
+        """Wait so long and check that the host sends no ARP frame. Raises LabError."""
         start = self.mark() if since is None else since
         time.sleep(seconds)
         if sent := self.arp(start):
@@ -223,25 +223,22 @@ class AddressMonitor(Reader):
             self._news.notify_all()
 
     def events(self) -> list[tuple[int, bool, rtnl.Address]]:
-        """What happened so far, in order."""
+        """Return the events so far, in order."""
         with self._news:
             return list(self._events)
 
     def wait_for(
         self, predicate: Callable[[bool, rtnl.Address], bool], timeout: float
     ) -> tuple[int, bool, rtnl.Address]:
-        """The first event whose (added, address) fits. Raises LabError after `timeout` seconds."""
-        until = time.monotonic() + timeout
+        """Wait for the first event whose (added, address) fits. Raises LabError after `timeout` seconds."""
+
+        def found() -> tuple[int, bool, rtnl.Address] | None:
+            return next((event for event in self._events if predicate(event[1], event[2])), None)
+
         with self._news:
-            while True:
-                for event in self._events:
-                    if predicate(event[1], event[2]):
-                        return event
-                left = until - time.monotonic()
-                if left <= 0:
-                    break
-                self._news.wait(left)
-        raise LabError(f"no such address event within {timeout} s")
+            if (event := self._news.wait_for(found, timeout)) is None:
+                raise LabError(f"no such address event within {timeout} s")
+            return event
 
     def entries(self) -> Iterable[tuple[int, str, str]]:
         """For the timeline."""

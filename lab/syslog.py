@@ -1,4 +1,4 @@
-"""What the programs in a namespace say to syslog."""
+"""The syslog lines of the programs in a namespace."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from .namespace import LabError, Namespace
 
 
 class Syslog(Reader):
-    """A private /dev/log in the namespace. With `prepared`: another one took it before, and it is gone."""
+    """A private /dev/log in the namespace. With `prepared`: an earlier one made the private /dev, and is gone."""
 
     def __init__(self, namespace: Namespace, *, prepared: bool = False) -> None:
-        # The machine's own /dev is not touched: a new one, with what a program needs.
+        # A new /dev with what a program needs; the machine's own is not touched.
         script = """
             set -e
             mkdir /run/dev; mount -t tmpfs autoip-lab /run/dev
@@ -43,11 +43,11 @@ class Syslog(Reader):
 
     @property
     def lines(self) -> list[str]:
-        """All so far, each with its priority and tag."""
+        """All lines so far, each with its priority and tag."""
         return [line for _, line in list(self._lines)]
 
     def wait_empty(self, timeout: float = 30) -> None:
-        """Until all that was sent has been read. Raises LabError."""
+        """Wait until all that was sent has been read. Raises LabError."""
         until = time.monotonic() + timeout
         while select.select([self._sock], [], [], 0)[0]:
             if time.monotonic() > until:
@@ -67,14 +67,14 @@ class Syslog(Reader):
             self._lines.append((time.time_ns(), line))
 
     def wait_line(self, pattern: str, timeout: float = 30) -> str:
-        """The first line in which the regular expression is found. Raises LabError."""
+        """Wait for the first line that has the regular expression. Raises LabError."""
         until = time.monotonic() + timeout
         while True:
             for line in self.lines:
                 if re.search(pattern, line):
                     return line
             if time.monotonic() > until:
-                raise LabError(f"syslog was not told {pattern!r} within {timeout} s")
+                raise LabError(f"syslog did not get {pattern!r} within {timeout} s")
             time.sleep(0.01)
 
     def entries(self) -> Iterable[tuple[int, str, str]]:

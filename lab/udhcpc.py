@@ -13,9 +13,9 @@ DEBIANS = "/etc/udhcpc/debian.script"
 
 
 class Udhcpc(Client):
-    """udhcpc that asks twice, a second apart, and again `again` seconds later.
+    """udhcpc, which asks twice, a second apart, and again `again` seconds later.
 
-    Its script is Debian's, and one of the laboratory's in its place that notes each event when that is done.
+    A script of the laboratory's is in the place of Debian's: it calls that one, then notes the event.
     """
 
     program = "udhcpc"
@@ -35,9 +35,9 @@ class Udhcpc(Client):
         machine.write(port.host, f"/run/udhcpc-{port.name}", self.log_line("$1") + "\n")
 
     def release(self) -> None:
-        """Gives the lease back and goes on, without asking for another."""
+        """Have it give the lease back and go on, without asking for another."""
         self.signal(signal.SIGUSR2)
 
     def renew(self) -> None:
-        """Asks for its lease again, or after a release for a new one."""
+        """Have it ask for its lease again, or after a release for a new one."""
         self.signal(signal.SIGUSR1)

@@ -1,6 +1,6 @@
 """The parts of the completions that the tables of options give: for bash, zsh and fish.
 
-Each takes the tables by command. What is asked of the shell and of the machine is written by hand around these parts.
+Each function takes the tables by command. The text around these parts is written by hand.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def in_short(text: str) -> str:
 
 
 def of_command(command: str) -> str:
-    """Return what a command does, as short as it can be said."""
+    """Return the meaning of a command in a few words."""
     text = re.split("[:;(]", COMMANDS[command])[0].rstrip(" .")
     return f"{text[0].lower()}{text[1:]}"
 
@@ -41,7 +41,7 @@ def named(options: Iterable[Option]) -> list[Option]:
 
 
 def bash_commands(tables: Tables) -> str:
-    """All commands, and a branch for those that are not the default."""
+    """Return all commands, and a branch for those that are not the default."""
     others = [command for command in tables if command != "run"]
     return "\n".join(
         [
@@ -54,7 +54,7 @@ def bash_commands(tables: Tables) -> str:
 
 
 def bash_values(tables: Tables) -> str:
-    """What is offered after an option that takes a value, and after a command whose operand has values."""
+    """Return the offers after an option that takes a value, and after a command whose operand has values."""
     places: dict[str, list[str]] = {}
     for command, options in tables.items():
         for option in options:
@@ -62,7 +62,7 @@ def bash_values(tables: Tables) -> str:
             if option.operand and option.values:
                 places.setdefault(f"operand {offered}", []).append(f"{command}:{command}")
             elif option.metavar and not option.operand:
-                # A value that may be left out follows an equals sign.
+                # An optional value follows an equals sign.
                 equals = "=" if option.alone else ""
                 places.setdefault(offered, []).append(f"{command}:{option.flag}{equals}")
         if len(named(options)) == len(options):
@@ -72,7 +72,7 @@ def bash_values(tables: Tables) -> str:
 
 
 def bash_options(tables: Tables) -> str:
-    """The options of each command."""
+    """Return the options of each command."""
     lines = [
         f'    {command}) options+=" {" ".join(flag for option in found for flag in option.flags)}" ;;'
         for command, options in tables.items()
@@ -90,7 +90,7 @@ def _zsh(text: str) -> str:
 
 
 def _zsh_value(option: Option) -> str:
-    """What follows an option, or is an operand: its name, and what is offered."""
+    """Return the name of an option's value, or of an operand, and what zsh offers for it."""
     if not option.metavar:
         return ""
     offered = {
@@ -109,7 +109,7 @@ def _zsh_meaning(option: Option) -> str:
 
 
 def _zsh_spec(option: Option) -> str:
-    """One argument of `_arguments`."""
+    """Return one argument of `_arguments`."""
     many = "*" if option.repeat == "all" else ""
     if option.operand:
         return _zsh(f"{many}{_zsh_value(option)}")
@@ -120,7 +120,7 @@ def _zsh_spec(option: Option) -> str:
 
 
 def zsh_words(tables: Tables) -> str:
-    """The words of `-o`, for `_values`."""
+    """Return the words of `-o`, for `_values`."""
     lines = [
         f"        {_zsh(option.word + _zsh_meaning(option))}"
         for option in tables["run"]
@@ -130,18 +130,18 @@ def zsh_words(tables: Tables) -> str:
 
 
 def zsh_commands(tables: Tables) -> str:
-    """The commands with their meanings, for `_describe`."""
+    """Return the commands with their meanings, for `_describe`."""
     lines = [f"        {_zsh(f'{command}:{of_command(command)}')}" for command in tables]
     return "\n".join(["    commands=(", *lines, "    )"])
 
 
 def zsh_names(tables: Tables) -> str:
-    """The commands alone."""
+    """Return the commands alone."""
     return f"    names=({' '.join(tables)})"
 
 
 def zsh_arguments(tables: Tables) -> str:
-    """The arguments of each command, for `_arguments`."""
+    """Return the arguments of each command, for `_arguments`."""
     lines = ["    case $command in"]
     for command, options in tables.items():
         operands = [option for option in options if option.operand]
@@ -166,7 +166,7 @@ def _fish(text: str) -> str:
 
 
 def _fish_value(option: Option) -> str:
-    """The switches that say what follows the option."""
+    """Return the switches of `complete` for the option's value."""
     if not option.metavar:
         return ""
     if option.alone:
@@ -181,13 +181,13 @@ def _fish_value(option: Option) -> str:
 
 
 def fish_words(tables: Tables) -> str:
-    """The words of `-o`."""
+    """Return the words of `-o`."""
     line = " ".join(words(tables["run"])).replace("if=", "if=(__autoip_interfaces)")
     return f"    set -l words {line}"
 
 
 def fish_options(tables: Tables) -> str:
-    """A line for each command and each option."""
+    """Return a line for each command and each option."""
     others = " ".join(command for command in tables if command != "run")
     lines = []
     for command in tables:
@@ -222,4 +222,4 @@ PARTS: Mapping[str, Mapping[str, Callable[[Tables], str]]] = {
     },
     "autoip.fish": {"WORDS": fish_words, "OPTIONS": fish_options},
 }
-"""The parts of each file, in order."""
+"""By shell: the parts of its file, in order."""

@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
-# The one place that knows which Debian packages the build and the tests need.
+# The Debian packages that the build and the tests need, in this one place.
 #
 #   tools/deps.sh GROUP...
 #
 #   build   a Python with venv and headers, a C compiler
-#   demo    what `make run` without IFACE needs besides
+#   demo    the tools that `make run` without IFACE needs besides
 #   test    the tools and the other link-local programs that the tests run (root)
-#   check   what `make check` needs
+#   check   the tools of `make check`
 #   attack  libFuzzer, for `make attack`
-#   roots   what makes bare Debian machines (lab/roots.py)
+#   roots   the tools that make bare Debian machines (lab/roots.py)
 #   ci      build, test, check, attack
 #
-# Looks for each tool and takes the package only if the tool is missing. On Debian it says which packages it
-# installs and installs all of them at once, with sudo if it does not run as root. Otherwise it prints what is
-# missing and fails. PYTHON names the interpreter (default python3).
+# Looks for each tool and takes the package only if the tool is missing. On Debian it prints which packages it
+# installs and installs all of them at once, with sudo if it does not run as root. Otherwise it prints the
+# missing tools and fails. PYTHON names the interpreter (default python3).
 set -euo pipefail
 
 PATH=$PATH:/usr/sbin:/sbin
@@ -25,7 +25,7 @@ fail() {
     exit 1
 }
 
-# need PACKAGE COMMAND: wants PACKAGE if there is no such command.
+# need PACKAGE COMMAND: add PACKAGE to the list if there is no such command.
 need() {
     command -v "$2" >/dev/null || packages+=("$1")
 }
@@ -76,7 +76,6 @@ need_dhcp() {
     ((EUID == 0)) || return 0
     need isc-dhcp-client dhclient
     need isc-dhcp-server dhcpd
-    need dnsmasq-base dnsmasq
     need network-manager NetworkManager
     need dbus dbus-daemon
     need udhcpc udhcpc
@@ -84,7 +83,7 @@ need_dhcp() {
     need networkd-dispatcher networkd-dispatcher
 }
 
-# What judges the service, the manual and the completions.
+# The tools that check the service, the manual and the completions.
 need_documents() {
     # Without root nothing can be installed, and the tests that use these are skipped.
     ((EUID == 0)) || return 0
@@ -95,7 +94,7 @@ need_documents() {
     need fish fish
 }
 
-# What makes a bare Debian and boots it, for the service under a real systemd.
+# The tools that make a bare Debian and boot it, for the service under a real systemd.
 need_booted() {
     ((EUID == 0)) || return 0
     need debootstrap debootstrap
@@ -159,7 +158,7 @@ cleanup() {
     [[ -z $log ]] || rm -f "$log"
 }
 
-# Runs apt-get without questions.  Its words are shown only if it fails.
+# Run apt-get without questions. Print its output only if it fails.
 apt() {
     DEBIAN_FRONTEND=noninteractive apt-get -q -o DPkg::Lock::Timeout=300 "$@" \
         </dev/null >>"$log" 2>&1
@@ -168,12 +167,12 @@ apt() {
 install() {
     log=$(mktemp)
     trap cleanup EXIT
-    # The packages that bring a service must not start it here.
+    # Packages with a service must not start it here.
     if [[ ! -e $policy ]]; then
         printf '#!/bin/sh\n%s\nexit 101\n' "$mark" >"$policy"
         chmod 755 "$policy"
     fi
-    # One repository that does not answer need not matter: the next command decides.
+    # If one repository does not answer, the next command may still succeed.
     apt update || true
     if ! apt install -y --no-install-recommends "$@"; then
         cat "$log" >&2

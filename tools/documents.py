@@ -1,10 +1,10 @@
-"""The parts of the documents that the code itself tells.
+"""The parts of the documents that come from the code.
 
     python -m tools.documents
 
-writes them anew: options and the tables of JSON fields in the manual, the table of options in docs/usage.md, the states
+writes them: options and the tables of JSON fields in the manual, the table of options in docs/usage.md, the states
 in docs/design.md, the results of the attacks in docs/reliability.md and docs/scale.svg, the options in the completions.
-They stand between lines with `begin NAME` and `end NAME`. A test says when one is stale.
+They are between lines with `begin NAME` and `end NAME`. A test fails when one is stale.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ TABLES: Mapping[str, tuple[Option, ...]] = {
     "hooks": hooks.OPTIONS,
     **about.OPTIONS,
 }
-"""What each command understands."""
+"""The options of each command."""
 
 
 def fields(table: Mapping[str, Field]) -> str:
@@ -66,7 +66,7 @@ def sentence(meaning: str) -> str:
 
 
 def mdoc(text: str) -> str:
-    """Turn a text of the tables of options into mdoc(7): each sentence, and each word that is set apart, on a line."""
+    """Turn a text of the tables of options into mdoc(7): each sentence, and each word between backticks, on a line."""
     lines: list[str] = []
     for part in re.split(r"(?<=\.) |( ?\(?`[^`]+`[.,:;)]* ?)", text):
         if not part:
@@ -96,7 +96,7 @@ def macro(word: str) -> str:
 
 
 def synopsis() -> str:
-    """All commands with their options, for mdoc(7)."""
+    """Return all commands with their options, for mdoc(7)."""
     lines = []
     for command, rows in TABLES.items():
         lines += [".Nm", ".Op Cm run" if command == "run" else f".Cm {command}"]
@@ -110,14 +110,14 @@ def synopsis() -> str:
 
 
 def flag(row: Option) -> str:
-    """An option and the placeholder of its value, for mdoc(7)."""
+    """Return an option and the placeholder of its value, for mdoc(7)."""
     if row.alone:
         return f"Fl {row.flag[1:]} Ns Op = Ns Ar {row.metavar}"
     return f"Fl {row.flag[1:]} Ar {row.metavar}" if row.metavar else f"Fl {row.flag[1:]}"
 
 
 def descriptions(command: str) -> str:
-    """The options of a command, as a list of mdoc(7)."""
+    """Return the options of a command, as a list of mdoc(7)."""
     lines = [".Bl -tag -width Ds"]
     for row in TABLES[command]:
         if not row.operand:
@@ -127,7 +127,7 @@ def descriptions(command: str) -> str:
 
 
 def configured() -> str:
-    """The names of the configuration file, as a list of mdoc(7)."""
+    """Return the names of the configuration file, as a list of mdoc(7)."""
     lines = [".Bl -tag -width Ds -compact"]
     for row in [*options.CONFIGURED.values(), config.HOOKS]:
         value = f"Ar {row.metavar}" if row.metavar else "Cm yes No or Cm no"
@@ -136,7 +136,7 @@ def configured() -> str:
 
 
 def table(rows: Iterable[Option]) -> str:
-    """The options of `run`, for docs/usage.md."""
+    """Return the options of `run`, for docs/usage.md."""
     lines = ["| option | the module's word | meaning |", "|---|---|---|"]
     for row in rows:
         name = f"{row.metavar} ..." if row.operand else f"{row.flag} {row.metavar}".rstrip()
@@ -146,7 +146,7 @@ def table(rows: Iterable[Option]) -> str:
 
 
 def diagram() -> str:
-    """The states of an interface, for Mermaid: the steps of acd in a box, what ipv4ll does around it."""
+    """Return the states of an interface, for Mermaid: the steps of acd in a box, those of ipv4ll around it."""
     inside = {state for step in ipv4ll.ACD_STEPS for state in step}
     lines = ["```mermaid", "stateDiagram-v2", "    direction LR"]
     named = {state: f'state "{state.value}" as {state.name}' for state in State}
@@ -156,7 +156,7 @@ def diagram() -> str:
     lines += [f"        [*] --> {State.PROBING.name}"]
     for (old, trigger), new in acd.TRANSITIONS.items():
         if trigger is acd.Trigger.REMOVED:
-            continue  # `Cause.REMOVED` below tells of it
+            continue  # `Cause.REMOVED` below has it
         source, target = (ipv4ll.ACD_STATES.get(kind) for kind in (old, new))
         names = [state.name if state else "[*]" for state in (source, target)]
         lines.append(f"        {names[0]} --> {names[1]}: {trigger.value}")
@@ -196,7 +196,7 @@ PARTS: Mapping[Path, Mapping[str, Callable[[], str]]] = {
 
 
 def renewed(path: Path) -> str:
-    """The file's text with all its parts as the code has them now."""
+    """Return the file's text with all its parts as the code has them now."""
     text = path.read_text(encoding="utf-8")
     for name, make in PARTS[path].items():
         pattern = rf"(^[^\n]*\bbegin {name}\b[^\n]*\n)(.*?)(^[^\n]*\bend {name}\b)"

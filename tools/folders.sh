@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Make the folders of `make install`, and remove those of them again that are empty.
+# Make the folders of `make install`, and remove those that are empty.
 #
 #   tools/folders.sh make DESTDIR RECORD FOLDER...   make them; write to RECORD which were not there before
 #   tools/folders.sh remove DESTDIR LIST             remove the folders of LIST that are empty
 #
-# All paths are below DESTDIR; RECORD names them without it. What an earlier installation made stays in RECORD.
+# All paths are below DESTDIR; RECORD names them without it. Folders of an earlier installation stay in RECORD.
 set -euo pipefail
 
 fail() {
@@ -31,7 +31,7 @@ make_folders() {
 }
 
 remove_folders() {
-    # In reverse order of names: what is inside comes before what it is in.
+    # In reverse order of names: a folder comes before the one that it is in.
     local folder
     while read -r folder; do
         [[ -z $folder || ! -d $1$folder ]] || rmdir --ignore-fail-on-non-empty "$1$folder"

@@ -1,10 +1,10 @@
-"""The picture in the README: a claim and a defence, as they were on the wire.
+"""The picture in the README: a claim and a defence on the wire.
 
     python -m tools.picture             draws docs/claim-and-defence.svg from the capture beside it
     python -m tools.picture --capture   makes the capture anew first (root): docs/claim-and-defence.pcap
 
 The capture comes from a cable between two network namespaces, with the kernel's time stamps in nanoseconds; Wireshark
-and tcpdump read it. A test says when the picture is stale.
+and tcpdump read it. A test fails when the picture is stale.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def capture() -> list[ArpFrame]:
 
 
 def save(captured: Sequence[ArpFrame]) -> None:
-    """As a pcap file; its clock starts at zero."""
+    """Return the frames as a pcap file; its clock starts at zero."""
     data = struct.pack("<IHHiIII", MAGIC_NS, 2, 4, 0, 0, 65535, ETHERNET)
     for frame in captured:
         seconds, ns = divmod(frame.ns - captured[0].ns, 1_000_000_000)
@@ -57,7 +57,7 @@ def save(captured: Sequence[ArpFrame]) -> None:
 
 
 def load() -> list[ArpFrame]:
-    """The frames of the capture; `ns` since the first."""
+    """Return the frames of the capture; `ns` since the first."""
     data = CAPTURE.read_bytes()
     found: list[ArpFrame] = []
     at = 24
@@ -102,7 +102,7 @@ STYLE = """
 
 
 def draw(captured: Sequence[ArpFrame]) -> str:
-    """An SVG; time goes down, to scale but for frames that follow at once."""
+    """Return an SVG; time goes down, to scale but for frames that follow at once."""
     rows: list[float] = []
     for frame in captured:
         y = TOP + frame.ns / 1e9 * SECOND
@@ -174,7 +174,7 @@ def arrow(y: float, frame: ArpFrame) -> list[str]:
 
 
 def main(words: Sequence[str]) -> None:
-    """See the module."""
+    """Draw the picture; with `--capture`, make the capture first."""
     if "--capture" in words:
         save(capture())
     PICTURE.write_text(draw(load()), encoding="utf-8")

@@ -3,7 +3,7 @@
     python3 -m tools.readme [--suite SUITE] [--as root|user] [--jobs N]
 
 Each block of commands in README.md is marked with its kind (KINDS). On each machine (lab/roots.py) the blocks are
-run line by line from a clone of what is committed here, and after each the machine is looked at: what the block
+run line by line from a clone of the last commit, and each is followed by a check of the machine: what the block
 promises must have happened, and nothing may be left behind. Prints each command with its seconds, then all of them
 as a table. Exit status 0 only if everything went as promised. Standard library only; root.
 """
@@ -57,7 +57,7 @@ class Block:
 
 
 def blocks(text: str) -> list[Block]:
-    """All code blocks, fenced or indented by four spaces, in their order."""
+    """Return all code blocks, fenced or indented by four spaces, in their order."""
     found: list[Block] = []
     lines = text.splitlines()
     mark: str | None = None
@@ -87,7 +87,7 @@ def blocks(text: str) -> list[Block]:
 
 
 def commands(kind: str) -> list[str]:
-    """The commands of all blocks of a kind, in their order, without comments."""
+    """Return the commands of all blocks of a kind, in their order, without comments."""
     lines = [
         line
         for block in blocks(README.read_text())
@@ -99,7 +99,7 @@ def commands(kind: str) -> list[str]:
 
 @dataclass
 class Visit:
-    """One machine: what was run there, how long it took, and what was not as it should be."""
+    """One machine: the commands that ran there, their seconds, and the mistakes found."""
 
     suite: str
     who: str
@@ -156,7 +156,7 @@ class Session:
     # What is on the machine
 
     def paths(self) -> set[str]:
-        """All files and folders outside of the clone that are not apt's: neither its own nor of a package."""
+        """Return all files and folders outside of the clone that are neither apt's own nor of a package."""
         script = (
             f"find / /run /tmp /dev/shm -xdev -path {self.clone} -prune -o"
             " ! -lname '/etc/alternatives/*' -print; echo //; cat /var/lib/dpkg/info/*.list"
@@ -187,12 +187,12 @@ APT = re.compile(
     r"|/usr/lib/python3\.\d+(/|$)|/usr/share/python3(/|$)|/usr/local/share/ca-certificates(/|$)"
     r"|/run/(lock|sudo|adduser)(/|$)|/usr/local/lib/python3\.\d+(/dist-packages)?$"
 )
-"""What apt, dpkg and the packages' own scripts write without owning it, and what /etc is given by them."""
+"""Files that apt, dpkg and the packages' own scripts write without owning them, those in /etc among them."""
 
 
 def try_it(session: Session) -> None:
     before, mounts = session.paths(), session.mounts()
-    # The repository is on this machine, and root's; elsewhere it is behind a URL.
+    # The repository is on this machine, and root's; a reader has a URL.
     (session.machine.root / "etc/gitconfig").write_text("[safe]\ndirectory = *\n")
     output = ""
     for command in commands("try"):
@@ -226,7 +226,7 @@ def install_and_uninstall(session: Session) -> None:
 
 
 def test_it(session: Session) -> None:
-    """From a clean tree again: what others left in it would be in the way."""
+    """Start from a clean tree again: the files of other blocks would be in the way."""
     session.machine.run(f"cd {session.clone} && make clean", session.account)
     for command in commands("test"):
         session.type(command)
@@ -272,7 +272,7 @@ def visit(suite: str, who: str, source: Path) -> Visit:
 
 
 def committed(folder: Path) -> None:
-    """Put what is committed here into `folder`/repository, to be cloned."""
+    """Put the last commit into `folder`/repository, from which the machines clone."""
     changed = subprocess.run(
         ["git", "status", "--porcelain", "--untracked-files=no"],
         cwd=REPOSITORY,

@@ -1,9 +1,9 @@
-"""Run the cores of a trace (`autoip --trace FILE`) again and show the first difference to what they did then.
+"""Run the cores of a trace (`autoip --trace FILE`) again and show the first difference to the trace.
 
 python -m tools.replay FILE
 
 Each core gets the calls that it got then, with the same times, random numbers and answers. The exit status is 0 if it
-did the same, 1 if it did not, 2 if the file cannot be read or is no trace.
+did the same, 1 if it did not, 2 if the file cannot be read or is not a trace.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ _CALLS = {name for name in vars(TracedCore) if hasattr(Ipv4ll, name) and not nam
 
 
 class Unreadable(Exception):
-    """The file is no trace, or none that this version can read."""
+    """The file is not a trace, or not one that this version can read."""
 
 
 class OtherQuestion(Exception):
-    """The core asks what it did not ask then, so that there is no answer."""
+    """The core asks a question that is not in the trace, so there is no answer."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A call of which came something else.
+    """A call with another result than in the trace.
 
     Attributes:
         number: of the line in the file, from 1.
@@ -76,7 +76,7 @@ def _content(line: Line) -> Line:
 
 
 class _Again:
-    """One core of the trace, which runs again. Raises KeyError, TypeError or ValueError for a line that is none."""
+    """One core of the trace, which runs again. Raises KeyError, TypeError or ValueError for a wrong line."""
 
     def __init__(self, start: Line) -> None:
         self._answers: deque[list[Any]] = deque()
@@ -96,7 +96,7 @@ class _Again:
         )
 
     def call(self, line: Line) -> Line | None:
-        """Call the core as it was called then. Return the line that a trace would have now."""
+        """Call the core as in the trace; return the line that a trace would have now."""
         if line["call"] not in _CALLS:
             raise ValueError(f"no such call: {line['call']}")
         given = {name: _argument(name, value) for name, value in line["with"].items()}
@@ -132,7 +132,7 @@ def _packet(text: str) -> ArpPacket:
 
 
 def _lines(data: bytes) -> Iterator[tuple[int, Line]]:
-    """The lines with their numbers; a last one without its end was being written when the machine stopped."""
+    """Return the lines with their numbers, without a last one that was not finished when the machine stopped."""
     for number, text in enumerate(data.split(b"\n")[:-1], 1):
         try:
             line = json.loads(text)
@@ -150,7 +150,7 @@ def replay(data: bytes) -> tuple[int, Difference | None]:
         how many calls there were up to the first difference, and the difference, if there is one.
 
     Raises:
-        Unreadable: it is no trace.
+        Unreadable: the file is not a trace.
     """
     cores: dict[int, _Again] = {}
     calls = number = 0
@@ -173,7 +173,7 @@ def replay(data: bytes) -> tuple[int, Difference | None]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Return the exit status."""
+    """Replay the file that the arguments name, and print the difference; return the exit status."""
     if len(arguments) != 1:
         print("usage: python -m tools.replay FILE", file=sys.stderr)
         return 2

@@ -1,4 +1,4 @@
-"""The commands `help` and `version`: other words for `--help` and `--version`."""
+"""The commands `help` and `version`, which do the same as `--help` and `--version`."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ OPTIONS: Mapping[str, tuple[Option, ...]] = {
 
 
 def parse(command: str, words: Sequence[str]) -> list[str]:
-    """Return the command line that shows what was asked for.
+    """Return the command line that shows the requested text.
 
     Args:
         command: help or version.
-        words: the command line after it.
+        words: the command line after the command.
 
     Raises:
         UsageError: there is no such command; the message names the nearest one.

@@ -1,4 +1,4 @@
-"""What all commands share in reading their words: one clear line about what is wrong."""
+"""How all commands read their words and write their output; a wrong word is one clear line."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def json_option(what: str, alone: str) -> Option:
     """Return the row of `--json`.
 
     Args:
-        what: what is printed.
-        alone: the style where none is given, `short` or `pretty`.
+        what: the printed value, in words.
+        alone: the style of `--json` without a value, `short` or `pretty`.
     """
     return Option(
         "json", "STYLE", f"{what}, for scripts; `short`: in one line, `pretty`: in many; default {alone}",
@@ -51,11 +51,11 @@ def dumped(value: object, style: str) -> str:
 
 
 def write(text: str) -> None:
-    """Write a line, or lines, to standard output at once; nothing if that is closed.
+    """Write a line, or lines, to standard output at once; do nothing if standard output is closed.
 
     Raises:
-        CannotWrite: it takes nothing more.
-        BrokenPipeError: its reader is gone.
+        CannotWrite: the write fails.
+        BrokenPipeError: the reader of standard output is gone.
     """
     _write(sys.stdout, f"{text}\n")
 
@@ -76,7 +76,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(
-            # Left to itself it would import shutil, with all its compressors, to know the width.
+            # Without a width, argparse would import shutil, with all its compressors, to find one.
             formatter_class=lambda prog: _Formatter(prog, width=_width()),
             allow_abbrev=False,
             **settings,
@@ -86,12 +86,12 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message}; see '{self.prog} --help'")
 
     def _print_message(self, message: str, _: Any = None) -> None:
-        """Argparse prints all texts by this, and hides or not, by its version, that they cannot be written."""
+        """Write a text of argparse, which by its version hides that a write fails."""
         _write(sys.stdout, message)
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
-    """Shows the value that has to follow an equals sign as such: ``-j, --json[=STYLE]``."""
+    """Shows a value that must follow an equals sign with the sign: ``-j, --json[=STYLE]``."""
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         if action.option_strings and str(action.metavar).startswith("="):
@@ -100,7 +100,7 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
 
 
 def _width() -> int:
-    """Columns for help: of the terminal, or 80; less two, as argparse has it."""
+    """Return the columns for help: those of the terminal, or 80, less argparse's margin of two."""
     try:
         columns = int(os.environ.get("COLUMNS", "0")) or os.get_terminal_size().columns
     except (ValueError, OSError):
@@ -117,7 +117,7 @@ def texts(
         command: one of COMMANDS.
         options: the rows of its table.
         words: the command line after the command's name.
-        settings: for argparse.ArgumentParser, instead of what all commands have.
+        settings: for argparse.ArgumentParser, instead of those that all commands have.
 
     Raises:
         UsageError: an unknown option, a missing value or operand, or an operand too many.
@@ -134,7 +134,7 @@ def texts(
         if row.metavar:
             about["metavar"] = f"={row.metavar}" if row.alone else row.metavar
         if row.operand:
-            # What is missing is named below, in better words.
+            # The error below names a missing operand in better words than argparse.
             made.add_argument(row.name, nargs="?" if row.operand in "1?" else "*", **about)
             continue
         if row.name == "version":
@@ -157,7 +157,7 @@ def texts(
 
 
 def usage(rows: Iterable[Option]) -> str:
-    """Return the options and operands of a command as a usage line has them, each after a blank."""
+    """Return the options and operands of a command for its usage line, each after a blank."""
     words = []
     for row in rows:
         if row.operand:

@@ -1,4 +1,4 @@
-"""What `autoip run --dry-run` shows: the options in force, and where each comes from."""
+"""The table of `autoip run --dry-run`: the options in force, and the origin of each."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from autoip.options import CONFIGURED, Options
 
 
 def table(arguments: Arguments, configuration: Config) -> Iterable[str]:
-    """Return the lines: for each interface its options, then those that hold for all of them together.
+    """Return the lines: for each interface its options, then the options for all interfaces together.
 
     Raises:
-        UsageError: what `run` would refuse.
+        UsageError: `run` would refuse the command line.
         KernelRefused: the kernel does not list the interfaces.
     """
     from autoip.daemon.daemon import chosen
@@ -61,7 +61,7 @@ def _text(option: Option, options: Options) -> str:
 
 
 def _shown(option: Option, value: Any) -> str:
-    """Return a value in the words in which it can be given; `-` for none."""
+    """Return a value as it would be typed; `-` for none."""
     if value is None:
         return "-"
     if not option.metavar:

@@ -1,4 +1,4 @@
-"""The command `hooks`: its arguments, and what it prints."""
+"""The command `hooks`: its arguments and its output."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
 
 
 def main(words: Sequence[str]) -> int:
-    """Do it and print what was done, one line each; 0.
+    """Install, remove or list hooks; print a line for each thing that was done; return 0.
 
     Raises:
         NotOurs: a file of somebody else is in the way; nothing was changed.
@@ -90,7 +90,7 @@ def _lines(image: Image, arguments: argparse.Namespace) -> Iterable[str]:
         case "remove":
             namespace = None
             if not image.root:
-                with contextlib.suppress(OSError):  # no /proc, so no hook has started anything here
+                with contextlib.suppress(OSError):  # without /proc no hook has started anything
                     namespace = paths.network_namespace()
             return install.remove(image, arguments.clients, namespace)
         case _:
@@ -98,7 +98,7 @@ def _lines(image: Image, arguments: argparse.Namespace) -> Iterable[str]:
 
 
 def _table(image: Image, names: Iterable[str]) -> Iterable[str]:
-    """Return a line for each DHCP client: whether it is there, and its hooks."""
+    """Return a line for each DHCP client: whether it is installed, and its hooks."""
     rows = [("CLIENT", "PRESENT", "HOOKS", "FILES")]
     for name in names:
         present = "yes" if install.present(image, name) else "no"
@@ -107,13 +107,13 @@ def _table(image: Image, names: Iterable[str]) -> Iterable[str]:
 
 
 def _program() -> str:
-    """Return the path by which this very autoip can be started from anywhere.
+    """Return the absolute path that starts this very autoip.
 
-    That is how it was started; or, for `PYTHON -m autoip`, the script that was installed together with
-    the package, which is beside that Python also if the package is a source tree.
+    It is the path that was started; for `PYTHON -m autoip`, the script that was installed together with
+    the package, which is beside that Python even if the package is a source tree.
 
     Raises:
-        UsageError: there is none.
+        UsageError: neither is an executable file.
     """
     beside = os.path.join(os.path.dirname(sys.executable), "autoip")
     for path in (os.path.abspath(sys.argv[0]), beside):

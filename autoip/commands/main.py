@@ -1,4 +1,4 @@
-"""The command line: words in, one clear line and an exit status out."""
+"""The command line: it runs the command, and turns an error into one line and an exit status."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # `typing` takes milliseconds to import
 
 _ASKING = ("status", "watch", "wait", "refresh", "stop")
 INTERRUPTED = 130
-"""Exit status of an interrupted command that gives an answer, as shells have it: no answer."""
+"""Exit status of an interrupted `wait` or `probe`, 128 + SIGINT as in a shell: there is no answer."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         return _dispatch(words)
-    except SystemExit as ended:  # argparse has shown what was asked for
+    except SystemExit as ended:  # argparse has shown the help or the version
         return int(ended.code or 0)
     except AutoipError as error:
         journal.failed(str(error), os.environ)
@@ -32,37 +32,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _drop_output()
         return error.exit_status
     except BrokenPipeError:
-        # Whoever read our output has enough.
+        # The reader of our output has gone, which is not a failure.
         _drop_output()
         return 0
     except KeyboardInterrupt:
-        # Interrupted is not the same as "held" or "free".
         return INTERRUPTED if words[:1] in (["wait"], ["probe"]) else 0
 
 
 def _drop_output() -> None:
-    """Close standard output: what is still in its buffer would fail again."""
+    """Close standard output, so that a later flush of its buffer cannot fail again."""
     with suppress(OSError):
         sys.stdout.close()
 
 
 def _dispatch(words: list[str]) -> int:
-    # Each command imports what it needs and no more: `status` answers before asyncio is loaded.
+    # Each command imports only what it needs, so that `status` answers before asyncio is loaded.
     command = words[0] if words else ""
     if command in _ASKING:
         from autoip.commands import query
 
-        _hear_interrupt()
+        _catch_interrupt()
         return query.main(command, words[1:], os.environ)
     if command == "probe":
         from autoip.commands import probe
 
-        _hear_interrupt()
+        _catch_interrupt()
         return probe.main(words[1:])
     if command == "hooks":
         from autoip.commands import hooks
 
-        _hear_interrupt()
+        _catch_interrupt()
         return hooks.main(words[1:])
     if command in ("help", "version"):
         from autoip.commands import about
@@ -73,8 +72,8 @@ def _dispatch(words: list[str]) -> int:
     return _run(words)
 
 
-def _hear_interrupt() -> None:
-    """From now on Ctrl-C raises KeyboardInterrupt; during the imports it ended the process (see `__main__`).
+def _catch_interrupt() -> None:
+    """Let Ctrl-C raise KeyboardInterrupt from now on; during the imports it ended the process (see `__main__`).
 
     An exception in an import may be lost, or shown as a traceback.
     """
@@ -83,10 +82,10 @@ def _hear_interrupt() -> None:
 
 
 def _run(words: list[str]) -> int:
-    """Serve the interfaces until told to stop, or show the options; 0.
+    """Serve the interfaces until the daemon is stopped, or show the options; return 0.
 
     Raises:
-        UsageError: also for the name of an interface that does not exist and does not follow `run`.
+        UsageError: a wrong word; without `run`, also the name of an interface that does not exist.
         AutoipError: nothing can be served.
     """
     from autoip.commands import run
@@ -112,7 +111,7 @@ def _on_terminal() -> bool:
 
 
 def _bare() -> int:
-    """For a person who typed nothing else: the status if a daemon runs, else the help."""
+    """Show the status if a daemon runs, else the help: a person typed `autoip` alone."""
     from autoip.commands import query
 
     return _dispatch(["status"] if query.running(os.environ) else ["run", "--help"])

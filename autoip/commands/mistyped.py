@@ -1,6 +1,6 @@
-"""What a person may have meant whose first word is neither a command nor an interface.
+"""The nearest right command line, where the first word is neither a command nor an interface.
 
-`run` is the default command, so without this a mistyped command would be an interface that is waited for.
+`run` is the default command, so without this check a mistyped command would be an interface to wait for.
 """
 
 from __future__ import annotations
@@ -8,9 +8,9 @@ from __future__ import annotations
 from difflib import SequenceMatcher
 from operator import itemgetter
 
-from autoip import interfaces
 from autoip.commands.arguments import COMMANDS
 from autoip.errors import UsageError
+from autoip.kernel import interface_names
 from autoip.option_table import interface_name, is_pattern
 
 TYPE_CHECKING = False
@@ -27,26 +27,26 @@ _MEANT = {
     "refresh": ("again", "renew", "restart"),
     "probe": ("arping", "check", "ping", "test"),
 }
-"""Words that other programs have for what a command does."""
+"""By command: the words of other programs for the same action."""
 _NEAR = 0.6
-"""Of SequenceMatcher.ratio(), which is 1 for equal words."""
+"""The least SequenceMatcher.ratio() of two words that are near; 1 for equal words."""
 _OTHER_WORDS = {word: command for command, words in _MEANT.items() for word in words}
 
 
 def check(words: Sequence[str], options: Iterable[Option]) -> None:
-    """Check the names of a command line that begins with no command: the interfaces have to exist.
+    """Check that the interfaces exist that a command line without a command names.
 
     Args:
         words: the command line.
         options: the rows of `run`.
 
     Raises:
-        UsageError: one of them does not; the message names the nearest command line that is right.
+        UsageError: one does not exist; the message names the nearest command line that is right.
     """
     places = _operands(words, options)
     for place in places:
         word = words[place]
-        if interfaces.exists(word):
+        if interface_names.exists(word):
             continue
         if place == places[0] or word not in COMMANDS:
             interface_name(word)
@@ -58,14 +58,14 @@ def check(words: Sequence[str], options: Iterable[Option]) -> None:
 
 
 def nearest(word: str, allowed: Iterable[str]) -> str | None:
-    """Return the allowed word that a mistyped one is nearest to, the first of several; None: it is near none."""
+    """Return the allowed word nearest to a mistyped one, the first of several; None: none is near."""
     found = [(SequenceMatcher(None, word, other).ratio(), other) for other in allowed]
     score, other = max(found, key=itemgetter(0), default=(0.0, ""))
     return other if score >= _NEAR else None
 
 
 def _refused(word: str, words: Sequence[str], places: Sequence[int]) -> str:
-    """Say what a word is not, and the nearest command line that is right."""
+    """Return the message for a wrong word, with the nearest command line that is right."""
     rest = [words[place] for place in places if words[place] != word]
     if word in COMMANDS:
         return f"{word!r}: a command comes first: autoip {' '.join([word, *rest])}"
@@ -74,7 +74,7 @@ def _refused(word: str, words: Sequence[str], places: Sequence[int]) -> str:
     if behind is not None:
         others = [words[place] for place in places if words[place] != behind]
         return f"{what}; a command comes first: autoip {' '.join([behind, *others])}"
-    present = interfaces.names()
+    present = interface_names.names()
     command = _OTHER_WORDS.get(word.lower()) or nearest(word.lower(), COMMANDS)
     meant = nearest(word, [name for name in present if name not in words])
     wait = f"'autoip run {word}' waits for an interface of that name"
@@ -90,7 +90,7 @@ def _replaced(words: Sequence[str], old: str, new: str) -> list[str]:
 
 
 def _operands(words: Sequence[str], options: Iterable[Option]) -> list[int]:
-    """Return the places of the words that are no options and no values of options."""
+    """Return the places of the words that are neither options nor values of options."""
     with_value = {flag for row in options if row.metavar and not row.operand for flag in row.flags}
     places = []
     value = False

@@ -1,6 +1,6 @@
 """The command `probe`: RFC 5227 for any IPv4 address, without a daemon.
 
-Says whether an address is free before somebody configures it.  Nothing is configured here.
+Reports whether an address is free before somebody configures it; configures nothing.
 """
 
 from __future__ import annotations
@@ -23,15 +23,13 @@ from autoip.core.constants import Timing
 from autoip.daemon.negotiator import offer
 from autoip.errors import CannotTell, NoPermission, NotArp, UsageError
 from autoip.kernel.arp_socket import ArpListener, ArpSocket, Phase
+from autoip.kernel.model import ARPHRD_ETHER, IFF_LOOPBACK, IFF_NOARP, IFF_RUNNING
 from autoip.option_table import Option, one_interface_name
 from autoip.options import DELAY
 
 _SIOCGIFFLAGS = 0x8913
 _SIOCGIFHWADDR = 0x8927
 _SIOCGIFINDEX = 0x8933
-_IFF_RUNNING = 0x40
-_IFF_NOARP_OR_LOOPBACK = 0x80 | 0x8
-_ARPHRD_ETHER = 1
 
 IN_USE = 1
 """Exit status: another host has the address."""
@@ -58,7 +56,7 @@ OPTIONS = (
 
 
 def main(words: Sequence[str]) -> int:
-    """Probe an address; 0: free, 1: in use, and the holder's MAC is told."""
+    """Probe an address and print the answer, with the other host's MAC; return 0: free, 1: in use."""
     given = texts(
         "probe",
         OPTIONS,
@@ -83,7 +81,13 @@ def main(words: Sequence[str]) -> int:
 
 
 def _look_up(name: str) -> tuple[int, bytes]:
-    """Index and hardware address of an interface that can send ARP now."""
+    """Return the index and hardware address of an interface.
+
+    Raises:
+        UsageError: there is no such interface.
+        NotArp: it is not an Ethernet interface with ARP.
+        CannotTell: it is down, or has no carrier.
+    """
     request = struct.pack("16s24x", name.encode("utf-8", "surrogateescape"))
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
         try:
@@ -96,9 +100,9 @@ def _look_up(name: str) -> tuple[int, bytes]:
     (index,) = struct.unpack_from("=i", answers[0], 16)
     (flags,) = struct.unpack_from("=H", answers[1], 16)
     hardware_type, mac = struct.unpack_from("=H6s", answers[2], 16)
-    if hardware_type != _ARPHRD_ETHER or flags & _IFF_NOARP_OR_LOOPBACK:
+    if hardware_type != ARPHRD_ETHER or flags & (IFF_LOOPBACK | IFF_NOARP):
         raise NotArp(f"{name}: not an interface that speaks ARP over Ethernet")
-    if not flags & _IFF_RUNNING:
+    if not flags & IFF_RUNNING:
         raise CannotTell(f"{name}: down or without carrier, so nobody can be asked")
     return index, mac
 
@@ -106,22 +110,27 @@ def _look_up(name: str) -> tuple[int, bytes]:
 def _holder(
     name: str, index: int, mac: bytes, address: IPv4Address, timing: Timing
 ) -> ArpPacket | None:
-    """The packet by which another host objects; None if nobody does."""
+    """Return the packet by which another host objects; None if no host does.
+
+    Raises:
+        NoPermission: CAP_NET_RAW is missing.
+        CannotTell: the kernel refused a socket or a packet.
+    """
     try:
-        with ArpListener() as reactor, reactor.open(index, mac) as sock:
+        with ArpListener() as listener, listener.open(index, mac) as sock:
             sock.watch(Phase.PROBE, address)
-            return _negotiate(reactor, sock, Acd(address, mac, timing, Random(), _now()))
+            return _negotiate(listener, sock, Acd(address, mac, timing, Random(), _now()))
     except PermissionError:
         raise NoPermission("no permission: CAP_NET_RAW missing; run as root") from None
     except OSError as error:
         raise CannotTell(f"{name}: {error.strerror}") from error
 
 
-def _negotiate(reactor: ArpListener, sock: ArpSocket, detector: Acd) -> ArpPacket | None:
+def _negotiate(listener: ArpListener, sock: ArpSocket, detector: Acd) -> ArpPacket | None:
     while detector.listen is Listen.PROBE:
         if (at := detector.next_timer()) is not None:
-            select.select([reactor], [], [], max(at - _now(), 0.0))
-        for received in reactor.drain():
+            select.select([listener], [], [], max(at - _now(), 0.0))
+        for received in listener.drain():
             if (packet := parse(received.frame)) is not None:
                 detector.receive(packet, received.at)
         detector.handle_timer(_now())

@@ -1,6 +1,6 @@
-"""The commands that talk to a running daemon: status, watch, wait, refresh, stop.
+"""The commands that send requests to a running daemon: status, watch, wait, refresh, stop.
 
-They start fast: no asyncio, no pyroute2, nothing of the daemon is imported.
+They must start fast, so this module imports neither asyncio nor pyroute2 nor anything of the daemon.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ if TYPE_CHECKING:  # `typing` takes milliseconds to import
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from typing import Any
 
-_ANSWER_TIME = 1.0  # seconds that a daemon may take to say how things stand
-_RETRY = 0.25  # seconds between two looks for a daemon that is not there
+_ANSWER_TIME = 1.0  # seconds that a daemon may take for its first answer
+_RETRY = 0.25  # seconds between two checks for a daemon that is not there
 
 _EXIT_NOT_HELD = 1
 
@@ -77,7 +77,7 @@ def _parse(command: str, words: Sequence[str]) -> dict[str, Any]:
 
 
 def status(words: Sequence[str], environ: Mapping[str, str]) -> int:
-    """How things stand; exit status 0 only if each interface holds an address."""
+    """Print the state of interfaces; return exit status 0 only if each holds an address."""
     found = _parse("status", words)
     directory = runtime_directory(environ)
     reports = [_report(directory, name) for name in _meant(directory, found["interfaces"])]
@@ -104,7 +104,7 @@ def running(environ: Mapping[str, str]) -> bool:
 
 
 def watch(words: Sequence[str], environ: Mapping[str, str]) -> int:
-    """Events as they happen, until interrupted; waits for a daemon that is not there."""
+    """Print events as they happen, until interrupted; wait for a daemon that is not there."""
     found = _parse("watch", words)
     for happened in _events(runtime_directory(environ), found["interfaces"], None):
         style = found["json"]
@@ -113,17 +113,17 @@ def watch(words: Sequence[str], environ: Mapping[str, str]) -> int:
 
 
 def wait(words: Sequence[str], environ: Mapping[str, str]) -> int:
-    """Returns when the interfaces hold an address: 0; or 1 when the time is over."""
+    """Return 0 when the interfaces hold an address, or 1 when the time is over."""
     found = _parse("wait", words)
     wanted, one = found["interfaces"], found["one"]
     directory = runtime_directory(environ)
-    # Before any time is over, however short it is.
+    # Addresses that are there already count, however short the time is.
     reports = {name: _report(directory, name) for name in _meant(directory, wanted)}
     if _arrived(reports, wanted, found["for"], one=one):
         return 0
     for happened in _events(directory, wanted, found["timeout"]):
         name = happened["interface"]
-        # An event is the occasion to look: what else has happened meanwhile counts as well.
+        # After each event the daemon is asked: what has happened since the event counts as well.
         gone = happened["event"] in ("lost", "stopped")
         reports[name] = _not_running(name) if gone else _report(directory, name)
         if _arrived(reports, wanted, found["for"], one=one):
@@ -137,7 +137,7 @@ def wait(words: Sequence[str], environ: Mapping[str, str]) -> int:
 def _arrived(
     reports: Mapping[str, dict[str, Any]], wanted: Iterable[str], kind: str, *, one: bool
 ) -> bool:
-    """Return whether all of the interfaces have an address of that kind, or one of them."""
+    """Return whether all of the interfaces, or with `one` any of them, have an address of that kind."""
     found = []
     for word in wanted:
         held = [_has(report, kind) for name, report in _of(reports, word)]
@@ -155,7 +155,7 @@ def _running(reports: Mapping[str, dict[str, Any]], word: str) -> bool:
 
 
 def _of(reports: Mapping[str, dict[str, Any]], word: str) -> list[tuple[str, dict[str, Any]]]:
-    """Return the reports that a name is for; a pattern is for the interfaces that are served."""
+    """Return the reports that a name or a pattern means; a pattern means only interfaces that are served."""
     return [
         (name, report)
         for name, report in reports.items()
@@ -169,10 +169,7 @@ def _matches(name: str, word: str) -> bool:
 
 
 def _meant(directory: str, words: Sequence[str]) -> list[str]:
-    """Return the interfaces that are meant: those of the names, and of the patterns those that are served.
-
-    No words: all that are served.
-    """
+    """Return the interfaces that names and patterns mean; a pattern, or no word at all, means served ones."""
     if not words:
         return served(directory)
     found: list[str] = []
@@ -195,7 +192,7 @@ def _order(request: str, words: Sequence[str], environ: Mapping[str, str]) -> in
     return 0
 
 
-# --- what daemons say ----------------------------------------------------------------------------
+# --- answers of daemons --------------------------------------------------------------------------
 
 
 def _report(directory: str, name: str) -> dict[str, Any]:
@@ -207,20 +204,20 @@ def _report(directory: str, name: str) -> dict[str, Any]:
 
 
 def _not_running(name: str) -> dict[str, Any]:
-    """Return what stands for a status object where no daemon serves the interface."""
+    """Return the status object of an interface that no daemon serves."""
     return {"version": VERSION, "interface": name, "state": "not-running", "address": None}
 
 
 def _events(
     directory: str, names: Sequence[str], timeout: float | None
 ) -> Iterator[dict[str, Any]]:
-    """What happens to the interfaces (see `_meant`) until the time is over."""
+    """Yield the events of the interfaces (see `_meant`) until the time is over; `timeout`: seconds."""
     import selectors
 
     deadline = None if timeout is None else time.monotonic() + timeout
     open_now: dict[str, Connection] = {}
     fixed = bool(names) and not any(map(is_pattern, names))
-    alive: set[str] = set()  # those that have answered, and have not said that they stop
+    alive: set[str] = set()  # interfaces whose daemon has answered, and has not sent `stopped`
     with selectors.DefaultSelector() as selector, contextlib.ExitStack() as stack:
         stack.callback(_close, open_now)
         while True:
@@ -235,7 +232,7 @@ def _events(
                 left = deadline - time.monotonic()
                 pause = min(left, pause) if pause is not None else left
             if pause is not None and pause < 0:
-                # Time is up, but who has just been asked may answer.
+                # The time is over, but a daemon that has just been asked may still answer.
                 if not open_now.keys() - alive or pause < -_ANSWER_TIME:
                     return
                 pause += _ANSWER_TIME
@@ -273,7 +270,7 @@ def _when(at: float | None) -> str:
 
 
 def _table(reports: Iterable[dict[str, Any]]) -> list[str]:
-    """Aligned columns, then a line for each thing that fits no column."""
+    """Return aligned columns, then a line for each note, limit and conflict, which fit no column."""
     rows = [("INTERFACE", "STATE", "ADDRESS", "SINCE", "NEXT", "POLICY", "CONFLICTS", "OTHERS")]
     notes: list[str] = []
     for report in reports:
@@ -297,11 +294,11 @@ def _table(reports: Iterable[dict[str, Any]]) -> list[str]:
 
 
 def _line(happened: dict[str, Any]) -> str:
-    """One event, readable."""
-    return f"{_when(happened['at'])} {happened['interface']}: {_told(happened)}"
+    """Return the line of an event, for people."""
+    return f"{_when(happened['at'])} {happened['interface']}: {_text(happened)}"
 
 
-def _told(happened: dict[str, Any]) -> str:
+def _text(happened: dict[str, Any]) -> str:
     match happened:
         case {"event": "status", "status": now}:
             return f"{now['state']} {now['address'] or now['candidate'] or ''}".rstrip()

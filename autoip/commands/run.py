@@ -11,20 +11,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autoip import config, interfaces, journal, paths
+from autoip import config, journal, paths
 from autoip.commands.arguments import COMMANDS, texts
 from autoip.config import Config
 from autoip.core.policy import Kind
 from autoip.errors import AlreadyRunning, AutoipError, NotArp, UsageError
+from autoip.kernel import interface_names
 from autoip.options import CONFIGURED, RUN, WORDS, Options
 
 _DESCRIPTION = """\
 Give network interfaces an IPv4 link-local address (169.254.0.0/16) by the rules of RFC 3927,
-and keep it right until stopped by SIGTERM or SIGINT, or the end of the terminal.  SIGHUP probes
+and keep it right until stopped by SIGTERM or SIGINT, or the end of the terminal. SIGHUP probes
 the address again."""
 
 _EPILOG = """\
-commands ('autoip help COMMAND' tells more):
+commands ('autoip help COMMAND' shows more):
 {commands}
 
 examples:
@@ -47,13 +48,13 @@ class Arguments:
     """A command line that has been checked.
 
     Attributes:
-        choices: what was chosen for the interfaces, by field of `Options`; the configuration and the
-            defaults have the rest.
-        hook: started by a DHCP client's hook, for one interface.
-        early: before DHCP had its chance.
+        choices: choices for the interfaces, by field of `Options`; the rest comes from the configuration
+            and the defaults.
+        hook: a DHCP client's hook started this, for one interface.
+        early: DHCP has not had its chance yet.
         config: file to read instead of the system's.
         trace: file to which all that happens is appended.
-        dry_run: show what would be in force, and serve nothing.
+        dry_run: show the options that would be in force, and serve nothing.
     """
 
     interfaces: tuple[str, ...]
@@ -71,14 +72,14 @@ class Arguments:
 
 
 SHARED = [option for option in RUN if option.field in Arguments.__slots__]
-"""The options that hold for all interfaces together."""
+"""The options for all interfaces together."""
 
 
 def parse(arguments: Sequence[str]) -> Arguments:
     """Read a command line.
 
     Raises:
-        UsageError: with what was wrong and what is allowed.
+        UsageError: a word is wrong; the message names what is allowed.
     """
     given = texts(
         "run",
@@ -116,7 +117,7 @@ def parse(arguments: Sequence[str]) -> Arguments:
 
 
 def _option_words(lines: Sequence[str]) -> list[tuple[str, str]]:
-    """Return name and text of the options that the words of each -o stand for."""
+    """Return name and text of the options that the words of each -o mean."""
     allowed = f"allowed are {', '.join(option.usage for option in WORDS.values())}"
     found: list[tuple[str, str]] = []
     for line in lines:
@@ -128,13 +129,13 @@ def _option_words(lines: Sequence[str]) -> list[tuple[str, str]]:
                 how = "takes no value" if equals else "needs a value"
                 raise UsageError(f"-o: {name} {how}; {allowed}")
             found.append((option.name, value if equals else "yes"))
-            if name == "debug":  # as the module did, to syslog as well
+            if name == "debug":  # the AutoIP module's `debug` logs to syslog as well
                 found.append(("syslog", "yes"))
     return found
 
 
 def by_hook(arguments: Arguments) -> dict[str, Any]:
-    """What holds for an interface by `--hook`, by field of `Options`."""
+    """Return the choices that `--hook` makes for an interface, by field of `Options`."""
     if not arguments.hook:
         return {}
     failed = {} if arguments.early else {"after": 0.0}  # DHCP has failed
@@ -142,17 +143,17 @@ def by_hook(arguments: Arguments) -> dict[str, Any]:
 
 
 def options_of(interface: str, arguments: Arguments, configuration: Config) -> Options:
-    """What holds for an interface: the command line, else the configuration, else the defaults."""
+    """Return the options in force: each from the command line, else the configuration, else `--hook` or the default."""
     chosen = {**by_hook(arguments), **configuration.choices(interface), **arguments.choices}
     return Options(**chosen)
 
 
 def configured(arguments: Arguments) -> Config:
-    """Return what the configuration says.
+    """Return the configuration: that of the system, or of `--config`.
 
     Raises:
-        UsageError: a line of it is wrong.
-        NoPermission: it cannot be read.
+        UsageError: a line is wrong.
+        NoPermission: a file cannot be read.
     """
     return config.load(None if arguments.config is None else Path(arguments.config))
 
@@ -161,7 +162,7 @@ def check_policy(names: Sequence[str], arguments: Arguments, configuration: Conf
     """Refuse options of the policy fallback where no interface has it.
 
     Raises:
-        UsageError: one was given, and does nothing.
+        UsageError: such an option was given, and would do nothing.
     """
     given = [name for name in ("after", "linger") if name in arguments.choices]
     policies = {options_of(name, arguments, configuration).policy for name in names}
@@ -173,7 +174,7 @@ def check_policy(names: Sequence[str], arguments: Arguments, configuration: Conf
 
 
 def serve(arguments: Arguments, environ: Mapping[str, str]) -> None:
-    """Run the daemon until it is told to stop.
+    """Run the daemon until it is stopped.
 
     Raises:
         AutoipError: nothing can be served.
@@ -182,7 +183,7 @@ def serve(arguments: Arguments, environ: Mapping[str, str]) -> None:
 
     if arguments.hook:
         _close_inherited()
-    # Nobody reads what a hook writes, unless the service manager keeps it.
+    # Nobody reads the standard error of a hook, unless the service manager keeps it.
     unread = arguments.hook and not journal.is_stream(environ, sys.stderr.fileno())
     logger = log.set_up(
         debug=arguments.debug, to_syslog=arguments.to_syslog or unread, environ=environ
@@ -191,37 +192,37 @@ def serve(arguments: Arguments, environ: Mapping[str, str]) -> None:
         _serve(arguments, environ, logger)
     except AutoipError as error:
         if arguments.hook and isinstance(error, NotArp):
-            # A DHCP client, or a network manager, calls its hooks for tunnels as well.
+            # DHCP clients and network managers call their hooks for tunnels as well.
             _nothing_to_serve(str(error), environ, logger)
             return
-        # A client fails again and again, and each time its hook starts us.
+        # A DHCP client fails again and again, and each time its hook starts autoip.
         often = unread and isinstance(error, AlreadyRunning)
         if (arguments.to_syslog or unread) and not often:
-            log.failed_to_syslog(str(error))  # to stderr it goes as any command's failure
+            log.failed_to_syslog(str(error))  # `main` writes it to stderr
         raise
 
 
 def _nothing_to_serve(why: str, environ: Mapping[str, str], logger: logging.Logger) -> None:
-    """A hook has started this for nothing, and that is no failure."""
+    """Log why a hook started this for nothing, and report success to the service manager."""
     from autoip.daemon.sd_notify import Notifier
 
     logger.info("%s", why)
-    # A service manager takes the end of what was never ready for a failure, and starts it again.
+    # A service that ends before it was ready has failed for the service manager, which starts it again.
     Notifier(environ).ready()
 
 
 def _close_inherited() -> None:
-    """Close a client's lease file, sockets and pipes: who waits for their end would wait for ours."""
+    """Close a DHCP client's lease file, sockets and pipes: a process that waits for their end would wait for ours."""
     for name in os.listdir("/proc/self/fd"):
         if int(name) > 2:
-            with suppress(OSError):  # the one of the listing itself is gone already
+            with suppress(OSError):  # the descriptor of the listing itself is closed already
                 os.close(int(name))
 
 
 def _import_asyncio() -> None:
-    """Import asyncio without TLS, which takes 4 MB and which nothing here speaks.
+    """Import asyncio without TLS, which takes 4 MB and which nothing here uses.
 
-    asyncio does without it where Python has none. Other code can import it as ever.
+    asyncio works without `ssl`, since Python may lack it. Other code can import `ssl` afterwards.
     """
     if "ssl" not in sys.modules:
         sys.modules["ssl"] = None  # type: ignore[assignment]
@@ -234,14 +235,14 @@ def _import_asyncio() -> None:
 def _serve(arguments: Arguments, environ: Mapping[str, str], logger: logging.Logger) -> None:
     configuration = configured(arguments)
     check_policy(
-        [interfaces.proper(name) for name in arguments.interfaces], arguments, configuration
+        [interface_names.proper(name) for name in arguments.interfaces], arguments, configuration
     )
     if arguments.hook and not configuration.hooks(arguments.interfaces[0]):
         text = f"{arguments.interfaces[0]}: not for hooks to start, by the configuration"
         _nothing_to_serve(text, environ, logger)
         return
 
-    # These imports take most of the start: a mistake in what was asked for is told before.
+    # These imports take most of the start, so the command line and the configuration are checked before.
     _import_asyncio()
     import asyncio
 
@@ -254,7 +255,7 @@ def _serve(arguments: Arguments, environ: Mapping[str, str], logger: logging.Log
             check_policy([name], arguments, configuration)
         return options_of(name, arguments, configuration)
 
-    # With privileges that are given up now.
+    # This needs privileges that `limit` gives up.
     program = arp_socket.load_broadcast()
     state = [paths.state_directory(environ)] if arguments.keep_state else []
     directories = [paths.runtime_directory(environ), *state]

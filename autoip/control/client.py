@@ -12,7 +12,7 @@ from autoip.errors import AutoipError, NoPermission, NotRunning
 from autoip.paths import network_namespace
 
 TYPE_CHECKING = False
-if TYPE_CHECKING:  # a command is to start fast
+if TYPE_CHECKING:  # a command must start fast
     from typing import Any
 
 _TRIES = 3  # a daemon under a flood of connections may drop one of ours
@@ -22,7 +22,7 @@ _LINE_MAX = 1 << 20
 
 
 def served(directory: str) -> list[str]:
-    """The interfaces of this network namespace whose daemons have a socket."""
+    """Return the interfaces of this network namespace for which a daemon's socket exists, sorted."""
     prefix, suffix = socket_name(network_namespace(), "\0").split("\0")
     try:
         names = [entry.name for entry in os.scandir(directory)]
@@ -36,7 +36,7 @@ def served(directory: str) -> list[str]:
 
 
 class Connection:
-    """One request to the daemon of an interface, and what it answers.
+    """One request to the daemon of an interface, and its answers.
 
     Args:
         directory: the run-time directory.
@@ -76,15 +76,15 @@ class Connection:
             raise AutoipError(f"{path}: {error.strerror or error}") from error
 
     def fileno(self) -> int:
-        """Readable when `read` has something to tell."""
+        """Return the descriptor, which is readable when `read` returns without waiting."""
         return self._socket.fileno()
 
     def close(self) -> None:
-        """Let go of the daemon."""
+        """Close the connection."""
         self._socket.close()
 
     def read(self) -> list[dict[str, Any]] | None:
-        """Wait for messages; None: the daemon has closed, or is no daemon of ours.
+        """Wait for messages; None: the daemon has closed the connection, or is not an autoip.
 
         Raises:
             AutoipError: nothing came in time.
@@ -108,7 +108,7 @@ class Connection:
 
 
 def ask(directory: str, interface: str, request: str) -> dict[str, Any]:
-    """Send a request, return the answer.
+    """Send a request; return the answer.
 
     Raises:
         NotRunning: no daemon serves the interface.
@@ -127,10 +127,11 @@ def ask(directory: str, interface: str, request: str) -> dict[str, Any]:
 
 
 def checked(interface: str, answer: dict[str, Any]) -> dict[str, Any]:
-    """The answer, if the daemon did what it was asked to.
+    """Return the answer, if it is not a refusal.
 
     Raises:
-        NoPermission, AutoipError: it did not.
+        NoPermission: the request is not for this user.
+        AutoipError: the daemon refused.
     """
     if not answer.get("ok"):
         kind = NoPermission if answer.get("permission") else AutoipError

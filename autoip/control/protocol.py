@@ -1,26 +1,26 @@
-"""What autoip tells of an interface: the fields of `autoip status` and the events of `autoip watch`.
+"""What autoip reports of an interface: the fields of `autoip status` and the events of `autoip watch`.
 
-The one place where names, types, units and meanings of these fields stand; the manual's tables are
-made from it.  Fields are only ever added; `VERSION` grows when one is.
+The manual's tables of names, types, units and meanings are made from this file. Fields are only added,
+never removed; `VERSION` grows with each.
 """
 
 from __future__ import annotations
 
 TYPE_CHECKING = False
-if TYPE_CHECKING:  # `status` is to answer fast, and `typing` takes milliseconds to import
+if TYPE_CHECKING:  # `status` must answer fast, and `typing` takes milliseconds to import
     from collections.abc import Mapping
     from typing import Any
 
 VERSION = 1
-"""Of the objects below, and of the control socket's requests."""
+"""The version of the objects below, and of the control socket's requests."""
 
 
 class Field:
-    """What a field of a JSON object is.
+    """A field of a JSON object.
 
     Attributes:
-        type: its JSON type; ``or null`` where there may be nothing to tell.
-        unit: of a number; empty for others.
+        type: JSON type; ``or null`` where the value may be unknown or absent.
+        unit: of a number; empty for other types.
         meaning: in words.
     """
 
@@ -45,7 +45,7 @@ STATUS: Mapping[str, Field] = {
     "candidate": Field("string or null", "", "the address that is held or tried"),
     "step": Field("string or null", "", "what comes next"),
     "step_in": Field("number or null", "s", "how soon"),
-    "policy": Field("string", "", "when there is to be an address: see POLICY"),
+    "policy": Field("string", "", "when the interface has an address: see POLICY"),
     "defence": Field("string", "", "defend: once per 10 s; abandon: never"),
     "delay": Field("integer", "ms", "longest pause between two probes"),
     "others": Field("array of strings", "", "other IPv4 addresses, with prefix length"),
@@ -56,7 +56,7 @@ STATUS: Mapping[str, Field] = {
     "limits": Field(
         "array of strings", "", "what kernel, privileges or a missing package do not allow"
     ),
-    "notes": Field("array of strings", "", "what was seen of others that is in the way"),
+    "notes": Field("array of strings", "", "what other programs and hosts do that is in the way"),
 }
 """`autoip status --json`: one such object for each interface."""
 
@@ -68,7 +68,7 @@ EVENT: Mapping[str, Field] = {
     "old": Field("string", "", "transition: the state before"),
     "new": Field("string", "", "transition: the state from now on"),
     "why": Field("string", "", "transition: what brought it about"),
-    "address": Field("string or null", "", "the address that it is about"),
+    "address": Field("string or null", "", "the address concerned"),
     "step": Field("string or null", "", "transition: what comes next"),
     "step_in": Field("number or null", "s", "transition: how soon"),
     "mac": Field("string", "", "conflict, defence: the other host"),
@@ -90,19 +90,19 @@ PROBE: Mapping[str, Field] = {
 """`autoip probe --json`."""
 
 EVENTS: Mapping[str, str] = {
-    "status": "the first one: how things stand",
+    "status": "the first event: the present state",
     "transition": "the state changed",
     "conflict": "another host claims, or probes for, the address",
     "defence": "a conflict was answered, the address kept",
     "address-added": "another IPv4 address came",
     "address-removed": "another IPv4 address went",
     "stopped": "the interface is no longer served",
-    "lost": "the daemon is gone without a word; watch waits for it",
+    "lost": "the daemon has ended without `stopped`; watch waits for another",
 }
 
 STATES: Mapping[str, str] = {
     "no-link": "the interface is missing, down or without carrier",
-    "standby": "no address is wanted now: the policy, a network manager, or the interface's master says so",
+    "standby": "no address is wanted now: by the policy, a network manager, or the interface's master",
     "probing": "a candidate is being probed",
     "announce-wait": "all probes are sent; the address is free if nobody objects",
     "configuring": "the address is being put on the interface",
@@ -115,10 +115,10 @@ STATES: Mapping[str, str] = {
 
 
 def socket_name(namespace: int, interface: str) -> str:
-    """The control socket's name: keyed by network namespace (inode), as several may share /run."""
+    """Return the control socket's name; it has the network namespace's inode, since several may share /run."""
     return f"{namespace}-{interface}.sock"
 
 
 def event(name: str, interface: str, at: float, **fields: Any) -> dict[str, Any]:
-    """An event as it goes to `autoip watch`."""
+    """Return an event for `autoip watch`; `at`: seconds since 1970."""
     return {"version": VERSION, "event": name, "interface": interface, "at": at, **fields}

@@ -1,14 +1,14 @@
-"""The daemon's side of the control socket: who may ask what, and who is too slow.
+"""The daemon's side of the control socket: what a client may request, and when it is cut off.
 
-One Unix stream socket for each interface.  A client sends one JSON line,
+One Unix stream socket for each interface. A client sends one JSON line,
 ``{"version": 1, "request": NAME}``, and gets one JSON line, after ``watch`` one for each event.
 ``status`` and ``watch`` are for everyone, ``refresh`` and ``stop`` for root and the daemon's
-own user, whom the kernel tells (SO_PEERCRED).
+own user; the kernel reports the client's user (SO_PEERCRED).
 
 A client must cost neither the negotiation nor other clients anything: a request has at most
 LINE_MAX bytes and REQUEST_TIME seconds; each user has USER_MAX connections, WATCH_MAX of them
-watching, and a new one takes the place of its oldest that is not watching; a watcher that does not
-read is cut off when WRITE_MAX bytes wait for it.
+watching, and a new one takes the place of the user's oldest that is not watching; a watcher that
+does not read is cut off when more than WRITE_MAX bytes wait for it.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Handler:
     Attributes:
         status: its status object.
         refresh: probes the address again.
-        stop: takes all off; awaited before the answer.
+        stop: takes off all that is ours; awaited before the answer.
     """
 
     status: Callable[[], dict[str, Any]]
@@ -60,18 +60,18 @@ class Clients:
     by_user: defaultdict[int, list[_Client]] = field(default_factory=lambda: defaultdict(list))
 
     def admit(self, client: _Client) -> None:
-        """Make room for a client of its user."""
+        """Add a client; where its user has too many, drop the oldest that is not watching."""
         mine = self.by_user[client.user]
         if len(mine) >= USER_MAX:
             next(other for other in mine if not other.watching).drop()
         self.by_user[client.user].append(client)
 
     def may_watch(self, client: _Client) -> bool:
-        """Whether the client's user has not too many watchers already."""
+        """Return whether the client's user may have one more watcher."""
         return sum(other.watching for other in self.by_user[client.user]) < WATCH_MAX
 
     def forget(self, client: _Client) -> None:
-        """The client is gone."""
+        """Remove a client that is gone; do nothing if it is not listed."""
         with contextlib.suppress(ValueError):
             self.by_user[client.user].remove(client)
         if not self.by_user[client.user]:
@@ -103,10 +103,10 @@ class Server:
         self._server: asyncio.Server | None = None
 
     async def open(self) -> None:
-        """Listen.  The caller holds the interface's lock, so an older socket is a dead one.
+        """Listen. The caller holds the interface's lock, so an older socket is a dead one.
 
-        The socket gets its name when everyone may connect to it: a client never meets one that is
-        not ready.
+        The socket gets its name only when everyone may connect to it, so that a client never finds
+        one that is not ready.
 
         Raises:
             OSError: the file system or the length of the path does not allow it.
@@ -129,16 +129,16 @@ class Server:
             raise
 
     def publish(self, event: dict[str, Any]) -> None:
-        """Tell all watchers."""
+        """Send an event to all watchers."""
         if self.watchers:
             line = encode(event)
             for client in list(self.watchers):
                 client.write(line)
 
     async def close(self) -> None:
-        """Stop listening and let go of all clients once they have what was written.
+        """Stop listening, and close each connection once its client has read what was written.
 
-        Who asked for the end is still to get its answer, and is let go of then.
+        A client that requested `stop` gets its answer first.
         """
         self.closed = True
         for client in [c for cs in self.clients.by_user.values() for c in cs if c.server is self]:
@@ -182,7 +182,7 @@ class _Client(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self.served:
-            return  # one request a connection; what follows is not for us
+            return  # one request a connection
         self._line += data
         line, newline, _ = self._line.partition(b"\n")
         if newline and len(line) <= LINE_MAX:
@@ -206,7 +206,7 @@ class _Client(asyncio.Protocol):
             self._transport.abort()
 
     def finish(self) -> None:
-        """Close once what was written has been read, or REQUEST_TIME is over."""
+        """Close the connection once the client has read what was written, or REQUEST_TIME is over."""
         self.watching = False
         if self._transport is not None:
             self._transport.close()
@@ -243,7 +243,7 @@ class _Client(asyncio.Protocol):
                 self._refuse("not a request: status, watch, refresh or stop")
 
     async def _stop(self) -> None:
-        # The client may have gone before the end: what it asked for is done all the same.
+        # A client that has gone meanwhile does not undo its request.
         await self.server.handler.stop()
         self._answer()
         self.finish()
@@ -261,12 +261,12 @@ class _Client(asyncio.Protocol):
 
 
 def encode(message: dict[str, Any]) -> bytes:
-    """One JSON line."""
+    """Return a message as one JSON line."""
     return json.dumps(message, separators=(",", ":")).encode() + b"\n"
 
 
 def _request(line: bytes) -> object:
-    """The name of the request; None if the line is not one."""
+    """Return the name of the request; None if the line is not a request."""
     try:
         message = json.loads(line)
     except (ValueError, RecursionError):
@@ -275,6 +275,6 @@ def _request(line: bytes) -> object:
 
 
 def _user(connection: socket.socket) -> int:
-    """The user id of the process at the other end."""
+    """Return the user id of the process at the other end."""
     raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     return int(_CREDENTIALS.unpack(raw)[1])

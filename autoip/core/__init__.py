@@ -1,1 +1,1 @@
-"""What RFC 3927 and RFC 5227 say: no clock, no input or output."""
+"""The rules of RFC 3927 and RFC 5227: no clock, no input or output."""

@@ -1,9 +1,9 @@
 """RFC 5227: address conflict detection for one address on one link.
 
-`Acd` is sans-IO: it opens no socket and reads no clock.  The caller
+`Acd` is sans-IO: it opens no socket and reads no clock. The caller
 
 * passes what arrives to `receive`, and calls `handle_timer` when `next_timer` has come;
-* offers `to_send` to the kernel and says `sent` or `refused`: only what was sent counts;
+* offers `to_send` to the kernel and reports `sent` or `refused`: only what was sent counts;
 * takes each `next_event`, and after `ProbeSucceeded` puts the address on the interface and then
   calls `announce`.
 
@@ -56,7 +56,7 @@ class Listen(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Probing:
-    """`sent` probes are out; the next one is due at `next_at`.  PROBE_WAIT counts as `sent` 0."""
+    """`sent` probes are out; the next one is due at `next_at`. PROBE_WAIT counts as `sent` 0."""
 
     sent: int
     next_at: float
@@ -71,7 +71,7 @@ class AnnounceWait:
 
 @dataclass(frozen=True, slots=True)
 class Owed:
-    """A defence that is still to be sent, at `next_at`, against `packet` that came at `since`."""
+    """A defence against `packet`, which came at `since`; it must be sent at `next_at`."""
 
     packet: ArpPacket
     since: float
@@ -80,12 +80,12 @@ class Owed:
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """What a host in use of an address remembers in order to defend it.
+    """What the defence of an address in use depends on.
 
     Attributes:
-        last_conflict: when the last conflicting packet came; None if none ever came.
-        ready_at: when a conflict may be defended against again; None if it may be now.
-        owed: the defence that is still to be sent.
+        last_conflict: when the last conflicting packet came; None: none has come.
+        ready_at: when a conflict may be defended against again; None: now.
+        owed: the defence that must still be sent.
     """
 
     last_conflict: float | None = None
@@ -97,7 +97,7 @@ class Guard:
 class Configuring:
     """The address is free; the caller puts it on the interface and then calls `announce`.
 
-    `guard` is what was remembered if the address was in use already, and somebody took it off.
+    `guard` is kept from before if the address was in use already, and somebody removed it.
     """
 
     guard: Guard = Guard()
@@ -114,14 +114,14 @@ class Announcing:
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """In use and announced.  Silence, until there is something to defend against."""
+    """In use and announced. Silence, until there is something to defend against."""
 
     guard: Guard
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """A conflict ended it.  Nothing comes out of this state."""
+    """A conflict ended the claim. This state is never left."""
 
 
 State: TypeAlias = Probing | AnnounceWait | Configuring | Announcing | Bound | Ended
@@ -134,7 +134,7 @@ class Trigger(Enum):
     SILENCE = "nobody objected for ANNOUNCE_WAIT"
     CONFIGURED = "address put on the interface"
     ANNOUNCED = "ANNOUNCE_NUM announcements sent"
-    REMOVED = "address taken off by somebody else"
+    REMOVED = "address removed by somebody else"
     CONFLICT = "conflict before use"
     GIVEN_UP = "conflict in use, not defended"
 
@@ -167,7 +167,7 @@ class ProbeSent:
 
 @dataclass(frozen=True, slots=True)
 class ProbeSucceeded:
-    """Nobody uses the address.  The caller may configure it and call `announce`."""
+    """Nobody uses the address. The caller may configure it and call `announce`."""
 
     address: IPv4Address
 
@@ -223,10 +223,10 @@ class Acd:
         jitter: random source of the pauses.
         now: seconds; the pause before the first probe starts here.
         defence: what to do about a conflict once the address is in use.
-        sibling: whether a hardware address is that of another interface of this host.  What such a
-            one sends is no conflict once the address is free for us: by default Linux answers ARP
-            for all its addresses on all its interfaces, and sends with any of them (arp_ignore,
-            arp_announce).  Before, it is one: section 3.4 of RFC 3927 wants different addresses.
+        sibling: whether a hardware address is that of another interface of this host. Its frames
+            are not conflicts once the probes have succeeded: by default Linux answers ARP for all
+            its addresses on all its interfaces, and sends with any of them (arp_ignore,
+            arp_announce). Before, they are: RFC 3927 section 3.4 demands different addresses.
     """
 
     def __init__(
@@ -263,13 +263,13 @@ class Acd:
         claimed = packet.claims(self.address, self._mac)
         match self.state:
             case Configuring() | Announcing() | Bound() if self._sibling(packet.sha):
-                pass  # our own kernel, which may have the address before we are told
+                pass  # our own kernel, which may have the address before `announce`
             case Probing() | AnnounceWait() | Configuring():
                 if claimed or packet.probes(self.address, self._mac):
                     self._go(Trigger.CONFLICT, Ended())
                     self._events.append(Conflict(self.address, packet, in_use=False))
             case Announcing() | Bound():
-                # Another host's *probe* is answered by the kernel and is no reason to
+                # Another host's *probe* is answered by the kernel and is not a reason to
                 # give the address up.
                 if claimed:
                     self._conflict_in_use(self.state, packet, at, defended_at)
@@ -293,24 +293,24 @@ class Acd:
         self.state = replace(state, guard=guard)
 
     def announce(self, now: float) -> None:
-        """The address is on the interface: announce it, and defend it from now on.
+        """Announce the address, which is on the interface, and defend it from now on.
 
         Raises:
-            CoreMisuse: no `ProbeSucceeded` was given, or a conflict has come since.
+            CoreMisuse: there was no `ProbeSucceeded`, or a conflict has come since.
         """
         if not isinstance(self.state, Configuring):
             raise CoreMisuse(f"announce() in {type(self.state).__name__}")
         self._go(Trigger.CONFIGURED, Announcing(0, now, self.state.guard))
 
     def removed(self) -> None:
-        """Somebody on this host took the address off the interface: put it there and call `announce`.
+        """Wait for `announce` again: somebody on this host removed the address from the interface.
 
-        It is not probed again, for it was defended all the time: whoever else had claimed it would
-        have been heard (RFC 5227 section 2.3 has every claim announced), and a probe that came
-        meanwhile is answered by the announcement, which comes long before that host may use it.
+        The address is not probed again, because it was defended all the time: the claim of another
+        host would have come as a packet (RFC 5227 section 2.3), and a probe that came meanwhile is
+        answered by the announcement, long before that host may use the address.
 
         Raises:
-            CoreMisuse: it is not in use.
+            CoreMisuse: the address is not in use.
         """
         if not isinstance(self.state, Announcing | Bound):
             raise CoreMisuse(f"removed() in {type(self.state).__name__}")
@@ -319,7 +319,7 @@ class Acd:
     # --- time ------------------------------------------------------------------------------
 
     def next_timer(self) -> float | None:
-        """When `handle_timer` and `to_send` are to be called next; None: not before a packet."""
+        """Return when to call `handle_timer` and `to_send` next; None: not before a packet comes."""
         times = [self._send_at()]
         match self.state:
             case AnnounceWait(until=until):
@@ -329,7 +329,7 @@ class Acd:
         return min((at for at in times if at is not None), default=None)
 
     def handle_timer(self, now: float) -> None:
-        """Do what the passing of time brings about.  Harmless when called early."""
+        """Do what is due. Harmless when called early."""
         match self.state:
             case AnnounceWait(until=until) if now >= until:
                 self._go(Trigger.SILENCE, Configuring())
@@ -341,7 +341,7 @@ class Acd:
     # --- what goes out ---------------------------------------------------------------------
 
     def _send_at(self) -> float | None:
-        """When the next packet is due.  A defence that is owed goes before an announcement."""
+        """When the next packet is due. A defence that is owed goes before an announcement."""
         match self.state:
             case (
                 Announcing(guard=Guard(owed=Owed(next_at=at)))
@@ -354,7 +354,7 @@ class Acd:
                 return None
 
     def to_send(self, now: float) -> ArpPacket | None:
-        """The packet that is due.  Offer it to the kernel, then say `sent` or `refused`."""
+        """Return the packet that is due. Offer it to the kernel, then call `sent` or `refused`."""
         at = self._send_at()
         if at is None or now < at:
             return None
@@ -362,7 +362,7 @@ class Acd:
         return make(self._mac, self.address)
 
     def sent(self, now: float) -> None:
-        """The kernel took the packet that `to_send` gave.
+        """Count the packet that `to_send` returned: the kernel took it.
 
         Args:
             now: not before the frame left, so that the pause to the next one is never short.
@@ -393,7 +393,7 @@ class Acd:
                 raise CoreMisuse(f"sent() in {type(self.state).__name__}")
 
     def refused(self, now: float) -> None:
-        """The kernel did not take the packet: it was not sent and does not count."""
+        """Offer the packet again after SEND_RETRY: the kernel did not take it."""
         again = now + SEND_RETRY
         match self.state:
             case (
@@ -408,7 +408,7 @@ class Acd:
                 raise CoreMisuse(f"refused() in {type(self.state).__name__}")
 
     def next_event(self) -> Event | None:
-        """The oldest event not yet taken."""
+        """Return the oldest event that was not taken yet; None: there is none."""
         return self._events.popleft() if self._events else None
 
     # --- for the filter and the reflex -------------------------------------------------------
@@ -426,7 +426,7 @@ class Acd:
 
     @property
     def reflex(self) -> ArpPacket | None:
-        """What a conflict that came now would be answered with; None: it would not be."""
+        """The answer to a conflict that came now; None: there would be none."""
         match self.state:
             case Announcing(guard=guard) | Bound(guard=guard):
                 may = self._defence is Defence.ONCE and guard.ready_at is None
@@ -437,11 +437,11 @@ class Acd:
     # --- inside ------------------------------------------------------------------------------
 
     def _draw(self, low: float, high: float) -> float:
-        """A pause between the bounds, ending the slack short of `high` (see Timing.slack)."""
+        """Draw a pause between the bounds; it ends the slack short of `high` (see Timing.slack)."""
         return low + self._jitter.random() * max(high - self._timing.slack - low, 0.0)
 
     def _go(self, trigger: Trigger, state: State) -> None:
-        """The one place where a state is left for another."""
+        """Leave the state for another one. Nothing else does."""
         if TRANSITIONS.get((type(self.state), trigger)) is not type(state):
             raise CoreMisuse(f"{type(self.state).__name__} cannot be left by {trigger.name}")
         self.state = state

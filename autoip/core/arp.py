@@ -20,11 +20,11 @@ NO_HARDWARE = bytes(6)
 NO_ADDRESS = IPv4Address(0)
 
 FRAME = struct.Struct("!6s6sHHHBBH6s4s6s4s")
-"""Ethernet header, then the ARP packet: 42 bytes.  What follows them on the wire is padding."""
+"""Ethernet header, then the ARP packet: 42 bytes. What follows them on the wire is padding."""
 
 
 class Operation(IntEnum):
-    """ar$op; other operations (RARP, InARP) are none of ours."""
+    """ar$op; other operations (RARP, InARP) are ignored."""
 
     REQUEST = 1
     REPLY = 2
@@ -82,7 +82,7 @@ class ArpPacket:
     def claims(self, address: IPv4Address, mac: bytes) -> bool:
         """Whether somebody else uses `address`: RFC 3927 sections 2.2.1 and 2.5.
 
-        A frame of our own that a hub or an access point reflects has our SHA: no conflict.
+        A frame of our own that a hub or an access point reflects has our SHA: not a conflict.
         """
         return self.spa == address and self.sha != mac
 
@@ -92,7 +92,7 @@ class ArpPacket:
 
 
 def parse(frame: bytes) -> ArpPacket | None:
-    """Read an Ethernet frame; None if it is no ARP request or reply for IPv4 over Ethernet.
+    """Read an Ethernet frame; None if it is not an ARP request or reply for IPv4 over Ethernet.
 
     Args:
         frame: from the link-layer destination on; bytes after the ARP packet are padding.
@@ -118,15 +118,15 @@ def parse(frame: bytes) -> ArpPacket | None:
 
 
 def probe(mac: bytes, candidate: IPv4Address) -> ArpPacket:
-    """An ARP Probe: RFC 3927 section 2.2.1.  THA is zero, as that section asks."""
+    """Return an ARP Probe: RFC 3927 section 2.2.1. THA is zero, as that section demands."""
     return ArpPacket(Operation.REQUEST, mac, NO_ADDRESS, NO_HARDWARE, candidate)
 
 
 def announcement(mac: bytes, address: IPv4Address) -> ArpPacket:
-    """An ARP Announcement: RFC 3927 section 2.4; a probe but for SPA = TPA = `address`."""
+    """Return an ARP Announcement: RFC 3927 section 2.4; a probe but for SPA = TPA = `address`."""
     return ArpPacket(Operation.REQUEST, mac, address, NO_HARDWARE, address)
 
 
 def format_mac(mac: bytes) -> str:
-    """Six bytes as people write them, e.g. ``02:00:00:00:00:0a``."""
+    """Return six bytes as people write them, e.g. ``02:00:00:00:00:0a``."""
     return mac.hex(":")

@@ -66,7 +66,7 @@ def is_candidate(address: IPv4Address) -> bool:
 class Timing:
     """The times of the probe phase, in seconds.
 
-    RFC 3927 leaves the pauses to chance between two bounds. A draw ends `slack` short of its upper
+    RFC 3927 draws the pauses at random between two bounds. A draw ends `slack` short of its upper
     bound, so that the frame is on the wire before the bound even when the timer wakes
     late: a probe gap over PROBE_MAX fails the Bonjour Conformance Test. The lower bound needs
     no room, because a gap is counted from the moment the frame before was sent.

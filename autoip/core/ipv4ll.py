@@ -6,8 +6,8 @@
     Acd announces and defends -> conflict: Unconfigure, next candidate
                               -> link_down, stand_by: Unconfigure, the same address first next time
 
-The random sources are arguments: `addresses`, seeded from the hardware address, draws the
-candidates, so that a host finds the same address again (section 2.1); `jitter` the pauses.
+The random sources are arguments: `addresses`, seeded from the hardware address, for the candidates,
+so that a host finds the same address again (section 2.1); `jitter` for the pauses.
 """
 
 from __future__ import annotations
@@ -23,38 +23,21 @@ from typing import TypeAlias
 from autoip.core import acd
 from autoip.core.acd import Acd, Defence, Listen
 from autoip.core.arp import ArpPacket, format_mac
+from autoip.core.candidates import Candidates
 from autoip.core.constants import (
     ANNOUNCE_NUM,
     CONFIGURE_RETRY,
     DEFEND_INTERVAL,
-    FIRST_CANDIDATE,
-    LAST_CANDIDATE,
     MAX_CONFLICTS,
     PROBE_NUM,
     RATE_LIMIT_INTERVAL,
     Timing,
-    is_candidate,
 )
 from autoip.errors import CoreMisuse
 
-_CANDIDATES = int(LAST_CANDIDATE) - int(FIRST_CANDIDATE) + 1
-_DRAWS = 1000
-"""Draws before an address that is merely to be avoided is accepted: the loop must end."""
-
-
-def draw_candidate(addresses: Random) -> IPv4Address:
-    """A candidate, uniform over all that `is_candidate` allows (section 2.1).
-
-    Only `Random.random` is used, whose sequence for a seed is the same in every Python.
-    """
-    while True:
-        candidate = FIRST_CANDIDATE + int(addresses.random() * _CANDIDATES)
-        if is_candidate(candidate):
-            return candidate
-
 
 class State(Enum):
-    """Where an interface stands.  Values are what people and scripts read."""
+    """Where an interface stands. Values are what people and scripts read."""
 
     NO_LINK = "no-link"
     STANDBY = "standby"
@@ -74,7 +57,7 @@ ACD_STATES: Mapping[type[acd.State], State] = {
     acd.Announcing: State.ANNOUNCING,
     acd.Bound: State.BOUND,
 }
-"""What the interface's state is called while its `Acd` is in one of these."""
+"""The name of the interface's state for each state of its `Acd`."""
 
 
 class Cause(Enum):
@@ -85,7 +68,7 @@ class Cause(Enum):
     NOT_WANTED = "no address is wanted now"
     CONFLICT = "conflict"
     REMOVED = "address was removed by somebody else"
-    ELSEWHERE = "address is on another interface of this host"
+    ON_SIBLING = "address is on another interface of this host"
     REFUSED = "kernel refused the address"
     PAUSE_OVER = "pause is over"
 
@@ -103,11 +86,8 @@ TRANSITIONS: Mapping[Cause, tuple[frozenset[State], frozenset[State]]] = {
     Cause.LINK_LOST: (_CANDIDATE | _WAIT | {State.STANDBY}, frozenset({State.NO_LINK})),
     Cause.NOT_WANTED: (_CANDIDATE | _WAIT | {State.NO_LINK}, frozenset({State.STANDBY})),
     Cause.CONFLICT: (_CANDIDATE, _NEXT),
-    Cause.REMOVED: (
-        HELD,
-        _NEXT | {State.CONFIGURING},
-    ),
-    Cause.ELSEWHERE: (frozenset({State.CONFIGURING, State.ANNOUNCING, State.BOUND}), _NEXT),
+    Cause.REMOVED: (HELD, _NEXT | {State.CONFIGURING}),
+    Cause.ON_SIBLING: (HELD | {State.CONFIGURING}, _NEXT),
     Cause.REFUSED: (frozenset({State.CONFIGURING}), frozenset({State.PAUSED})),
     Cause.PAUSE_OVER: (_WAIT, frozenset({State.PROBING})),
 }
@@ -121,6 +101,14 @@ ACD_STEPS: Mapping[tuple[State, State], acd.Trigger] = {
 """The steps that the `Acd` takes by itself, as states of the interface."""
 
 
+def allowed(old: State, new: State, cause: Cause | None) -> bool:
+    """Return whether the cause, or the `Acd` itself (None), leads from one state to the other."""
+    if cause is None:
+        return (old, new) in ACD_STEPS
+    sources, targets = TRANSITIONS[cause]
+    return old in sources and new in targets
+
+
 # --- events ---------------------------------------------------------------------------------
 
 
@@ -131,9 +119,9 @@ class Transition:
     Attributes:
         old, new: the states.
         why: what brought it about, in words.
-        address: the candidate or address that `new` is about; None if it is about none.
-        step: what comes next, in words; empty if nothing is to be done.
-        step_at: when it is due; None if nothing is to be done.
+        address: the candidate or address that `new` is about; None: about none.
+        step: what comes next, in words; empty: nothing.
+        step_at: when that is due; None: nothing is.
         lost: an address that was held is lost, and nobody asked for that.
     """
 
@@ -143,7 +131,7 @@ class Transition:
     address: IPv4Address | None
     step: str
     step_at: float | None
-    lost: bool = False
+    lost: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,10 +143,10 @@ class Configure:
 
 @dataclass(frozen=True, slots=True)
 class Unconfigure:
-    """Take the address off the interface, at once.
+    """Remove the address from the interface, at once.
 
     Attributes:
-        conflict: it was lost to another host, so connections from it are dead.
+        conflict: the address was lost to another host, so connections from it are dead.
     """
 
     address: IPv4Address
@@ -202,8 +190,8 @@ class Ipv4ll:
         jitter: random source of the pauses.
         defence: what to do about a conflict in use.
         first: first candidate; after a conflict random ones follow.
-        avoid: tells whether this host has the address elsewhere, so that it is no candidate.
-        sibling: whether a hardware address is another interface's of this host; see `Acd`.
+        avoid: whether a sibling has the address, so that it cannot be a candidate.
+        sibling: whether a hardware address is that of a sibling; see `Acd`.
     """
 
     def __init__(
@@ -221,13 +209,10 @@ class Ipv4ll:
         self.mac = mac
         self.conflicts = 0  # since the last successful claim
         self._timing = timing
-        self._addresses = addresses
         self._jitter = jitter
         self._defence = defence
-        self._avoid = avoid
         self._sibling = sibling
-        self._next_candidate = first
-        self._lost: deque[IPv4Address] = deque(maxlen=MAX_CONFLICTS)
+        self._candidates = Candidates(addresses, avoid, first)
         self._acd: Acd | None = None
         self._waiting: _Waiting | None = None
         self._idle = State.NO_LINK  # why there is neither a candidate nor a pause
@@ -259,11 +244,11 @@ class Ipv4ll:
     @property
     def remembered(self) -> IPv4Address | None:
         """What the next start would try first."""
-        return self.candidate or self._next_candidate
+        return self.candidate or self._candidates.preferred
 
     @property
     def step(self) -> str:
-        """What is done at `next_timer`, in words; empty if nothing that shows."""
+        """What is done at `next_timer`, in words; empty: nothing that a user notices."""
         if self._waiting is not None:
             return "next candidate"
         match self._acd and self._acd.state:
@@ -276,10 +261,10 @@ class Ipv4ll:
             case _:
                 return ""
 
-    # --- what the caller tells ---------------------------------------------------------------
+    # --- what the caller reports -------------------------------------------------------------
 
     def link_up(self, now: float, why: str = "link is ready") -> None:
-        """The interface can send and receive, and is to have an address: look for one."""
+        """Look for an address: the interface can send and receive, and should have one."""
         if self.state not in _IDLE:
             raise CoreMisuse(f"link_up() in {self.state.name}")
         if self._not_before is not None and now < self._not_before:
@@ -289,34 +274,34 @@ class Ipv4ll:
         self._report(why, Cause.LINK_READY)
 
     def link_down(self, why: str = "link is lost", *, asked: bool = False) -> None:
-        """The link is no longer the one that was probed: section 2.2.  Harmless when repeated.
+        """Give up candidate or address: the link may be another one (section 2.2). Harmless when repeated.
 
         Args:
             why: in words.
-            asked: it is to be probed again, or to end, by somebody's wish.
+            asked: somebody asked for a new probe, or for the end.
         """
         self._leave(State.NO_LINK, why, Cause.LINK_LOST, asked=asked)
 
     def stand_by(self, why: str = Cause.NOT_WANTED.value) -> None:
-        """No address is wanted until `link_up`: section 1.9.  Harmless when repeated."""
+        """Have no address until `link_up`: none is wanted (section 1.9). Harmless when repeated."""
         self._leave(State.STANDBY, why, Cause.NOT_WANTED, asked=True)
 
     def removed(self, now: float) -> None:
-        """Somebody else took our address off the interface: put it there again, at once.
+        """Have our address, which somebody else removed, put on the interface again at once.
 
-        Some DHCP clients do so when they get a lease.  Whoever does it again and again is not fought
-        at full speed: if the removal before was within DEFEND_INTERVAL as well, the address is probed
+        Some DHCP clients remove it when they get a lease. Repeated removals are not fought at full
+        speed: if the removal before was within DEFEND_INTERVAL as well, the address is probed
         first; after MAX_CONFLICTS removals in a row the rate limit sets in.
         """
         if self._acd is None or self._held_since is None:
             return
         self._removals = self._removals + 1 if now - self._held_since < DEFEND_INTERVAL else 1
         address = self._acd.address
-        self._held_since = None  # nothing is left to take off
+        self._held_since = None  # nothing is left to remove
         if self._removals == 1:
             self._acd.removed()
         else:
-            self._next_candidate = address
+            self._candidates.preferred = address
             self._drop(conflict=False)
             self._try_unless(self._removals >= MAX_CONFLICTS, now)
         self._report(Cause.REMOVED.value, Cause.REMOVED)
@@ -324,18 +309,18 @@ class Ipv4ll:
             self._events.append(Configure(address))
 
     def elsewhere(self, address: IPv4Address, now: float) -> None:
-        """The address of a `Configure`, or the one held, is on another interface of this host.
+        """Take the next candidate: the address of a `Configure`, or the one held, is on a sibling.
 
-        Like a conflict: section 3.4 wants different addresses where both are on one link, and that
-        cannot be known.  The connections from it may be the other interface's.
+        Like a conflict: section 3.4 demands different addresses where both are on one link, and
+        that cannot be known. The connections from the address may be the sibling's.
         """
-        if self.candidate != address or self.state not in TRANSITIONS[Cause.ELSEWHERE][0]:
+        if self.candidate != address or self.state not in TRANSITIONS[Cause.ON_SIBLING][0]:
             return
         self._take_next(address, now, conflict=False)
-        self._report(Cause.ELSEWHERE.value, Cause.ELSEWHERE)
+        self._report(Cause.ON_SIBLING.value, Cause.ON_SIBLING)
 
     def configured(self, address: IPv4Address, now: float) -> None:
-        """The address of a `Configure` is on the interface."""
+        """Announce the address of a `Configure`, which is on the interface now."""
         if self._acd is None or self._acd.address != address or self.state is not State.CONFIGURING:
             # A conflict, or the loss of the link, was faster.
             self._events.append(Unconfigure(address, conflict=False))
@@ -346,10 +331,10 @@ class Ipv4ll:
         self._report("address is on the interface")
 
     def configure_failed(self, address: IPv4Address, now: float, why: str) -> None:
-        """The kernel refused the address of a `Configure`: try again after a pause."""
+        """Pause before another attempt: the kernel refused the address of a `Configure`."""
         if self._acd is None or self._acd.address != address or self.state is not State.CONFIGURING:
             return
-        self._next_candidate = address
+        self._candidates.preferred = address
         self._acd = None
         self._waiting = _Waiting(State.PAUSED, now + CONFIGURE_RETRY)
         self._report(why, Cause.REFUSED)
@@ -361,13 +346,13 @@ class Ipv4ll:
             self._take_events(at)
 
     def next_timer(self) -> float | None:
-        """When `handle_timer` and `to_send` are to be called next."""
+        """Return when to call `handle_timer` and `to_send` next; None: not before something happens."""
         if self._acd is not None:
             return self._acd.next_timer()
         return self._waiting.until if self._waiting is not None else None
 
     def handle_timer(self, now: float) -> None:
-        """Do what the passing of time brings about.  Harmless when called early."""
+        """Do what is due. Harmless when called early."""
         if self._acd is not None:
             self._acd.handle_timer(now)
             self._take_events(now)
@@ -376,20 +361,20 @@ class Ipv4ll:
             self._report(Cause.PAUSE_OVER.value, Cause.PAUSE_OVER)
 
     def to_send(self, now: float) -> ArpPacket | None:
-        """The packet that is due.  Offer it to the kernel, then say `sent` or `refused`."""
+        """Return the packet that is due. Offer it to the kernel, then call `sent` or `refused`."""
         return self._acd.to_send(now) if self._acd is not None else None
 
     def sent(self, now: float) -> None:
-        """The kernel took the packet that `to_send` gave; see `Acd.sent`."""
+        """Count the packet that `to_send` returned; see `Acd.sent`."""
         self._current().sent(now)
         self._take_events(now)
 
     def refused(self, now: float) -> None:
-        """The kernel did not take the packet that `to_send` gave."""
+        """Offer the packet again later; see `Acd.refused`."""
         self._current().refused(now)
 
     def next_event(self) -> Event | None:
-        """The oldest event not yet taken."""
+        """Return the oldest event that was not taken yet; None: there is none."""
         return self._events.popleft() if self._events else None
 
     # --- for the filter and the reflex -------------------------------------------------------
@@ -401,18 +386,18 @@ class Ipv4ll:
 
     @property
     def reflex(self) -> ArpPacket | None:
-        """What a conflict that came now would be answered with; see `Acd.reflex`."""
+        """The answer to a conflict that came now; see `Acd.reflex`."""
         return self._acd.reflex if self._acd is not None else None
 
     # --- inside ------------------------------------------------------------------------------
 
     def _current(self) -> Acd:
         if self._acd is None:
-            raise CoreMisuse("no packet was to be sent")
+            raise CoreMisuse("no packet was due")
         return self._acd
 
     def _take_events(self, now: float) -> None:
-        """Pass on what the Acd says, and do what follows from it."""
+        """Pass the events of the Acd on, and do what follows from them."""
         while self._acd is not None and (event := self._acd.next_event()) is not None:
             match event:
                 case acd.ProbeSucceeded():
@@ -422,8 +407,7 @@ class Ipv4ll:
                     self._events.append(event)
                     self._after_conflict(event, now)
                 case acd.AnnouncementSent(number=1):
-                    self._events.append(event)
-                    self._events.append(Claimed(event.address))
+                    self._events.extend((event, Claimed(event.address)))
                 case _:
                     self._events.append(event)
         if self.state is State.ANNOUNCE_WAIT:
@@ -440,20 +424,18 @@ class Ipv4ll:
 
     def _take_next(self, lost: IPv4Address, now: float, *, conflict: bool) -> None:
         self.conflicts += 1
-        self._lost.append(lost)
+        self._candidates.lose(lost)
         self._drop(conflict=conflict)
         self._try_unless(self.conflicts >= MAX_CONFLICTS, now)
 
     def _leave(self, idle: State, why: str, cause: Cause, *, asked: bool) -> None:
-        if self.state is idle:
-            return
-        self._next_candidate = self.remembered
+        self._candidates.preferred = self.remembered
         self._drop(conflict=False)
         self._idle = idle
         self._report(why, cause, asked=asked)
 
     def _drop(self, *, conflict: bool) -> None:
-        """Leave the current candidate or pause; take its address off if it is on."""
+        """Leave the current candidate or pause; have its address removed if it is held."""
         if self._acd is not None and self._held_since is not None:
             self._events.append(Unconfigure(self._acd.address, conflict))
         self._acd = None
@@ -468,41 +450,25 @@ class Ipv4ll:
             self._try_candidate(now)
 
     def _try_candidate(self, now: float) -> None:
-        candidate = self._next_candidate
-        if candidate is None or not is_candidate(candidate) or self._avoid(candidate):
-            candidate = self._draw()
-        self._next_candidate = None
+        candidate = self._candidates.take()
         self._waiting = None
         self._acd = Acd(
             candidate, self.mac, self._timing, self._jitter, now, self._defence, self._sibling
         )
 
-    def _draw(self) -> IPv4Address:
-        candidate = draw_candidate(self._addresses)
-        for _ in range(_DRAWS):
-            if candidate not in self._lost and not self._avoid(candidate):
-                break
-            candidate = draw_candidate(self._addresses)
-        return candidate
-
     def _report(self, why: str, cause: Cause | None = None, *, asked: bool = False) -> None:
-        """Say that the state or the candidate changed; the one maker of a `Transition`.
+        """Make a `Transition`, which nothing else does, if the state or the candidate changed.
 
         Args:
             why: in words.
             cause: None for a step of the `Acd`.
-            asked: the loss of an address that was held was somebody's wish.
+            asked: somebody asked for the loss of an address that was held.
         """
         old, candidate = self._reported
         new = self.state
         if (new, self.candidate) == (old, candidate):
             return
-        if cause is None:
-            known = (old, new) in ACD_STEPS
-        else:
-            sources, targets = TRANSITIONS[cause]
-            known = old in sources and new in targets
-        if not known:
+        if not allowed(old, new, cause):
             raise CoreMisuse(f"{old.name} cannot be left for {new.name} by {cause}")
         step = self.step
         at = self.next_timer() if step else None

@@ -1,16 +1,20 @@
-"""Whether an interface is to have a link-local address now: RFC 3927 section 1.9, and the user's choice.
+"""Whether an interface should have a link-local address now: RFC 3927 section 1.9, and the user's choice.
 
-`alongside` always wants one.  `fallback` wants one while the interface has no routable address:
+`alongside`: always. `fallback`: while the interface has no routable address:
 
     Waiting -> (no routable address for `after`) Wanted -> (one comes) Lingering for `linger`
             -> Draining, while connections use the link-local address -> Superseded
     Superseded -> (the routable address goes) Waiting
     Lingering, Draining -> (the routable address goes) Wanted, and nothing was given up
+    Lingering, Draining -> (another host has the link-local address now) Superseded
 
-`route-only` never wants one: only link-local destinations are to be reached from the routable address.
+A link that flaps, a machine that slept, and a user's `refresh` take the address off until it has been probed again. The
+connections that use it survive that, so the policy remembers the address, and wants it back beside a routable one.
 
-Above that there are gates that others can close: the interface's master, and a network manager that must
-not see a foreign address yet.  Sans-IO as `acd` is: the time is an argument, and `next_timer` says when to call.
+`route-only`: never; link-local destinations are reached from the routable address.
+
+Others can forbid an address by closing a gate: the interface's master, and a network manager that must not
+see a foreign address yet. Sans-IO as `acd` is: the time is an argument, and `next_timer` returns when to call.
 """
 
 from __future__ import annotations
@@ -25,7 +29,7 @@ CONNECTIONS_INTERVAL = 5.0
 
 
 class Kind(Enum):
-    """The user's choice.  Values are what people write."""
+    """The user's choice. Values are what people write."""
 
     ALONGSIDE = "alongside"
     FALLBACK = "fallback"
@@ -48,7 +52,7 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """There is to be a link-local address."""
+    """The interface should have a link-local address."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,21 +64,21 @@ class Lingering:
 
 @dataclass(frozen=True, slots=True)
 class Draining:
-    """As long as connections use it the address stays; they are looked for at `look_at`."""
+    """The address stays while connections use it; the next look for them is at `look_at`."""
 
     look_at: float
 
 
 @dataclass(frozen=True, slots=True)
 class Superseded:
-    """The routable address does it alone."""
+    """The routable address suffices."""
 
 
 State: TypeAlias = Waiting | Wanted | Lingering | Draining | Superseded
 
 
 class Policy:
-    """Decides for one interface.
+    """The decision for one interface.
 
     Args:
         kind: the user's choice.
@@ -86,34 +90,39 @@ class Policy:
         self.kind = kind
         self.routable: IPv4Address | None = None
         """The interface's routable address, the first if there are several."""
-        # With ROUTE_ONLY it stays as it is here.
+        self.used: IPv4Address | None = None
+        """The link-local address that connections may use: held, or held before it had to be probed again."""
+        # With ROUTE_ONLY it never changes.
         self.state: State = Wanted() if kind is Kind.ALONGSIDE else Waiting(None)
         self._after = after
         self._linger = linger
         self._link = False
         self._closed: dict[Gate, str] = {}  # the gates that are closed, and why
 
-    # --- what the caller tells ---------------------------------------------------------------
+    # --- what the caller reports -------------------------------------------------------------
 
     def link(self, ready: bool, now: float) -> None:
-        """The link can carry frames, or cannot.
+        """Take in whether the link can carry frames.
 
-        Without a link no DHCP server could have answered, so `after` starts with the link.  What has
-        been decided stays: a link that is back in a moment has the same servers.
+        Without a link no DHCP server could have answered, so `after` starts with the link. What has
+        been decided stays: a link that returns in a moment has the same servers.
         """
         if ready != self._link:
             self._link = ready
             if self.kind is Kind.FALLBACK and isinstance(self.state, Waiting):
                 self._wait(now)
 
-    def addressed(self, routable: IPv4Address | None, now: float, *, held: bool) -> None:
-        """The interface has this routable address, or none.
+    def negotiated(self, candidate: IPv4Address | None, *, held: bool) -> None:
+        """Take in the link-local address that is probed for or held; another one than before: that one was lost."""
+        if held and not isinstance(self.state, Waiting | Superseded):
+            self.used = candidate
+        elif candidate is not None and candidate != self.used:
+            self.used = None
+            if self.yields:
+                self.state = Superseded()
 
-        Args:
-            routable: one of them, if there are several.
-            now: seconds.
-            held: whether it has its link-local address: else there is nothing to linger for.
-        """
+    def addressed(self, routable: IPv4Address | None, now: float) -> None:
+        """Take in the routable address of the interface (any, if there are several), or that it has none."""
         self.routable = routable
         if self.kind is not Kind.FALLBACK:
             return
@@ -121,27 +130,28 @@ class Policy:
             case Waiting() if routable is not None:
                 self.state = Superseded()
             case Wanted() if routable is not None:
-                self.state = Lingering(now + self._linger) if held else Superseded()
+                self.state = Superseded() if self.used is None else Lingering(now + self._linger)
             case Lingering() | Draining() if routable is None:
                 self.state = Wanted()
             case Superseded() if routable is None:
                 self._wait(now)
 
     def permit(self, gate: Gate, allowed: bool, why: str) -> None:
-        """Open or close a gate; `why` it is closed."""
+        """Open or close a gate; `why` is the reason for closing it, in words."""
         self._closed.pop(gate, None)
         if not allowed:
             self._closed[gate] = why
 
     def connections(self, used: bool, now: float) -> None:
-        """The answer to `asks`: whether connections use the link-local address."""
+        """Take in the answer to `asks`: whether connections have the address `used`."""
         if isinstance(self.state, Draining):
             self.state = Draining(now + CONNECTIONS_INTERVAL) if used else Superseded()
+            self.used = self.used if used else None
 
     # --- time --------------------------------------------------------------------------------
 
     def next_timer(self) -> float | None:
-        """When `handle_timer` is to be called next; None: not before something happens."""
+        """Return when to call `handle_timer` next; None: not before something happens."""
         match self.state:
             case Waiting(until=at) | Lingering(until=at) | Draining(look_at=at):
                 return at
@@ -149,7 +159,7 @@ class Policy:
                 return None
 
     def handle_timer(self, now: float) -> None:
-        """Do what the passing of time brings about.  Harmless when called early."""
+        """Do what is due. Harmless when called early."""
         match self.state:
             case Waiting(until=at) if at is not None and now >= at:
                 self.state = Wanted()
@@ -160,23 +170,23 @@ class Policy:
 
     @property
     def wanted(self) -> bool:
-        """Whether the interface is to have a link-local address."""
+        """Whether the interface should have a link-local address."""
         return not self._closed and not isinstance(self.state, Waiting | Superseded)
 
     @property
     def yields(self) -> bool:
-        """Whether the link-local address is to take no part in new connections of ours."""
+        """Whether new connections of this host must not use the link-local address."""
         return isinstance(self.state, Lingering | Draining)
 
     @property
     def source(self) -> IPv4Address | None:
-        """The routable address from which link-local destinations are to be reached, if any."""
+        """The routable address from which to reach link-local destinations, if any."""
         if Gate.MASTER in self._closed:
             return None
         return self.routable if self.yields or self.kind is Kind.ROUTE_ONLY else None
 
     def asks(self, now: float) -> bool:
-        """Whether `connections` is to be called, with what is true now."""
+        """Whether the caller must look for connections now, and call `connections`."""
         return isinstance(self.state, Draining) and now >= self.state.look_at
 
     @property
@@ -194,7 +204,7 @@ class Policy:
 
     @property
     def why(self) -> str:
-        """Why there is to be an address, or none, in words."""
+        """Why an address is wanted, or not, in words."""
         for gate in Gate:
             if gate in self._closed:
                 return self._closed[gate]

@@ -1,6 +1,6 @@
 """Detect proxy ARP: a host that claims whatever address is probed for.
 
-A middlebox that answers for the whole network, or a switch gone wrong, does the same. No candidate
+A middlebox that answers for the whole network, or a faulty switch, does the same. No candidate
 can succeed there, and each loss looks like an ordinary conflict.
 """
 
@@ -12,7 +12,7 @@ from typing import final
 from autoip.core.arp import ArpPacket, format_mac
 
 CANDIDATES = 3
-"""A host that takes this many different candidates, none of ours succeeding in between, is reported."""
+"""A host that claims this many different candidates, while none of ours succeeds, is reported."""
 HOSTS_MAX = 64
 """At most this many hosts are remembered, so that forged senders cannot exhaust memory."""
 

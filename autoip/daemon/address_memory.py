@@ -1,4 +1,4 @@
-"""Which address an interface tries first, and what it remembers for its next start."""
+"""The address that an interface tries first, and the one saved for its next start."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ class AddressMemory:
     Args:
         reporter: of the interface.
         store: the files.
-        chosen: what the user wants to be tried first.
+        chosen: the user's first candidate.
     """
 
     def __init__(self, reporter: Reporter, store: AddressStore, chosen: IPv4Address | None) -> None:
         self.leftover: IPv4Address | None = None
-        """What an instance that crashed has left on the interface."""
+        """The address that a crashed instance has left on the interface."""
         self._reporter = reporter
         self._store = store
         self._chosen = chosen
         self._writing: asyncio.Task[None] | None = None
 
     def first(self, mac: bytes) -> IPv4Address | None:
-        """What to try first: what the user chose, a crash left, autoip saved, avahi-autoipd saved."""
+        """Return what to try first: what the user chose, a crash left, autoip saved, or avahi-autoipd saved."""
         return self._chosen or self.leftover or self.saved(mac) or self._saved_by_avahi(mac)
 
     def saved(self, mac: bytes) -> IPv4Address | None:
-        """What was remembered last for this hardware address; a damaged file counts as none."""
+        """Return the address saved last for this hardware address; None also for a damaged file."""
         try:
             return self._store.load(mac)
         except StateProblem as problem:
@@ -43,11 +43,11 @@ class AddressMemory:
             return None
 
     def remember(self, mac: bytes, address: IPv4Address) -> None:
-        """Save the address. A slow disk does not hold up the negotiation."""
+        """Save the address in a thread: a slow disk does not delay the negotiation."""
         self._writing = asyncio.get_running_loop().create_task(self._write(mac, address))
 
     async def written(self) -> None:
-        """Wait for what is being written."""
+        """Wait until the address is written."""
         if self._writing is not None:
             await asyncio.wait([self._writing])
 

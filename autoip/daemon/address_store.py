@@ -1,8 +1,8 @@
 """The last address of each interface, kept over restarts (RFC 3927 section 2.1: sel-memory).
 
-One small JSON file for each MAC, so that two daemons never write to the same file for different
-interfaces, and so that one damaged file costs one address. What is read is not trusted: a file can
-be damaged by a power cut, edited by hand or put there by a backup of another machine.
+One small JSON file for each MAC, so that two daemons never write one file for different interfaces, and a
+damaged file costs one address. The content is not trusted: a file can be damaged by a power cut, edited by hand or
+come from a backup of another machine.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ AVAHI_DIRECTORY = Path("/var/lib/avahi-autoipd")
 """Where avahi-autoipd keeps its addresses: a file for each MAC, named by it, one line."""
 
 VERSION = 1
-# A file that we wrote has about 80 bytes. Anything over this is not ours, and is not read further.
+# Our files have about 80 bytes. Bytes beyond this limit are not read.
 MAX_SIZE = 4096
 
 
@@ -30,9 +30,9 @@ class AddressStore:
     """Addresses by MAC in one directory."""
 
     def __init__(self, directory: Path | None, avahi: Path = AVAHI_DIRECTORY) -> None:
-        """Use `directory`, which is created at the first save; None neither reads nor writes.
+        """Use `directory`, which the first save makes; None: neither read nor write.
 
-        `avahi` is what avahi-autoipd keeps; it is only read.
+        `avahi` is avahi-autoipd's directory; it is only read.
         """
         self._directory = directory
         self._avahi = avahi
@@ -40,8 +40,8 @@ class AddressStore:
     def load(self, mac: bytes) -> IPv4Address | None:
         """Return the address last saved for `mac` (6 bytes), or None if there is none.
 
-        Only an address of the candidate range is returned. Raises StateProblem if there is a file
-        but no such address can be read from it.
+        Raises:
+            StateProblem: there is a file, and no address of the candidate range can be read from it.
         """
         name = _file_name(mac)
         if self._directory is None:
@@ -54,9 +54,11 @@ class AddressStore:
     def load_avahi(self, mac: bytes) -> IPv4Address | None:
         """Return the address that avahi-autoipd saved for `mac` (6 bytes), or None if there is none.
 
-        For the first start here of a machine that had avahi-autoipd before. Raises StateProblem if
-        there is a file that cannot be read, as it may well be since it is another user's, or that
-        holds no address of the candidate range.
+        For the first start on a machine that had avahi-autoipd before.
+
+        Raises:
+            StateProblem: there is a file that cannot be read, since it is another user's, or that has no
+                address of the candidate range.
         """
         if self._directory is None:
             return None
@@ -68,9 +70,11 @@ class AddressStore:
     def save(self, mac: bytes, address: IPv4Address, interface: str) -> None:
         """Remember `address` for `mac` (6 bytes). `interface` is for people who read the file.
 
-        After a crash or a power cut at any moment the file holds the former content or the new one,
-        never a part. Raises StateProblem if it cannot be written (the former content is kept), and
-        ValueError if `address` is not a candidate.
+        After a crash or a power cut at any moment the file has the former content or the new one, never a part.
+
+        Raises:
+            StateProblem: the file cannot be written; the former content stays.
+            ValueError: `address` is not a candidate.
         """
         name = _file_name(mac)
         if not is_candidate(address):
@@ -83,7 +87,7 @@ class AddressStore:
         try:
             _make_directory(self._directory)
             with as_owner(self._directory):
-                # A new claim of the same address is the usual case: do not wear out the flash for it.
+                # The same address again is the usual case: it must not wear out the flash.
                 with contextlib.suppress(OSError):
                     if _read(path) == data:
                         return
@@ -99,7 +103,7 @@ def _file_name(mac: bytes) -> str:
 
 
 def _saved(path: Path) -> bytes | None:
-    """The content of a file that may be absent; StateProblem if it cannot be read."""
+    """Return a file's content; None: there is no file. Raises StateProblem: it cannot be read."""
     try:
         return _read(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -109,8 +113,8 @@ def _saved(path: Path) -> bytes | None:
 
 
 def _read(path: Path) -> bytes:
-    """The content of `path`, at most one byte more than MAX_SIZE of it."""
-    # O_NOFOLLOW: a link could point at anything. O_NONBLOCK: opening a FIFO would wait for ever.
+    """Return the content of `path`, at most MAX_SIZE + 1 bytes. Raises OSError."""
+    # O_NOFOLLOW: a link could point at anything. O_NONBLOCK: else the open of a FIFO could wait for ever.
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     with open(descriptor, "rb", buffering=0) as file:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -124,7 +128,7 @@ def _read(path: Path) -> bytes:
 
 
 def _address(data: bytes, path: Path) -> IPv4Address:
-    """The address in the file's content; StateProblem if it holds none."""
+    """Return the address in a file's content. Raises StateProblem: there is none."""
     if len(data) > MAX_SIZE:
         raise StateProblem(f"{path} is damaged: more than {MAX_SIZE} bytes")
     try:
@@ -138,14 +142,14 @@ def _address(data: bytes, path: Path) -> IPv4Address:
     if version != VERSION or isinstance(version, bool):
         raise StateProblem(f"{path} has another version than {VERSION}")
     text = record.get("address")
-    # IPv4Address(2851995905) would be a valid address as well; only text is what we write.
+    # IPv4Address(2851995905) is valid too, but our files have text.
     if not isinstance(text, str):
         raise StateProblem(f"{path} is damaged: no address")
     return _candidate(text, path, "is damaged")
 
 
 def _candidate(text: str, path: Path, fault: str) -> IPv4Address:
-    """The candidate that the text names; StateProblem, with the fault of the file, if it names none."""
+    """Return the candidate that the text names. Raises StateProblem: it names none; `fault` is the file's."""
     try:
         address = IPv4Address(text)
     except ValueError as problem:
@@ -159,7 +163,7 @@ def _make_directory(directory: Path) -> None:
     if directory.is_dir():
         return
     directory.mkdir(parents=True, exist_ok=True)
-    # A umask of 077 must not hide the state from people; it is no secret.
+    # A umask of 077 must not hide the state, which is not a secret.
     directory.chmod(0o755)
 
 
@@ -176,16 +180,15 @@ def _replace(directory: Path, name: str, data: bytes) -> None:
         with open(descriptor, "wb", buffering=0) as file:
             while data:
                 data = data[file.write(data) or 0 :]
-            # Without this a power cut after the rename can leave a file of the right name and
-            # length zero.
+            # Without this a power cut after the rename can leave an empty file.
             os.fsync(descriptor)
         os.rename(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
-    # The rename itself reaches the disk with the directory. A file system that cannot sync a
-    # directory has still the former or the new name.
+    # The rename reaches the disk with the directory. Where a directory cannot be synced, the file has the
+    # former content or the new one.
     with contextlib.suppress(OSError):
         handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
 import time
@@ -48,6 +49,9 @@ from autoip.paths import network_namespace, runtime_directory, state_directory
 if TYPE_CHECKING:
     from autoip.daemon.trace import Trace
 
+GC_THRESHOLDS = 700, 5, 4
+"""Those of `gc.set_threshold`; Python's own are 700, 10, 10."""
+
 
 def boottime() -> float:
     """CLOCK_BOOTTIME in seconds: never goes back, and counts sleep."""
@@ -56,18 +60,18 @@ def boottime() -> float:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What the process is asked to do.
+    """What the process must do.
 
     Attributes:
-        interfaces: names; empty: the one Ethernet-like interface there is.
-        options: what was chosen for the interface of that name.
+        interfaces: names; empty: the only Ethernet-like interface.
+        options: returns what was chosen for the interface of a name.
         keep_state: whether to read and write the last addresses.
         progress: log level of step-by-step lines.
         environ: the process's environment.
-        script: absolute path of what is told of each address; None if there is no such thing.
-        script_style: how, one of `script.STYLES`.
-        program: what `arp_socket.load_broadcast` gave, or in words why there is none.
-        trace: records all that happens; None: nobody wants that.
+        script: absolute path of the script to which each address is reported; None: no script.
+        script_style: a key of `script.STYLES`.
+        program: result of `arp_socket.load_broadcast`.
+        trace: records all that happens; None: no trace.
     """
 
     interfaces: Sequence[str]
@@ -87,6 +91,10 @@ async def run(settings: Settings, log: logging.Logger) -> None:
     Raises:
         AutoipError: no interface can be served; nothing is left behind.
     """
+    # Netlink messages are garbage in cycles. Collect them before they fill 20 KB for each interface: often, and
+    # cheaply, since what the imports have made stays.
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
     network = Network(_label_suffix(settings), settings.program)
     await network.open()
     try:
@@ -102,7 +110,7 @@ async def run(settings: Settings, log: logging.Logger) -> None:
 
 
 class Daemon:
-    """Distributes what happens to the interfaces that it is about."""
+    """Passes each event to the interfaces concerned."""
 
     def __init__(self, settings: Settings, log: logging.Logger, kernel: Kernel) -> None:
         self._settings = settings
@@ -119,7 +127,7 @@ class Daemon:
         self._stop = asyncio.Event()
         self._hangup = Hangup(lambda: self._restart("asked to by SIGHUP"), self._without_terminal)
         self._serving = False
-        self._limits_told = 0
+        self._limits_logged = 0
         self._status = ""
         directory = Path(state_directory(settings.environ)) if settings.keep_state else None
         self._shared = Shared(
@@ -132,23 +140,32 @@ class Daemon:
         )
 
     async def run(self) -> None:
-        """Serve until told to stop. Raises AutoipError if there is nothing to serve."""
+        """Serve until asked to stop.
+
+        Raises:
+            AutoipError: no interface can be served.
+        """
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
         self._hangup.watch()
         self._feed_watchdog()
         links, addresses = await self._network.snapshot()
-        self._try_packet_socket(links)
+        _try_packet_socket(self._kernel, links)
         self._interfaces = self._open(chosen(self._settings.interfaces, links), links)
         if self._settings.script is not None:
             self._interfaces = await self._scripted(self._settings.script, self._interfaces)
-        with self._listening(loop):
+        readers = {
+            self._kernel.listener.fileno(): self._on_frames,
+            self._kernel.timer.fileno(): self._on_timer,
+            self._kernel.clock_watch.fileno(): self._on_clock,
+        }
+        with _reading(loop, readers):
             await self._start()
-            # Before any link is known: nothing is claimed that NetworkManager must not see.
+            # Before any link is known: NetworkManager must not find an address that this daemon claimed too early.
             self._follower.start([interface.name for interface in self._interfaces])
             self._on_event(Resync(tuple(links), tuple(addresses)))
-            # An address may take for ever, without a cable, and whoever starts the service waits until it is ready.
+            # Ready without an address: without a cable, whoever starts the service would wait for ever.
             self._serving = True
             self._changed()
             watcher = loop.create_task(self._watch())
@@ -163,44 +180,25 @@ class Daemon:
                     *(self._end(i) for i in [*self._interfaces]), return_exceptions=True
                 )
 
-    @contextlib.contextmanager
-    def _listening(self, loop: asyncio.AbstractEventLoop) -> Iterator[None]:
-        """Hear of frames and of time."""
-        readers = {
-            self._kernel.listener.fileno(): self._on_frames,
-            self._kernel.timer.fileno(): self._on_timer,
-            self._kernel.clock_watch.fileno(): self._on_clock,
-        }
-        for descriptor, happened in readers.items():
-            loop.add_reader(descriptor, happened)
-        try:
-            yield
-        finally:
-            for descriptor in readers:
-                loop.remove_reader(descriptor)
-
     async def _start(self) -> None:
-        """Sweep what a crash left, open the control sockets, and hear of routes."""
+        """Sweep what a crash left, open the control sockets, and follow routes if an interface has one to keep."""
         try:
             await self._network.sweep()
         except KernelRefused as error:
             self._log.warning("leftovers of a crash stay: %s", error)
         for interface in self._interfaces:
             await self._serve(interface)
-        self._follow_routes()
-
-    def _try_packet_socket(self, links: Sequence[Link]) -> None:
-        """In a user namespace one may have the capabilities, but not for this network."""
-        for link in links[:1]:
-            try:
-                self._kernel.listener.open(link.index, bytes(6)).close()
-            except PermissionError:
-                raise NoPermission(
-                    "no permission: CAP_NET_RAW does not hold for this network namespace"
-                ) from None
+        options = [interface.options for interface in self._interfaces]
+        try:
+            if any(one.default_route for one in options):
+                self._host.foreign_default_route.start()
+            elif any(one.policy is Kind.ROUTE_ONLY for one in options):
+                self._network.follow_routes()
+        except KernelRefused as error:
+            self._log.warning("routes are not kept: %s", error)
 
     def _open(self, names: Sequence[str], links: Sequence[Link]) -> list[Interface]:
-        """Claim each interface for this process; one that cannot be had costs only itself."""
+        """Lock each interface; a failure costs only that interface."""
         directory = Path(runtime_directory(self._settings.environ))
         opened: list[Interface] = []
         failures: list[AutoipError] = []
@@ -212,12 +210,7 @@ class Daemon:
         return _remaining(opened, failures, self._log)
 
     def _open_one(self, name: str, directory: Path, links: Sequence[Link]) -> Interface:
-        for link in links:
-            if link.name == name and not link.speaks_arp:
-                raise NotArp(
-                    f"{name}: not an interface that speaks ARP over Ethernet"
-                    f" (hardware type {link.hardware_type})"
-                )
+        _require_arp(name, links)
         options = self._settings.options(name)
         lock_file = LockFile.acquire(directory, name)
         if lock_file.warning:
@@ -232,7 +225,7 @@ class Daemon:
         return Interface(reporter, options, lock_file, self._shared)
 
     async def _scripted(self, file: str, interfaces: Sequence[Interface]) -> list[Interface]:
-        """Give each interface the script; one whose first call fails costs only itself."""
+        """Give each interface the script; a first call that fails costs only that interface."""
 
         async def failure(interface: Interface) -> AutoipError | None:
             try:
@@ -251,7 +244,7 @@ class Daemon:
         )
 
     async def _serve(self, interface: Interface) -> None:
-        """Open the interface's control socket; a file system that refuses it costs nothing else."""
+        """Open the interface's control socket; without it the interface is served all the same."""
 
         async def stop() -> None:
             await self._end(interface)
@@ -275,12 +268,12 @@ class Daemon:
             self._servers[interface.name] = server
 
     async def _end(self, interface: Interface) -> None:
-        """Take all off that belongs to an interface."""
+        """Stop an interface and remove what it owns."""
         if interface not in self._interfaces:
             return
         await interface.stop()
         if interface not in self._interfaces:
-            return  # somebody else ended it as well
+            return  # another call of this has ended it meanwhile
         self._interfaces.remove(interface)
         interface.reporter.publish("stopped")
         if (server := self._servers.pop(interface.name, None)) is not None:
@@ -320,17 +313,6 @@ class Daemon:
     def _on_link(self, index: int) -> list[Interface]:
         return [i for i in self._interfaces if i.link is not None and i.link.index == index]
 
-    def _follow_routes(self) -> None:
-        """Hear of routes, if any interface has one to keep."""
-        options = [interface.options for interface in self._interfaces]
-        try:
-            if any(one.default_route for one in options):
-                self._host.foreign_default_route.start()
-            elif any(one.policy is Kind.ROUTE_ONLY for one in options):
-                self._network.follow_routes()
-        except KernelRefused as error:
-            self._log.warning("routes are not kept: %s", error)
-
     def _links_changed(self) -> None:
         if self._own_macs != self._host.macs:
             self._own_macs = self._host.macs
@@ -352,7 +334,7 @@ class Daemon:
 
     def _on_timer(self) -> None:
         self._kernel.timer.acknowledge()
-        self._on_frames()  # a conflict that is here already comes before what time brings about
+        self._on_frames()  # a conflict that is here already comes before the timers
         now = self._kernel.clock()
         for interface in self._interfaces:
             at = interface.next_timer()
@@ -369,13 +351,13 @@ class Daemon:
             interface.tick()
 
     def _permit(self, name: str, allowed: bool, why: str) -> None:
-        """What NetworkManager means for an interface."""
+        """Pass on whether NetworkManager allows an address on an interface."""
         for interface in self._interfaces:
             if interface.name == name:
                 interface.permit(allowed, why)
 
     def _feed_watchdog(self) -> None:
-        """From the loop: when the loop hangs, the service manager is to notice."""
+        """Send the watchdog's message from the loop, so that the service manager notices when the loop hangs."""
         if (interval := self._notifier.watchdog_interval) is not None:
             self._notifier.watchdog()
             asyncio.get_running_loop().call_later(interval, self._feed_watchdog)
@@ -390,25 +372,60 @@ class Daemon:
             interface.restart(why)
 
     def _changed(self) -> None:
-        """Set the timer to what comes next, and tell the service manager."""
+        """Set the timer to what comes next, and report to the service manager."""
         times = [at for i in self._interfaces if (at := i.next_timer()) is not None]
         self._kernel.timer.set(min(times, default=None))
-        for limit in self._network.limits[self._limits_told :]:
+        for limit in self._network.limits[self._limits_logged :]:
             self._log.info("%s", limit)
-        self._limits_told = len(self._network.limits)
+        self._limits_logged = len(self._network.limits)
         if not self._serving:
             return
         status = ", ".join(interface.summary for interface in self._interfaces)
         if status and status != self._status:
             self._status = status
             self._notifier.status(status)
-        self._notifier.ready()  # again, if it was not taken
+        self._notifier.ready()  # repeated until the service manager has received it
+
+
+@contextlib.contextmanager
+def _reading(
+    loop: asyncio.AbstractEventLoop, readers: Mapping[int, Callable[[], None]]
+) -> Iterator[None]:
+    """Have each function called whenever its descriptor is readable."""
+    for descriptor, happened in readers.items():
+        loop.add_reader(descriptor, happened)
+    try:
+        yield
+    finally:
+        for descriptor in readers:
+            loop.remove_reader(descriptor)
+
+
+def _try_packet_socket(kernel: Kernel, links: Sequence[Link]) -> None:
+    """Raise NoPermission if the capabilities do not hold for this network, as in some user namespaces."""
+    for link in links[:1]:
+        try:
+            kernel.listener.open(link.index, bytes(6)).close()
+        except PermissionError:
+            raise NoPermission(
+                "no permission: CAP_NET_RAW does not hold for this network namespace"
+            ) from None
+
+
+def _require_arp(name: str, links: Sequence[Link]) -> None:
+    """Raise NotArp if the interface is there and does not speak ARP."""
+    for link in links:
+        if link.name == name and not link.speaks_arp:
+            raise NotArp(
+                f"{name}: not an interface that speaks ARP over Ethernet"
+                f" (hardware type {link.hardware_type})"
+            )
 
 
 def _remaining(
     interfaces: list[Interface], failures: Sequence[AutoipError], log: logging.Logger
 ) -> list[Interface]:
-    """Those that can be served; the failures of the others are logged, or raised if all failed."""
+    """Return the interfaces that can be served; log the failures of the others, or raise the first if all failed."""
     if not interfaces:
         raise failures[0]
     for failure in failures:
@@ -417,12 +434,12 @@ def _remaining(
 
 
 def _label_suffix(settings: Settings) -> str:
-    """avahi-autoipd's scripts flush the addresses that have its label before they add theirs."""
+    """Return the label that the script expects: avahi-autoipd's scripts flush addresses with its label first."""
     return "avahi" if settings.script is not None and settings.script_style == "avahi" else "autoip"
 
 
 def chosen(names: Sequence[str], links: Sequence[Link]) -> Sequence[str]:
-    """The interfaces to serve.
+    """Return the interfaces to serve.
 
     Raises:
         UsageError: none was named, and there is not exactly one to choose.

@@ -1,4 +1,4 @@
-"""Whether somebody else on this host has a default route: then ours is to go."""
+"""Whether somebody else on this host has a default route: then the owned one must go."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from autoip.errors import KernelRefused
 from autoip.kernel.model import Event, Resync, RouteAdded, RouteRemoved
 
 LOOK_PAUSE = 0.2
-"""Seconds from the end of a look at all routes to the next: a table can be long, and change often."""
+"""Seconds from the end of one check of all routes to the next: a table can be long, and change often."""
 
 
 @final
 class ForeignDefaultRoute:
     """Follows the default routes of others, of all interfaces and tables.
 
-    The kernel does not report routes that go with an address or a link, so after such an event, as
-    after the loss of any other route, all are looked at. A route that comes counts at once.
+    The kernel does not report routes that go with an address or a link. So after such an event, and
+    after the loss of a route, all routes are checked. A new route counts at once.
     """
 
     exists: bool
-    """Whether there is one; True until the first look."""
+    """Whether there is one; True until the first check."""
 
     def __init__(self, network: Network, changed: Callable[[], None]) -> None:
-        """Does nothing until `start`. `changed`: called when `exists` has changed."""
+        """Do nothing until `start`. `changed`: called when `exists` has changed."""
         self.exists = True
         self._network = network
         self._changed = changed
@@ -35,30 +35,34 @@ class ForeignDefaultRoute:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Raises KernelRefused."""
+        """Begin to follow.
+
+        Raises:
+            KernelRefused: the kernel does not report routes.
+        """
         self._network.follow_routes()
         self._started = True
-        self._look()
+        self._check()
 
     def close(self) -> None:
-        """May be called more than once."""
+        """End. May be called more than once."""
         self._started = False
         if self._task is not None:
             self._task.cancel()
             self._task = None
 
     def happened(self, event: Event) -> None:
-        """The kernel has reported this."""
+        """Handle an event of the kernel."""
         if not self._started:
             return
         if isinstance(event, RouteAdded):
             self._set(True)
         elif self.exists or isinstance(event, RouteRemoved | Resync):
-            self._look()
+            self._check()
         if self._task is not None:
-            self._due = True  # what it finds may be older than the event
+            self._due = True  # its result may be older than the event
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         self._due = True
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._run())
@@ -71,7 +75,7 @@ class ForeignDefaultRoute:
             except KernelRefused:
                 self._due = True
             else:
-                # Otherwise an event came meanwhile, and it is looked again.
+                # If an event came meanwhile, the loop checks again.
                 if not self._due:
                     self._set(found)
             await asyncio.sleep(LOOK_PAUSE)

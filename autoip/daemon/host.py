@@ -1,6 +1,6 @@
 """The mirror of the kernel: what this host has, as far as the kernel has reported it.
 
-`apply` takes the events; everything else answers questions. The interfaces that this process serves join, so that
+`apply` takes the events; the other methods answer questions. The interfaces of this process join, so that
 no two of them use, or probe for, one address.
 """
 
@@ -28,10 +28,10 @@ class Served(Protocol):
 
     @property
     def candidate(self) -> IPv4Address | None:
-        """The address that it probes for or holds."""
+        """The address that the interface probes for or holds."""
 
     def has_put(self, index: int, address: IPv4Address) -> bool:
-        """Whether the address is on the interface `index` because this one has put it there."""
+        """Return whether the address on the interface `index` was put there by this interface."""
 
 
 @final
@@ -53,7 +53,7 @@ class Host:
         self._served: list[Served] = []
 
     def apply(self, event: Event) -> bool:
-        """Take in what the kernel reports. Return whether an address that came was not known before."""
+        """Apply an event of the kernel. Return whether it adds an address that was not there before."""
         self.foreign_default_route.happened(event)
         new = False
         match event:
@@ -70,32 +70,32 @@ class Host:
                 self._links = {link.index: link for link in links}
                 self._addresses = {(a.index, a.address): a for a in addresses}
         if isinstance(event, LinkChanged | LinkRemoved | Resync):
-            # Beyond the limit those that came last count as other hosts'.
+            # Beyond the limit the newest count as other hosts'.
             own = [link.mac for _, link in sorted(self._links.items()) if link.speaks_arp]
             self.macs = frozenset(own[:OWN_MAX])
         return new
 
     def link(self, name: str) -> Link | None:
-        """The link of that name, the newest one; None: there is none."""
+        """Return the newest link of that name; None: there is no such link."""
         return {link.name: link for link in self._links.values()}.get(name)
 
     def master(self, link: Link) -> str:
-        """The name of the bridge, bond or team that the link is a port of; empty: of none."""
+        """Return the name of the bridge, bond or team that has the link as a port; empty: not a port."""
         if not link.is_port or link.master is None:
             return ""
         master = self._links.get(link.master)
         return master.name if master is not None else f"interface {link.master}"
 
     def addresses(self, index: int) -> list[Address]:
-        """The IPv4 addresses of the interface `index`, whoever set them."""
+        """Return the IPv4 addresses of the interface `index`, whoever set them."""
         return [address for address in self._addresses.values() if address.index == index]
 
     def is_sibling(self, mac: bytes) -> bool:
-        """Whether a hardware address is one of this host's."""
+        """Return whether a hardware address is one of this host's."""
         return mac in self.macs
 
     def join(self, served: Served) -> None:
-        """From now on nobody else may use what `served` uses or probes for."""
+        """Reserve for `served` the address that it holds or probes for, until `leave`."""
         self._served.append(served)
 
     def leave(self, served: Served) -> None:
@@ -103,7 +103,7 @@ class Host:
         self._served.remove(served)
 
     def is_taken(self, address: IPv4Address, asking: Served) -> bool:
-        """Whether this host has, or probes for, the address other than because of `asking`."""
+        """Return whether this host has, or probes for, the address for another reason than `asking`."""
         return any(
             value == address and not asking.has_put(index, value)
             for index, value in self._addresses

@@ -1,7 +1,7 @@
 """One interface: the coordinator of its negotiation, its policy, and what it owns.
 
-What happens (a link that changes, a frame, a timer, a deleted address) goes to those whom it concerns; then `_pump`
-does all that the policy and the core want. It is called after everything that happens.
+Each method passes what happened (a link changed, a frame came, a timer expired, an address vanished) to the parts
+concerned, then calls `_pump`, which does all that the policy and the core ask for.
 
 Requests to the kernel take time, so they run one after the other in a task of their own. Until they
 are done no timer is handled: an address that must go is off before the next probe.
@@ -16,10 +16,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from autoip.core import acd, ipv4ll
+from autoip.core import ipv4ll
 from autoip.core.ipv4ll import Ipv4ll, State
 from autoip.core.policy import Gate, Policy
-from autoip.core.proxy_arp import ProxyArpDetector
 from autoip.daemon.address_memory import AddressMemory
 from autoip.daemon.address_store import AddressStore
 from autoip.daemon.host import Host
@@ -54,9 +53,9 @@ class Shared:
         kernel: takes requests, opens ARP sockets, has the clock.
         host: what this host has now.
         store: the last addresses.
-        limits: what this system does not allow, besides what the kernel does not.
+        limits: what cannot be done here, one line each, besides the kernel's limits.
         changed: called whenever the state or the next timer of an interface may have changed.
-        trace: records all that happens; None: nobody wants that.
+        trace: records all that happens; None: no trace.
     """
 
     kernel: Kernel
@@ -95,17 +94,16 @@ class Interface:
         foreign = self._host.foreign_default_route
         self._routes = OwnedRoutes(reporter, self._network, self._requests, foreign, options)
         self._stranded = StrandedRoutes(reporter, self._network, self._requests)
-        self._proxy_arp = ProxyArpDetector()
         self._rivals = Rivals(reporter)
-        self._script: ScriptRunner | None = None  # hears of the address, if there is one
+        self._script: ScriptRunner | None = None
         self._ending: asyncio.Task[None] | None = None
         self._host.join(self._owned)
 
-    # --- what others ask ---------------------------------------------------------------------
+    # --- questions ---------------------------------------------------------------------------
 
     @property
     def token(self) -> int | None:
-        """What the frames of this interface's socket are marked with; None while there is none."""
+        """The mark of the frames of this interface's socket; None without a socket."""
         return self._negotiator.token
 
     @property
@@ -114,7 +112,7 @@ class Interface:
         return summary(self.reporter, self._policy, self._negotiator)
 
     def next_timer(self) -> float | None:
-        """When `tick` is to be called; None: not before something else happens."""
+        """When to call `tick`, in seconds of CLOCK_BOOTTIME; None: not before something else happens."""
         if self._requests.busy:
             return None
         times = (self._negotiator.next_timer(), self._policy.next_timer())
@@ -134,20 +132,17 @@ class Interface:
     # --- from the start to the end -----------------------------------------------------------
 
     async def start_script(self, file: str, style: str) -> None:
-        """Report the address to this script, one of `script.STYLES`, from now on.
+        """Report the address to the script `file` from now on; `style`: a key of `script.STYLES`.
 
         Raises:
             AutoipError: the script's first call failed.
         """
-        from autoip.daemon.script import STYLES, ScriptRunner
+        from autoip.daemon import script
 
-        self._script = ScriptRunner(
-            file, STYLES[style], self.name, self.reporter.log, self._owned.repair
-        )
-        await self._script.init()
+        self._script = await script.start(file, style, self.reporter, self._owned.repair)
 
     async def stop(self) -> None:
-        """Take off what was set up. May be called more than once."""
+        """Remove what this interface owns. May be called more than once."""
         if self._ending is None:
             self._ending = asyncio.get_running_loop().create_task(self._stop())
         await asyncio.shield(self._ending)
@@ -155,7 +150,7 @@ class Interface:
     async def _stop(self) -> None:
         self._recovery.close()
         if self._script is not None:
-            # Defended until the script has let go of it: it may take the address off itself.
+            # The script may take the address off itself: the address is defended until the script ends.
             await self._script.stop()
         self._routes.close()
         with self._recovery.guarded("stop"):
@@ -167,23 +162,25 @@ class Interface:
         await self._memory.written()
 
     def release(self) -> None:
-        """After `stop`: another instance may serve the interface."""
+        """Let another instance serve the interface. Call it after `stop`."""
         self._owned.release()
         self._host.leave(self._owned)
 
     # --- what happens to the link ------------------------------------------------------------
 
     def link_changed(self, link: Link | None) -> None:
-        """The interface is as `link` says; None: there is none of that name."""
+        """Follow a change of the interface to `link`; None: the interface is gone."""
         self._news("link", link=link)
         with self._recovery.guarded("link"):
             before, self.link = self.link, link
             self._owned.link = self._routes.link = link
             appeared = link is not None and (before is None or before.index != link.index)
-            self._obey_master()
+            master = self._host.master(link) if link is not None else ""
+            _obey_master(master, self._policy, self._negotiator, self.reporter)
             if link is not None and appeared:
-                self._meet(link)
-            # If it goes down later, somebody has set it down, and is obeyed.
+                self._routes.take_over(link)
+                self._owned.take_over(link, self._host.addresses(link.index), self._memory)
+            # Only when it appears: somebody who sets the interface down later is obeyed.
             set_up = appeared and self.options.bring_up
             if (trouble := _trouble(self.name, link, set_up=set_up)) or link is None:
                 follows = self._negotiator.state is not State.NO_LINK
@@ -194,21 +191,7 @@ class Interface:
             else:
                 self._link_is_ready(link, before)
             if before is not None and (link is None or link.index != before.index):
-                self._owned.release_link(before)  # it may live on under another name
-
-    def _meet(self, link: Link) -> None:
-        """A link of the interface's name has come."""
-        self._routes.take_over(link)
-        self._owned.take_over(link, self._host.addresses(link.index), self._memory)
-
-    def _obey_master(self) -> None:
-        """Allow an address only while the link is no port of another interface."""
-        before = self._policy.why
-        master = self._host.master(self.link) if self.link is not None else ""
-        self._policy.permit(Gate.MASTER, not master, f"belongs to {master}")
-        standing_by = self._negotiator.state is State.STANDBY
-        if standing_by and master and before != self._policy.why:
-            self.reporter.log(logging.INFO, self._policy.why)  # else the transition is the log line
+                self._owned.release_link(before)  # the link may still exist under another name
 
     def _lose_link(self, why: str, *, asked: bool = False) -> None:
         self._policy.link(False, self._clock())
@@ -238,18 +221,18 @@ class Interface:
     # --- what else happens -------------------------------------------------------------------
 
     def received(self, received: Received) -> None:
-        """A frame passed the filter."""
+        """Handle a frame that passed the filter."""
         with self._recovery.guarded("frame"):
             self._negotiator.receive(received)
             self._pump()
 
     def tick(self) -> None:
-        """Time has passed, or requests are done."""
+        """Do what is due: time has passed, or all requests are done."""
         with self._recovery.guarded("timer"):
             self._pump()
 
     def address_added(self, address: Address, *, new: bool) -> None:
-        """An address came to an interface of this host, or one there was changed."""
+        """Handle an address that was added to an interface of this host, or changed there; `new`: added."""
         if self.link is None or self.link.index != address.index:
             self._owned.added_elsewhere(address)
             return
@@ -259,33 +242,33 @@ class Interface:
         self._addresses_changed()
 
     def address_removed(self, address: Address) -> None:
-        """An address left the interface."""
+        """Handle the loss of an address of the interface."""
         self._news("address-removed", address=address)
         if self._owned.removed(address):
             self.reporter.publish_address("address-removed", address)
         self._addresses_changed()
 
     def route_removed(self) -> None:
-        """An owned route is gone: it was taken off, it went with its source, or somebody removed it."""
+        """Handle the loss of an owned route: removed by this daemon, with its source, or by somebody."""
         self._news("route-removed")
         self._routes.removed()
 
     def resynchronise(self) -> None:
-        """See whether all that is owned is still there: messages of the kernel may have been lost."""
+        """Check that all that is owned is still there: messages of the kernel may have been lost."""
         self._news("resynchronised")
         self._owned.resynchronise()
         self._addresses_changed()
         self._routes.put_back()
 
     def permit(self, allowed: bool, why: str = "") -> None:
-        """A network manager allows an address, or forbids it and `why`; then one that there is goes."""
+        """Obey a network manager, which allows an address, or forbids one for the reason `why`."""
         self._news("permit", allowed=allowed, why=why)
         with self._recovery.guarded("permit"):
             self._policy.permit(Gate.MANAGER, allowed, why)
             self._pump()
 
     def restart(self, why: str, *, asked: bool = True) -> None:
-        """Probe the address again before it is used further; `asked`: somebody asked for that."""
+        """Probe the address again before using it further; `asked`: a user asked for that."""
         self._news("restart", why=why, asked=asked)
         with self._recovery.guarded("restart"):
             if self._negotiator.restart(why, asked=asked):
@@ -297,12 +280,11 @@ class Interface:
             self._trace.news(what, **details)
 
     def _addresses_changed(self) -> None:
-        """The policy learns which addresses there are now."""
+        """Pass the present addresses to the policy and to what else depends on them."""
         with self._recovery.guarded("addresses"):
             others = self._others()
             routable = next((other.address for other in others if other.routable), None)
-            held = self._negotiator.address is not None
-            self._policy.addressed(routable, self._clock(), held=held)
+            self._policy.addressed(routable, self._clock())
             self._stranded.update(self.link, others, self._owned.address)
             self._pump()
             if self._ending is None:
@@ -311,7 +293,7 @@ class Interface:
     # --- what follows ------------------------------------------------------------------------
 
     def _pump(self) -> None:
-        """Do all that the policy and the core want now."""
+        """Do all that the policy and the core ask for now."""
         self._policy.handle_timer(self._clock())
         if self._policy.asks(self._clock()):
             self._requests.request(self._look_for_connections, once="connections")
@@ -328,16 +310,16 @@ class Interface:
         self._shared.changed()
 
     def _follow_policy(self) -> None:
-        """Begin, or stand by, as the policy wants it."""
+        """Begin, or stand by, as the policy decides."""
         if self._policy.wanted:
             if self._negotiator.attached and self._negotiator.state in IDLE:
                 self._begin(self._policy.why)
         elif self._negotiator.stand_by(self._policy.why) and self.link is not None:
-            self._take_events()  # the address is off before what belongs to it
+            self._take_events()  # first remove the address, then what belongs to it
             self._owned.release_link(self.link)
 
     def _begin(self, why: str) -> None:
-        """Begin to negotiate. A request, so that what was taken off before is off by then."""
+        """Begin to negotiate when all earlier requests are done: former addresses are removed by then."""
 
         async def begin() -> None:
             if self._policy.wanted:
@@ -356,30 +338,37 @@ class Interface:
                     self._owned.remove(address, reset=conflict)
                     if self._script is not None:
                         self._script.lost(conflict=conflict)
-                case acd.Conflict(address=address, packet=packet, in_use=False):
-                    if (note := self._proxy_arp.conflict(address, packet)) is not None:
-                        self.reporter.note(note)
                 case ipv4ll.Claimed(address=address):
-                    self._proxy_arp.claimed()
                     self._memory.remember(core.mac, address)
                     if self._script is not None:
                         self._script.bound(address)
-        if self._script is not None and self._negotiator.address is None:
-            self._script.lost()  # somebody else took it off
+        held = self._negotiator.address is not None
+        self._policy.negotiated(self._negotiator.candidate, held=held)
+        if self._script is not None and not held:
+            self._script.lost()  # somebody else removed the address
 
     async def _look_for_connections(self) -> None:
-        self._policy.connections(await self._owned.is_used(), self._clock())
+        used = await self._owned.is_used(self._policy.used)
+        self._policy.connections(used, self._clock())
 
     def _abandon(self) -> None:
-        """There is a bug: give up all there is, whatever its state."""
+        """Give up everything, whatever its state: there is a bug."""
         self._negotiator.abandon()
         if self._script is not None:
             self._script.lost()
         self._owned.remove_any()
 
 
+def _obey_master(master: str, policy: Policy, negotiator: Negotiator, reporter: Reporter) -> None:
+    """Forbid an address while the link is a port of the interface `master`; empty: of none."""
+    before = policy.why
+    policy.permit(Gate.MASTER, not master, f"belongs to {master}")
+    if master and negotiator.state is State.STANDBY and before != policy.why:
+        reporter.log(logging.INFO, policy.why)  # in other states the transition is the log line
+
+
 def _trouble(name: str, link: Link | None, *, set_up: bool) -> str:
-    """Why nothing can be negotiated on the interface of that name, in words; empty if all is well."""
+    """Return why the interface cannot be negotiated on, in words; empty if it can."""
     if link is None:
         return "waits: there is no such interface yet"
     if not link.speaks_arp:

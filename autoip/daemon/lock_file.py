@@ -2,17 +2,17 @@
 
 A lock file DIRECTORY/NAMESPACE-INTERFACE.lock, locked with flock(2) for as long as the process lives:
 the kernel drops the lock when the process ends, however it ends, so a file that a crash left does not
-block. /run is often shared by network namespaces (containers, `ip netns exec`), each of which may have
+lock out anybody. /run is often shared by network namespaces (containers, `ip netns exec`), each of which may have
 an eth0; the inode of /proc/self/ns/net tells them apart.
 
 When the directory belongs to the service's user, an instance of root's makes and opens the file with
-that user's rights (`privileges`): so the file is that user's whoever made it, and either instance finds
-the other's lock and record.  Root trusts this user with the lock: the user can refuse root the interface,
-by holding the lock, and can remove the file and so the protection, but can have root write nothing
-outside of the directory.
+that user's rights (`capabilities.as_owner`): so the file is that user's whoever made it, and either instance
+finds the other's lock and record. Root trusts this user with the lock: the user can refuse root the interface
+by taking the lock, and can remove the file and so the protection, but cannot make root write outside of the
+directory.
 
-The file holds one record of fixed size: our pid, for the message that a second instance gives, and the
-address that we put on the interface, so that the next instance can take over what a crash left there.
+The file has one record of fixed size: the pid, for the message of a second instance, and the address that this
+instance has put on the interface, so that the next instance can take over what a crash left there.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ from autoip.kernel.capabilities import as_owner, trusted_users
 from autoip.paths import network_namespace
 
 RECORD_SIZE = 128
-# A record is read while its owner may be writing it: tried again this often, this many seconds apart.
+# A record may be read while its owner writes it: so many tries, so many seconds apart.
 READ_TRIES = 20
 READ_PAUSE = 0.01
-# Each round of `acquire` lost means that another instance released the lock just then.
+# In each failed round of `acquire` another instance has just released the lock.
 ACQUIRE_TRIES = 1000
 
-# There is no file to be had, for a reason that is nobody's attack and no lack of permission.
+# Reasons for which there is no file, other than an attack or a missing permission.
 _NO_FILE = (errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE)
 
 
@@ -56,19 +56,18 @@ class Held:
 
 @final
 class LockFile:
-    """The right to negotiate on one interface. Made by `acquire`, given up by `release`."""
+    """The right to negotiate on one interface, from `acquire` to `release`."""
 
     previous: Held | None
-    """What the instance before us had on the interface when it ended without `release`.
+    """The address that the last instance had on the interface when it ended without `release`.
 
-    It is a hint and no proof: the number of a deleted network namespace is used again.
+    A hint, not a proof: the number of a deleted network namespace is used again.
     """
     warning: str | None
     """Why there is no lock file, or no record in it; None if all is well."""
 
-    def __init__(self, interface: str, directory: int | None, name: str, file: int | None) -> None:
+    def __init__(self, directory: int | None, name: str, file: int | None) -> None:
         """For `acquire` only."""
-        self.interface = interface
         self.previous = None
         self.warning = None
         self._held: Held | None = None
@@ -80,12 +79,15 @@ class LockFile:
     def acquire(cls, directory: Path, interface: str) -> LockFile:
         """Become the instance for `interface` in this process's network namespace.
 
-        Raises AlreadyRunning if there is one, NoPermission if the directory or the file cannot be
-        trusted or used, ValueError if `interface` cannot be an interface's name. A file system that
-        is full or read-only is no error: `warning` says that nothing keeps a second instance away.
+        On a file system that is full or read-only nothing keeps a second instance away: see `warning`.
+
+        Raises:
+            AlreadyRunning: there is an instance.
+            NoPermission: the directory or the file cannot be trusted or used.
+            ValueError: `interface` cannot be an interface's name.
         """
         if not 0 < len(os.fsencode(interface)) < 16 or "/" in interface or "\0" in interface:
-            raise ValueError(f"{interface!r} is no interface name")
+            raise ValueError(f"{interface!r} is not an interface name")
         name = f"{network_namespace()}-{interface}.lock"
         handle: int | None = None
         try:
@@ -96,22 +98,22 @@ class LockFile:
             if handle is not None:
                 os.close(handle)
             if isinstance(problem, OSError) and problem.errno in _NO_FILE:
-                instance = cls(interface, None, name, None)
+                instance = cls(None, name, None)
                 instance._warn(f"no lock file {directory / name}", problem)
                 return instance
             if isinstance(problem, OSError):
                 text = f"{directory / name}: {problem.strerror}"
                 raise NoPermission(text) from problem
             raise
-        instance = cls(interface, handle, name, file)
+        instance = cls(handle, name, file)
         _, instance.previous = _parse(_read(file))
-        # Until we hold an address of our own, the next instance must still learn of that one.
+        # Until this instance has an address, the next instance must still find that one.
         instance._held = instance.previous
         instance._write()
         return instance
 
     def hold(self, index: int, address: IPv4Address) -> None:
-        """Record that `address` is on the interface `index`. To be called before it is added."""
+        """Record that `address` is on the interface `index`. Call it before the address is added."""
         self._held = Held(index, address)
         self._write()
 
@@ -121,11 +123,11 @@ class LockFile:
         self._write()
 
     def release(self) -> None:
-        """Give the interface free, and remove the file. May be called more than once."""
+        """Unlock the interface, and remove the file. May be called more than once."""
         if self._file is None or self._directory is None:
             return
-        # While we have the lock: no other instance can have locked this file, so what is removed
-        # is ours. One that waits for it finds, once it has the lock, that the name is gone.
+        # Under the lock: no other instance can have locked this file. One that opened it before finds, once it
+        # has the lock, that the name is gone.
         with contextlib.suppress(OSError), as_owner(self._directory):
             os.unlink(self._name, dir_fd=self._directory)
         os.close(self._file)
@@ -158,10 +160,14 @@ class LockFile:
 
 
 def _open_directory(directory: Path) -> int:
-    """Make and open the directory. NoPermission if somebody else could put files into it."""
+    """Make and open the directory.
+
+    Raises:
+        NoPermission: somebody else could put files into it.
+    """
     try:
         directory.mkdir(parents=True)
-        # mkdir is subject to the umask; others may know which interfaces are served.
+        # Whatever the umask is: others may list the interfaces that are served.
         directory.chmod(0o755)
     except FileExistsError:
         pass
@@ -196,7 +202,7 @@ def _lock(handle: int, directory: Path, name: str, interface: str) -> int:
         except BaseException:
             os.close(file)
             raise
-        # Between our open and our flock its owner removed the file: a lock on it keeps nobody away.
+        # Its owner removed the file between open and flock: a lock on it keeps nobody away.
         os.close(file)
     raise AlreadyRunning(interface, None)
 
@@ -205,7 +211,7 @@ def _open_file(handle: int, directory: Path, name: str) -> int:
     # O_NOFOLLOW: never create or lock what a link points at. (Opened for both, a FIFO does not wait.)
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
     try:
-        # 0600: who can open a file can lock it, and so could keep us away.
+        # 0600: whoever can open a file can lock it, and so keep this instance away.
         file = os.open(name, flags, 0o600, dir_fd=handle)
     except OSError as problem:
         if problem.errno == errno.ELOOP:
@@ -214,7 +220,7 @@ def _open_file(handle: int, directory: Path, name: str) -> int:
     status = os.fstat(file)
     text = None
     if not stat.S_ISREG(status.st_mode):
-        text = "is no regular file"
+        text = "is not a regular file"
     elif status.st_uid not in trusted_users():
         text = f"belongs to user {status.st_uid}"
     elif status.st_nlink > 1:
@@ -229,15 +235,15 @@ def _open_file(handle: int, directory: Path, name: str) -> int:
 
 
 def _owner(file: int) -> int | None:
-    """The pid of the instance that has the lock, None if it does not say."""
+    """Return the pid of the instance that has the lock; None: it has not recorded one."""
     pid = None
     for _ in range(READ_TRIES):
         pid, _held = _parse(_read(file))
         if pid is not None and _alive(pid):
             return pid
-        # The lock was taken just now, and the record is still that of a crashed instance or none.
+        # The lock was taken just now: there is no record yet, or that of a crashed instance.
         time.sleep(READ_PAUSE)
-    # Alive but not to be seen from here: it runs in another pid namespace.
+    # Alive but invisible: it runs in another pid namespace.
     return pid
 
 
@@ -253,7 +259,7 @@ def _read(file: int) -> bytes:
 
 
 def _format(pid: int, held: Held | None) -> bytes:
-    """The record: text, then a check sum, since a reader can see half of an old and of a new one."""
+    """Return a record: text, then a check sum, since a reader can get parts of two records."""
     text = f"autoip 1 pid={pid}"
     if held is not None:
         text += f" index={held.index} address={held.address}"
@@ -262,7 +268,7 @@ def _format(pid: int, held: Held | None) -> bytes:
 
 
 def _parse(record: bytes) -> tuple[int | None, Held | None]:
-    """Pid and address of a record; None for what it does not hold, or if it is damaged."""
+    """Return pid and address of a record; None for what is missing, or if it is damaged."""
     body = record[: RECORD_SIZE - 10]
     if len(record) != RECORD_SIZE or record[RECORD_SIZE - 10 :] != b" %08x\n" % zlib.crc32(body):
         return None, None

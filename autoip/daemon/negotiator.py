@@ -1,7 +1,7 @@
 """The negotiation on one link: a core, and the ARP socket that carries its packets.
 
-Synchronous: no task, no timer, no policy. Whoever has one calls `poll` after everything that happens and at
-`next_timer`, and takes the core's events.
+Synchronous: no task, no timer, no policy. The caller calls `poll` after each event and at `next_timer`, and takes
+the core's events.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ _PHASES = {Listen.NOTHING: Phase.SILENT, Listen.PROBE: Phase.PROBE, Listen.DEFEN
 IDLE = (State.NO_LINK, State.STANDBY)
 """The states in which the core waits for `begin`."""
 _GONE = (errno.ENODEV, errno.ENXIO, errno.ENETDOWN)
+_JITTER = Random()
+"""Draws the pauses of all cores: a generator takes 2.5 KB."""
 
 
 class Sender(Protocol):
@@ -43,7 +45,7 @@ def offer(
     clock: Callable[[], float],
     failed: Callable[[OSError], None],
 ) -> bool:
-    """Offer the kernel the packet that is due, and report back what became of it.
+    """Send the packet that is due, and report to its sender whether the kernel took it.
 
     Args:
         sender: has the packet.
@@ -79,7 +81,7 @@ def new_core(
         mac,
         Timing.from_delay(options.delay),
         Random(int.from_bytes(mac, "big")),
-        Random(),
+        _JITTER,
         defence=options.defence,
         first=first,
         avoid=avoid,
@@ -89,7 +91,7 @@ def new_core(
 
 @dataclass(slots=True)
 class _Attachment:
-    """A link's socket, and what the socket was told last."""
+    """A link's socket, and its present filter and reflex."""
 
     socket: ArpSocket
     watched: tuple[Phase, IPv4Address | None] | None = None
@@ -98,7 +100,7 @@ class _Attachment:
 
 @final
 class Negotiator:
-    """One link's negotiation. Without a link it keeps the core, and with it what the core knows.
+    """One link's negotiation. Without a link it keeps the core and the core's memory.
 
     Args:
         opener: opens the ARP socket of an interface, by index and hardware address; raises OSError.
@@ -108,7 +110,7 @@ class Negotiator:
     """
 
     answers: bool
-    """Whether another host that asks for the address is answered by broadcast here."""
+    """Whether the helper answers by broadcast a host that asks for the address."""
 
     def __init__(
         self,
@@ -125,7 +127,7 @@ class Negotiator:
         self._failed = failed
         self._attachment: _Attachment | None = None
 
-    # --- what it is about --------------------------------------------------------------------
+    # --- questions ---------------------------------------------------------------------------
 
     @property
     def attached(self) -> bool:
@@ -134,7 +136,7 @@ class Negotiator:
 
     @property
     def token(self) -> int | None:
-        """What the received frames of the socket are marked with; None while there is none."""
+        """The mark of the socket's received frames; None without a socket."""
         return self._attachment.socket.token if self._attachment is not None else None
 
     @property
@@ -157,7 +159,10 @@ class Negotiator:
     def attach(self, link: Link) -> bool:
         """Open the socket of a link that is ready. Return False if the link is gone or down again.
 
-        The core that there is stays if it is for the same hardware address. Raises OSError.
+        A core for the same hardware address stays.
+
+        Raises:
+            OSError: the socket cannot be opened.
         """
         try:
             self._attachment = _Attachment(self._opener(link.index, link.mac))
@@ -170,7 +175,7 @@ class Negotiator:
         return True
 
     def detach(self, why: str, *, asked: bool = False) -> None:
-        """The link is lost, or given up because somebody asked for that. Harmless when repeated."""
+        """Give the link up: it is lost, or somebody `asked` for that. Harmless when repeated."""
         self._close()
         if self.core is not None:
             self.core.link_down(why, asked=asked)
@@ -188,12 +193,12 @@ class Negotiator:
     # --- what is wanted ----------------------------------------------------------------------
 
     def begin(self, why: str) -> None:
-        """Look for an address, unless that is done already or there is no link."""
+        """Look for an address, if there is a link and the core is idle."""
         if self.core is not None and self.attached and self.core.state in IDLE:
             self.core.link_up(self.clock(), why)
 
     def stand_by(self, why: str) -> bool:
-        """Hold no address until `begin`. Return whether that is new."""
+        """Hold no address until `begin`. Return whether that is a change."""
         if self.core is None or not self.attached or self.core.state is State.STANDBY:
             return False
         self.core.stand_by(why)
@@ -204,7 +209,7 @@ class Negotiator:
 
         Args:
             why: in words.
-            asked: somebody asked for it; else an address that is held counts as lost.
+            asked: somebody asked for it; otherwise an address that is held counts as lost.
         """
         if self.core is None or not self.attached or self.core.state is State.STANDBY:
             return False
@@ -217,24 +222,24 @@ class Negotiator:
         """Judge a frame that passed the filter."""
         at = self._attachment
         if at is None or self.core is None or received.generation != at.socket.generation:
-            return  # it passed the filter of another candidate
+            return  # the frame passed the filter of another candidate
         if received.defended_at is not None:
             at.armed = False
         if (packet := arp.parse(received.frame)) is not None:
             self.core.receive(packet, received.at, received.defended_at)
 
     def poll(self) -> bool:
-        """Do what is due: the passing of time, the filter, one packet. Return whether to poll again."""
+        """Handle the timer, set the filter, send one packet. Return whether to poll again."""
         if self.core is None:
             return False
         self.core.handle_timer(self.clock())
-        # The filter is in place before the probe that asks for what it lets through.
+        # First the filter, then the probe whose answers it lets through.
         self.watch()
         at = self._attachment
         return at is not None and offer(self.core, at.socket.send, self.clock, self._failed)
 
     def watch(self) -> None:
-        """Make filter and reflex what the core's state asks for."""
+        """Set filter and reflex as the core's state demands."""
         core, at = self.core, self._attachment
         if core is None or at is None:
             return

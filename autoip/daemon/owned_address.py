@@ -1,6 +1,6 @@
-"""The address that is on an interface because this daemon has put it there, and all requests about it.
+"""The address that this daemon has put on an interface, and all requests about it.
 
-What is, or may be, there is written down first (`lock_file`), so that nothing owned outlives a crash unnoticed.
+The address is recorded first (`lock_file`), so that nothing owned outlives a crash unnoticed.
 The core decides; each request reports its outcome to the core.
 """
 
@@ -27,16 +27,16 @@ from autoip.errors import KernelRefused
 from autoip.kernel.model import PROTOCOL, Address, Link
 
 REQUEST_TIMEOUT = 5.0
-"""Seconds after which the kernel's answer to `add_address` is not waited for any more."""
+"""Seconds to wait for the kernel's answer to `add_address`."""
 GRACE = 1.0
 """Seconds for which somebody else may leave the interface without the address.
 
-A script may put it there again itself. A DHCP client that takes all addresses off goes on with the
-routes: what came back too soon would lose its own. RFC 3927 has nobody claim an address faster than in
-2 * PROBE_MIN + ANNOUNCE_WAIT, which is 4 s.
+A script may put it there again itself. A DHCP client that removes all addresses removes the routes next: an
+address that came back too soon would lose its own. By RFC 3927 another host needs at least
+2 * PROBE_MIN + ANNOUNCE_WAIT, which is 4 s, to claim the address.
 """
 _RESET_TIMEOUT = 1.0
-"""Seconds that the reset of connections may take: the other host wants the address."""
+"""Seconds that the reset of connections may take: another host uses the address."""
 _NOT_RESET = "TCP connections from an address that is given up are not reset"
 _NO_RESET = {
     errno.EOPNOTSUPP: "the kernel lacks CONFIG_INET_DIAG_DESTROY",
@@ -55,7 +55,7 @@ class Place(Enum):
 
 @final
 class OwnedAddress:
-    """What one interface owns.
+    """The address of one interface.
 
     Args:
         reporter: of the interface.
@@ -63,11 +63,11 @@ class OwnedAddress:
         kernel: takes requests...
         requests: ...in the order of all requests of the interface.
         negotiator: has the core to which each request reports its outcome.
-        reported: called after that: the core has events, and other requests may wait.
+        reported: called after such a report, when the core may have events.
     """
 
     link: Link | None
-    """What the interface is now; the caller keeps it."""
+    """The present link of the interface; the caller updates it."""
 
     def __init__(
         self,
@@ -80,9 +80,9 @@ class OwnedAddress:
     ) -> None:
         self.link = None
         self._owned: Held | None = None  # what is, or may be, on an interface
-        self._disowned: Held | None = None  # what was so last, until the kernel reports its end
-        self._by_unicast: str | None = None  # why its ARP is not what section 2.5 demands
-        self._not_reset: str | None = None  # why connections were not
+        self._disowned: Held | None = None  # what was owned last, until the kernel reports its end
+        self._by_unicast: str | None = None  # why the kernel's ARP does not follow section 2.5
+        self._not_reset: str | None = None  # why connections were not reset
         self._reporter = reporter
         self._lock_file = lock_file
         self._network = kernel.network
@@ -104,25 +104,24 @@ class OwnedAddress:
         return self._owned.address if self._owned is not None else None
 
     def has_put(self, index: int, address: IPv4Address) -> bool:
-        """Whether the address, if the interface `index` seems to have it, was put there from here.
+        """Return whether this daemon has put the address on the interface `index` for this interface.
 
-        Also one that is gone already: the link may be back before the kernel reports that.
+        True also for an address that is gone: the link may be back before the kernel reports the loss.
         """
         return Held(index, address) in (self._owned, self._disowned)
 
     def added(self, address: Address) -> bool:
-        """The kernel reported an address of the interface. Return whether it is somebody else's."""
+        """Handle an address that the kernel reported on the interface. Return whether it is somebody else's."""
         if self._owned is not None and address.address == self._owned.address:
             return False
         if self._disowned == Held(address.index, address.address):
-            self._disowned = None  # what was taken off is gone, or somebody's now
+            self._disowned = None  # the removed address is gone, or somebody else's now
         return True
 
     def removed(self, address: Address) -> bool:
-        """An address of the interface is gone. Return whether it was somebody else's.
+        """Handle the loss of an address of the interface. Return whether it was somebody else's.
 
-        If it is owned, ask in a while whether it is still missing: the message may be the echo of a request of
-        ours, older than what came after it.
+        Verify an owned address after GRACE: the message may be the echo of an earlier request of this daemon.
         """
         if self._owned is not None and address.address == self._owned.address:
             asyncio.get_running_loop().call_later(GRACE, self.verify)
@@ -133,7 +132,7 @@ class OwnedAddress:
         return True
 
     def added_elsewhere(self, address: Address) -> None:
-        """Another interface has the address. If it is ours as well, find out who keeps it."""
+        """Handle an address of another interface: if it is owned here too, find out which interface keeps it."""
         core, link = self._negotiator.core, self.link
         if core is None or link is None or core.listen is Listen.NOTHING:
             return
@@ -141,8 +140,8 @@ class OwnedAddress:
             self.verify()
 
     def resynchronise(self) -> None:
-        """Messages of the kernel may have been lost: see whether the address is still there."""
-        self._disowned = None  # the message that would tell of it may be lost as well
+        """Check that the address is still there: messages of the kernel may have been lost."""
+        self._disowned = None  # the message of its loss may be lost too
         self.verify()
 
     @property
@@ -157,8 +156,8 @@ class OwnedAddress:
         return [limit for limit in limits if limit]
 
     def release(self) -> None:
-        """At the end: another instance may serve the interface."""
-        if self._owned is None:  # else the record stays, for the next instance to take over
+        """Let another instance serve the interface."""
+        if self._owned is None:  # otherwise the record stays for the next instance
             self._lock_file.release()
 
     # --- requests, one after the other -------------------------------------------------------
@@ -168,32 +167,32 @@ class OwnedAddress:
         self._requests.request(partial(self._configure, address))
 
     def remove(self, address: IPv4Address, *, reset: bool = False) -> None:
-        """Take the address off, if it is owned by then.
+        """Remove the address, if it is owned when the request runs.
 
         Args:
-            address: what may have been given up already.
-            reset: whether its connections are reset first (RFC 3927 section 2.5).
+            address: may have been given up already.
+            reset: whether to reset its connections first (RFC 3927 section 2.5).
         """
         self._requests.request(partial(self._remove, address, reset=reset))
 
     def remove_any(self) -> None:
-        """Take off whatever is owned."""
+        """Remove the owned address, if there is one."""
         if self._owned is not None:
             self.remove(self._owned.address)
 
     def verify(self) -> None:
-        """Report to the core if the address that it holds is no longer on the interface, or on two."""
+        """Report to the core an address that it holds and that is missing, or on two interfaces."""
         self._requests.request(self._verify)
 
     def repair(self) -> None:
-        """Give the address back what ours have, or have it claimed again if it is gone."""
+        """Restore the attributes of an owned address, or have the address claimed again if it is gone."""
         self._requests.request(self._repair)
 
     def take_over(self, link: Link, addresses: Iterable[Address], memory: AddressMemory) -> None:
-        """Take off the link what an instance that crashed has left among its addresses.
+        """Remove from the link the address that a crashed instance has left.
 
-        The record that it kept tells. Where that is lost, the address saved last, together with our mark
-        on the kernel's entry, does. It comes back when it has been probed (section 2.2).
+        The lock file's record names the address. Without a record, an address is taken over that was saved last and
+        has our mark in the kernel. The core probes it before using it again (section 2.2).
         """
         for found in addresses:
             held = Held(link.index, found.address)
@@ -206,12 +205,11 @@ class OwnedAddress:
                 self.remove(found.address)
 
     def release_link(self, link: Link) -> None:
-        """Take off what stays on a link while addresses come and go."""
+        """Remove what stays on a link while addresses come and go."""
         self._requests.request(partial(self._network.release, link.index))
 
-    async def is_used(self) -> bool:
-        """Whether TCP connections use the address that is held."""
-        address = self._negotiator.address
+    async def is_used(self, address: IPv4Address | None) -> bool:
+        """Return whether TCP connections have the address at this end."""
         try:
             return address is not None and await self._connections.established(address)
         except KernelRefused as error:
@@ -230,11 +228,11 @@ class OwnedAddress:
         except KernelRefused as error:
             refusal = str(error)
         except asyncio.TimeoutError:
-            self.remove(address)  # it may have got there all the same
+            self.remove(address)  # the kernel may have added it all the same
             refusal = "the kernel did not answer"
         core, now = self._negotiator.core, self._negotiator.clock()
         if core is None:
-            return  # given up meanwhile, and with it the address
+            return  # abandoned meanwhile, together with the address
         if refusal:
             core.configure_failed(address, now, refusal)
         elif place is Place.HERE:
@@ -246,10 +244,11 @@ class OwnedAddress:
     async def _add(self, link: Link, address: IPv4Address) -> Place | None:
         """Put the address on the link, unless the core no longer waits for that: None.
 
-        Return Place.ELSEWHERE, with nothing done, if another interface has it: packets cannot tell
-        that where the two do not hear each other (a bridge and its port), or have one hardware address.
+        Return Place.ELSEWHERE, with nothing done, if another interface has it: packets do not show
+        that where the two do not receive from each other (a bridge and its port), or share a hardware address.
 
-        Raises KernelRefused; then nothing owned is there.
+        Raises:
+            KernelRefused: then nothing owned is there.
         """
         addresses = await self._network.addresses()
         state, candidate = self._negotiator.state, self._negotiator.candidate
@@ -268,7 +267,11 @@ class OwnedAddress:
         return Place.HERE
 
     async def _remove(self, address: IPv4Address, *, reset: bool = False) -> None:
-        """Raises KernelRefused: it may be there still."""
+        """Remove the address.
+
+        Raises:
+            KernelRefused: the address may still be there.
+        """
         if self._owned is not None and self._owned.address == address:
             if reset:
                 await self._reset(address)
@@ -281,7 +284,7 @@ class OwnedAddress:
             return
         place = await self._place(link, address)
         if place is Place.NOWHERE:
-            # The rule and the route that belong to it are still there.
+            # Its rule and its route are still there.
             await self._remove(address)
             core.removed(self._negotiator.clock())
         elif place is Place.ELSEWHERE:
@@ -289,9 +292,12 @@ class OwnedAddress:
             self._reported()
 
     async def _place(self, link: Link, address: IPv4Address) -> Place:
-        """Where the address that is owned is now. Raises KernelRefused.
+        """Return where the owned address is now.
 
-        Of two interfaces that began to use it at the same moment the first one keeps it.
+        Of two interfaces that began to use it at the same moment the lower index keeps it.
+
+        Raises:
+            KernelRefused: the kernel lists no addresses.
         """
         addresses = await self._network.addresses()
         holders = {found.index for found in addresses if found.address == address}
@@ -307,13 +313,13 @@ class OwnedAddress:
     # --- inside ------------------------------------------------------------------------------
 
     def _disown(self, removed: Held | None) -> None:
-        """Nothing owned is on an interface any more; `removed` is what was taken off just now."""
+        """Forget the owned address; `removed` is what was removed just now."""
         self._disowned = removed
         self._owned = None
         self._lock_file.drop()
 
     def _check_arp(self, link: Link) -> None:
-        """Warn, once, if the kernel's own ARP is not what section 2.5 demands."""
+        """Warn, once, if the kernel's own ARP does not follow section 2.5."""
         why = self._network.by_unicast(link.index)
         if why is not None and why != self._by_unicast:
             self._reporter.log(logging.WARNING, _BY_UNICAST + why)
@@ -321,7 +327,7 @@ class OwnedAddress:
         self._negotiator.answers = why is not None
 
     async def _reset(self, address: IPv4Address) -> None:
-        """End what uses the address while its peers can still hear of that."""
+        """Reset the address's connections while their peers can still be reached."""
         try:
             count = await asyncio.wait_for(self._connections.destroy(address), _RESET_TIMEOUT)
         except asyncio.TimeoutError:

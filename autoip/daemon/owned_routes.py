@@ -1,7 +1,7 @@
 """Owned routes that come and go with the addresses of one interface, and are put back if removed.
 
 Two kinds (see `kernel.onlink_routes`): to link-local destinations from a routable address, and the default route. While
-the first is there, the one that the link-local address brought with it comes last.
+the first is there, the route of the link-local address itself has the last metric.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ class OwnedRoute:
     """One route.
 
     Attributes:
-        put: has the kernel have it, with this source.
-        take: has the kernel not have it, by the interface of this index.
-        there: index and source of what it has, or will have when all requests are done.
+        put: adds it, with this source.
+        take: removes it from the interface of this index.
+        there: index and source when all requests are done; None: not there.
     """
 
     put: Callable[[Link, IPv4Address], Awaitable[object]]
@@ -50,12 +50,12 @@ class OwnedRoutes:
         reporter: of the interface.
         network: makes and removes them...
         requests: ...in the order of all requests of the interface.
-        foreign: somebody else's default route: ours goes while there is one.
+        foreign: whether others have a default route: then the owned one goes.
         options: what the user chose.
     """
 
     link: Link | None
-    """What the interface is now; the caller keeps it."""
+    """The present link of the interface; the caller updates it."""
 
     def __init__(
         self,
@@ -76,23 +76,23 @@ class OwnedRoutes:
         self._repair: asyncio.TimerHandle | None = None
 
     def take_over(self, link: Link) -> None:
-        """Remove what an instance that crashed has left on the link."""
+        """Remove what a crashed instance has left on the link."""
         for route in (self._onlink, self._default):
             self._requests.request(partial(route.take, link.index))
 
     def update(self, policy: Policy, address: IPv4Address | None, *, usable: bool) -> None:
-        """Have the routes that are wanted now.
+        """Add and remove routes as the policy demands now.
 
         Args:
             policy: of the interface.
             address: the link-local address that is held.
-            usable: whether the link can carry anything: else there are none.
+            usable: whether the link can carry frames; otherwise there are no routes.
         """
-        # From the routable address, so that one that only lingers is kept out of new connections.
+        # From the routable address, so that new connections do not use a lingering one.
         onlink = policy.source if address or policy.kind is Kind.ROUTE_ONLY else None
         if self._set(self._onlink, onlink if usable else None):
             self._reporter.log(logging.INFO, policy.why)
-        # After the route that replaces it: there is always one.
+        # After its replacement is there, so that there is always a route.
         self._set(self._demoted, address if usable and policy.yields else None)
         wanted = (
             usable
@@ -101,11 +101,11 @@ class OwnedRoutes:
             and not self._foreign.exists
         )
         if self._set(self._default, address if wanted else None):
-            text = f"no default route: all is on the link, from {address}"
+            text = f"added an on-link default route with source {address}"
             self._reporter.log(logging.INFO, text)
 
     def _set(self, route: OwnedRoute, source: IPv4Address | None) -> bool:
-        """Have the route, with this source, or not (None). Return whether it is made, or made anew."""
+        """Add the route with this source, or remove it (None). Return whether it is added or replaced."""
         wanted = None if source is None or self.link is None else (self.link.index, source)
         if wanted == route.there:
             return False
@@ -118,13 +118,13 @@ class OwnedRoutes:
         return False
 
     def removed(self) -> None:
-        """A route is gone: it was taken off, it went with its source, or somebody removed it."""
+        """Put the routes back after REPAIR_PAUSE: one is gone."""
         if self._repair is None:
-            # Not at once: who does so again and again is not fought at full speed.
+            # Not at once: a program that removes it again and again is not fought at full speed.
             self._repair = asyncio.get_running_loop().call_later(REPAIR_PAUSE, self.put_back)
 
     def put_back(self) -> None:
-        """Put all that there should be; they may be there."""
+        """Put back all routes that should be there; they may still be there."""
         self.close()
         for route in (self._onlink, self._demoted, self._default):
             if self.link is not None and route.there is not None:

@@ -1,7 +1,7 @@
 """What this folder needs of the kernel.
 
-`kernel.network.Network`, `kernel.arp_socket` and `kernel.tcp_connections` have it; the unit tests have fakes, which
-need neither root nor time.
+`kernel.network.Network`, `kernel.arp_socket` and `kernel.tcp_connections` implement it; the unit tests have fakes,
+which need neither root nor time.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Timer(Protocol):
 
 
 class ClockWatch(Protocol):
-    """Readable when the machine may have slept: see `kernel.arp_socket.ClockWatch`."""
+    """Readable when the machine may have slept: see `kernel.timers.ClockWatch`."""
 
     def fileno(self) -> int: ...
     def changed(self) -> bool: ...
@@ -93,13 +93,13 @@ class ClockWatch(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """What the process has of the kernel.
+    """What the process uses of the kernel.
 
     Attributes:
         network: requests and events.
         listener: the ARP sockets.
         connections: of TCP.
-        timer: is set to what comes next.
+        timer: set to the next timer of all interfaces.
         clock_watch: becomes readable when the machine may have slept.
         clock: CLOCK_BOOTTIME in seconds.
     """

@@ -1,4 +1,4 @@
-"""What happens when the handling of one interface fails: a bug of ours, or a request that the kernel refused."""
+"""Recover when the handling of one interface fails: by a bug, or by a request that the kernel refused."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Recovery:
 
     Args:
         reporter: of the interface.
-        abandon: called at once; gives up what there is, whatever state it is in.
+        abandon: called at once; gives up everything, whatever its state.
         start_over: called CONFIGURE_RETRY seconds later.
     """
 
@@ -41,7 +41,7 @@ class Recovery:
             self._fail(where, error)
 
     def request_failed(self, error: Exception) -> None:
-        """A request to the kernel ended with this error."""
+        """Handle the error with which a request to the kernel ended."""
         if isinstance(error, asyncio.TimeoutError):
             self._reporter.log(logging.ERROR, "the kernel did not answer a request")
         elif isinstance(error, KernelRefused):

@@ -12,15 +12,16 @@ from autoip.core import acd, ipv4ll
 from autoip.core.arp import format_mac
 from autoip.core.constants import ANNOUNCE_NUM, PROBE_NUM
 from autoip.core.ipv4ll import HELD
+from autoip.core.proxy_arp import ProxyArpDetector
 from autoip.kernel.model import Address
 from autoip.log import NOTICE
 
 NOTES_MAX = 8
-"""Lines that `status` shows of what was noticed, the newest ones."""
+"""At most this many notes are kept for `status`, the newest ones."""
 
 
 class Reporter:
-    """Reports on one interface, and counts.
+    """Reports on one interface, and counts its conflicts.
 
     Args:
         name: the interface's.
@@ -51,19 +52,20 @@ class Reporter:
         self._progress = progress
         self._clock = clock
         self._publish = publish
+        self._proxy_arp: ProxyArpDetector | None = None  # made at the first conflict
 
     def log(self, level: int, text: str, error: Exception | None = None) -> None:
-        """A log line about the interface; with the traceback of an error that is a bug of ours."""
+        """Log a line about the interface, with the traceback of `error`, which is a bug."""
         self._log.log(level, "%s: %s", self.name, text, exc_info=error)
 
     def note(self, text: str) -> None:
-        """Something that an administrator should see to: a warning, and a line of `status`."""
+        """Warn of something that an administrator should change, and keep the line for `status`."""
         if text not in self.notes:
             self.notes = [*self.notes, text][-NOTES_MAX:]
             self.log(logging.WARNING, text)
 
     def waits(self, trouble: str, *, follows: bool) -> None:
-        """There is no link: a log line, unless that was the reason already.
+        """Log why there is no link, unless that was the reason already.
 
         Args:
             trouble: the reason, in words.
@@ -75,15 +77,15 @@ class Reporter:
                 self.log(logging.INFO, trouble)
 
     def frame_failed(self, error: OSError) -> None:
-        """The kernel did not take a frame."""
+        """Log that the kernel did not take a frame."""
         self.log(logging.DEBUG, f"the kernel did not take a frame: {error.strerror}")
 
     def publish(self, name: str, **fields: Any) -> None:
-        """An event for those who watch."""
+        """Publish an event for `watch`."""
         self._publish(event(name, self.name, time.time(), **fields))
 
     def publish_address(self, name: str, address: Address) -> None:
-        """An event about an address of the interface."""
+        """Publish an event about an address of the interface."""
         self.publish(name, address=str(address.address), prefixlen=address.prefixlen)
 
     def report(self, happened: ipv4ll.Event) -> None:
@@ -93,6 +95,8 @@ class Reporter:
                 self._transition(happened)
             case ipv4ll.Claimed():
                 self.log(logging.INFO, f"claimed {happened.address}")
+                if self._proxy_arp is not None:
+                    self._proxy_arp.claimed()
             case acd.ProbeSent():
                 text = f"probe {happened.number}/{PROBE_NUM} for {happened.address}"
                 self.log(self._progress, text)
@@ -106,6 +110,14 @@ class Reporter:
                 mac = self._count(happened)
                 address = str(happened.address)
                 self.publish("conflict", mac=mac, address=address, in_use=happened.in_use)
+                if not happened.in_use:
+                    self._watch_for_proxy_arp(happened)
+
+    def _watch_for_proxy_arp(self, happened: acd.Conflict) -> None:
+        if self._proxy_arp is None:
+            self._proxy_arp = ProxyArpDetector()
+        if (note := self._proxy_arp.conflict(happened.address, happened.packet)) is not None:
+            self.note(note)
 
     def _transition(self, happened: ipv4ll.Transition) -> None:
         self.why = happened.why
@@ -150,7 +162,7 @@ class Reporter:
         )
 
     def _count(self, happened: acd.Conflict | acd.Defended) -> str:
-        """Keep the conflict; return the other host's MAC."""
+        """Count and keep the conflict; return the other host's MAC."""
         self.conflicts += 1
         mac = format_mac(happened.packet.sha)
         self.last_conflict = {"mac": mac, "address": str(happened.address), "at": time.time()}

@@ -1,8 +1,7 @@
 """Rivals: other programs that manage link-local addresses of an interface.
 
-An address that such a program has put on the interface betrays it. Each program's scripts and routes
-then disturb the other's, so the administrator is warned, with the program's name if the address's label
-or /proc shows it.
+An address that such a program has put on the interface reveals it. The scripts and routes of the two programs
+disturb each other, so the administrator is warned, with the program's name if the address's label or /proc shows it.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from autoip.daemon.reporter import Reporter
 from autoip.kernel.model import PROTOCOL, Address
 
 LABELS_MAX = 8
-"""At most this many rivals of an interface are reported; one is known by the label of its addresses."""
+"""At most this many rivals of an interface are reported; each has its own label on its addresses."""
 PROCESSES_MAX = 4096
 """At most this many processes are read."""
 _COMMAND_LINE_MAX = 4096
@@ -32,9 +31,9 @@ _PROGRAMS = {
     "systemd-networkd": "systemd-networkd",
     "ConnMan": "connmand",
 }
-"""Names, and the words by which the programs call themselves."""
+"""Names, and how the command lines begin."""
 _OF_ONE_INTERFACE = ("avahi-autoipd", "zcip")
-"""The interface is on the command line, or in the title, of these; the others serve all interfaces."""
+"""Programs with the interface on the command line or in the title; the others serve all interfaces."""
 
 
 class Process(NamedTuple):
@@ -50,33 +49,33 @@ class Rivals:
     """The rivals of one interface, each reported once.
 
     Args:
-        reporter: gets a note about each.
+        reporter: gets a note about each rival.
     """
 
     def __init__(self, reporter: Reporter) -> None:
         self._reporter = reporter
-        self._reported: set[str | None] = set()
+        self._reported: list[str | None] = []
         self._task: asyncio.Task[None] | None = None
 
     def check(self, addresses: Callable[[], Iterable[Address]]) -> None:
-        """Begin to report a rival if one of these addresses betrays it.
+        """Begin to report a rival if one of these addresses reveals it.
 
         Args:
-            addresses: returns those that the interface has now and that are not ours; called again
+            addresses: returns the interface's present addresses that are not owned; called again
                 after each report.
         """
         if self._task is not None or len(self._reported) >= LABELS_MAX:
             return
         for address in addresses():
             if is_rival(address) and address.label not in self._reported:
-                self._reported.add(address.label)
+                self._reported.append(address.label)
                 self._task = asyncio.get_running_loop().create_task(
                     self._report(address, addresses)
                 )
                 return
 
     async def ended(self) -> None:
-        """Wait for the report that is under way."""
+        """Wait for the present report."""
         if self._task is not None:
             await asyncio.wait([self._task])
 
@@ -90,12 +89,12 @@ class Rivals:
 
 
 def is_rival(address: Address) -> bool:
-    """Return whether another program manages link-local addresses, as this one shows."""
+    """Return whether the address is a link-local one of another program."""
     return address.address in LINK_LOCAL_NETWORK and address.proto != PROTOCOL
 
 
 def warning(address: Address, interface: str, processes: Iterable[Process]) -> str:
-    """Return what to report of an address for which `is_rival` holds."""
+    """Return the note about an address for which `is_rival` holds."""
     who = " or ".join(managers(interface, processes)) or "somebody"
     if (address.label or "").partition(":")[2] == "avahi":
         who = "avahi-autoipd, by its label"
@@ -129,7 +128,7 @@ def running() -> list[Process]:
     ours = _namespace("self")
     pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
     for pid in sorted(pids)[:PROCESSES_MAX]:
-        with suppress(OSError):  # it has ended, or is hidden
+        with suppress(OSError):  # the process has ended, or is hidden
             with open(f"/proc/{pid}/cmdline", "rb") as file:
                 line = file.read(_COMMAND_LINE_MAX)
             words = tuple(os.fsdecode(word) for word in line.split(b"\0") if word)
@@ -139,5 +138,5 @@ def running() -> list[Process]:
 
 
 def _namespace(pid: int | str) -> int:
-    """Return a number of the process's network namespace that, unlike ns/net, every user may ask for."""
+    """Return a number of the process's network namespace that, unlike ns/net, every user may read."""
     return os.stat(f"/proc/{pid}/net/dev").st_ino

@@ -1,4 +1,4 @@
-"""Scripts that others already have: the contracts of avahi-autoipd and of BusyBox's zcip.
+"""Scripts written for other programs: the contracts of avahi-autoipd and of BusyBox's zcip.
 
 ==========  ==================================  =======================================
 what        avahi-autoipd.action(8)             zcip
@@ -10,12 +10,12 @@ else lost   ``UNBIND IFACE ADDRESS``            ``deconfig IFACE``, with ``$ip``
 end         ``STOP IFACE ADDRESS``              ``deconfig IFACE``, with ``$ip``
 ==========  ==================================  =======================================
 
-zcip scripts get ``$interface`` as well.  (zcip itself does not pass IFACE as an argument; the older
+zcip scripts get ``$interface`` as well. (zcip itself does not pass IFACE as an argument; the older
 zeroconf, which has the same contract, does.)
 
 The calls of one interface come one after the other, each in a session of its own, without a shell,
-with nothing of our environment and our descriptors but standard error.  Nobody waits for them but
-the end: a call that takes too long is killed with all its children.
+with neither the daemon's environment nor its descriptors, except standard error. Only the daemon's end
+waits for them; a call that takes too long is killed with all its children.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 
+from autoip.daemon.reporter import Reporter
 from autoip.errors import AutoipError
 
 TIMEOUT = 10.0
@@ -39,7 +40,7 @@ TIMEOUT = 10.0
 QUEUE_MAX = 8
 """Calls of an interface that wait for the one that runs."""
 _KILL_TIME = 1.0
-"""Seconds that the kernel may take to end what was killed."""
+"""Seconds that the kernel may take to end a killed process."""
 
 _ENVIRONMENT: Mapping[str, str] = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -55,8 +56,8 @@ class Style:
         bind: the address is in use.
         conflict: it was lost to another host.
         unbind: it was lost otherwise.
-        stop: it is given up, because we end.
-        address_argument: whether the address is an argument; else it is ``$ip``.
+        stop: it is given up, because the daemon ends.
+        address_argument: whether the address is an argument; otherwise it is ``$ip``.
     """
 
     init: str | None
@@ -84,16 +85,29 @@ class _Call:
         return f"script {self.word}" + (f" {self.address}" if self.address is not None else "")
 
 
+async def start(
+    file: str, style: str, reporter: Reporter, bound: Callable[[], None]
+) -> ScriptRunner:
+    """Make the runner of a script, by the name of its style, and make the call before all else.
+
+    Raises:
+        AutoipError: that call failed.
+    """
+    runner = ScriptRunner(file, STYLES[style], reporter.name, reporter.log, bound)
+    await runner.init()
+    return runner
+
+
 class ScriptRunner:
-    """Tells a script what happens to the address of one interface.
+    """Reports to a script what happens to the address of one interface.
 
     Args:
         file: absolute path of the script.
         style: one of STYLES.
         interface: its name.
-        say: takes a log line, with its level.
-        bound: called when the script has been told of an address in use.  It may have taken that
-            address off and put it on again.
+        log: takes a log line, with its level.
+        bound: called when the script has ended its call for an address in use. The script may have removed
+            that address and added it again.
         timeout: seconds that a call may take.
     """
 
@@ -102,27 +116,26 @@ class ScriptRunner:
         file: str,
         style: Style,
         interface: str,
-        say: Callable[[int, str], None],
+        log: Callable[[int, str], None],
         bound: Callable[[], None],
         timeout: float = TIMEOUT,
     ) -> None:
         self._file = file
         self._style = style
         self._interface = interface
-        self._say = say
+        self._log = log
         self._after_bind = bound
         self._timeout = timeout
-        self._told: IPv4Address | None = None  # what the script has, when the queue is done
+        self._reported: IPv4Address | None = None  # what the script has, when the queue is empty
         self._queue: deque[_Call] = deque()
-        self._running: _Call | None = None
-        self._worker: asyncio.Task[None] | None = None
+        self._task: asyncio.Task[None] | None = None
         self._stopped = False
 
     async def init(self) -> None:
-        """The call before all else.
+        """Make the call before all else.
 
         Raises:
-            AutoipError: it failed, so the interface is not to be served.
+            AutoipError: the call failed, so the interface must not be served.
         """
         if self._style.init is not None:
             problem = await self._run(_Call(self._style.init, None))
@@ -130,45 +143,45 @@ class ScriptRunner:
                 raise AutoipError(f"{self._interface}: script {self._style.init}: {problem}")
 
     def bound(self, address: IPv4Address) -> None:
-        """The address is on the interface and announced."""
-        if not self._stopped and self._told != address:
+        """Report an address that is on the interface and announced."""
+        if not self._stopped and self._reported != address:
             self.lost()
-            self._told = address
+            self._reported = address
             self._add(_Call(self._style.bind, address))
 
     def lost(self, *, conflict: bool = False) -> None:
-        """There is no address any more; harmless when repeated."""
-        if not self._stopped and self._told is not None:
+        """Report the loss of the address. Harmless when repeated."""
+        if not self._stopped and self._reported is not None:
             word = self._style.conflict if conflict else self._style.unbind
-            self._add(_Call(word, self._told))
-            self._told = None
+            self._add(_Call(word, self._reported))
+            self._reported = None
 
     async def stop(self) -> None:
-        """Tell the end, and wait until the script has heard all that it must."""
+        """Report the end, and wait until all necessary calls are done."""
         if not self._stopped:
             while self._skip_pair():
                 pass
             if self._queue and self._queue[-1].word == self._style.bind:
-                self._queue.pop()  # never told, so nothing to take back
-            elif self._told is not None:
-                self._add(_Call(self._style.stop, self._told))
-            self._told = None
+                self._queue.pop()  # never reported, so there is nothing to take back
+            elif self._reported is not None:
+                self._add(_Call(self._style.stop, self._reported))
+            self._reported = None
             self._stopped = True
-        while self._worker is not None:
-            await asyncio.wait([self._worker])
+        while self._task is not None:
+            await asyncio.wait([self._task])
 
     def _add(self, call: _Call) -> None:
         if len(self._queue) >= QUEUE_MAX:
-            self._say(logging.WARNING, "the script is too slow: calls are left out")
+            self._log(logging.WARNING, "the script is too slow: calls are left out")
             self._skip_pair()
         self._queue.append(call)
-        if self._worker is None:
-            self._worker = asyncio.get_running_loop().create_task(self._work())
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._work())
 
     def _skip_pair(self) -> bool:
-        """Leave out the oldest address that came and went before the script could be told.
+        """Leave out the oldest address that came and went before its calls ran. Return False if there is none.
 
-        What remains is still one address after the other, and ends as things are now.
+        The remaining calls still report one address after the other, and end with the present state.
         """
         for position in range(len(self._queue) - 1):
             if self._queue[position].word == self._style.bind:
@@ -179,20 +192,18 @@ class ScriptRunner:
     async def _work(self) -> None:
         try:
             while self._queue:
-                call = self._running = self._queue.popleft()
+                call = self._queue.popleft()
                 problem = await self._run(call)
-                self._running = None
                 if problem is not None:
-                    self._say(logging.WARNING, f"{call}: {problem}")
+                    self._log(logging.WARNING, f"{call}: {problem}")
                 if call.word == self._style.bind and not self._queue:
                     self._after_bind()
         finally:
-            self._running = None
-            self._worker = None
+            self._task = None
 
     async def _run(self, call: _Call) -> str | None:
-        """Run the script; return what went wrong."""
-        self._say(logging.DEBUG, str(call))
+        """Run the script. Return what went wrong, in words; None: nothing."""
+        self._log(logging.DEBUG, str(call))
         command = [self._file, call.word, self._interface]
         environment = dict(_ENVIRONMENT)
         if self._style.address_argument:
@@ -222,7 +233,7 @@ class ScriptRunner:
         return f"exit status {status}" if status else None
 
     async def _ended(self, process: subprocess.Popen[bytes]) -> bool:
-        """Wait for the end of the process; at the time-out, bring it about."""
+        """Wait for the end of the process; kill it at the time-out. Return whether it ended by itself."""
         loop = asyncio.get_running_loop()
         end = asyncio.Event()
         # A descriptor that is readable when the process has ended: no thread, no signal handler.

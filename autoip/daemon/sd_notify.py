@@ -1,8 +1,7 @@
-"""What the service manager is told: the sd_notify protocol (systemd's sd_notify(3)).
+"""Reports to the service manager: the sd_notify protocol (systemd's sd_notify(3)).
 
-Datagrams of ``NAME=value`` lines to the AF_UNIX socket that $NOTIFY_SOCKET names. Nobody listens
-outside a service manager, and a daemon must not fail because its manager does: every method is
-without effect when there is no socket, and no method raises.
+Datagrams of ``NAME=value`` lines to the AF_UNIX socket that $NOTIFY_SOCKET names. A daemon must not fail because its
+manager does: without a socket every method does nothing, and no method raises.
 """
 
 from __future__ import annotations
@@ -29,37 +28,33 @@ class Notifier:
             self._address = b"\0" + os.fsencode(name[1:])
         elif name.startswith("/"):
             self._address = os.fsencode(name)
-        self._watchdog_interval = _watchdog_interval(environ) if self._address else None
+        self.watchdog_interval = _watchdog_interval(environ) if self._address else None
+        """Seconds between two calls of `watchdog`; None: do not call it.
+
+        Half of what the manager allows, as sd_watchdog_enabled(3) recommends.
+        """
 
     def ready(self) -> None:
-        """READY=1, the first time only: the daemon serves, with or without an address."""
+        """Send READY=1, once: the daemon serves, with or without an address."""
         if not self._ready:
-            # Marked only when it was sent: a type=notify service that is never ready is killed.
+            # Only after it was sent: a type=notify service that is never ready is killed.
             self._ready = self._send("READY=1")
 
     def status(self, text: str) -> None:
-        """STATUS=text: one line for people, shown by `systemctl status`."""
+        """Send STATUS=text: one line for `systemctl status`."""
         # A line break in the text would start another variable, such as MAINPID=.
         self._send("STATUS=" + " ".join(text.split()))
 
     def stopping(self) -> None:
-        """STOPPING=1: the shutdown has begun."""
+        """Send STOPPING=1: the shutdown has begun."""
         self._send("STOPPING=1")
 
-    @property
-    def watchdog_interval(self) -> float | None:
-        """Seconds between two calls of `watchdog`; None: nobody waits for them.
-
-        Half of what the manager allows, as sd_watchdog_enabled(3) recommends.
-        """
-        return self._watchdog_interval
-
     def watchdog(self) -> None:
-        """WATCHDOG=1: still alive.  Without it in time the manager ends the process."""
+        """Send WATCHDOG=1: still alive. Without it in time the manager ends the process."""
         self._send("WATCHDOG=1")
 
     def _send(self, line: str) -> bool:
-        """Send one datagram. Return whether it was taken."""
+        """Send one datagram. Return whether it was sent."""
         if self._address is None:
             return False
         try:
@@ -72,7 +67,7 @@ class Notifier:
 
 
 def _watchdog_interval(environ: Mapping[str, str]) -> float | None:
-    """Half of $WATCHDOG_USEC in seconds, if it is meant for this process ($WATCHDOG_PID)."""
+    """Return half of $WATCHDOG_USEC in seconds, if it is meant for this process ($WATCHDOG_PID)."""
     try:
         allowed = int(environ.get("WATCHDOG_USEC", ""))
         meant = int(environ.get("WATCHDOG_PID") or os.getpid()) == os.getpid()

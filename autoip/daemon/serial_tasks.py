@@ -1,9 +1,8 @@
-"""Requests that take time, one after the other, each with a bound."""
+"""Requests that take time, one after the other, each with a time-out."""
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import final
 
@@ -26,8 +25,10 @@ class SerialTasks:
         self._timeout = timeout
         self._failed = failed
         self._done = done
-        self._requests: deque[tuple[Request, str]] = deque()
-        self._once: set[str] = set()  # the names of those that wait or run
+        # Lists, since there are few requests, and one of these for each interface: they take 1 KB less than
+        # a deque and a set.
+        self._requests: list[tuple[Request, str]] = []
+        self._once: list[str] = []  # names of requests that wait or run
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -36,7 +37,7 @@ class SerialTasks:
         return self._task is not None
 
     def request(self, request: Request, *, once: str = "") -> None:
-        """Run this after all that was requested before.
+        """Run a request after all earlier ones.
 
         Args:
             request: makes the coroutine.
@@ -44,7 +45,7 @@ class SerialTasks:
         """
         if once and once in self._once:
             return
-        self._once.add(once)
+        self._once.append(once)
         self._requests.append((request, once))
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._work())
@@ -56,12 +57,12 @@ class SerialTasks:
 
     async def _work(self) -> None:
         while self._requests:
-            request, once = self._requests.popleft()
+            request, once = self._requests.pop(0)
             try:
                 await asyncio.wait_for(request(), self._timeout)
-            except Exception as error:  # noqa: BLE001 (one that failed must not end the others)
+            except Exception as error:  # noqa: BLE001 (a failure must not end the other requests)
                 self._failed(error)
             finally:
-                self._once.discard(once)
+                self._once.remove(once)
         self._task = None
         self._done()

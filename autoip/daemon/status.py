@@ -32,10 +32,10 @@ def status(
     Args:
         reporter: of the interface.
         options: what the user chose.
-        link: what the interface is now, if there is one.
+        link: the present link of the interface; None: there is no link.
         policy: of the interface.
         negotiator: of the interface.
-        others: addresses of the interface that are not ours.
+        others: addresses of the interface that are not owned.
         limits: what cannot be done here.
     """
     step, at = _step(negotiator, policy)
@@ -73,7 +73,7 @@ def reason(reporter: Reporter, policy: Policy, negotiator: Negotiator) -> str:
 
 
 def summary(reporter: Reporter, policy: Policy, negotiator: Negotiator) -> str:
-    """Return one line for the service manager: name, state, the address that it is about, the reason."""
+    """Return one line for the service manager: name, state, candidate or address, reason."""
     why = reason(reporter, policy, negotiator)
     words = (
         f"{reporter.name}: {negotiator.state.value}",
@@ -84,7 +84,7 @@ def summary(reporter: Reporter, policy: Policy, negotiator: Negotiator) -> str:
 
 
 def _step(negotiator: Negotiator, policy: Policy) -> tuple[str | None, float | None]:
-    """What comes next, in words, and when."""
+    """Return the next step, in words, and its time; None: there is no next step."""
     for part in (negotiator.core, policy):
         if part is not None and part.step and (at := part.next_timer()) is not None:
             return part.step, at

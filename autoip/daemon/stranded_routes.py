@@ -1,4 +1,4 @@
-"""The last address but the owned one goes: the routes that the kernel would have removed with it."""
+"""Routes that only the owned address keeps alive: they go with the last other address, as without this daemon."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from autoip.kernel.model import Address, Link
 
 @final
 class StrandedRoutes:
-    """Of one interface.
+    """The stranded routes of one interface.
 
     Args:
         reporter: of the interface.
@@ -33,17 +33,17 @@ class StrandedRoutes:
     def update(
         self, link: Link | None, others: Collection[Address], owned: IPv4Address | None
     ) -> None:
-        """The addresses of the interface may have changed.
+        """Remove stranded routes if the last other address is gone.
 
         Args:
-            link: what the interface is now.
+            link: the present link of the interface.
             others: its addresses that are not owned.
-            owned: the address that is, or may be, on it because of this daemon.
+            owned: the address that this daemon has, or may have, put there.
         """
         before = self._others_on
         self._others_on = link.index if link is not None and others else None
         gone = link is not None and before == link.index and not others
-        # Where nothing is owned the kernel has done it itself.
+        # Without an owned address the kernel has removed them itself.
         if gone and before is not None and owned is not None:
             self._requests.request(partial(self._remove, before, owned))
 

@@ -1,4 +1,4 @@
-"""SIGHUP: somebody wants the addresses probed again, or the terminal is gone."""
+"""SIGHUP: a user asks to probe the addresses again, or the terminal is gone."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ import signal
 from collections.abc import Callable
 
 HANGUP_TIME = 1.0
-"""Seconds after SIGHUP at which the terminal is looked for once more."""
+"""Seconds after SIGHUP at which the terminal is checked once more."""
 
 _GONE = (errno.ENXIO, errno.EIO)
 
 
 class Hangup:
-    """Tells the two meanings of SIGHUP apart.
+    """Distinguishes the two meanings of SIGHUP.
 
     If the process had a controlling terminal when this was made, and now has none, the terminal is
-    gone.  The kernel takes a terminal away from every process of the session when it is closed, and
+    gone. The kernel takes a terminal away from every process of the session when it is closed, and
     when the process that leads the session ends.
 
     Args:
-        again: called when somebody wants a new probe.
+        again: called when a user asks for a new probe.
         end: called when the terminal is gone; may be called more than once.
     """
 
@@ -34,20 +34,20 @@ class Hangup:
     def watch(self) -> None:
         """Handle the signal from now on, in the running loop.
 
-        Not if it was ignored at the start, as by nohup(1): whoever did that wants no effect of it.
+        A signal that was ignored at the start, as by nohup(1), stays ignored.
         """
         if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.signalled)
 
     def signalled(self) -> None:
-        """SIGHUP came."""
+        """Handle SIGHUP."""
         if not self._end_without_terminal():
             self._again()
             # The kernel and sudo(8) may send the signal before the terminal is taken away.
             asyncio.get_running_loop().call_later(HANGUP_TIME, self._end_without_terminal)
 
     def _end_without_terminal(self) -> bool:
-        """Call `end` if the terminal is gone.  Return whether it is."""
+        """Call `end` if the terminal is gone. Return whether it is."""
         gone = self._had_terminal and _open_terminal() in _GONE
         if gone:
             self._end()
@@ -55,7 +55,7 @@ class Hangup:
 
 
 def _open_terminal() -> int:
-    """Open the controlling terminal and close it again.  Return 0, or the positive error number."""
+    """Open the controlling terminal and close it again. Return 0, or the positive error number."""
     try:
         os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC))
     except OSError as error:

@@ -1,8 +1,8 @@
 """A trace: what happened to an interface, and what the core made of it, as JSON lines (`--trace FILE`).
 
-A line for each call of a core has all that the core decides by (the arguments, the random numbers that it drew, the
-answers to what it asked) and all that came of it. So `python -m tools.replay` can do the same again. A frame is in
-hexadecimal digits, a time in seconds of CLOCK_BOOTTIME. Lines with `news` are for the reader.
+A line for each call of a core has all that the core decides by (the arguments, the random numbers, the answers to the
+core's questions) and all results. So `python -m tools.replay` can repeat the call. A frame is in hexadecimal digits, a
+time in seconds of CLOCK_BOOTTIME. Lines with `news` are for people.
 
 Without `--trace` nothing imports this file.
 """
@@ -31,22 +31,26 @@ from autoip.core.ipv4ll import Ipv4ll
 from autoip.errors import UsageError
 
 FORMAT = 1
-"""Changed whenever `tools.replay` could misread the lines of before."""
+"""Changed whenever `tools.replay` could misread older lines."""
 SIZE_MAX = 64 * 2**20
 """Bytes at which a trace ends, so that a flood of conflicts cannot fill the file system."""
 HEADER = f'{{"autoip-trace": {FORMAT}, '
 """How the first line of each run begins."""
 
 Build: TypeAlias = Callable[[], Mapping[str, Any] | None]
-"""Makes a line without its head; None: there is nothing to record."""
+"""Makes a line without its head; None: nothing to record."""
 _NUMBERS = count(1)
-"""Of the cores of this process."""
+"""The numbers of this process's cores."""
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
 def plain(value: object) -> object:
-    """Return the value as JSON has it."""
+    """Return the value as a JSON value, or as one that this function converts.
+
+    Raises:
+        TypeError: it is of another type.
+    """
     match value:
         case bytes():
             return value.hex()
@@ -64,7 +68,7 @@ def plain(value: object) -> object:
 
 @final
 class Trace:
-    """The file. It stays open until the process ends; whatever is wrong with it ends the trace and nothing else.
+    """The file. It stays open until the process ends; a failure ends the trace and nothing else.
 
     Args:
         descriptor: of the file, opened for appending.
@@ -79,7 +83,7 @@ class Trace:
 
     @classmethod
     def open(cls, path: str, log: logging.Logger) -> Trace:
-        """Open a new file, for this user alone, or go on with a trace of this user's.
+        """Open a new file, which this user alone can read, or append to a trace of this user.
 
         Raises:
             UsageError: neither is possible.
@@ -100,7 +104,7 @@ class Trace:
         return cls(descriptor, log)
 
     def of(self, interface: str, clock: Callable[[], float]) -> InterfaceTrace:
-        """Return what records one interface; `clock` gives seconds."""
+        """Return the recorder of one interface; `clock` returns seconds."""
         return InterfaceTrace(partial(self._record, interface, clock))
 
     def close(self) -> None:
@@ -141,17 +145,17 @@ class Trace:
 
 @final
 class InterfaceTrace:
-    """Records one interface; `record` takes each line."""
+    """Records one interface; `record` writes each line."""
 
     def __init__(self, record: Callable[[Build], None]) -> None:
         self._record = record
 
     def news(self, what: str, **details: object) -> None:
-        """Record what the kernel reported, or somebody asked for."""
+        """Record an event of the kernel or a request of a user."""
         self._record(lambda: {"news": what, **details})
 
     def maker(self, delay: int) -> Callable[..., Ipv4ll]:
-        """Return what makes a core, as `Ipv4ll` does, whose calls are recorded; `delay` in milliseconds."""
+        """Return a maker of recorded cores, called as `Ipv4ll` is; `delay` in milliseconds."""
         return partial(TracedCore, self._record, delay)
 
 
@@ -200,11 +204,11 @@ def _recorded(
 
 @final
 class TracedCore(Ipv4ll):
-    """A core whose calls are recorded: what it decides by, and what it decides.
+    """A core whose calls are recorded: all that it decides by, and what it decides.
 
     Args:
-        record: takes each line.
-        delay: from which `timing` was made, in milliseconds.
+        record: writes each line.
+        delay: milliseconds from which `timing` was made.
         mac, timing, addresses, jitter, avoid, sibling: those of `Ipv4ll`.
         chosen: `defence` and `first` of `Ipv4ll`.
     """
@@ -247,14 +251,14 @@ class TracedCore(Ipv4ll):
         self._record(lambda: {"core": self._number, **line} if (line := build()) else None)
 
     def begin(self) -> int:
-        """A call begins. Return how many events wait."""
+        """Begin to record a call. Return how many events wait."""
         self.asked = []
         return len(self._events)
 
     def outcome(
         self, what: Mapping[str, Any], result: object, before: int
     ) -> Mapping[str, Any] | None:
-        """Return the line of a call that is over; None if time passed and nothing came of it."""
+        """Return the line of a call that is over; None if only time passed."""
         shown: dict[str, object] = {
             "state": self.state,
             "candidate": self.candidate,

@@ -12,7 +12,7 @@ if TYPE_CHECKING:  # `typing` takes milliseconds to import
     from collections.abc import Callable, Mapping, Sequence
 
 MARK = b"\n# autoip hooks: written by `autoip hooks install`, taken away by `autoip hooks remove`\n"
-"""The line by which a file is known to be ours."""
+"""A file with this line is ours."""
 
 SHARED = "/etc/autoip/hook"
 """The script that the DHCP clients' hooks call: `SHARED start IFACE`, `SHARED stop IFACE`."""
@@ -25,11 +25,11 @@ class File:
     """One file to install."""
 
     source: str
-    """Its name in `hooks/`; the word @AUTOIP@ in it becomes the path of the program."""
+    """The file's name in `hooks/`; the word @AUTOIP@ in the text becomes the path of the program."""
     path: str
     mode: int = 0o755
     keeps: str = ""
-    """Ours calls what is at `path` already, which is kept under this name and put back in the end."""
+    """If our file calls the one that is at `path` already: the name under which that one is kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,38 +37,46 @@ class DhcpClient:
     """A DHCP client."""
 
     programs: tuple[str, ...]
-    """Where its program may be: if one is there, the DHCP client is installed."""
+    """Paths of the program: if one exists, the DHCP client is installed."""
     files: tuple[File, ...]
     _: KW_ONLY
     confs: Mapping[str, Callable[[Sequence[str]], str]] = field(default_factory=dict)
-    """If it needs names of interfaces: configuration files by path, and their text for these interfaces, MARK in it.
+    """For a DHCP client that needs names of interfaces: by path, what makes a configuration file's text of them.
 
-    The unit is enabled for these interfaces.
+    The text has MARK in it. The unit is enabled for these interfaces.
     """
     needs: tuple[str, str] | None = None
-    """A file of its configuration, and the word at the start of a line without which its hook does nothing."""
+    """A configuration file, and a word: without a line that begins with the word the hook does nothing."""
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """All files that may be there because of this DHCP client."""
+        """All files that `install` may put there for this DHCP client."""
         return (*(file.path for file in self.files), *self.confs)
 
 
+DHCP_TIMEOUT = 300
+"""Seconds for which NetworkManager tries DHCP at a time, where it is installed to try for longer than by default."""
+
+
 def _networkmanager_conf(interfaces: Sequence[str]) -> str:
-    """For these interfaces NetworkManager goes on asking for a lease, and calls nothing a failure."""
+    """Return the file that has NetworkManager try DHCP on these interfaces for long, and again and again."""
     devices = ",".join(f"interface-name:{name}" for name in interfaces)
     return f"""\
-# For these interfaces DHCP goes on until there is a lease.  By default NetworkManager gives up after
-# 45 seconds, takes all addresses off the interface, link-local ones too, and begins anew.
+# By default NetworkManager gives DHCP up after 45 seconds, takes all addresses off the interface, link-local ones
+# too, begins anew, and after 4 times leaves the interface alone for 300 seconds.  For these interfaces it tries for
+# {DHCP_TIMEOUT} seconds.  Not without an end: only when it begins anew it asks any server for any address, and a lost
+# lease is replaced after a change of the network.  Between the times the address goes for one claim.
 {MARK.decode().strip()}
+[main]
+autoconnect-retries-default=0
 [connection-autoip]
 match-device={devices}
-ipv4.dhcp-timeout=2147483647
+ipv4.dhcp-timeout={DHCP_TIMEOUT}
 """
 
 
 def _networkmanager_policy(interfaces: Sequence[str]) -> str:
-    """The service that is enabled for these interfaces runs all the time: DHCP has its chance first."""
+    """Return the file that gives DHCP the first chance: the service of these interfaces always runs."""
     sections = "".join(f"[{name}]\npolicy = fallback\n" for name in interfaces)
     return f"""\
 # Beside NetworkManager autoip is a fallback.  This counts more than /etc/autoip.conf; what counts more

@@ -1,20 +1,21 @@
 """The root of an image that is being built, or of this machine: safe paths, and files that get there together.
 
-A symbolic link on the way is followed as a system started from there would follow it, so never out
-of the root; a link at the end of a path is never followed. What is changed is reached by opening each
-directory in the one before, and a file comes into its place whole, or not at all.
+A symbolic link on the way is followed as a system started from the image would follow it, so never out
+of the root; a link at the end of a path is not followed. Each directory is opened in the one before, and
+a file comes into its place whole, or not at all.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import functools
+import itertools
 import os
 import stat
 from dataclasses import dataclass
 from typing import final
 
+from autoip.dhcp.clients import MARK
 from autoip.errors import AutoipError, NoPermission
 
 TYPE_CHECKING = False
@@ -22,30 +23,49 @@ if TYPE_CHECKING:  # `typing` takes milliseconds to import
     from collections.abc import Iterable, Iterator, Mapping
 
     Entry = tuple[bytes, int] | str
-    """What is put at a path: a file's content and permissions, or a symbolic link's target."""
+    """What `Image.put` puts at a path: a file's content and permissions, or a symbolic link's target."""
 
 _LINKS_MAX = 40
-"""As the kernel has it: more are a loop."""
+"""The kernel's own limit: more links are a loop."""
+
+
+_NOTHING = os.stat_result([0] * 10)
+
+
+class Missing(AutoipError):
+    """Nothing is at a path, or the directory that it is in does not exist."""
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What is at a path; a symbolic link is not followed."""
+    """What is at a path, or nothing (false); a symbolic link is not followed.
 
-    status: os.stat_result
-    content: bytes | None = None
-    """Of a regular file."""
-    target: str | None = None
-    """Of a symbolic link."""
+    Attributes:
+        status: all zeros for nothing.
+        content: of a regular file.
+        target: of a symbolic link.
+    """
+
+    status: os.stat_result = _NOTHING
+    content: bytes = b""
+    target: str = ""
+
+    def __bool__(self) -> bool:
+        return self.status.st_mode != 0
 
     @property
     def is_file(self) -> bool:
         """Whether it is a regular file or a symbolic link."""
-        return self.content is not None or self.target is not None
+        return stat.S_IFMT(self.status.st_mode) in (stat.S_IFREG, stat.S_IFLNK)
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it is a file with the mark line."""
+        return MARK in self.content
 
     def equals(self, content: bytes, mode: int) -> bool:
-        """Return whether it is this file of root's (or ours, where we cannot give files away)."""
-        same = stat.S_IMODE(self.status.st_mode) == mode and self.status.st_uid == os.geteuid()
+        """Return whether it is this regular file, as `Image.put` makes it."""
+        same = (self.status.st_mode, self.status.st_uid) == (stat.S_IFREG | mode, os.geteuid())
         return same and self.content == content
 
 
@@ -53,7 +73,9 @@ class Found:
 class Image:
     """The files below `root`. All paths are absolute and begin there.
 
-    Raises AutoipError, or NoPermission, with the path and the kernel's reason, wherever the kernel refuses.
+    Raises:
+        NoPermission: the kernel refuses for want of permission; the message names the path.
+        AutoipError: the kernel refuses something else; the message names the path.
     """
 
     def __init__(self, root: str) -> None:
@@ -62,39 +84,35 @@ class Image:
         self.root = root.rstrip("/")
 
     def full(self, path: str) -> str:
-        """Return the path as this system has it, for messages."""
+        """Return the path on this system, for messages."""
         return self.root + path
 
     def exists(self, path: str) -> bool:
         """Return whether something is there, links followed."""
         return os.path.lexists(self._real(path, follow=True))
 
-    def at(self, path: str) -> Found | None:
-        """Return what is there; None if there is nothing."""
-        real = self._real(path)
-        with _errors(self.full(path)):
-            try:
-                status = os.lstat(real)
-            except (FileNotFoundError, NotADirectoryError):
-                return None
+    def at(self, path: str) -> Found:
+        """Return what is there."""
+        with contextlib.suppress(Missing), self._parent(path) as (directory, name):
+            status = os.lstat(name, dir_fd=directory)
             if stat.S_ISLNK(status.st_mode):
-                return Found(status, target=os.readlink(real))
+                return Found(status, target=os.readlink(name, dir_fd=directory))
             if not stat.S_ISREG(status.st_mode):
                 return Found(status)
-        with self._parent(path) as (directory, name):
             flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
             with open(os.open(name, flags, dir_fd=directory), "rb") as file:
                 return Found(status, content=file.read())
+        return Found()
 
     def unlink(self, path: str) -> None:
         """Remove a file or a link that may be absent."""
-        with self._parent(path) as (directory, name), contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(Missing), self._parent(path) as (directory, name):
             os.unlink(name, dir_fd=directory)
 
     def rmdir(self, path: str) -> None:
         """Remove a directory; one that is in use stays."""
-        with contextlib.suppress(OSError):
-            os.rmdir(self._real(path))
+        with contextlib.suppress(AutoipError), self._parent(path) as (directory, name):
+            os.rmdir(name, dir_fd=directory)
 
     def replace(self, path: str, by: str) -> None:
         """Rename the file `by` to `path`."""
@@ -105,10 +123,9 @@ class Image:
         """Return the directories that `put` makes for these paths, each after the one that it is in."""
         found: dict[str, None] = {}
         for path in paths:
-            names = self._real(path)[len(self.root) :].split("/")
-            parents = ("/".join(names[:number]) for number in range(2, len(names)))
-            found |= dict.fromkeys(parent for parent in parents if not self.exists(parent))
-        return list(found)
+            *names, _ = self._real(path)[len(self.root) :].split("/")
+            found |= dict.fromkeys([*itertools.accumulate(names, "{}/{}".format)][1:])
+        return [path for path in found if not self.exists(path)]
 
     def put(self, entries: Mapping[str, Entry], keep: Mapping[str, str]) -> None:
         """Put files and links in their places; if one cannot be written, none is.
@@ -126,16 +143,12 @@ class Image:
                     # Whatever the umask is, everybody may enter it.
                     os.chmod(name, 0o755, dir_fd=directory)  # noqa: S103 (a directory of /etc)
             for path, entry in entries.items():
-                # No DHCP client runs a file whose name has a dot.
-                name = f".{os.path.basename(path)}.{os.getpid()}"
-                waiting[path] = os.path.join(os.path.dirname(path), name)
-                self.unlink(waiting[path])
-                undo.callback(self.unlink, waiting[path])
-                with self._parent(path) as (directory, _):
-                    if isinstance(entry, str):
-                        os.symlink(entry, name, dir_fd=directory)
-                    else:
-                        _write(directory, name, *entry)
+                with self._parent(path) as (directory, name):
+                    # No DHCP client runs a file whose name has a dot.
+                    waiting[path] = temporary = f"{os.path.dirname(path)}/.{name}.{os.getpid()}"
+                    self.unlink(temporary)
+                    undo.callback(self.unlink, temporary)
+                    _write(directory, os.path.basename(temporary), entry)
             for path, second in keep.items():
                 with self._parent(path) as (source, old), self._parent(second) as (place, new):
                     os.link(old, new, src_dir_fd=source, dst_dir_fd=place, follow_symlinks=False)
@@ -163,25 +176,30 @@ class Image:
         links = 0
         while left:
             name = left.pop()
+            here = "/".join((self.root, *found, name))
             if name == "..":
                 del found[-1:]
-            elif name not in ("", "."):
+            elif name in ("", "."):
+                continue
+            elif not (left or follow) or not os.path.islink(here):
                 found.append(name)
-                here = "/".join((self.root, *found))
-                if (left or follow) and os.path.islink(here):
-                    links += 1
-                    if links > _LINKS_MAX:
-                        raise AutoipError(f"{self.full(path)}: {os.strerror(errno.ELOOP)}")
-                    target = os.readlink(here)
-                    del found[0 if target.startswith("/") else -1 :]
-                    left += target.split("/")[::-1]
+            elif (links := links + 1) > _LINKS_MAX:
+                raise AutoipError(f"{self.full(path)}: {os.strerror(errno.ELOOP)}")
+            else:
+                target = os.readlink(here)
+                found = [] if target.startswith("/") else found
+                left += target.split("/")[::-1]
         return "/".join((self.root, *found))
 
 
-def _write(directory: int, name: str, content: bytes, mode: int) -> None:
-    """Make a file of root's (or ours, where we cannot give files away)."""
-    opener = functools.partial(os.open, mode=0o600, dir_fd=directory)
-    with open(name, "xb", opener=opener) as file:
+def _write(directory: int, name: str, entry: Entry) -> None:
+    """Make a link or a file; a file is root's, or ours where this process cannot give files away."""
+    if isinstance(entry, str):
+        os.symlink(entry, name, dir_fd=directory)
+        return
+    content, mode = entry
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+    with open(os.open(name, flags, 0o600, dir_fd=directory), "wb") as file:
         file.write(content)
         if os.geteuid() == 0:
             os.fchown(file.fileno(), 0, 0)
@@ -193,6 +211,8 @@ def _errors(path: str) -> Iterator[None]:
     """Turn the kernel's errors into ours."""
     try:
         yield
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise Missing(f"{path}: {error.strerror}") from error
     except PermissionError as error:
         raise NoPermission(f"{path}: {error.strerror}; run as root") from error
     except OSError as error:

@@ -1,8 +1,8 @@
 """The installer of the DHCP clients' hooks: install, remove, list.
 
-Everything is checked before anything is written, and what is written comes into its place at the end,
-together. Which directories and links we made cannot be seen later, so it is noted in a file beside the
-shared script.
+Everything is checked before anything is written, and all files come into their places together, at the
+end. A file beside the shared script lists the directories and links that `install` made, which nothing
+else shows later.
 """
 
 from __future__ import annotations
@@ -11,15 +11,17 @@ import contextlib
 import os
 import shlex
 import subprocess
+from pathlib import Path
 
 from autoip.dhcp.clients import CLIENTS, MARK, SHARED, File
+from autoip.dhcp.image import Found
 from autoip.errors import AutoipError, UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # `typing` takes milliseconds to import
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from autoip.dhcp.image import Entry, Found, Image
+    from autoip.dhcp.image import Entry, Image
 
 _SOURCES = os.path.join(os.path.dirname(__file__), "hookfiles")
 _FOLDER = os.path.dirname(SHARED)
@@ -43,8 +45,8 @@ def install(
     """Put the hooks of DHCP clients in their places; yield a line for each thing that was done.
 
     Args:
-        image: where.
-        names: of CLIENTS; none: those that are installed.
+        image: the root.
+        names: of CLIENTS; empty: all that are installed.
         interfaces: names for the DHCP clients that need them.
         program: the path by which hooks start autoip.
         conf: whether to write the DHCP clients' configuration.
@@ -63,25 +65,25 @@ def install(
         what = f"none of {', '.join(chosen)} is told names (but {needing})"
         raise UsageError(f"{' '.join(interfaces)}: {what}")
     files = [File("hook", SHARED), *(file for client in chosen.values() for file in client.files)]
-    keeps = {file.path: file.keeps for file in files if file.keeps and _must_keep(image, file)}
     wanted = {file.path: (_content(file, program), file.mode) for file in files}
     for client in chosen.values() if conf and interfaces else ():
         wanted |= {path: (text(interfaces).encode(), 0o644) for path, text in client.confs.items()}
-    stale = {
+    keeps = {file.path: file.keeps for file in files if file.keeps and _must_keep(image, file)}
+    stale: dict[str, Entry] = {
         path: entry
         for path, entry in wanted.items()
-        if path in keeps or not _is_there(image, path, *entry)
+        if path in keeps or not _ours(image, path).equals(*entry)
     }
-    unit = next((path for path in _UNITS if image.exists(path)), None)
-    paths = [f"{_WANTS}/autoip@{name}.service" for name in interfaces]
-    links = {path: unit for path in paths if unit is not None and image.at(path) is None}
+    unit = next(filter(image.exists, _UNITS), "")
+    links = {f"{_WANTS}/autoip@{name}.service": unit for name in interfaces if unit}
+    links = {path: unit for path in links if not image.at(path)}
     _put(image, {**stale, **links}, keeps)
     for path in wanted:
         yield f"{'wrote' if path in stale else 'unchanged'} {image.full(path)}"
         if path in keeps:
             yield f"kept {image.full(keeps[path])}: what was there before, which ours calls"
     yield from (f"enabled {image.full(path)}" for path in links)
-    for name in interfaces if unit is None else ():
+    for name in interfaces if not unit else ():
         yield f"note: autoip@{name}.service was not enabled: {image.root or '/'} has no unit"
     if not image.exists(program):
         yield f"note: {image.full(program)} is not there yet"
@@ -97,10 +99,10 @@ def remove(image: Image, names: Sequence[str], namespace: int | None) -> Iterato
     """Remove what `install` has put there, and nothing else; yield a line for each thing that was done.
 
     Args:
-        image: where.
-        names: of CLIENTS; none: all.
-        namespace: inode of the network namespace in which the daemons that hooks have started end with
-            the last hook; None: daemons are left alone.
+        image: the root.
+        names: of CLIENTS; empty: all.
+        namespace: inode of a network namespace: with the last hook, the daemons that hooks have started
+            in it are stopped; None: daemons are left alone.
 
     Raises:
         AutoipError: the kernel refused something.
@@ -108,26 +110,25 @@ def remove(image: Image, names: Sequence[str], namespace: int | None) -> Iterato
     notes = _notes(image)
     for client in (CLIENTS[name] for name in names or CLIENTS):
         for file in client.files:
-            yield from _put_back(image, file) if file.keeps else _remove(image, file.path)
+            yield from _remove(image, file.path, file.keeps)
         for path in client.confs:
             yield from _remove(image, path)
-        links = set(filter(_is_link, notes)) if client.confs else set()
-        notes -= links
-        for path in sorted(links):
-            if (found := image.at(path)) is not None and found.target in _UNITS:
+        for path in sorted(filter(_is_link, notes)) if client.confs else ():
+            notes.remove(path)
+            if image.at(path).target in _UNITS:
                 image.unlink(path)
                 yield f"removed {image.full(path)}"
-    last = not any(_is_ours(image, path) for client in CLIENTS.values() for path in client.paths)
+    last = not any(image.at(path).is_ours for client in CLIENTS.values() for path in client.paths)
     if last:
-        if namespace is not None and _is_ours(image, SHARED):
+        if namespace is not None and image.at(SHARED).is_ours:
             _end_daemons(namespace)
         yield from _remove(image, SHARED)
     for path in sorted(notes, reverse=True):
         image.rmdir(path)
-    notes = {path for path in notes if image.at(path) is not None}
+    notes = set(filter(image.at, notes))
     if notes and not last:
         image.put({_NOTES: _written(notes)}, {})
-    elif _is_ours(image, _NOTES):
+    elif image.at(_NOTES):
         image.unlink(_NOTES)
     image.rmdir(_FOLDER)
 
@@ -138,61 +139,52 @@ def present(image: Image, name: str) -> bool:
 
 
 def state(image: Image, name: str) -> str:
-    """Return how a DHCP client's hooks stand.
-
-    Returns:
-        `no`, `installed` or `partly`; `foreign` if a file of somebody else is in the place of ours.
-    """
-    files = CLIENTS[name].files
-    ours = {file: _is_ours(image, file.path) for file in files}
-    if any(not ours[file] and not file.keeps and image.at(file.path) for file in files):
+    """Return `no`, `installed`, `partly`, or `foreign`: a file of somebody else is in the place of a hook."""
+    there = {file: image.at(file.path) for file in CLIENTS[name].files}
+    ours = [found.is_ours for found in there.values()]
+    if any(found and not found.is_ours and not file.keeps for file, found in there.items()):
         return "foreign"
-    return "installed" if all(ours.values()) else "partly" if any(ours.values()) else "no"
+    return "installed" if all(ours) else "partly" if any(ours) else "no"
 
 
 # --- files -----------------------------------------------------------------------------------------
 
 
-def _is_ours(image: Image, path: str) -> bool:
-    found = image.at(path)
-    return found is not None and MARK in (found.content or b"")
-
-
-def _ours(image: Image, path: str) -> Found | None:
-    """Return our file; None if there is none.
+def _ours(image: Image, path: str) -> Found:
+    """Return our file, or nothing.
 
     Raises:
         NotOurs: it is somebody else's.
     """
     found = image.at(path)
-    if found is not None and not _is_ours(image, path):
-        what = "there" if found.content is not None else "no regular file"
+    if found and not found.is_ours:
+        what = (
+            "a symbolic link" if found.target else "there" if found.is_file else "no regular file"
+        )
         raise NotOurs(
-            f"{image.full(path)}: is {'a symbolic link' if found.target else what} and not autoip's:"
-            " nothing was changed; move it away, or name other clients with --client"
+            f"{image.full(path)}: is {what} and not autoip's: nothing was changed;"
+            " move it away, or name other clients with --client"
         )
     return found
 
 
 def _must_keep(image: Image, file: File) -> bool:
-    """Return whether what our file will call is still in its place.
+    """Return whether the file that our file will call is still in its place.
 
     Raises:
-        NotOurs: it is not clear which of two files ours must call, or there is none.
+        NotOurs: it is not clear which of two files ours must call, or neither exists.
     """
     path, name = image.full(file.path), image.full(file.keeps)
     there, kept = image.at(file.path), image.at(file.keeps)
-    if there is None or not there.is_file:
-        if kept is None:
-            raise NotOurs(f"{path}: is not there, and ours would call it: install the client first")
-        return False
-    if _is_ours(image, file.path):
-        if kept is None:
-            raise NotOurs(f"{name}: is gone, and {path} would call it: nothing was changed")
-        return False
-    if kept is not None and not os.path.samestat(there.status, kept.status):
+    foreign = there.is_file and not there.is_ours
+    if not kept and not there.is_file:
+        raise NotOurs(f"{path}: is not there, and ours would call it: install the client first")
+    if not kept and there.is_ours:
+        raise NotOurs(f"{name}: is gone, and {path} would call it: nothing was changed")
+    # Both are one file if an earlier run was interrupted.
+    if kept and foreign and not os.path.samestat(there.status, kept.status):
         raise NotOurs(f"{path}: is not autoip's, and {name} is there as well: remove one of them")
-    return True  # also if both are one file, since an earlier run was interrupted
+    return foreign
 
 
 def _content(file: File, program: str) -> bytes:
@@ -200,16 +192,9 @@ def _content(file: File, program: str) -> bytes:
         return source.read().replace("@AUTOIP@", shlex.quote(program)).encode()
 
 
-def _is_there(image: Image, path: str, content: bytes, mode: int) -> bool:
-    """Return whether our file is there, and is this one; NotOurs if somebody else's is."""
-    found = _ours(image, path)
-    return found is not None and found.equals(content, mode)
-
-
 def _has_line(image: Image, path: str, word: str) -> bool:
     """Return whether a line of the file begins with the word."""
-    found = image.at(path)
-    lines = ((found and found.content) or b"").splitlines()
+    lines = image.at(path).content.splitlines()
     return any(line.split()[:1] == [word.encode()] for line in lines)
 
 
@@ -218,14 +203,13 @@ def _put(image: Image, entries: Mapping[str, Entry], keeps: Mapping[str, str]) -
     before = _notes(image)
     notes = before.union(filter(_is_link, entries), image.missing(entries)) - {_FOLDER}
     noted = {_NOTES: _written(notes)} if notes != before else {}
-    keep = {path: kept for path, kept in keeps.items() if image.at(kept) is None}
+    keep = {path: kept for path, kept in keeps.items() if not image.at(kept)}
     image.put({**entries, **noted}, keep)
 
 
 def _notes(image: Image) -> set[str]:
     """Return the directories and links that earlier runs made."""
-    found = _ours(image, _NOTES)
-    text = ((found and found.content) or b"").decode(errors="surrogateescape")
+    text = _ours(image, _NOTES).content.decode(errors="surrogateescape")
     paths = (line.partition(" ")[2] for line in text.splitlines())
     return {path for path in paths if path.startswith("/")}
 
@@ -241,40 +225,32 @@ def _is_link(path: str) -> bool:
     return path.startswith(f"{_WANTS}/")
 
 
-def _remove(image: Image, path: str) -> Iterator[str]:
-    if _is_ours(image, path):
+def _remove(image: Image, path: str, keeps: str = "") -> Iterator[str]:
+    """Remove our file, and put what it kept under the name `keeps` in its place again."""
+    there, kept = image.at(path), image.at(keeps) if keeps else Found()
+    if kept.is_file and (there.is_ours or not there):
+        image.replace(path, by=keeps)
+        yield f"restored {image.full(path)}"
+    elif kept.is_file and os.path.samestat(there.status, kept.status):
+        image.unlink(keeps)
+    elif kept.is_file:
+        yield f"left {image.full(keeps)}: {image.full(path)} is newer, and not autoip's"
+    elif there.is_ours:
         image.unlink(path)
         yield f"removed {image.full(path)}"
-    elif image.at(path) is not None:
+    elif there and not keeps:
         yield f"left {image.full(path)}: not autoip's"
 
 
-def _put_back(image: Image, file: File) -> Iterator[str]:
-    """Put what was in our file's place before there again."""
-    path, name = file.path, file.keeps
-    ours, there, kept = _is_ours(image, path), image.at(path), image.at(name)
-    if kept is None or not kept.is_file:
-        yield from _remove(image, path) if ours else ()
-    elif ours or there is None:
-        image.replace(path, by=name)
-        yield f"restored {image.full(path)}"
-    elif os.path.samestat(there.status, kept.status):
-        image.unlink(name)
-    else:
-        yield f"left {image.full(name)}: {image.full(path)} is newer, and not autoip's"
-
-
 def _end_daemons(namespace: int) -> None:
-    """Stop what hooks have started in this network namespace, and nobody would stop from now on."""
-    space = f"{namespace}-"
+    """Stop what hooks have started in this network namespace: no hook will stop it any more."""
+    run = Path(_RUN)
     with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-        files = [name for name in os.listdir(_RUN) if name.startswith((space, "unit-"))]
-        for name in sorted(files):
-            if name.startswith(space) and name.endswith(".wanted"):
-                interface = name.removeprefix(space).removesuffix(".wanted")
-                command = ["/bin/sh", SHARED, "work", interface, "stop"]
-                subprocess.run(command, stdin=subprocess.DEVNULL, timeout=_STOP_TIME, check=False)
-        for name in files:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(os.path.join(_RUN, name))
-        os.rmdir(_RUN)
+        files = [*run.glob(f"{namespace}-*"), *run.glob("unit-*")]
+        for path in sorted(run.glob(f"{namespace}-*.wanted")):
+            interface = path.name.removeprefix(f"{namespace}-").removesuffix(".wanted")
+            command = ["/bin/sh", SHARED, "work", interface, "stop"]
+            subprocess.run(command, stdin=subprocess.DEVNULL, timeout=_STOP_TIME, check=False)
+        for path in files:
+            path.unlink(missing_ok=True)
+        run.rmdir()

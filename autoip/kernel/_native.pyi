@@ -23,9 +23,6 @@ class lib:
     AUTOIP_PROBE: int
     AUTOIP_DEFEND: int
     AUTOIP_ANSWER: int
-    AUTOIP_NOTHING: int
-    AUTOIP_CONFLICT: int
-    AUTOIP_QUESTION: int
     CAP_NET_ADMIN: int
     CAP_NET_RAW: int
     @staticmethod

@@ -1,10 +1,10 @@
-"""The IPv4 addresses of the interfaces: which there are, and adding and removing ours.
+"""The IPv4 addresses of the interfaces: list all, add and remove ours.
 
 An address A on interface number N is added as A/16 with broadcast 169.254.255.255; its connected route gets
-the metric 1000 + N, so that several interfaces with link-local addresses have one route each. One that is to
-take no part in new connections is demoted: its route gets the metric 3000 + N, behind those of all other
-interfaces, and behind the route from a routable address (see `onlink_routes`). The addresses
-of other programs stay, also where the kernel would remove them with ours.
+the metric 1000 + N, so that several interfaces with link-local addresses have one route each. An address that
+new connections must not use is demoted: its route gets the metric 3000 + N, behind those of all other
+interfaces, and behind the route from a routable address (see `onlink_routes`). The addresses of other
+programs stay, also where the kernel would remove them with ours.
 """
 
 from __future__ import annotations
@@ -37,6 +37,9 @@ class Addresses:
         requests: to the kernel.
         label_suffix: after the interface's name and a colon, the label of ours.
         limit: takes a line for each thing that this kernel cannot do.
+
+    Raises:
+        KernelRefused: from each method.
     """
 
     def __init__(self, requests: Requests, label_suffix: str, limit: Callable[[str], None]) -> None:
@@ -48,14 +51,15 @@ class Addresses:
         self._demoted: dict[int, tuple[Link, IPv4Address]] = {}  # by the interface's index
 
     async def all(self) -> list[Address]:
-        """All IPv4 addresses. Raises KernelRefused."""
+        """Return all IPv4 addresses."""
         messages = await self._messages(0)
         return [found for found in map(rtnetlink.read_address, messages) if found is not None]
 
     async def add(self, link: Link, address: IPv4Address, *, replace: bool) -> None:
         """Add `address` to `link`; with `replace` it may be there already.
 
-        Raises KernelRefused, with EEXIST if the address is there already.
+        Raises:
+            KernelRefused: EEXIST if it is there and not to be replaced.
         """
         scope = rtnetlink.RT_SCOPE_LINK
         try:
@@ -63,15 +67,15 @@ class Addresses:
         except KernelRefused as problem:
             if problem.errno != errno.EINVAL:
                 raise
-            # The kernel demands one scope of all addresses of a prefix. Looked up only now: the
-            # address should be there as soon as it may be.
+            # The kernel demands one scope of all addresses of a prefix. It is looked up only now, so
+            # that the address is usually there one request earlier.
             scope = await self._foreign_scope(link.index)
             if scope == rtnetlink.RT_SCOPE_LINK:
                 raise
             await self._add(link, address, scope, replace=replace)
 
     async def check(self, link: Link, address: IPv4Address) -> None:
-        """Once: learn from an address of ours what this kernel does not keep. Raises KernelRefused."""
+        """Report, once, what this kernel does not keep of an address of ours."""
         if self._checked:
             return
         for message in await self._messages(link.index):
@@ -83,23 +87,23 @@ class Addresses:
                     self._limit("the kernel gives addresses no metric (IFA_RT_PRIORITY, 4.18)")
 
     async def remove(self, index: int, address: IPv4Address) -> None:
-        """Remove `address` from the interface `index`. It may have gone. Raises KernelRefused."""
-        # One at a time: what is true of the others' addresses must stay so until it is done.
+        """Remove `address` from the interface `index`. It may be gone already."""
+        # One at a time: the list of the others' addresses must stay true until the removal is done.
         async with self._remove_lock:
             await self._remove_alone(index, address)
 
     async def demote(self, link: Link, address: IPv4Address) -> None:
-        """Have the route of `address` behind all others until `promote`. Raises KernelRefused."""
+        """Put the route of `address` behind all others until `promote`."""
         self._demoted[link.index] = link, address
         await self._set_metric(link, address)
 
     async def promote(self, index: int) -> None:
-        """Undo `demote`. The address, and the interface, may have gone. Raises KernelRefused."""
+        """Undo `demote`. The address, and the interface, may be gone already."""
         if (demoted := self._demoted.pop(index, None)) is not None:
             await self._set_metric(*demoted)
 
     async def _set_metric(self, link: Link, address: IPv4Address) -> None:
-        # The kernel would add an address that is not there.
+        # Without the check the kernel would add an address that is not there.
         async with self._remove_lock:
             if any(_is(message, address) for message in await self._messages(link.index)):
                 await self.add(link, address, replace=True)
@@ -118,7 +122,7 @@ class Addresses:
         ]
         label = os.fsencode(f"{link.name}:{self._label_suffix}")
         if len(label) <= LABEL_MAX:
-            # Without one the kernel makes the interface's name the label.
+            # Without a label the kernel takes the interface's name.
             attributes.append(("IFA_LABEL", label + b"\0"))
         fields = {
             "family": socket.AF_INET,
@@ -131,7 +135,7 @@ class Addresses:
         await self._requests.send(request, netlink.REPLACE if replace else netlink.CREATE)
 
     async def _foreign_scope(self, index: int) -> int:
-        """The scope of the addresses of our prefix on this interface, RT_SCOPE_LINK if none."""
+        """Return the scope of the addresses of our prefix on this interface; RT_SCOPE_LINK: none is there."""
         for other in await self._messages(index):
             if _in_prefix(other):
                 return int(other["scope"])
@@ -142,14 +146,12 @@ class Addresses:
         ours = next((other for other in others if _is(other, address)), None)
         if ours is None:
             return
-        # Deleting the first address ("primary") of a prefix makes the kernel delete the others of
-        # that prefix ("secondary") as well, unless promote_secondaries is set. They are not ours.
+        # With the first address of a prefix ("primary") the kernel deletes the others of that prefix
+        # ("secondary") as well, unless promote_secondaries is set. They are not ours.
         secondaries = [
             other
             for other in others
-            if other["flags"] & rtnetlink.IFA_F_SECONDARY
-            and _in_prefix(other)
-            and other is not ours
+            if other["flags"] & rtnetlink.IFA_F_SECONDARY and _in_prefix(other)
         ]
         if ours["flags"] & rtnetlink.IFA_F_SECONDARY or not secondaries:
             await self._remove(index, address)
@@ -171,12 +173,12 @@ class Addresses:
 
     @contextlib.asynccontextmanager
     async def _promoting(self, index: int) -> AsyncIterator[bool]:
-        """Have promote_secondaries set on the interface; gives whether it is.
+        """Set promote_secondaries on the interface meanwhile; yield whether it is set.
 
-        The kernel then makes the next address primary, without deleting any: sockets and routes of
-        the others live on, and no program notices. By netlink, since /proc/sys is read-only in most
-        containers. The promotion is done when the request to delete is answered, so that the
-        setting can be put back then.
+        The kernel then makes the next address primary and deletes none: sockets and routes of
+        the others live on. Set by netlink, because /proc/sys is read-only in most containers. The
+        promotion is done when the kernel answers the deletion, so the setting can be restored
+        then.
         """
         before = await self._promotes(index)
         promoting = before != 0
@@ -192,7 +194,7 @@ class Addresses:
                     await self._set_promotes(index, 0)
 
     async def _promotes(self, index: int) -> int | None:
-        """net.ipv4.conf.INTERFACE.promote_secondaries, None if the kernel does not report it."""
+        """Return net.ipv4.conf.INTERFACE.promote_secondaries; None: the kernel does not report it."""
         request = Request(f"look at interface {index}", rtnetlink.RTM_GETLINK, {"index": index})
         try:
             found = await self._requests.send(request, netlink.GET)
@@ -205,9 +207,9 @@ class Addresses:
         await self._requests.send(rtnetlink.set_promote_secondaries(index, value), netlink.CHANGE)
 
     async def _restore(self, index: int, secondaries: list[Any]) -> None:
-        """Add again, just as they were, those of `secondaries` that went with the primary one.
+        """Add again, unchanged, those of `secondaries` that went with the primary one.
 
-        The last resort: until then they are missing, and their programs notice.
+        The last resort: until then they are missing, and their programs may notice.
         """
         present = {_key(message) for message in await self._messages(index)}
         for message in secondaries:
@@ -217,12 +219,11 @@ class Addresses:
                 await self._requests.send(rtnetlink.restore_address(message), netlink.CREATE)
 
     async def _messages(self, index: int) -> list[Any]:
-        """RTM_NEWADDR messages of the interface's IPv4 addresses; of all interfaces if 0."""
+        """Return RTM_NEWADDR messages of the IPv4 addresses of the interface; 0: of all interfaces."""
         fields = {"family": socket.AF_INET, "index": index}
+        request = Request("list addresses", rtnetlink.RTM_GETADDR, fields)
         try:
-            found = await self._requests.dump(
-                Request("list addresses", rtnetlink.RTM_GETADDR, fields)
-            )
+            found = await self._requests.dump(request)
         except KernelRefused as problem:
             if index and problem.errno in netlink.GONE:
                 return []

@@ -1,18 +1,17 @@
-"""ARP with a link-local sender leaves by broadcast, the kernel's own included (RFC 3927, 2.5).
+"""ARP with a link-local sender leaves by broadcast, the kernel's own included (RFC 3927 section 2.5).
 
-The kernel answers by unicast, and asks again after a stale neighbour by unicast. So a filter at the
-egress of the interface, an eBPF program of the C helper, gives such packets another destination. It
-needs a place to be: the queueing discipline "clsact", which holds filters and queues nothing.
+The kernel answers by unicast, and probes a stale neighbour by unicast. So a filter at the egress of
+the interface, a BPF program of the C helper, gives such packets another destination. The filter
+needs the queueing discipline "clsact", which has filters and queues nothing.
 
-* One of somebody else stays, with its filters. Ours runs before theirs, if none of them has
+* The clsact of another program stays, with its filters. Ours runs before them, if none of them has
   priority 1, and lets all of them run (TC_ACT_UNSPEC). Its priority is one that nobody has.
-* One that we have made goes at the end, unless somebody else has a filter in it by then. That it
-  is ours is in our filter's handle, so that it is known after a crash as well.
-* To make or remove it, the kernel stops the interface's queues for a moment, and loses what is
+* The clsact that we made is removed at the end, unless another program has a filter in it by then.
+  The handle of our filter records that we made it, also for the time after a crash.
+* To make or remove a clsact, the kernel stops the interface's queues for a moment, and loses what is
   sent just then. So it stays from one address to the next, until none is wanted.
 
-A filter that a crash left is replaced in one step by the next instance on that interface: it has
-our name.
+A filter that a crash left has our name: the next instance on that interface replaces it in one step.
 """
 
 from __future__ import annotations
@@ -33,10 +32,10 @@ from autoip.kernel.rtnetlink import attribute, nest, text
 
 FILTER_NAME = "autoip"
 PRIORITY = 39
-"""Filters of low priorities run first; who gives none gets one of 32768 to 49152."""
+"""Filters of low priorities run first; a filter without one gets 32768 to 49152."""
 HANDLE = 0xA9FE0001
 HANDLE_WITH_HOOK = 0xA9FE0002
-"""Of our filter; the second if we have made the clsact."""
+"""Handle of our filter where we have made the clsact; HANDLE: where it was there."""
 
 # include/uapi/linux/pkt_sched.h
 _HANDLE_CLSACT, _PARENT_CLSACT = 0xFFFF0000, 0xFFFFFFF1
@@ -61,34 +60,39 @@ class Filter:
 
     @property
     def ours(self) -> bool:
-        """Also one that another instance has left."""
-        return (self.kind, self.name) == (_BPF, FILTER_NAME) and self.handle in (
-            HANDLE,
-            HANDLE_WITH_HOOK,
-        )
+        """Whether this daemon, or an instance before it, made the filter."""
+        marked = self.handle in (HANDLE, HANDLE_WITH_HOOK)
+        return marked and (self.kind, self.name) == (_BPF, FILTER_NAME)
 
 
 @final
 class Broadcast:
-    """Our filters, at most one on each interface."""
+    """Our filters, at most one on each interface.
+
+    Args:
+        requests: to the kernel.
+        program: descriptor of the BPF program, or in words why there is none.
+
+    Raises:
+        KernelRefused: from each coroutine but `add`.
+    """
 
     def __init__(self, requests: Requests, program: int | str) -> None:
-        """Asks by `requests`. `program`: its descriptor, or in words why there is none."""
         self._requests = requests
         self._program = program
         self._filters: dict[int, Filter] = {}
         self._refusals: dict[int, str] = {}
 
     def refusal(self, index: int) -> str | None:
-        """In words, why ARP leaves the interface by unicast; None: it does not, as far as we know."""
+        """Return, in words, why ARP leaves the interface by unicast; None: not as far as is known."""
         if index not in self._filters and isinstance(self._program, str):
             return self._program
         return self._refusals.get(index)
 
     async def add(self, link: Link) -> None:
-        """Send by broadcast from now on what is to leave `link` so; it may be so already.
+        """Send ARP with a link-local sender by broadcast on `link`. May be called again.
 
-        A refusal of the kernel is kept, and no error: see `refusal`.
+        A refusal of the kernel is kept and not raised: see `refusal`.
         """
         self._refusals.pop(link.index, None)
         try:
@@ -103,7 +107,7 @@ class Broadcast:
                 self._refusals[link.index] = str(problem)
 
     async def remove(self, index: int) -> None:
-        """Undo `add`, also that of an instance that crashed. Raises KernelRefused."""
+        """Undo `add`, also that of an instance that crashed."""
         self._filters.pop(index, None)
         self._refusals.pop(index, None)
         ours = [found for found in await self._list(index, _EGRESS) if found.ours]
@@ -118,20 +122,20 @@ class Broadcast:
     async def _add(self, index: int) -> None:
         ours = self._filters.pop(index, None)
         if isinstance(self._program, str):
-            # What an instance left that could load it does as well.
+            # A filter that an instance with a program left still works.
             left = [found for found in await self._list(index, _EGRESS) if found.ours]
             if left:
                 self._filters[index] = left[0]
             return
         if ours is not None:
-            # Fails if somebody has removed the clsact, or the index is of another interface now.
+            # Fails if the clsact was removed, or the index is that of another interface now.
             with contextlib.suppress(KernelRefused):
                 await self._put(index, ours, self._program)
                 return
         if await self._make_hook(index):
             try:
                 await self._put(index, Filter(PRIORITY, HANDLE_WITH_HOOK), self._program)
-            except BaseException:  # also if it took too long: nobody else would remove it
+            except BaseException:  # also CancelledError: nothing else would remove the clsact
                 await self._requests.delete(_hook(rtnetlink.RTM_DELQDISC, index))
                 raise
         else:
@@ -139,7 +143,7 @@ class Broadcast:
             await self._put(index, _place(there), self._program)
 
     async def _make_hook(self, index: int) -> bool:
-        """Whether a clsact was made; False: one is there. Raises KernelRefused."""
+        """Make a clsact and return True; False: one was there."""
         request = _hook(rtnetlink.RTM_NEWQDISC, index)
         try:
             await self._requests.send(request, netlink.CREATE)
@@ -147,9 +151,9 @@ class Broadcast:
         except KernelRefused as problem:
             if problem.errno != errno.EEXIST:
                 raise
-        # "ingress" is at the same place; a filter for egress would land in its ingress. A change
-        # that changes nothing tells: the kernel refuses it for another kind. (It answers
-        # RTM_GETQDISC for this place with nothing at all.)
+        # "ingress" has the same parent; there a filter for egress would become one for ingress. The
+        # kernel refuses a change that changes nothing if the kind is another one. (It does not
+        # answer RTM_GETQDISC for this parent.)
         try:
             await self._requests.send(request, netlink.CHANGE)
         except KernelRefused as problem:
@@ -160,7 +164,7 @@ class Broadcast:
         return False
 
     async def _put(self, index: int, wanted: Filter, program: int) -> None:
-        """Make the filter, or give it our program in one step. Raises KernelRefused."""
+        """Make the filter, or replace its program in one step."""
         what = f"add a filter to interface {index}"
         request = _filter(rtnetlink.RTM_NEWTFILTER, index, wanted, what, _options(program))
         await self._requests.send(request, netlink.CHANGE | netlink.NLM_F_CREATE)
@@ -171,11 +175,11 @@ class Broadcast:
         try:
             await self._requests.delete(_filter(rtnetlink.RTM_DELTFILTER, index, found, what))
         except KernelRefused as problem:
-            if problem.errno != errno.EINVAL:  # the clsact has gone meanwhile
+            if problem.errno != errno.EINVAL:  # EINVAL: the clsact is gone
                 raise
 
     async def _list(self, index: int, parent: int) -> list[Filter]:
-        """The filters, in the order in which they run. Raises KernelRefused."""
+        """Return the filters, in the order in which they run."""
         what = f"list the filters of interface {index}"
         fields = {"index": index, "parent": parent}
         found = []
@@ -193,7 +197,7 @@ class Broadcast:
 
 
 def _place(there: Sequence[Filter]) -> Filter:
-    """Where ours goes: where it is, else before all others, else where nothing is."""
+    """Return our filter: as it is there, else before all others, else at a free priority."""
     for found in there:
         if found.ours:
             return found
@@ -227,7 +231,7 @@ def _filter(
 
 
 def _options(program: int) -> bytes:
-    """The program of this descriptor, which itself says what becomes of a frame."""
+    """Return the options for a program that itself decides about a frame (direct action)."""
     return (
         attribute(_TCA_BPF_FD, struct.pack("=I", program))
         + attribute(_TCA_BPF_NAME, FILTER_NAME.encode() + b"\0")

@@ -1,8 +1,8 @@
 """Packet sockets for ARP, in the C helper.
 
 An `ArpListener` has a thread that waits for all its sockets without the interpreter's lock, and
-collects what that reports. The kernel's filter lets through nothing but conflicts for the watched
-address; the first of them, once the address is defended, the thread answers by itself with the frame
+queues the conflicts. The kernel's filter lets through nothing but conflicts for the watched
+address. Once the address is defended, the thread itself answers the first of them with the frame
 given to `ArpSocket.arm()`.
 
 Times are seconds on CLOCK_BOOTTIME. Nothing here is safe to call from two Python threads at
@@ -33,11 +33,11 @@ _DRAIN_AT_ONCE = 256
 class Phase(enum.IntEnum):
     """What counts as a conflict.
 
-    SILENT: nothing. PROBE (RFC 3927, 2.2.1): an ARP packet that uses the address, or probes
-    for it by broadcast. DEFEND (2.5): an ARP packet that uses it, and does not come from another
-    interface of this host (`ArpListener.own`). Never one with our own hardware address as its sender.
-    ANSWER: as DEFEND, and another host that asks for the address is answered by broadcast (2.5), which
-    is no conflict and not reported.
+    SILENT: nothing. PROBE (RFC 3927 section 2.2.1): an ARP packet that uses the address, or probes
+    for it by broadcast. DEFEND (section 2.5): an ARP packet that uses it, and does not come from a
+    sibling (`ArpListener.own`). Never a packet whose sender is the interface itself. ANSWER: as
+    DEFEND, and the thread answers a host that asks for the address by broadcast (section 2.5), which
+    is not a conflict and not reported.
     """
 
     SILENT = lib.AUTOIP_SILENT
@@ -53,8 +53,8 @@ class Received(NamedTuple):
         token: the socket's `ArpSocket.token`.
         generation: the socket's `ArpSocket.generation` when the frame was checked.
         frame: the 42 bytes of the Ethernet frame, without padding.
-        at: when the kernel got it.
-        defended_at: when the armed frame had been sent in answer; None if it was not.
+        at: when the kernel received the frame.
+        defended_at: when the armed frame had been sent in answer; None: it was not sent.
     """
 
     token: int
@@ -76,7 +76,7 @@ class ArpListener:
             raise ImportError("autoip.kernel._native does not belong to this version of autoip")
         out = ffi.new("struct autoip_listener **")
         check(lib.autoip_listener_new(out))
-        # Freed at the latest when nobody holds this object any more.
+        # Freed at the latest together with this object.
         self._listener = ffi.gc(out[0], lib.autoip_listener_free)
         self._fd: int = lib.autoip_listener_fd(self._listener)
         self._events = ffi.new("struct autoip_event[]", _DRAIN_AT_ONCE)
@@ -85,7 +85,7 @@ class ArpListener:
         self._sockets: dict[int, ArpSocket] = {}
 
     def fileno(self) -> int:
-        """A descriptor that is readable while events wait; -1 after close()."""
+        """Return a descriptor that is readable while events wait; -1 after close()."""
         return self._fd
 
     @property
@@ -138,7 +138,7 @@ class ArpListener:
             macs: 6 bytes each; no more than OWN_MAX.
 
         Raises:
-            OSError: E2BIG, ENOMEM; then what was known before still is.
+            OSError: E2BIG, ENOMEM; then the former addresses stay set.
         """
         packed = b"".join(_bytes(mac, 6, "mac") for mac in macs)
         check(lib.autoip_listener_own(self._open(), packed, len(macs)))
@@ -186,15 +186,15 @@ class ArpSocket:
     def watch(self, phase: Phase, address: IPv4Address | None) -> None:
         """Report conflicts for this address from now on, under a new generation.
 
-        None about another address follows, and none for phase SILENT. Disarms, unless the
-        armed frame is for the same address.
+        No conflict for another address is reported any more. Disarms, unless the armed frame is for
+        the same address.
 
         Args:
             phase: what counts as a conflict.
             address: the candidate or the address held; None only for SILENT.
 
         Raises:
-            OSError: the kernel refused the filter; what was watched before still is.
+            OSError: the kernel refused the filter; the former address stays watched.
         """
         sock = self._open()
         phase = Phase(phase)
@@ -218,7 +218,7 @@ class ArpSocket:
 
         Returns:
             The time just after the kernel took it: never earlier than the frame left, unless
-            a queue of the interface held it.
+            a queue of the interface delayed it.
 
         Raises:
             OSError: the frame was not sent: ENETDOWN, ENXIO (the interface is gone), ENOBUFS.
@@ -265,11 +265,11 @@ class ArpSocket:
 def load_broadcast() -> int | str:
     """Load the program that sends ARP packets with a link-local sender by broadcast.
 
-    It needs CAP_BPF (before Linux 5.8: CAP_SYS_ADMIN) besides CAP_NET_ADMIN, and only here.
+    Only this needs CAP_BPF (before Linux 5.8: CAP_SYS_ADMIN), besides CAP_NET_ADMIN.
 
     Returns:
-        A descriptor with which it can be attached to interfaces, for as long as the process
-        lives; or in words why there is none.
+        A descriptor with which it can be attached to interfaces, until the process ends; or in
+        words why there is none.
     """
     result: int = lib.autoip_broadcast_load()
     if result >= 0:
@@ -280,7 +280,7 @@ def load_broadcast() -> int | str:
 
 
 def _bytes(value: bytes, length: int, what: str) -> bytes:
-    """C reads exactly `length` bytes: no fewer, and no other type, may get there."""
+    """Return `value` if it is what C reads: exactly `length` bytes."""
     if not isinstance(value, bytes):
         raise TypeError(f"{what}: bytes, not {type(value).__name__}")
     if len(value) != length:

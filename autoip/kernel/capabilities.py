@@ -1,11 +1,11 @@
-"""Gives up every capability but the two that are needed, and shares files with the service.
+"""Give up every capability but the two that are needed, and share files with the service.
 
-The service's user owns /run/autoip and /var/lib/autoip.  Root without CAP_DAC_OVERRIDE may not write
-there; with it root could be led elsewhere, by a name that this user has replaced.  So a daemon
+The service's user owns /run/autoip and /var/lib/autoip. Root without CAP_DAC_OVERRIDE may not write
+there; with it root could follow a name that this user has replaced to another place. So a daemon
 of root's makes, opens and removes files in a directory of this user with this user's rights on files
-and with no others (`as_owner`), and only for as long as that takes.  This user's saved ids, which
-`share_with_service` sets while that is permitted, are what allows it later.  They also are the
-record of who this user is, and let this user send signals to the daemon.
+and with no others (`as_owner`), and only for as long as that takes. `share_with_service` sets this
+user's ids as the saved ones while that is permitted. They allow it later, record which user it is,
+and let this user send signals to the daemon.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def limit(*, pass_on: bool = False) -> None:
     capabilities for each thread: call this before the first thread is started.
 
     Args:
-        pass_on: whether programs started later have the two as well, also if we are not root.
+        pass_on: whether programs started later have the two as well, also without root.
 
     Raises:
         MissingCapability: one of the two is not permitted; nothing was changed.
@@ -51,14 +51,14 @@ def limit(*, pass_on: bool = False) -> None:
 
 
 def share_with_service(directories: Iterable[Path]) -> None:
-    """As root, and before `limit`: be able to use what belongs to the service's user.
+    """As root, and before `limit`: become able to use what belongs to the service's user.
 
     Without effect for another user, where there is no user `autoip`, and without CAP_SETUID and
     CAP_SETGID: then a directory of the service's user is refused later.
 
     Args:
-        directories: those of them that do not exist are made, for the service's user.  One that
-            exists is left as it is, whomever it belongs to.
+        directories: those that do not exist are made, for the service's user. One that exists
+            is left as it is, whatever its owner.
     """
     if os.geteuid() != 0:
         return
@@ -69,7 +69,7 @@ def share_with_service(directories: Iterable[Path]) -> None:
     except (KeyError, OSError):
         return
     for directory in directories:
-        with suppress(OSError):  # it exists; or who uses it tells what is wrong
+        with suppress(OSError):  # it exists; other errors come again when it is used
             directory.mkdir(parents=True)
             # Given away last: from then on the name may be another file's.
             directory.chmod(0o755)
@@ -77,7 +77,7 @@ def share_with_service(directories: Iterable[Path]) -> None:
 
 
 def trusted_users() -> frozenset[int]:
-    """Who may own the files that this process uses: root, its own user, the service's user."""
+    """Return the users that may own the files of this process: root, its own, the service's."""
     _, effective, saved = os.getresuid()
     return frozenset({0, effective, saved})
 
@@ -86,8 +86,8 @@ def trusted_users() -> frozenset[int]:
 def as_owner(directory: Path | int) -> Iterator[None]:
     """Have the rights of the service's user on files, if `directory` belongs to this user.
 
-    For the calling thread, which must not await anything meanwhile.  Without effect for a process
-    that has no other user's ids.
+    For the calling thread, which must not await anything meanwhile. Without effect for a process
+    without another user's ids.
 
     Args:
         directory: path, or descriptor.

@@ -9,7 +9,7 @@ from ipaddress import IPv4Address
 from autoip.core.constants import LINK_LOCAL_NETWORK
 
 PROTOCOL = 169
-"""IFA_PROTO, FRA_PROTOCOL and rtm_protocol of all that is ours. Not in iproute2's lists."""
+"""IFA_PROTO, FRA_PROTOCOL and rtm_protocol of all that is ours; iproute2 has no name for it."""
 
 # include/uapi/linux/if.h
 IFF_UP, IFF_LOOPBACK, IFF_RUNNING, IFF_NOARP = 0x1, 0x8, 0x40, 0x80
@@ -26,7 +26,7 @@ class Link:
 
     index: int
     name: str
-    """As os.fsdecode makes it: any bytes but '/', ':' and white space are possible."""
+    """As os.fsdecode returns it: any bytes but '/', ':' and white space are possible."""
     mac: bytes
     """Link-layer address; 6 bytes for Ethernet, other lengths (also 0) for others."""
     hardware_type: int
@@ -42,22 +42,22 @@ class Link:
     altnames: tuple[str, ...] = ()
     """Alternative names (Linux 5.5)."""
     carrier_changes: int = 0
-    """How often the carrier came or went: shows a flap too short to be seen otherwise."""
+    """How often the carrier came or went: reveals a flap that is too short for an event."""
 
     @property
     def up(self) -> bool:
-        """Set up by the administrator."""
+        """Whether the administrator set it up."""
         return bool(self.flags & IFF_UP)
 
     @property
     def ready(self) -> bool:
-        """Frames can be sent and received: up, with carrier, and not waiting for 802.1X or Wi-Fi."""
+        """Whether frames can pass: up, with carrier, and not waiting for 802.1X or Wi-Fi."""
         wanted = IFF_UP | IFF_RUNNING | IFF_LOWER_UP
         return self.flags & (wanted | IFF_DORMANT) == wanted
 
     @property
     def is_port(self) -> bool:
-        """Whether a bridge, bond or team gets its frames, so that an address here would be of no use.
+        """Whether a bridge, bond or team gets its frames, so that an address here would be useless.
 
         A VRF is a routing table: its interfaces keep their addresses and their frames.
         """
@@ -65,7 +65,7 @@ class Link:
 
     @property
     def speaks_arp(self) -> bool:
-        """Ethernet or like it, so that RFC 826 and RFC 5227 apply."""
+        """Whether it is Ethernet or like it, so that RFC 826 and RFC 5227 apply."""
         return (
             self.hardware_type == ARPHRD_ETHER
             and len(self.mac) == 6
@@ -84,7 +84,7 @@ class Address:
     """RT_SCOPE_*: 0 global, 253 link."""
     label: str | None
     proto: int | None
-    """IFA_PROTO: who set it; None if it is not known, or before Linux 5.18."""
+    """IFA_PROTO: what set it; None: unknown, or before Linux 5.18."""
 
     @property
     def routable(self) -> bool:
@@ -98,14 +98,14 @@ class Address:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """An IPv4 route, as far as we care."""
+    """What matters here of an IPv4 route."""
 
     index: int | None
-    """Of the interface; None if it is none, or several."""
+    """Of the interface; None: none, or several."""
     prefixlen: int
     table: int
     proto: int
-    """RTPROT_*: who set it."""
+    """RTPROT_*: what set it."""
 
     @property
     def ours(self) -> bool:
@@ -124,7 +124,6 @@ class LinkRemoved:
     """A link is gone: deleted, unplugged, or moved to another network namespace."""
 
     index: int
-    name: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,8 +144,6 @@ class AddressRemoved:
 class RouteAdded:
     """Somebody else's default route was added, or changed."""
 
-    route: Route
-
 
 @dataclass(frozen=True, slots=True)
 class RouteRemoved:
@@ -157,7 +154,7 @@ class RouteRemoved:
 
 @dataclass(frozen=True, slots=True)
 class Resync:
-    """Messages were lost: these are all links and addresses there are.
+    """Messages were lost: these are all links and addresses.
 
     Events that follow can be older than this; the newest ones come last, as always.
     """
@@ -172,9 +169,9 @@ Event = (
 
 
 def ethernet_like(links: Sequence[Link]) -> list[Link]:
-    """The links among which to choose when the user names none.
+    """Return the links to choose from when the user names none.
 
-    Those that speak ARP, without ports of a bridge, bond or team, and without what containers use.
+    They speak ARP; ports of a bridge, bond or team are left out, and interfaces of containers.
     """
     return [
         link
@@ -187,7 +184,7 @@ def ethernet_like(links: Sequence[Link]) -> list[Link]:
 
 
 def _is_docker(name: str) -> bool:
-    """docker0, docker_gwbridge, and br- with the first 12 hexadecimal digits of a network's id."""
+    """Return whether Docker names interfaces so: docker0, docker_gwbridge, br- and 12 hexadecimal digits."""
     if name.startswith("br-"):
         return len(name) == 15 and all(digit in "0123456789abcdef" for digit in name[3:])
     return name.startswith("docker")

@@ -13,10 +13,10 @@ __all__ = ["check", "ffi", "lib"]
 
 
 def check(result: int) -> int:
-    """Give back the result of a C function.
+    """Return the result of a C function.
 
     Raises:
-        OSError: `result` is negative; it is minus an errno.
+        OSError: `result` is negative: minus an errno.
     """
     if result < 0:
         raise OSError(-result, os.strerror(-result))

@@ -1,7 +1,7 @@
 """Netlink: the codec of its messages, and sockets for requests to the kernel and for its news.
 
-The sole importer of pyroute2, of which it uses the codec alone (docs/decisions/netlink-codec.md). What the
-messages say is for others: `rtnetlink` (links, addresses, routes, rules, filters) and `tcp_connections`.
+The sole importer of pyroute2, of which it uses the codec alone (docs/decisions/netlink-codec.md). The messages
+themselves are in `rtnetlink` (links, addresses, routes, rules, filters) and `tcp_connections`.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from autoip.errors import KernelRefused
 
 
 def _import_codec() -> Any:
-    """The class of a netlink message in pyroute2, without the rest of pyroute2.
+    """Return the class of a netlink message in pyroute2, without the rest of pyroute2.
 
     Python runs a package's own code before it imports a module of the package, and pyroute2's loads every
-    protocol that pyroute2 knows: 13 MB, and 30 times as long as the codec takes. The codec needs none of
+    protocol that pyroute2 has: 13 MB, and 30 times as long as the codec takes. The codec needs none of
     it. So an empty package stands in for the real one during the import. Afterwards both are forgotten:
     other code that imports pyroute2 gets a whole one of its own.
     """
@@ -47,7 +47,7 @@ def _import_codec() -> Any:
 nlmsg = _import_codec()
 
 RECEIVE_BUFFER = 4 * 1024 * 1024
-"""Bytes that the kernel keeps for a socket (it takes twice that): the one queue, some thousand messages."""
+"""Bytes that the kernel keeps for a socket (it takes twice that): room for some thousand messages."""
 DATAGRAM_MAX = 65536
 """Bytes of the longest datagram that is read. The kernel makes an answer of 32768 at most."""
 READ_TRIES = 50
@@ -70,31 +70,31 @@ _SO_RCVBUFFORCE = 33
 ANSWER_LOST = errno.ENOBUFS
 """The kernel could not deliver an answer: the request may have been carried out."""
 GONE = (errno.ENOENT, errno.ESRCH, errno.ENODEV, errno.ENXIO, errno.EADDRNOTAVAIL)
-"""What to remove is not there, or went away with its interface."""
+"""The thing to remove is gone, alone or with its interface."""
 NOT_BUILT = (errno.EOPNOTSUPP, errno.EAFNOSUPPORT)
-"""The kernel was built without such things."""
+"""The kernel was built without this feature."""
 
 _HEADER = struct.Struct("=IHHII")  # struct nlmsghdr
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """A part of the kernel that speaks netlink, and the codec's class of each type of message."""
+    """A netlink protocol of the kernel, and the codec's class of each type of message."""
 
     number: int
     """NETLINK_*."""
     questions: Mapping[int, Any]
-    """Of what is asked."""
+    """Of requests."""
     answers: Mapping[int, Any]
-    """Of answers and news. Messages of other types are passed over."""
+    """Of answers and news. Messages of other types are ignored."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What is asked of the kernel, without the flags."""
+    """A request to the kernel, without the flags."""
 
     what: str
-    """In words: a refusal is reported with it."""
+    """In words, for the report of a refusal."""
     kind: int
     """The message's type."""
     fields: Mapping[str, object]
@@ -103,17 +103,23 @@ class Request:
 
 @final
 class Socket:
-    """One netlink socket, which believes the kernel alone.
+    """One open netlink socket, which accepts messages from the kernel alone.
 
-    The kernel's buffer is the only queue. What does not fit is dropped by the kernel, which reports that once:
-    the next read raises OSError(ENOBUFS).
+    The kernel's buffer is the only queue. The kernel drops what does not fit, and reports that once: the next
+    read raises OSError(ENOBUFS).
+
+    Args:
+        family: the protocol.
+        groups: multicast groups to receive, a bit each.
+
+    Raises:
+        KernelRefused: the socket cannot be opened.
     """
 
     def __init__(self, family: Family, groups: int = 0) -> None:
-        """Opened, and bound to the multicast `groups` (a bit each). Raises KernelRefused."""
         self._family = family
         self.failed = False
-        """It reported an error, or what cannot be read. Then no further answer is sure to come."""
+        """There was an error, or a message that cannot be read: a further answer may never come."""
         self._sequence = 0
         self._wake: Callable[[], None] | None = None
         kind = socket.SOCK_RAW | socket.SOCK_NONBLOCK
@@ -127,19 +133,23 @@ class Socket:
             raise KernelRefused(problem.errno or errno.EIO, "open a netlink socket") from problem
 
     def _set_up(self, groups: int) -> None:
-        # The kernel checks requests and selects what it dumps (Linux 4.20).
+        # The kernel checks requests and filters what it dumps (Linux 4.20).
         with contextlib.suppress(OSError):
             self._socket.setsockopt(SOL_NETLINK, NETLINK_GET_STRICT_CHK, 1)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
-        # Beyond net.core.rmem_max. Refused in a user namespace; then there are more Resyncs.
+        # Beyond net.core.rmem_max. Refused in a user namespace, where more Resyncs follow.
         with contextlib.suppress(OSError):
             self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, RECEIVE_BUFFER)
         self._socket.bind((0, groups))
-        # The kernel then refuses to deliver what other processes send to this socket.
+        # From now on the kernel delivers nothing that another process sends to this socket.
         self._socket.connect((0, 0))
 
     def join(self, group: int) -> None:
-        """Receive also what is sent to one more multicast group. Raises OSError."""
+        """Receive one more multicast group.
+
+        Raises:
+            OSError: the kernel refused.
+        """
         self._socket.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group)
 
     def close(self) -> None:
@@ -151,8 +161,10 @@ class Socket:
     async def news(self) -> list[Any]:
         """Wait for the next datagram of a multicast group, and return its messages.
 
-        May be cancelled without losing one. Raises OSError: ENOBUFS if messages were lost, EBADMSG or
-        EMSGSIZE if one cannot be read.
+        May be cancelled; no datagram is lost.
+
+        Raises:
+            OSError: ENOBUFS if messages were lost, EBADMSG or EMSGSIZE if one cannot be read.
         """
         datagram = await self._receive()
         return [
@@ -162,10 +174,11 @@ class Socket:
         ]
 
     async def ask(self, request: Request, flags: int) -> AsyncGenerator[Any, None]:
-        """Send one request; give the messages of its answer, as they arrive.
+        """Send one request; yield the messages of its answer, as they arrive.
 
-        Raises KernelRefused, with EBUSY if a dump was disturbed by a change of what it lists, ANSWER_LOST or
-        another error of the socket (see `failed`).
+        Raises:
+            KernelRefused: EBUSY if what a dump lists changed meanwhile, ANSWER_LOST or another error of
+                the socket (see `failed`), or the kernel's refusal.
         """
         self._sequence = sequence = self._sequence % 0xFFFFFFFF + 1
         disturbed = False
@@ -174,7 +187,7 @@ class Socket:
             while True:
                 for kind, marks, number, message in _split(await self._receive()):
                     if number != sequence:
-                        continue  # the rest of an answer that nobody waits for any more
+                        continue  # the rest of an answer that is not awaited any more
                     disturbed |= bool(marks & NLM_F_DUMP_INTR)
                     if kind in (NLMSG_ERROR, NLMSG_DONE):
                         if error := _error(message) or (errno.EBUSY if disturbed else 0):
@@ -187,10 +200,10 @@ class Socket:
             raise KernelRefused(problem.errno or errno.EIO, request.what) from problem
 
     async def _receive(self) -> bytes:
-        """The next datagram from the kernel."""
+        """Return the next datagram from the kernel."""
         while True:
-            # Between any two datagrams others get the processor. Not after the read: what is read
-            # must not be lost when this is cancelled.
+            # Other tasks run between any two datagrams. Not after the read: a datagram that was read
+            # must not be lost by a cancellation.
             await asyncio.sleep(0)
             try:
                 datagram, _, flags, (port, _) = self._socket.recvmsg(DATAGRAM_MAX)
@@ -215,7 +228,7 @@ class Socket:
             if not ready.done():
                 ready.set_result(None)
 
-        # If this is cancelled the reader stays, to be replaced, or removed when it is called.
+        # After a cancellation the reader stays until the next one replaces it, or until its call removes it.
         self._wake = wake
         loop.add_reader(descriptor, wake)
         await ready
@@ -238,7 +251,11 @@ class Socket:
 
 
 def _split(datagram: bytes) -> Iterator[tuple[int, int, int, bytes]]:
-    """Type, flags, sequence number and bytes of each message. Raises OSError(EBADMSG)."""
+    """Yield type, flags, sequence number and bytes of each message.
+
+    Raises:
+        OSError: EBADMSG.
+    """
     while datagram:
         length = kind = flags = sequence = 0
         if len(datagram) >= _HEADER.size:
@@ -250,7 +267,7 @@ def _split(datagram: bytes) -> Iterator[tuple[int, int, int, bytes]]:
 
 
 def _error(message: bytes) -> int:
-    """The error number of NLMSG_ERROR or NLMSG_DONE, made positive; 0: success."""
+    """Return the error number of NLMSG_ERROR or NLMSG_DONE, made positive; 0: success."""
     if len(message) < _HEADER.size + 4:
         return errno.EBADMSG
     (number,) = struct.unpack_from("=i", message, _HEADER.size)
@@ -261,23 +278,25 @@ def _error(message: bytes) -> int:
 class Requests:
     """Requests to a family of the kernel, one after the other, on a socket of their own.
 
-    A socket that failed is replaced when the next request comes.
+    Closed until `open`. A socket that failed is replaced when the next request comes.
+
+    Raises:
+        KernelRefused: from each method but `close`.
     """
 
     def __init__(self, family: Family) -> None:
-        """Not open yet."""
         self._family = family
         self._open = False
         self._socket: Socket | None = None
         self._lock = asyncio.Lock()
 
     def open(self) -> None:
-        """Open the socket. Raises KernelRefused."""
+        """Open the socket."""
         self._socket = Socket(self._family)
         self._open = True
 
     def close(self) -> None:
-        """Close the socket. May be called more than once."""
+        """Close the socket. Harmless when repeated."""
         self._open = False
         self._close_socket()
 
@@ -287,7 +306,7 @@ class Requests:
             raise KernelRefused(errno.EBADF, "use netlink after it was closed")
 
     async def send(self, request: Request, flags: int) -> list[Any]:
-        """Send one request and return all messages of its answer. Raises KernelRefused."""
+        """Send one request and return all messages of its answer."""
         async with self._lock:
             self.require_open()
             if self._socket is None or self._socket.failed:
@@ -296,7 +315,7 @@ class Requests:
             return [message async for message in self._socket.ask(request, flags)]
 
     async def delete(self, request: Request) -> None:
-        """Send a request to remove something, which may have gone already. Raises KernelRefused."""
+        """Send a request to remove something, which may be gone already."""
         try:
             await self.send(request, CHANGE)
         except KernelRefused as problem:
@@ -304,15 +323,12 @@ class Requests:
                 raise
 
     async def dump(self, request: Request) -> list[Any]:
-        """Return the messages of a dump, which is repeated until it was not disturbed.
-
-        Raises KernelRefused.
-        """
+        """Return the messages of a dump, which is repeated until nothing changed meanwhile."""
         for _ in range(READ_TRIES):
             try:
                 return await self.send(request, DUMP)
             except KernelRefused as problem:
-                # Busy: disturbed, or a cancelled dump is still under way.
+                # EBUSY: the table changed, or a cancelled dump is still under way.
                 if problem.errno not in (errno.EBUSY, ANSWER_LOST):
                     raise
             await asyncio.sleep(READ_PAUSE)

@@ -1,10 +1,10 @@
-"""The kernel's network configuration: what is asked of it, and what it reports.
+"""The kernel's network configuration: requests, and the events that the kernel reports.
 
-Two sockets. One receives events (link and IPv4 address changes; routes only if they are asked for,
-since every message wakes the process up); one makes requests, so that the parts of a dump never mix with events. When
-events were lost, for whatever reason, the next event is a `Resync` with the whole truth.
+Two sockets. One receives events (link and IPv4 address changes; routes only after `follow_routes`, because
+every message wakes the process); one makes requests, so that the parts of a dump never mix with events. When
+events were lost, for whatever reason, the next event is a `Resync` with all links and addresses.
 
-What `add_address` sets up for an address on an interface, and `remove_address` takes off:
+What `add_address` sets up for an address on an interface, and `remove_address` removes:
 
 * the address itself (see `addresses`);
 * a rule and a table for it (see `source_routing`), so that replies from it leave by its interface.
@@ -12,9 +12,9 @@ What `add_address` sets up for an address on an interface, and `remove_address` 
 Before the first address `add_address` also makes ARP leave the interface by broadcast where it must (see
 `arp_broadcast`). That stays from one address to the next, until `release`.
 
-Beside a routable address `set_onlink` has link-local destinations reached from that one; `demote` has the route
-of the link-local address come after it. With a link-local one `set_default` has everything else reached on the
-link (see `onlink_routes`).
+`set_onlink` sets a route to link-local destinations from a routable address; `demote` puts the route of the
+link-local address behind it. `set_default` sets a route from a link-local address to everything on the link (see
+`onlink_routes`).
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from autoip.kernel.model import (
 )
 from autoip.kernel.netlink import Request, Requests
 from autoip.kernel.onlink_routes import OnlinkRoutes
-from autoip.kernel.rtnetlink import read_address, read_link, read_route, text
+from autoip.kernel.rtnetlink import read_address, read_link, read_route
 from autoip.kernel.source_routing import TABLE_BASE, SourceRules
 from autoip.kernel.stranded_routes import StrandedRoutes
 
@@ -64,7 +64,14 @@ REOPEN_PAUSE_MAX = 5.0
 class Network:
     """The kernel's network configuration, in the network namespace of the process.
 
-    All methods belong to one asyncio event loop. Requests are done one after the other.
+    Closed until `open`. All methods belong to one asyncio event loop. Requests are done one after the other.
+
+    Args:
+        label_suffix: see LABEL_SUFFIX.
+        program: see `Broadcast`.
+
+    Raises:
+        KernelRefused: from each method that asks the kernel; EBADF if it is not open.
     """
 
     limits: list[str]
@@ -73,7 +80,6 @@ class Network:
     def __init__(
         self, label_suffix: str = LABEL_SUFFIX, program: int | str = "no program was loaded"
     ) -> None:
-        """Not open yet. `label_suffix`: see LABEL_SUFFIX; `program`: see `Broadcast`."""
         self.limits = []
         self._groups = EVENT_GROUPS
         self._events: netlink.Socket | None = None
@@ -89,10 +95,7 @@ class Network:
         self._resynced_at: float | None = None
 
     async def open(self) -> None:
-        """Open both sockets. From now on no event is lost without a Resync.
-
-        Raises KernelRefused.
-        """
+        """Open both sockets. From now on no event is lost without a Resync."""
         try:
             self._events = netlink.Socket(rtnetlink.ROUTE, self._groups)
             self._requests.open()
@@ -101,14 +104,14 @@ class Network:
             raise
 
     def close(self) -> None:
-        """Close both sockets. May be called more than once."""
+        """Close both sockets. Harmless when repeated."""
         self._close_events()
         self._requests.close()
 
     async def snapshot(self) -> tuple[list[Link], list[Address]]:
-        """All links and all IPv4 addresses. Raises KernelRefused.
+        """Return all links and all IPv4 addresses.
 
-        Events that are still to come can be older than what is returned here.
+        Events that come later can be older than this.
         """
         attributes = [("IFLA_EXT_MASK", rtnetlink.RTEXT_FILTER_SKIP_STATS)]
         request = Request("list links", rtnetlink.RTM_GETLINK, {}, attributes)
@@ -119,13 +122,13 @@ class Network:
         return links, addresses
 
     async def addresses(self) -> list[Address]:
-        """All IPv4 addresses. Raises KernelRefused."""
+        """Return all IPv4 addresses."""
         return await self._addresses.all()
 
     async def next_event(self) -> Event:
-        """Wait for the next event. May be cancelled without losing one.
+        """Wait for the next event. May be cancelled; no event is lost.
 
-        Lost messages and a broken socket become a Resync. Raises KernelRefused(EBADF) once closed.
+        Lost messages and a broken socket become a Resync.
         """
         while True:
             self._requests.require_open()
@@ -137,18 +140,18 @@ class Network:
                 for message in await self._events.news():
                     self._decode(message)
             except Exception:  # noqa: BLE001
-                # A message that cannot be read must not end the daemon either; what it was about is
-                # in the dump.
+                # A message that cannot be read must not end the daemon either; the dump has its
+                # content.
                 self._lost = True
 
     async def add_address(self, link: Link, address: IPv4Address, *, replace: bool = False) -> None:
         """Add `address` to `link`, and what belongs to it (see the module's text).
 
-        With `replace` it may be there already: then it gets the metric and the mark that ours have,
-        and what belongs to it is put back.
+        With `replace` it may be there already: then it gets the metric and the mark of ours, and
+        what belongs to it is restored.
 
-        Raises KernelRefused, with EEXIST if the address is there already. Then no address, rule or
-        route was changed.
+        Raises:
+            KernelRefused: EEXIST if the address is there already; no address, rule or route was changed.
         """
         # Before the address: the kernel answers for it from the first moment.
         await self._broadcast.add(link)
@@ -164,44 +167,41 @@ class Network:
     async def remove_address(self, index: int, address: IPv4Address) -> None:
         """Remove `address` from the interface `index`, and what belongs to it.
 
-        The address may be gone already, and the interface too. Raises KernelRefused.
+        The address may be gone already, and the interface too.
         """
         await self._rules.remove(index, address)
         await self._addresses.remove(index, address)
 
     async def release(self, index: int) -> None:
-        """No address is wanted any more: take off the interface what stays from one to the next.
-
-        Raises KernelRefused.
-        """
+        """Remove what stays on the interface from one address to the next: none is wanted any more."""
         await self._broadcast.remove(index)
 
     def by_unicast(self, index: int) -> str | None:
-        """Why ARP for our address leaves the interface `index` by unicast, None if it does not."""
+        """Return why ARP for our address leaves the interface `index` by unicast; None: it does not."""
         return self._broadcast.refusal(index)
 
     async def set_onlink(self, link: Link, source: IPv4Address) -> None:
-        """Reach link-local destinations by `link` from `source`. Raises KernelRefused."""
+        """Reach link-local destinations by `link` from `source`."""
         await self._onlink.set(link, source)
 
     async def remove_onlink(self, index: int) -> None:
-        """Undo `set_onlink`, also that of a crashed instance. Raises KernelRefused."""
+        """Undo `set_onlink`, also that of a crashed instance."""
         await self._onlink.remove(index)
 
     async def demote(self, link: Link, address: IPv4Address) -> None:
-        """Have the route that comes with `address` behind all others. Raises KernelRefused."""
+        """Put the route that comes with `address` behind all others."""
         await self._addresses.demote(link, address)
 
     async def promote(self, index: int) -> None:
-        """Undo `demote`. Raises KernelRefused."""
+        """Undo `demote`."""
         await self._addresses.promote(index)
 
     async def set_default(self, link: Link, source: IPv4Address) -> None:
-        """Reach everything by `link` from `source`, behind all other routes. Raises KernelRefused."""
+        """Reach everything by `link` from `source`, behind all other routes."""
         await self._onlink.set_default(link, source)
 
     async def remove_default(self, index: int) -> None:
-        """Undo `set_default`, also that of a crashed instance. Raises KernelRefused."""
+        """Undo `set_default`, also that of a crashed instance."""
         await self._onlink.remove_default(index)
 
     async def remove_stranded(self, index: int, ours: IPv4Address) -> list[str]:
@@ -209,20 +209,17 @@ class Network:
         return await self._stranded.remove(index, ours)
 
     def follow_routes(self) -> None:
-        """From now on report routes as well. Every change of any route then wakes the process.
-
-        Raises KernelRefused.
-        """
+        """From now on report routes as well. Every change of any route then wakes the process."""
         self._groups |= rtnetlink.RTMGRP_IPV4_ROUTE
         if self._events is None:
-            return  # the next one joins the group
+            return  # the next socket joins the group
         try:
             self._events.join(rtnetlink.RTNLGRP_IPV4_ROUTE)
         except OSError as problem:
             raise KernelRefused(problem.errno or errno.EIO, "follow the routes") from problem
 
     async def other_default(self) -> bool:
-        """Whether somebody else has set a default route, in any table. Raises KernelRefused."""
+        """Return whether somebody else has set a default route, in any table."""
         fields = {"family": int(socket.AF_INET)}
         found = await self._requests.dump(Request("list routes", rtnetlink.RTM_GETROUTE, fields))
         return any(
@@ -231,7 +228,7 @@ class Network:
         )
 
     async def set_up(self, index: int) -> None:
-        """Set the interface up, as `ip link set up` does. Raises KernelRefused."""
+        """Set the interface up, as `ip link set up` does."""
         fields = {"index": index, "flags": IFF_UP, "change": IFF_UP}
         request = Request(f"set interface {index} up", rtnetlink.RTM_NEWLINK, fields)
         await self._requests.send(request, netlink.CHANGE)
@@ -240,13 +237,12 @@ class Network:
         """Remove rules and routes that a crashed instance left.
 
         Those of addresses that are on their interface stay: another instance can serve them.
-        Raises KernelRefused.
         """
         living = {(found.index, found.address) for found in await self.addresses()}
         await self._rules.sweep(living)
 
     def limit(self, line: str) -> None:
-        """Note what cannot be done here, in one line."""
+        """Note, in one line, something that this kernel cannot do."""
         if line not in self.limits:
             self.limits.append(line)
 
@@ -258,20 +254,19 @@ class Network:
             self._events = None
 
     def _decode(self, message: Any) -> None:
-        """Make an event of a message, if it is about something that we watch."""
+        """Make an event of a message, if it is about something watched."""
         kind = message["header"]["type"]
         if kind == rtnetlink.RTM_NEWLINK:
             link = read_link(message)
-            # The kernel repeats itself, for instance for changes of what is not in Link.
+            # The kernel sends unchanged links too, for instance when something changed that Link leaves out.
             if link is not None and self._links.get(link.index) != link:
                 self._links[link.index] = link
                 self._pending.append(LinkChanged(link))
         elif kind == rtnetlink.RTM_DELLINK:
-            # Family AF_BRIDGE: the link is no port of a bridge any more, but it is still there.
+            # Family AF_BRIDGE: the link is not a port of a bridge any more, but it is still there.
             if message["family"] == socket.AF_UNSPEC:
                 self._links.pop(message["index"], None)
-                name = text(message.get_attr("IFLA_IFNAME") or b"")
-                self._pending.append(LinkRemoved(message["index"], name))
+                self._pending.append(LinkRemoved(message["index"]))
         elif kind in (rtnetlink.RTM_NEWADDR, rtnetlink.RTM_DELADDR):
             address = read_address(message)
             if address is not None:
@@ -282,17 +277,17 @@ class Network:
             if route is None:
                 return
             if kind == rtnetlink.RTM_NEWROUTE and _is_default(route) and not route.ours:
-                self._pending.append(RouteAdded(route))
+                self._pending.append(RouteAdded())
             elif kind == rtnetlink.RTM_DELROUTE and (_is_default(route) or route.ours):
                 self._pending.append(RouteRemoved(route))
 
     async def _resync(self) -> Resync:
-        """A new event socket, then a snapshot: whatever happens in between is an event."""
+        """Open a new event socket, then take a snapshot: what happens in between becomes an event."""
         self._close_events()
         now = asyncio.get_running_loop().time
         pause = REOPEN_PAUSE_MIN
         if self._resynced_at is not None:
-            # More events than can be handled: without a socket they cost nothing for a while.
+            # There are more events than can be handled: for a while, without a socket, they cost nothing.
             await asyncio.sleep(self._resynced_at + RESYNC_INTERVAL - now())
         while True:
             self._requests.require_open()
@@ -306,7 +301,7 @@ class Network:
                 pause = min(2 * pause, REOPEN_PAUSE_MAX)
             else:
                 self._resynced_at = now()
-                # Not before: if this was cancelled, it has to begin again.
+                # Not earlier: after a cancellation this must begin again.
                 self._lost = False
                 return Resync(tuple(links), tuple(addresses))
 

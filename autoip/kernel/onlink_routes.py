@@ -1,16 +1,16 @@
-"""What is reached on a link without a router: routes of scope link (RFC 3927 section 2.6.2).
+"""Routes to what is reached on a link without a router: of scope link (RFC 3927 section 2.6.2).
 
 Link-local destinations from a routable address: ``169.254.0.0/16 dev N scope link src ROUTABLE metric
 2000+N``, before the route of the interface's own link-local address, which is demoted meanwhile (metric
 3000+N, see `addresses`), and behind the routes of other interfaces' addresses (metric 1000+M). So new connections
-by this interface have the routable address as their source (section 1.9), what is under way keeps the one that
-it has, and destinations on the links of the others are reached there.
+by this interface have the routable address as their source (section 1.9), connections under way keep their
+source, and destinations on the links of siblings are reached there.
 
 Everything from a link-local address: ``default dev N scope link src ADDRESS metric 1690000000+N``, a
-metric behind everybody else's.  It is also in the address's own table (see `source_routing`), so that of
+metric behind everybody else's. It is also in the address's own table (see `source_routing`), so that of
 several interfaces each answers on its own link.
 
-The kernel takes a route away with the address that is its source.
+With an address the kernel removes the routes whose source it is.
 """
 
 from __future__ import annotations
@@ -41,31 +41,39 @@ _DEFAULT = _Kind(IPv4Network("0.0.0.0/0"), DEFAULT_METRIC_BASE)
 
 @final
 class OnlinkRoutes:
-    """At most one of each kind for each interface."""
+    """At most one of each kind for each interface.
+
+    Args:
+        requests: to the kernel.
+        table_base: interface N has the table `table_base` + N.
+
+    Raises:
+        KernelRefused: from each coroutine.
+    """
 
     def __init__(self, requests: Requests, table_base: int) -> None:
-        """Asks for them by `requests`. The own table of interface N is `table_base` + N."""
         self._requests = requests
         self._table_base = table_base
 
     async def set(self, link: Link, source: IPv4Address) -> None:
-        """Have the route to link-local destinations, with this source instead of any other.
+        """Set the route to link-local destinations, with this source instead of any other.
 
-        Raises KernelRefused, for instance if the interface has no such address any more.
+        Raises:
+            KernelRefused: for instance if the address is not on the interface any more.
         """
         await self._set(_LINK_LOCAL, link, source, rtnetlink.RT_TABLE_MAIN)
 
     async def remove(self, index: int) -> None:
-        """Undo `set`. Raises KernelRefused."""
+        """Undo `set`."""
         await self._remove(_LINK_LOCAL, index, rtnetlink.RT_TABLE_MAIN)
 
     async def set_default(self, link: Link, source: IPv4Address) -> None:
-        """Have the default route, with this source instead of any other. Raises KernelRefused."""
+        """Set the default route, with this source instead of any other."""
         for table in self._tables(link.index):
             await self._set(_DEFAULT, link, source, table)
 
     async def remove_default(self, index: int) -> None:
-        """Undo `set_default`. Raises KernelRefused."""
+        """Undo `set_default`."""
         for table in self._tables(index):
             await self._remove(_DEFAULT, index, table)
 

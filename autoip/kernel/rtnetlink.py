@@ -1,4 +1,4 @@
-"""rtnetlink: the messages about links, addresses, routes, rules and filters, as the kernel has them."""
+"""rtnetlink: the messages about links, addresses, routes, rules and filters, as the kernel defines them."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ IFLA_INET_CONF, IPV4_DEVCONF_PROMOTE_SECONDARIES = 1, 20
 
 
 def _bytes(*names: str) -> tuple[tuple[str, str], ...]:
-    """Fields of one byte each."""
+    """Return fields of one byte each."""
     return tuple((name, "B") for name in names)
 
 
-# The messages, with the attributes that we use and no others: the rest is not even decoded. Text and
-# addresses are taken as bytes. (pyroute2's own classes read six bytes of every link-layer address,
-# whatever its length, and turn a name that is not UTF-8 into another type.)
+# The messages, with the attributes that are used and no others: the rest is not decoded. Text and
+# addresses stay bytes. (pyroute2's own classes read six bytes of every link-layer address, whatever its
+# length, and return another type for a name that is not UTF-8.)
 class _LinkMessage(nlmsg):  # type: ignore[misc]
     prefix = "IFLA_"
     fields = (
@@ -139,7 +139,7 @@ _BY_FIRST_TYPE: dict[int, Any] = {
     RTM_NEWQDISC: _TrafficMessage,
     RTM_NEWTFILTER: _TrafficMessage,
 }
-# The types come in fours (NEW, DEL, GET, SET) that share a message; the kernel's own are NEW and DEL.
+# Four types (NEW, DEL, GET, SET) share a message; the kernel sends NEW and DEL.
 ROUTE = Family(
     socket.NETLINK_ROUTE,
     questions={first + n: kind for first, kind in _BY_FIRST_TYPE.items() for n in range(4)},
@@ -148,7 +148,7 @@ ROUTE = Family(
 
 
 def nest(payload: bytes) -> dict[int, bytes]:
-    """The attributes inside a nested one; of several with one number the last."""
+    """Return the attributes inside a nested one; of several with one number the last."""
     return dict(_attributes(payload))
 
 
@@ -164,19 +164,19 @@ def _attributes(payload: bytes) -> list[tuple[int, bytes]]:
 
 
 def attribute(number: int, payload: bytes) -> bytes:
-    """One attribute on the wire, its padding included."""
+    """Return one attribute on the wire, its padding included."""
     return struct.pack("=HH", len(payload) + 4, number) + payload + bytes(-len(payload) % 4)
 
 
 def text(value: bytes) -> str:
-    """A name from the kernel, which may be any bytes."""
+    """Return a name from the kernel, which may be any bytes, as text."""
     return os.fsdecode(value.rstrip(b"\0"))
 
 
 def read_link(message: Any) -> Link | None:
-    """The Link of an RTM_NEWLINK message; None if it is about something else."""
+    """Return the Link of an RTM_NEWLINK message; None: it is about something else."""
     # A bridge reports its ports (family AF_BRIDGE), a Wi-Fi driver its events (IFLA_WIRELESS)
-    # in messages of this type that hold next to nothing. A description of a link has its MTU.
+    # in nearly empty messages of this type. A description of a link has its MTU.
     if message["family"] != socket.AF_UNSPEC or message.get_attr("IFLA_MTU") is None:
         return None
     info = nest(message.get_attr("IFLA_LINKINFO") or b"")
@@ -197,8 +197,8 @@ def read_link(message: Any) -> Link | None:
 
 
 def read_address(message: Any) -> Address | None:
-    """The Address of an RTM_NEWADDR or RTM_DELADDR message; None if it is not of IPv4."""
-    # On a point-to-point link IFA_ADDRESS is the other end's.
+    """Return the Address of an RTM_NEWADDR or RTM_DELADDR message; None: it is not of IPv4."""
+    # On a point-to-point link IFA_ADDRESS is that of the other end.
     local = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
     if message["family"] != socket.AF_INET or local is None or len(local) != 4:
         return None
@@ -214,7 +214,7 @@ def read_address(message: Any) -> Address | None:
 
 
 def read_route(message: Any) -> Route | None:
-    """The Route of an RTM_NEWROUTE or RTM_DELROUTE message; None if it routes nothing by IPv4."""
+    """Return the Route of an RTM_NEWROUTE or RTM_DELROUTE message; None: it routes nothing by IPv4."""
     if message["family"] != socket.AF_INET or message["type"] == RTN_THROW:
         return None
     table = message.get_attr("RTA_TABLE")
@@ -227,7 +227,7 @@ def read_route(message: Any) -> Route | None:
 
 
 def promote_secondaries(message: Any) -> int | None:
-    """net.ipv4.conf.INTERFACE.promote_secondaries in an RTM_NEWLINK message; None if not there."""
+    """Return net.ipv4.conf.INTERFACE.promote_secondaries of an RTM_NEWLINK message; None: missing."""
     inet = nest(message.get_attr("IFLA_AF_SPEC") or b"").get(socket.AF_INET, b"")
     values = nest(inet).get(IFLA_INET_CONF, b"")
     offset = 4 * (IPV4_DEVCONF_PROMOTE_SECONDARIES - 1)
@@ -237,7 +237,7 @@ def promote_secondaries(message: Any) -> int | None:
 
 
 def set_promote_secondaries(index: int, value: int) -> Request:
-    """The request that sets promote_secondaries of the interface `index`."""
+    """Return the request that sets promote_secondaries of the interface `index`."""
     setting = attribute(IPV4_DEVCONF_PROMOTE_SECONDARIES, struct.pack("=I", value))
     nested = attribute(socket.AF_INET, attribute(IFLA_INET_CONF, setting))
     what = f"set promote_secondaries of interface {index}"
@@ -245,7 +245,7 @@ def set_promote_secondaries(index: int, value: int) -> Request:
 
 
 def restore_address(message: Any) -> Request:
-    """The request that adds again what an RTM_NEWADDR message describes, without IFA_F_SECONDARY."""
+    """Return the request that adds the address of an RTM_NEWADDR message again, without IFA_F_SECONDARY."""
     attributes = []
     for slot in message["attrs"]:
         name, value = slot[0], slot[1]

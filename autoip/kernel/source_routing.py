@@ -8,8 +8,8 @@ The table: decimal 169254000 + N (N < 2^31 fits 32 bits), far from the reserved 
 numbers that people choose (systemd's VRFs, for one), from 51820 (wg-quick) and 1000 + N (Android,
 systemd-networkd's examples). The priority: after l3mdev (1000), so that a VRF decides first, and before
 5210 and up (Tailscale), 32764 (wg-quick) and main (32766), any of which can have a route for
-everything: link-local must not end in a tunnel. Since the rule matches one source address and the
-table holds one link-local prefix, no other traffic sees any of it.
+everything: link-local traffic must not end in a tunnel. The rule matches one source address and the
+table has one link-local prefix, so other traffic is not affected.
 """
 
 from __future__ import annotations
@@ -32,16 +32,22 @@ RULE_PRIORITY = 1690
 
 @final
 class SourceRules:
-    """The rules and routes of our addresses."""
+    """The rules and routes of our addresses.
+
+    Args:
+        requests: to the kernel.
+
+    Raises:
+        KernelRefused: from each coroutine.
+    """
 
     def __init__(self, requests: Requests) -> None:
-        """Asks for them by `requests`."""
         self._requests = requests
 
     async def add(self, link: Link, address: IPv4Address) -> bool:
-        """Make replies from `address` leave by `link`; it may be so already.
+        """Make replies from `address` leave by `link`. May be called again.
 
-        Return False, with nothing done, if the kernel has no rules. Raises KernelRefused.
+        Return False, with nothing done, if the kernel has no rules.
         """
         what = f"add a rule for {address} on {link.name}"
         try:
@@ -49,24 +55,21 @@ class SourceRules:
         except KernelRefused as problem:
             if problem.errno not in netlink.NOT_BUILT:
                 raise
-            # And no route: without CONFIG_IP_MULTIPLE_TABLES it would end in the main table.
+            # Without CONFIG_IP_MULTIPLE_TABLES the route would end in the main table.
             return False
         what = f"add a route for {address} on {link.name}"
         await self._create(_route(rtnetlink.RTM_NEWROUTE, link.index, address, what))
         return True
 
     async def remove(self, index: int, address: IPv4Address) -> None:
-        """Undo `add`. Raises KernelRefused."""
+        """Undo `add`."""
         what = f"remove the rule for {address} on interface {index}"
         await self._requests.delete(_rule(rtnetlink.RTM_DELRULE, index, address, what))
         what = f"remove the route for {address} on interface {index}"
         await self._requests.delete(_route(rtnetlink.RTM_DELROUTE, index, address, what))
 
     async def sweep(self, living: AbstractSet[tuple[int, IPv4Address]]) -> None:
-        """Remove those of all other addresses than `living` (interface, address).
-
-        Raises KernelRefused.
-        """
+        """Remove those of all addresses but `living` (interface, address)."""
         for index, address in await self._rules() - living:
             await self.remove(index, address)
         fields = {"family": socket.AF_INET, "proto": PROTOCOL}
@@ -81,12 +84,12 @@ class SourceRules:
         try:
             await self._requests.send(request, netlink.CREATE)
         except KernelRefused as problem:
-            # A crashed instance left the very same.
+            # EEXIST: a crashed instance left the same.
             if problem.errno != errno.EEXIST:
                 raise
 
     async def _rules(self) -> set[tuple[int, IPv4Address]]:
-        """Interface and address of each rule that is ours."""
+        """Return interface and address of each rule that is ours."""
         request = Request("list rules", rtnetlink.RTM_GETRULE, {"family": int(socket.AF_INET)})
         try:
             rules = await self._requests.dump(request)

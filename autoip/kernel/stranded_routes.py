@@ -1,8 +1,8 @@
-"""Routes that the kernel would have removed with the last other address of an interface, had ours not been there.
+"""Routes that the kernel would have removed with the last other address of an interface, without ours there.
 
-With the last IPv4 address of an interface all routes by it go. An address of ours is one as well, so the routes of a
-lease outlive it: `default via ROUTER`, without an address that the router would answer. `remove` does what the kernel
-would have done, but for what our address carries: see docs/decisions/stranded-routes.md.
+With the last IPv4 address of an interface the kernel removes all routes by it. Our address is one as well, so the
+routes of a lease outlive it: `default via ROUTER`, without an address that the router would answer. `remove` does what
+the kernel would have done, but for what our address carries: see docs/decisions/stranded-routes.md.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from autoip.kernel.netlink import Request, Requests
 
 @final
 class StrandedRoutes:
-    """Finds and removes them.
+    """The stranded routes of this host.
 
     Args:
         requests: to the kernel.
@@ -34,12 +34,15 @@ class StrandedRoutes:
     async def remove(self, index: int, ours: IPv4Address) -> list[str]:
         """Remove the stranded routes by the interface `index`, of all tables.
 
-        To be called once, when the last address but `ours` has gone. Does nothing if ours has gone too.
+        Call this once, when the last address but `ours` is gone. It does nothing if ours is gone too.
 
-        Return what was removed, in words. Raises KernelRefused.
+        Return what was removed, in words.
+
+        Raises:
+            KernelRefused: the routes cannot be listed, or one cannot be removed.
         """
-        # First the routes: what comes after this is not among them. Then the addresses: if one has come
-        # meanwhile, or just before, the routes without a gateway may be of the same hand.
+        # First the routes, so that later ones are not among them. Then the addresses: if one has come
+        # meanwhile, or just before, the same program may have set the routes without a gateway.
         request = Request("list routes", rtnetlink.RTM_GETROUTE, {"family": int(socket.AF_INET)})
         routes = [
             route
@@ -56,13 +59,13 @@ class StrandedRoutes:
 
 
 def _is_plain(route: Any) -> bool:
-    """Whether a route is somebody else's, and one whose next hop was given with it."""
+    """Return whether a route is somebody else's, and has its next hop in itself."""
     return (
         route["family"] == socket.AF_INET
         and route["proto"] != PROTOCOL
         and route["type"] == rtnetlink.RTN_UNICAST
         and _table(route) != rtnetlink.RT_TABLE_LOCAL
-        # A next hop object is not removed by the kernel either; a gateway by IPv6 has no part in this.
+        # The kernel does not remove routes by a next hop object either; a gateway by IPv6 is not affected.
         and route.get_attr("RTA_NH_ID") is None
         and route.get_attr("RTA_VIA") is None
     )
@@ -114,7 +117,7 @@ def _deletion(route: Any, index: int) -> Request:
 
 
 def _text(route: Any) -> str:
-    """As `ip route` has it."""
+    """Return the route as `ip route` prints it."""
     words = [str(_network(route)) if route["dst_len"] else "default"]
     if (gateway := route.get_attr("RTA_GATEWAY")) is not None:
         words.append(f"via {IPv4Address(gateway)}")

@@ -1,7 +1,7 @@
-"""TCP connections of one local address: whether there are any, and their end (netlink sock_diag).
+"""TCP connections of one local address: find and reset them (netlink sock_diag).
 
-The kernel picks out the few sockets that matter. Each call opens a socket of its own, so that no other
-request waits for a long list.
+The kernel selects the few sockets that matter. Each call opens a socket of its own, so that other
+requests never wait for a long list.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ STATES = range(TCP_ESTABLISHED, TCP_NEW_SYN_RECV + 1)
 CONNECTED = sum(
     1 << state for state in STATES if state not in (TCP_TIME_WAIT, TCP_CLOSE, TCP_LISTEN)
 )
-"""The states in which there is a peer whom a reset can concern.
+"""The states in which there is a peer that a reset can concern.
 
 In TIME_WAIT the connection has ended on both sides.
 """
@@ -58,7 +58,7 @@ class _Question(nlmsg):  # type: ignore[misc]
 
 
 class _Entry(nlmsg):  # type: ignore[misc]
-    """struct inet_diag_msg, as far as we care."""
+    """The first fields of struct inet_diag_msg."""
 
     fields = (
         ("family", "B"),
@@ -77,7 +77,7 @@ SOCK_DIAG = netlink.Family(
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """A TCP socket as the kernel names it."""
+    """A TCP socket as the kernel identifies it."""
 
     family: int
     """AF_INET, or AF_INET6 for a socket of that kind."""
@@ -88,7 +88,7 @@ class Connection:
 
     @property
     def local(self) -> IPv4Address | None:
-        """The local address; None if it is not one of IPv4, also mapped into IPv6."""
+        """The local IPv4 address, also if it is mapped into IPv6; None: it is another one of IPv6."""
         source = _IDENTITY.unpack(self.identity)[2]
         if self.family == socket.AF_INET:
             return IPv4Address(source[:4])
@@ -98,9 +98,10 @@ class Connection:
 
 
 async def established(address: IPv4Address) -> bool:
-    """Whether there is an established TCP connection with this local address.
+    """Return whether there is an established TCP connection with this local address.
 
-    Raises KernelRefused, with ENOENT in a kernel without CONFIG_INET_DIAG.
+    Raises:
+        KernelRefused: ENOENT in a kernel without CONFIG_INET_DIAG.
     """
     async with aclosing(_connections(address, 1 << TCP_ESTABLISHED)) as connections:
         async for _ in connections:
@@ -113,10 +114,11 @@ async def destroy(address: IPv4Address) -> int:
 
     While the address is on an interface, each peer gets a reset. The programs here get ECONNABORTED.
 
-    Raises KernelRefused when all was tried, with EOPNOTSUPP if there are connections and the kernel
-    was built without CONFIG_INET_DIAG_DESTROY.
+    Raises:
+        KernelRefused: after all was tried; EOPNOTSUPP if there are connections and the kernel was built
+            without CONFIG_INET_DIAG_DESTROY.
     """
-    # First the whole list: what changes meanwhile would move what is still to come.
+    # First the whole list: a reset in between would move the entries that follow.
     found = [connection async for connection in _connections(address, CONNECTED)]
     if not found:
         return 0
@@ -141,7 +143,11 @@ async def destroy(address: IPv4Address) -> int:
 
 
 async def _connections(address: IPv4Address, states: int) -> AsyncGenerator[Connection, None]:
-    """The TCP connections of the address in these states (a bit each). Raises KernelRefused."""
+    """Yield the TCP connections of the address in these states (a bit each).
+
+    Raises:
+        KernelRefused: they cannot be listed.
+    """
     what = f"list the connections of {address}"
     left = CONNECTIONS_MAX
     for family in (socket.AF_INET, socket.AF_INET6):
@@ -180,10 +186,10 @@ def _request(
 
 
 def _local_is(address: IPv4Address) -> bytes:
-    """The kernel's filter: the local address is this one, also mapped into IPv6.
+    """Return the kernel's filter for this local address, also mapped into IPv6.
 
-    One instruction: code, where to go on if it is so (at the end: accepted), where otherwise (4
-    bytes beyond the end: rejected), then struct inet_diag_hostcond: family, prefix, any port (-1).
+    One instruction: code, the offset if the condition holds (the end: accepted) and if not (4 bytes
+    beyond the end: rejected), then struct inet_diag_hostcond: family, prefix, any port (-1).
     """
     condition = struct.pack("=BBxxi4s", socket.AF_INET, 32, -1, address.packed)
     length = 4 + len(condition)

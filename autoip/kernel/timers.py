@@ -1,4 +1,4 @@
-"""A timer on CLOCK_BOOTTIME, which also counts the time that the machine sleeps, and a watch on that."""
+"""A timer on CLOCK_BOOTTIME, which also counts the time that the machine sleeps, and a watch for sleep."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from autoip.kernel.native import check, lib
 _NS = 1_000_000_000
 _NEVER_NS = 2**63  # where the kernel's own counter ends
 
-# A sleep shorter than this is none; reading two clocks may take about as long on a busy machine.
+# Shorter differences do not count: reading two clocks may take as long on a busy machine.
 _SLEEP_MIN = 0.1
 
 
@@ -24,17 +24,17 @@ class _Descriptor:
         self._fd = check(fd)
 
     def fileno(self) -> int:
-        """The descriptor; -1 after close()."""
+        """Return the descriptor; -1 after close()."""
         return self._fd
 
     def close(self) -> None:
-        """Harmless when repeated."""
+        """Close the descriptor. Harmless when repeated."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
 
     def __del__(self) -> None:
-        # Not there if __init__ failed.
+        # `_fd` is missing if __init__ failed.
         if getattr(self, "_fd", -1) >= 0:
             self.close()
 
@@ -53,7 +53,7 @@ class Timer(_Descriptor):
         """Set the timer anew.
 
         Args:
-            at: when, in seconds; a time in the past is now.  None: never.
+            at: when, in seconds; a time in the past: now; None: never.
 
         Raises:
             ValueError: not a number, or further away than 290 years.
@@ -63,22 +63,22 @@ class Timer(_Descriptor):
         else:
             if not math.isfinite(at) or at * _NS >= _NEVER_NS:
                 raise ValueError(f"time: {at}")
-            # Rounded up: readable never before `at`.  0 would mean never.
+            # Rounded up: readable never before `at`. 0 would mean never.
             nanoseconds = max(1, math.ceil(at * _NS))
         check(lib.autoip_timer_set(self._fd, nanoseconds))
 
     def acknowledge(self) -> None:
-        """Make the descriptor, which became readable, wait for the next time."""
+        """Clear the readiness of the descriptor."""
         with contextlib.suppress(BlockingIOError):
             os.read(self._fd, 8)
 
 
 class ClockWatch(_Descriptor):
-    """Becomes readable when the machine may have slept.
+    """A descriptor that is readable when the machine may have slept.
 
     Args:
         boottime: CLOCK_BOOTTIME in seconds; counts the sleep.
-        monotonic: CLOCK_MONOTONIC in seconds; does not.
+        monotonic: CLOCK_MONOTONIC in seconds; does not count the sleep.
 
     Raises:
         OSError: no descriptors left.
@@ -97,7 +97,7 @@ class ClockWatch(_Descriptor):
     def changed(self) -> bool:
         """Check whether the machine has slept since the last call.
 
-        The descriptor also becomes readable when the wall clock is set: then this is False.
+        The descriptor also becomes readable when the wall clock is set: then the result is False.
         """
         check(lib.autoip_clock_watch_read(self._fd))
         before, self._slept = self._slept, self._sleep_so_far()

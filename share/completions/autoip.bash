@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# bash completion for autoip.  bash-completion loads it from
+# bash completion for autoip. bash-completion loads it from
 # PREFIX/share/bash-completion/completions/autoip; sourcing it works as well.
 # The parts between "begin" and "end" are written by `python -m tools.documents` from the tables of options.
 
@@ -17,7 +17,7 @@ _autoip() {
     fi
 
     for path in /sys/class/net/*; do
-        # A bonding driver puts a file there that is no interface.
+        # A bonding driver puts a file there that is not an interface.
         [[ -d $path ]] && interfaces+=" ${path##*/}"
     done
     # begin COMMANDS
@@ -73,7 +73,7 @@ _autoip() {
             ;;
         *=*) ;;
         *)
-            # What stands before the last comma stays.
+            # The text before the last comma stays.
             local kept=
             [[ $current == *,* ]] && kept=${current%,*},
             mapfile -t COMPREPLY < <(compgen -P "$kept" -W "$module_words" -- "${current##*,}")

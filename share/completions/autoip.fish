@@ -2,14 +2,14 @@
 # The parts between "begin" and "end" are written by `python -m tools.documents` from the tables of options.
 
 function __autoip_interfaces
-    # A bonding driver puts a file there that is no interface.
+    # A bonding driver puts a file there that is not an interface.
     for path in /sys/class/net/*/
         basename $path
     end
 end
 
 function __autoip_words
-    # What stands before the last comma stays.
+    # The text before the last comma stays.
     set -l before (string match -r '.*,' -- (commandline -ct))
     # begin WORDS
     set -l words if=(__autoip_interfaces) ip= delay= debug abandon
@@ -57,7 +57,7 @@ complete -c autoip -n $where -l delay -x -d 'longest pause between two probes, 1
 complete -c autoip -n $where -l debug -d 'verbose'
 complete -c autoip -n $where -l abandon -d 'give up at the first conflict'
 complete -c autoip -n $where -l up -d 'set the interface up if it is down at the start, or when it appears'
-complete -c autoip -n $where -l policy -x -a 'alongside fallback route-only' -d 'when there is to be an address'
+complete -c autoip -n $where -l policy -x -a 'alongside fallback route-only' -d 'when to have an address'
 complete -c autoip -n $where -l after -x -d 'fallback: seconds, 0 to 86400, without a routable address before one is claimed'
 complete -c autoip -n $where -l linger -x -d 'fallback: seconds, 0 to 86400, for which the address stays beside a new routable one'
 complete -c autoip -n $where -l route-only -d 'no address: reach link-local hosts from the routable one (--policy route-only)'

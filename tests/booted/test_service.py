@@ -78,6 +78,33 @@ def test_enable_now_returns_without_an_address(guest: Booted, name: str, why: st
         guest.run("systemctl", "disable", f"autoip@{name}")
 
 
+def test_what_the_unit_allows_is_enough(guest: Booted, wire: Sniffer) -> None:
+    """def-broadcast, a script, and not one line of a library that misses something; and no more is allowed."""
+    guest.write("/opt/script", '#!/bin/sh\necho "script: $*" >&2\n')
+    guest.run("chmod", "755", "/opt/script")
+    options = "--delay 50 --script /opt/script"
+    drop_in(guest, "autoip@eth0", f'[Service]\nEnvironment="AUTOIP_OPTIONS={options}"\n')
+    start(guest)
+    address = wait_bound(guest)
+    status = guest.run("cat", f"/proc/{main_pid(guest)}/status")
+    fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+    assert "0" not in fields["Uid"].split()
+    assert int(fields["CapPrm"], 16) == int(fields["CapEff"], 16) == 1 << 12 | 1 << 13
+    assert (fields["NoNewPrivs"], fields["Seccomp"]) == ("1", "2")
+    since = wire.mark()
+    asked = frames.arp(frames.REQUEST, sha=RIVAL, spa="169.254.77.77", tpa=address)
+    send(guest, asked)
+    assert wire.wait_for(lambda f: f.op == frames.REPLY, PATIENCE, since=since).broadcast
+    invocation = show(guest, "autoip@eth0", "InvocationID")
+    guest.run("systemctl", "stop", "autoip@eth0")
+    command = ["journalctl", "--no-pager", "-o", "cat", f"_SYSTEMD_INVOCATION_ID={invocation}"]
+    lines = guest.run(*command).splitlines()
+    script = [line for line in lines if line.startswith("script: ")]
+    assert script == [f"script: {word} eth0 {address}" for word in ("BIND", "STOP")]
+    assert [line for line in lines if not line.startswith(("eth0: ", "script: "))] == []
+    assert "by unicast" not in "".join(lines)
+
+
 def test_who_sets_it_down_is_obeyed(guest: Booted) -> None:
     start(guest)
     wait_bound(guest)

@@ -48,7 +48,7 @@ static inline void make_frame(uint8_t frame[AUTOIP_FRAME_LEN], const uint8_t sha
     put32(frame + 38, tpa);
 }
 
-/* xorshift64: the same numbers for the same seed, everywhere. */
+/* xorshift64: a seed gives the same numbers on every machine. */
 static inline uint32_t draw(uint64_t *state, uint32_t below)
 {
     *state ^= *state << 13;

@@ -1,4 +1,4 @@
-/* The assembler by itself: where jumps go, and what is refused. */
+/* The assembler alone: where jumps go, and what is refused. */
 #include "assembler.h"
 #include "check.h"
 
@@ -60,7 +60,7 @@ static void test_classic(void)
     CHECK(filter[1].jt == 0 && filter[1].jf == 3);
     CHECK(filter[4].jt == 0 && filter[4].jf == 1);
     CHECK(filter[0].code == branch.code && filter[0].k == branch.k);
-    /* What is no jump stays as it was given. */
+    /* An instruction that is not a jump is unchanged. */
     CHECK(memcmp(&filter[2], &classic, sizeof classic) == 0);
 }
 
@@ -101,7 +101,7 @@ static void test_far(void)
     autoip_asm_classic_jump(&program, branch, HERE, NEXT);
     CHECK(finish() == -ERANGE);
 
-    autoip_asm_init(&program); /* over all that a program can hold */
+    autoip_asm_init(&program); /* over all that a program can have */
     autoip_asm_extended_jump(&program, jump, END);
     add_extended(AUTOIP_ASM_INSTRUCTIONS - 2);
     autoip_asm_place(&program, END);
@@ -110,7 +110,7 @@ static void test_far(void)
     CHECK(insns[0].off == AUTOIP_ASM_INSTRUCTIONS - 2);
 }
 
-static void test_labels_that_are_wrong(void)
+static void test_wrong_labels(void)
 {
     autoip_asm_init(&program);
     autoip_asm_place(&program, THERE);
@@ -179,7 +179,7 @@ static void test_bounds(void)
     add(AUTOIP_ASM_INSTRUCTIONS + 1);
     autoip_asm_classic_jump(&program, branch, THERE, NEXT);
     CHECK(finish() == -EINVAL);
-    autoip_asm_init(&program); /* and is forgotten with the program */
+    autoip_asm_init(&program); /* and a new program has none */
     add(1);
     CHECK(finish() == 1);
 }
@@ -189,7 +189,7 @@ int main(void)
     test_classic();
     test_extended();
     test_far();
-    test_labels_that_are_wrong();
+    test_wrong_labels();
     test_bounds();
     printf("assembler: ok\n");
     return 0;

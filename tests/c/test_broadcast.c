@@ -1,6 +1,6 @@
 /*
- * The program that the kernel runs on what leaves, by itself: the kernel is given frames to try
- * it on (BPF_PROG_TEST_RUN). Needs CAP_BPF and CAP_NET_ADMIN, else there is nothing to test.
+ * The BPF program alone, for what leaves an interface: the kernel runs it on given frames
+ * (BPF_PROG_TEST_RUN). Needs CAP_BPF and CAP_NET_ADMIN, else it is skipped.
  */
 #include "check.h"
 
@@ -14,7 +14,8 @@
 
 static int program;
 
-/* Runs the program on a frame; whether the frame is changed by it, and in what it may be. */
+/* Runs the program on a frame. Returns whether that changed the destination; nothing else may
+ * change. */
 static bool redirects(const uint8_t *frame, size_t length)
 {
     uint8_t expected[128];
@@ -46,7 +47,7 @@ static void make_reply(uint8_t frame[AUTOIP_FRAME_LEN])
     memcpy(frame, their_mac, 6);
 }
 
-/* A reply by unicast, with one field changed: does it still go to everyone? */
+/* A reply by unicast, with one field changed; whether the program still redirects it. */
 static const struct change {
     const char *what;
     size_t at;
@@ -93,7 +94,7 @@ static void test_one_changed_field(void)
     }
 }
 
-/* Whoever it was to go to. */
+/* The former destination does not count. */
 static void test_every_bit_of_the_destination(void)
 {
     for (int bit = 0; bit < 48; bit++) {
@@ -111,7 +112,7 @@ static void test_lengths(void)
 
     memset(frame, 0xa5, sizeof frame);
     make_reply(frame);
-    /* The kernel takes no frame that ends before the first byte behind the header. */
+    /* The kernel refuses a frame without a byte behind the header. */
     for (size_t length = 15; length < AUTOIP_FRAME_LEN; length++)
         CHECK(!redirects(frame, length));
     for (size_t length = AUTOIP_FRAME_LEN; length <= sizeof frame; length++)

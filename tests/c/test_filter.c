@@ -1,6 +1,6 @@
 /*
- * The filter by itself: the kernel runs it on a socket pair, and the same frames meet the check
- * in C. Usage: test_filter [ROUNDS [SEED]]
+ * The filter alone: the kernel runs it on a socket pair, and the check in C gets the same
+ * frames. Usage: test_filter [ROUNDS [SEED]]
  */
 #include "check.h"
 
@@ -24,7 +24,7 @@ static void attach(const uint8_t mac[6], uint32_t address, enum autoip_phase pha
     CHECK(setsockopt(pair[1], SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof program) == 0);
 }
 
-/* Whether the attached filter lets the frame through. If it does: without the padding. */
+/* Whether the attached filter lets the frame through, then without the padding. */
 static bool kernel_accepts(const uint8_t *frame, size_t length)
 {
     uint8_t got[2048];
@@ -41,10 +41,10 @@ static bool kernel_accepts(const uint8_t *frame, size_t length)
     return true;
 }
 
-/* What both say; they must agree. */
+/* The verdict of both; they must agree. */
 static bool accepts(const uint8_t *frame, size_t length, enum autoip_phase phase)
 {
-    /* Exactly as much memory as the frame has: the sanitizers see a read behind it. */
+    /* Exactly as much memory as the frame has: the sanitizers find a read behind it. */
     uint8_t *copy = malloc(length + (length == 0));
     bool in_c;
 
@@ -64,7 +64,7 @@ static bool accepts(const uint8_t *frame, size_t length, enum autoip_phase phase
 
 enum base { USE_REQUEST, USE_REPLY, PROBE, BASES };
 
-/* Valid conflicts: someone uses our address (asks, answers), someone probes for it. */
+/* Valid conflicts: a host uses our address (asks, answers), or probes for it. */
 static void make_base(uint8_t frame[AUTOIP_FRAME_LEN], enum base base)
 {
     switch (base) {
@@ -80,7 +80,8 @@ static void make_base(uint8_t frame[AUTOIP_FRAME_LEN], enum base base)
     }
 }
 
-/* One field of a valid frame, changed; what each base then is in phases PROBE and DEFEND. */
+/* One changed field of a valid frame, and whether each base then is a conflict in phases PROBE
+ * and DEFEND. */
 struct change {
     const char *what;
     size_t at;
@@ -96,7 +97,7 @@ struct change {
 
 static const struct change changes[] = {
     {"nothing", 0, 0, {0}, ALL, USES},
-    /* Only a probe has to be a broadcast. */
+    /* Only a probe must be a broadcast. */
     {"destination: us", 0, 6, {2, 0, 0, 0, 0, 1}, USES, USES},
     {"destination: first byte", 0, 1, {0xfe}, USES, USES},
     {"destination: second byte", 1, 1, {0x7f}, USES, USES},
@@ -172,7 +173,7 @@ static void test_one_changed_field(void)
     }
 }
 
-/* A question for our address, with one field changed; what it then is in phase ANSWER. */
+/* One changed field of a question for our address; its verdict in phase ANSWER. */
 static const struct {
     const char *what;
     size_t at;
@@ -211,7 +212,7 @@ static void test_questions(void)
             attach(our_mac, OURS, phase);
             verdict = autoip_filter_accepts(frame, sizeof frame, our_mac, OURS, phase);
             CHECK(accepts(frame, sizeof frame, phase) == (verdict != AUTOIP_NOTHING));
-            /* Elsewhere nobody asks us; a probe is a rival before the address is ours. */
+            /* Only phase ANSWER has questions; in phase PROBE a probe is a conflict. */
             if (expected == AUTOIP_QUESTION && phase == AUTOIP_DEFEND)
                 expected = AUTOIP_NOTHING;
             if (expected == AUTOIP_QUESTION && phase == AUTOIP_PROBE)
@@ -258,7 +259,7 @@ static void test_lengths(void)
     }
 }
 
-/* The kernel and C must agree, whatever comes. */
+/* The kernel and C agree on random frames. */
 static void test_random(unsigned int rounds, uint64_t seed)
 {
     uint64_t state = seed;
@@ -288,11 +289,11 @@ static void test_random(unsigned int rounds, uint64_t seed)
             accepted += accepts(frame, length, phase);
         }
     }
-    /* Else it would prove nothing. */
+    /* With fewer the agreement would prove nothing. */
     CHECK(accepted > rounds);
 }
 
-/* Each of a few MACs and addresses, so that no constant of this file is built in. */
+/* Other MACs and addresses, so that none of this file can be built in. */
 static void test_other_addresses(void)
 {
     static const uint8_t macs[][6] = {

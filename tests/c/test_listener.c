@@ -1,6 +1,6 @@
 /*
- * Threads, queue and reflex, on socket pairs instead of packet sockets: no privileges needed.
- * The other end of a pair plays the link. Usage: test_listener [ROUNDS]
+ * Threads, queue and reflex, on socket pairs instead of packet sockets, so without privileges.
+ * The other end of a pair is the link. Usage: test_listener [ROUNDS]
  */
 #include "check.h"
 #include "internal.h"
@@ -58,7 +58,7 @@ static void host_free(struct host *host)
     close(host->link);
 }
 
-/* Someone uses this address. */
+/* Sends a conflict: another host uses this address. */
 static void conflict(int link, uint32_t address)
 {
     uint8_t frame[60] = {0};
@@ -74,7 +74,7 @@ static bool readable(int fd, int timeout_ms)
     return poll(&wait, 1, timeout_ms) == 1;
 }
 
-/* Waits until `count` events have come, into `events`, and no longer than that. */
+/* Waits for exactly `count` events, into `events`. Returns how many were lost. */
 static uint64_t collect(struct autoip_listener *listener, int count)
 {
     uint64_t lost = 0;
@@ -88,14 +88,14 @@ static uint64_t collect(struct autoip_listener *listener, int count)
     return lost;
 }
 
-/* The frame that the helper put on the link. */
+/* Reads a frame that the helper sent, if there is one. */
 static bool answered(int link, uint8_t frame[AUTOIP_FRAME_LEN], int timeout_ms)
 {
     return readable(link, timeout_ms) &&
            recv(link, frame, AUTOIP_FRAME_LEN, 0) == AUTOIP_FRAME_LEN;
 }
 
-/* Watches another address; nothing from before is told any more. */
+/* Watches another address, and checks that nothing from before is reported. */
 static void settle(struct host *host)
 {
     CHECK(autoip_socket_watch(host->sock, AUTOIP_DEFEND, OTHER, 99) == 0);
@@ -124,7 +124,7 @@ static void test_event(void)
     host_free(&host);
 }
 
-/* What is no conflict is not told: neither by the filter's grace nor by its default. */
+/* What is not a conflict is not reported. */
 static void test_silence(void)
 {
     struct host host = host_new();
@@ -175,8 +175,7 @@ static void test_reflex(void)
     host_free(&host);
 }
 
-/* claim-echo: what another interface of this host sends is no conflict once the address is held.
- */
+/* claim-echo: what a sibling sends is not a conflict once the address is held. */
 static void test_own(void)
 {
     static const uint8_t others[][6] = {
@@ -192,7 +191,7 @@ static void test_own(void)
     make_frame(announcement, our_mac, OURS, OURS, 1);
     CHECK(autoip_listener_own(host.listener, others[0], 3) == 0);
 
-    /* Before it is held: one, so that two interfaces on one link end with different addresses. */
+    /* Before, it is a conflict, so that two interfaces on one link get different addresses. */
     CHECK(autoip_socket_watch(host.sock, AUTOIP_PROBE, OURS, 1) == 0);
     conflict(host.link, OURS);
     collect(host.listener, 1);
@@ -203,7 +202,7 @@ static void test_own(void)
         make_frame(frame, others[i], OURS, OTHER, (uint8_t)(1 + i % 2));
         CHECK(send(host.link, frame, sizeof frame, 0) == sizeof frame);
     }
-    /* A single bit more is another host: still armed, and this one is told alone. */
+    /* One more bit is another host: still armed, and only this one is reported. */
     make_frame(frame, others[2], OURS, OTHER, 1);
     frame[AUTOIP_SHA_AT + 5] ^= 1;
     CHECK(send(host.link, frame, sizeof frame, 0) == sizeof frame);
@@ -212,7 +211,7 @@ static void test_own(void)
     CHECK(events[0].defended_ns != 0 && answered(host.link, frame, 5000));
     CHECK(!answered(host.link, frame, 0));
 
-    /* After an error all is as it was; the last word counts. */
+    /* After an error nothing has changed; the last list counts. */
     CHECK(autoip_listener_own(host.listener, many[0], AUTOIP_OWN_MAX + 1) == -E2BIG);
     conflict(host.link, OURS);
     make_frame(frame, many[0], OURS, OTHER, 1);
@@ -230,7 +229,7 @@ static void test_own(void)
     host_free(&host);
 }
 
-/* While the list changes, a frame meets the old one or the new one. */
+/* While the list changes, a frame is checked by the old one or the new one. */
 static void test_own_under_traffic(int rounds)
 {
     static const uint8_t macs[2][6] = {{0x02, 0, 0, 0, 0, 0x02}, {0x02, 0, 0, 0, 0, 0x03}};
@@ -243,7 +242,7 @@ static void test_own_under_traffic(int rounds)
         conflict(host.link, OURS);
         CHECK(autoip_listener_own(host.listener, macs[0], 1 + (size_t)(round % 2)) == 0);
     }
-    /* Both lists have their_mac: none of these is told. */
+    /* Both lists have their_mac: none of these frames is reported. */
     make_frame(frame, our_mac, OURS, OURS, 1);
     frame[AUTOIP_SHA_AT + 5] = 9;
     CHECK(send(host.link, frame, sizeof frame, 0) == sizeof frame);
@@ -252,8 +251,7 @@ static void test_own_under_traffic(int rounds)
     host_free(&host);
 }
 
-/* An armed frame is for one address, and for defence only. */
-/* Someone asks for our address; the last two bytes of the MAC are the number. */
+/* Asks for our address; the last two bytes of the MAC are the number. */
 static void ask(int link, unsigned int number)
 {
     uint8_t frame[60] = {0};
@@ -264,7 +262,7 @@ static void ask(int link, unsigned int number)
     CHECK(send(link, frame, sizeof frame, 0) == (ssize_t)sizeof frame);
 }
 
-/* def-broadcast: who asks is answered, everyone hears it, and the program nothing. */
+/* def-broadcast: a question is answered by broadcast, and not reported. */
 static void test_answer(void)
 {
     struct host host = host_new();
@@ -289,7 +287,7 @@ static void test_answer(void)
     memset(expected + 38, 0, 4);
     CHECK(memcmp(frame, expected, sizeof frame) == 0);
 
-    /* A conflict is told, and defended against, as ever. */
+    /* A conflict is reported and defended against as in DEFEND. */
     make_frame(expected, our_mac, OURS, OURS, 1);
     CHECK(autoip_socket_arm(host.sock, expected) == 0);
     conflict(host.link, OURS);
@@ -298,7 +296,7 @@ static void test_answer(void)
     CHECK(answered(host.link, frame, 20000));
     CHECK(memcmp(frame, expected, sizeof frame) == 0);
 
-    /* Another interface of this host knows it without. */
+    /* A sibling gets no answer. */
     CHECK(autoip_listener_own(host.listener, their_mac, 1) == 0);
     ask(host.link, 2);
     CHECK(!answered(host.link, frame, 100));
@@ -308,7 +306,7 @@ static void test_answer(void)
     host_free(&host);
 }
 
-/* Whatever is asked, there is a bound. */
+/* However many questions come, the answers are bounded. */
 static void test_questions_too_many(void)
 {
     struct host host = host_new();
@@ -324,7 +322,7 @@ static void test_questions_too_many(void)
             count++;
     }
     conflict(host.link, OURS);
-    collect(host.listener, 1); /* all that was asked before it has been seen */
+    collect(host.listener, 1); /* all questions before it were read */
     bound = 16 + (autoip_now() - started) / 50000000;
     while (answered(host.link, frame, 0))
         count++;
@@ -332,6 +330,7 @@ static void test_questions_too_many(void)
     host_free(&host);
 }
 
+/* An armed frame is for one address, and for defence only. */
 static void test_arm(void)
 {
     struct host host = host_new();
@@ -367,7 +366,7 @@ static void test_arm(void)
     collect(host.listener, 1);
     CHECK(events[0].defended_ns == 0 && !answered(host.link, frame, 0));
 
-    /* So does silence. */
+    /* Phase SILENT disarms too. */
     CHECK(autoip_socket_arm(host.sock, ours) == 0);
     CHECK(autoip_socket_watch(host.sock, AUTOIP_SILENT, OURS, 6) == 0);
     CHECK(autoip_socket_watch(host.sock, AUTOIP_DEFEND, OURS, 7) == 0);
@@ -375,7 +374,7 @@ static void test_arm(void)
     collect(host.listener, 1);
     CHECK(events[0].defended_ns == 0 && !answered(host.link, frame, 0));
 
-    /* After an error all is as it was. */
+    /* After an error nothing has changed. */
     CHECK(autoip_socket_arm(host.sock, ours) == 0);
     CHECK(autoip_socket_watch(host.sock, (enum autoip_phase)4, OTHER, 8) == -EINVAL);
     conflict(host.link, OURS);
@@ -409,7 +408,7 @@ static void test_watch_refused(void)
     close(pair[1]);
 }
 
-/* The armed frame could not be sent: told as undefended, and disarmed. */
+/* The armed frame could not be sent: reported as undefended, and disarmed. */
 static void test_send_fails(void)
 {
     struct host host = host_new();
@@ -477,7 +476,7 @@ static void test_flood(void)
     CHECK(autoip_socket_arm(socks[0], ours) == 0);
     conflict(links[0], OURS);
     CHECK(answered(links[0], frame, 20000)); /* full, but the defence goes on */
-    conflict(links[1], OURS);                /* and the other link is heard */
+    conflict(links[1], OURS);                /* and the other link has room */
     CHECK(collect(host.listener, EACH + 1 + 1) == FLOOD - EACH);
     {
         int defended = 0;
@@ -490,7 +489,7 @@ static void test_flood(void)
         CHECK(defended == 1 && second == 1);
     }
 
-    /* All of them: the last part of the queue stays free for defences. */
+    /* A flood on all links: the last part of the queue stays free for defences. */
     for (int i = 0; i < LINKS; i++)
         for (int k = 0; k < EACH + 10; k++)
             conflict(links[i], OURS);
@@ -504,7 +503,7 @@ static void test_flood(void)
     CHECK(collect(host.listener, ORDINARY + LINKS) ==
           FLOOD - EACH + LINKS * (EACH + 10) - ORDINARY);
 
-    /* And it works on as before. */
+    /* Afterwards it works as before. */
     conflict(links[3], OURS);
     collect(host.listener, 1);
     CHECK(events[0].token == autoip_socket_token(socks[3]));
@@ -519,7 +518,7 @@ static void test_many_sockets(void)
     struct autoip_listener *listener;
     struct autoip_socket *socks[SOCKETS];
     int links[SOCKETS];
-    bool heard[SOCKETS] = {false};
+    bool reported[SOCKETS] = {false};
 
     CHECK(autoip_listener_new(&listener) == 0);
     for (int i = 0; i < SOCKETS; i++) {
@@ -534,9 +533,9 @@ static void test_many_sockets(void)
     for (int i = 0; i < SOCKETS; i++) {
         uint32_t which = events[i].generation;
 
-        CHECK(which < SOCKETS && !heard[which]);
+        CHECK(which < SOCKETS && !reported[which]);
         CHECK(events[i].token == autoip_socket_token(socks[which]));
-        heard[which] = true;
+        reported[which] = true;
     }
     autoip_listener_free(listener);
     for (int i = 0; i < SOCKETS; i++)
@@ -548,7 +547,7 @@ struct noise {
     atomic_bool stop;
 };
 
-/* Conflicts for two addresses, as fast as it goes. */
+/* Sends conflicts for two addresses, without a pause. */
 static void *make_noise(void *argument)
 {
     struct noise *noise = argument;
@@ -604,7 +603,7 @@ static void test_swap_under_traffic(int rounds)
     host_free(&host);
 }
 
-/* Closed in the middle of traffic, armed or not; the next socket gets nothing of the former's. */
+/* Closed under traffic, armed or not; the next socket gets nothing of the former's. */
 static void test_close_under_traffic(int rounds)
 {
     struct autoip_listener *listener;
@@ -642,7 +641,7 @@ static void test_close_under_traffic(int rounds)
     autoip_listener_free(listener);
 }
 
-/* Waits until the helper has read all that was sent; it handles what it has read at once. */
+/* Waits until the helper has read all that was sent; it handles a frame at once. */
 static void wait_read(int link)
 {
     int unread = 1;
@@ -652,8 +651,8 @@ static void wait_read(int link)
 }
 
 /*
- * Events of a closed socket stay in the queue and are taken out in order. Its place is given to
- * the next one, which knows nothing of what the former watched and had armed.
+ * Events of a closed socket stay in the queue and are taken out in order. The next socket gets
+ * its memory, but nothing of what the former watched and had armed.
  */
 static void test_close_with_events(void)
 {
@@ -683,7 +682,7 @@ static void test_close_with_events(void)
 }
 
 /* Writes a line to a file of /proc; false if that is not allowed. */
-static bool tell_proc(const char *path, const char *line)
+static bool write_proc(const char *path, const char *line)
 {
     int fd = open(path, O_WRONLY | O_CLOEXEC);
     bool written = fd >= 0 && write(fd, line, strlen(line)) == (ssize_t)strlen(line);
@@ -693,7 +692,7 @@ static bool tell_proc(const char *path, const char *line)
     return written;
 }
 
-/* In a network of its own, where "lo" is number 1 and up; false if that is not allowed. */
+/* Enters a new network namespace, where "lo" is number 1 and up; false if that is not allowed. */
 static bool enter_network(void)
 {
     struct ifreq lo = {.ifr_name = "lo", .ifr_flags = IFF_UP};
@@ -702,7 +701,7 @@ static bool enter_network(void)
 
     (void)snprintf(map, sizeof map, "0 %u 1", (unsigned int)getuid());
     if (unshare(CLONE_NEWNET) < 0 &&
-        (unshare(CLONE_NEWUSER | CLONE_NEWNET) < 0 || !tell_proc("/proc/self/uid_map", map)))
+        (unshare(CLONE_NEWUSER | CLONE_NEWNET) < 0 || !write_proc("/proc/self/uid_map", map)))
         return false;
     fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
     CHECK(fd >= 0 && ioctl(fd, SIOCSIFFLAGS, &lo) == 0);

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from ipaddress import IPv4Address
 from typing import ClassVar
 
@@ -20,12 +20,11 @@ from lab.client import Client
 
 from .conftest import MakeHost
 from .helpers import LINK_LOCAL, PEER, wait_until
-from .hooked import LINGER, Hooked, MakeHooked, routable
+from .hooked import CONFIG, LINGER, Hooked, MakeHooked, routable
 from .talk import Talk
 
 AFTER = 2
 """Seconds that a daemon waits which was started before DHCP had its chance, by the configuration of these hosts."""
-CONFIG = f"[*]\ndelay = 100\nlinger = {LINGER}\n"
 
 MakeClient = Callable[..., tuple[Hooked, Client]]
 
@@ -42,6 +41,8 @@ class Fallback:
     """The event that tells of a renewal; empty: the client tells nothing."""
     words: ClassVar[str]
     """How its hook has the daemon started."""
+    events: ClassVar[Mapping[str, list[str]]]
+    """What its hook calls of the shared script for each event, in words that `called` understands."""
     no_carrier: ClassVar[str] = ""
     """The event that tells of a pulled cable."""
     lease: ClassVar[int]
@@ -56,6 +57,10 @@ class Fallback:
 
     def give_up(self, client: Client) -> None:
         """The client is told to let the interface go."""
+        raise NotImplementedError
+
+    def called(self, port: Port, words: str) -> list[str]:
+        """What its hook calls at that event."""
         raise NotImplementedError
 
     def second(self, client: Client, port: Port) -> Client:
@@ -108,6 +113,10 @@ class Fallback:
         return stack.enter_context(Dhcpd(make_host(plugged=True)))
 
     # --- the tests -------------------------------------------------------------------------------
+
+    def test_words(self, port: Port, make_client: MakeClient) -> None:
+        make_client(port)
+        assert {words: self.called(port, words) for words in self.events} == self.events
 
     @pytest.mark.parametrize("name", ["eth0", "fifteen-letters"])
     def test_no_server_then_a_lease_then_the_end(
@@ -178,7 +187,7 @@ class Fallback:
     def test_the_client_is_undisturbed(
         self, make_host: MakeHost, make_client: MakeClient, server: Dhcpd
     ) -> None:
-        """Two hosts, one without autoip: what the client does and leaves is the same but for our address."""
+        """co-dhcp: two hosts, one without autoip: what the client does and leaves is the same but for our address."""
         ports = [make_host(plugged=True) for _ in range(2)]
         (host, beside), (_, alone) = (
             make_client(port, hooks=hooks) for port, hooks in zip(ports, (True, False), strict=True)
@@ -266,7 +275,7 @@ class Fallback:
     def test_connections_survive(
         self, port: Port, make_client: MakeClient, make_host: MakeHost, server: Dhcpd
     ) -> None:
-        """One over link-local the arrival of a lease, one over the lease the release of link-local."""
+        """co-session: one over link-local the arrival of a lease, one over the lease the release of link-local."""
         peer = make_host(plugged=True)
         peer.host.ip(f"addr add {PEER}/16 dev eth0")
         host, client = make_client(port)

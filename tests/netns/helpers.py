@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Callable
 from ipaddress import IPv4Address, IPv4Network
-from pathlib import Path
 from typing import Any
 
 from lab import ArpFrame, Daemon, LabError, Namespace, Port, frames
@@ -23,7 +22,6 @@ RIVAL = "02:00:00:00:00:aa"
 """The hardware address of a host that wants what we have."""
 NEIGHBOUR = "02:00:00:00:00:fe"
 """The hardware address of a `Port.neighbour`."""
-CANDIDATES = (IPv4Address("169.254.1.0"), IPv4Address("169.254.254.255"))
 LINK_LOCAL = IPv4Network("169.254.0.0/16")
 ETHERTYPE_IPV4 = 0x0800
 
@@ -101,15 +99,6 @@ def configuration(namespace: Namespace) -> list[str]:
     """All that autoip could have changed, as text."""
     whats = ("addr", "rule", "route show table all", "-d link", "neigh", "netconf")
     return [*map(namespace.ip, whats), namespace.run("tc", "qdisc")]
-
-
-def kept_waiting(daemon: Daemon) -> float:
-    """Seconds in which the program's main thread could have run but others had the processors.
-
-    For upper bounds of time: what the machine took is not the program's lateness.
-    """
-    text = Path(f"/proc/{daemon.pid}/task/{daemon.pid}/schedstat").read_text()
-    return int(text.split()[1]) / 1e9
 
 
 def after(seen: list[ArpFrame], frame: ArpFrame | int) -> list[ArpFrame]:

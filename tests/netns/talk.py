@@ -9,7 +9,7 @@ from lab import Namespace
 
 
 class Talk:
-    """A TCP connection between two hosts, both ends ours."""
+    """A TCP connection between two hosts; `ends` are the client's socket and the server's."""
 
     def __init__(
         self, server: Namespace, to: IPv4Address, client: Namespace, source: IPv4Address
@@ -17,22 +17,22 @@ class Talk:
         with server.call(socket.socket) as listener:
             listener.bind((str(to), 0))
             listener.listen()
-            self._ends = [client.call(socket.socket)]
-            self._ends[0].settimeout(60)
-            self._ends[0].bind((str(source), 0))
-            self._ends[0].connect(listener.getsockname())
-            self._ends.append(listener.accept()[0])
-            self._ends[1].settimeout(60)
+            self.ends = [client.call(socket.socket)]
+            self.ends[0].settimeout(60)
+            self.ends[0].bind((str(source), 0))
+            self.ends[0].connect(listener.getsockname())
+            self.ends.append(listener.accept()[0])
+            self.ends[1].settimeout(60)
 
     def __enter__(self) -> Talk:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        for end in self._ends:
+        for end in self.ends:
             end.close()
 
     def alive(self) -> None:
         """Something goes there and something comes back."""
-        for one, other in (self._ends, self._ends[::-1]):
+        for one, other in (self.ends, self.ends[::-1]):
             one.sendall(b"x")
             assert other.recv(1) == b"x"

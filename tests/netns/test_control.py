@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import re
 import signal
-import socket
 import stat
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack
 from ipaddress import IPv4Address
 from typing import Any
 
 import pytest
 
-from autoip.control.protocol import EVENT, EVENTS, PROBE, STATES, STATUS, socket_name
+from autoip.control.protocol import EVENT, EVENTS, PROBE, STATES, STATUS
 from lab import Daemon, LabError, Port, frames
 
 from .commands import Ran, report, run
@@ -217,31 +213,6 @@ def test_status_without_an_address(port: Port, make_autoip: MakeDaemon) -> None:
     assert re.search(rf"probing +\({found['candidate']}\) +- +probe 2/3 in \d\.\d s", text)
 
 
-def test_status_of_a_missing_interface(port: Port, make_autoip: MakeDaemon) -> None:
-    """Every field is there, whatever is not."""
-    daemon = make_autoip(port, "later0", "--delay", "50")
-    claim(port, daemon)
-    ran = run(daemon, "status --json")
-    assert ran.status == 1
-    later = ran.json["interfaces"][1]
-    _check_status(later)
-    assert (later["interface"], later["index"], later["mac"]) == ("later0", None, None)
-    assert run(daemon, "status eth0").status == 0
-    assert run(daemon, "status later0").status == 1
-
-
-def test_status_without_a_daemon(port: Port, daemon: Daemon) -> None:
-    assert run(daemon, "status").status == 3
-    assert run(daemon, "status eth0").status == 3
-    claim(port, daemon)
-    ran = run(daemon, "status --json eth0 eth7")
-    assert ran.status == 3
-    assert [r["state"] for r in ran.json["interfaces"]][1] == "not-running"
-    assert daemon.stop() == 0
-    assert run(daemon, "status eth0").status == 3
-    assert list(daemon.runtime.iterdir()) == []
-
-
 # --- watch -----------------------------------------------------------------------------------
 
 
@@ -310,19 +281,6 @@ def test_watch_survives_a_restart(port: Port, daemon: Daemon, watch: Watch) -> N
     assert watch.wait() == 0
 
 
-def test_watch_lines_for_people(port: Port, daemon: Daemon, stack: ExitStack) -> None:
-    claim(port, daemon)
-    watch = Watch(daemon, "eth0")
-    watch.command.remove("--json")
-    stack.enter_context(watch).start()
-    stamp = r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d eth0: "
-    watch.wait_line(rf"{stamp}(bound|announcing) {A}$")
-    port.send(frames.conflict_request(RIVAL, A))
-    watch.wait_line(rf"{stamp}defended {A} against {RIVAL} after \d+\.\d\d ms$")
-    daemon.kill()
-    watch.wait_line(rf"{stamp}the daemon is gone; waiting for it$")
-
-
 # --- stop, refresh, wait ---------------------------------------------------------------------
 
 
@@ -356,47 +314,6 @@ def test_stop_one_of_two_then_the_last(port: Port, make_autoip: MakeDaemon) -> N
     assert list(daemon.runtime.iterdir()) == []
 
 
-def test_refresh_probes_again(port: Port, daemon: Daemon) -> None:
-    bind(port, daemon)
-    since = port.sniffer.mark()
-    assert run(daemon, "refresh eth0") == Ran(0, "", "")
-    port.sniffer.wait_announcement(A, since=since, timeout=PATIENCE)
-    probes = port.sniffer.probes(A, since)
-    assert len(probes) == 3
-    assert run(daemon, "refresh eth1").status == 3
-
-
-def test_wait(port: Port, make_autoip: MakeDaemon, stack: ExitStack) -> None:
-    """Started before the daemon, and still there when the address comes."""
-    daemon = make_autoip(port, "--delay", "300")
-    ran = run(daemon, "wait eth0 --timeout 0.2")
-    assert (ran.status, ran.out) == (3, "")
-    waiting = Watch(daemon)
-    waiting.command = [*autoip_command(), "wait", "eth0"]
-    stack.enter_context(waiting).start()
-    daemon.start()
-    port.sniffer.wait_probe(timeout=PATIENCE)
-    assert waiting.running
-    assert run(daemon, "wait eth0 --timeout 0").status == 1
-    assert waiting.wait(PATIENCE) == 0
-    assert len(port.host.link_local("eth0")) == 1
-    assert run(daemon, "wait eth0 --timeout 0") == Ran(0, "", "")
-    assert run(daemon, "wait eth0") == Ran(0, "", "")
-    port.carrier(False)
-    daemon.wait_no_address()
-    assert run(daemon, "wait eth0 --timeout 0.2") == Ran(1, "", "")
-
-
-def test_an_interrupted_wait_is_no_success(port: Port, daemon: Daemon, stack: ExitStack) -> None:
-    waiting = Watch(daemon)
-    waiting.command = [*autoip_command(), "wait", "eth0"]
-    stack.enter_context(waiting).start()
-    # The handler is there when Python runs our code; until then SIGINT kills, which is fine too.
-    time.sleep(0.5)
-    waiting.signal(signal.SIGINT)
-    assert waiting.wait(PATIENCE) in (130, -signal.SIGINT)
-
-
 # --- who may ---------------------------------------------------------------------------------
 
 
@@ -415,155 +332,6 @@ def test_an_unprivileged_user_may_read_and_not_change(port: Port, daemon: Daemon
     assert stat.S_IMODE(path.stat().st_mode) == 0o666
     [lock] = daemon.runtime.glob("*.lock")
     assert stat.S_IMODE(lock.stat().st_mode) == 0o600
-
-
-def test_the_daemons_own_user_may_change(port: Port, daemon: Daemon) -> None:
-    for folder in (daemon.runtime, daemon.state):
-        os.chown(folder, NOBODY, NOBODY)
-    daemon.command = [
-        *("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"),
-        *("--inh-caps=-all,+net_raw,+net_admin", "--ambient-caps=-all,+net_raw,+net_admin", "--"),
-        *daemon.command,
-    ]
-    bind(port, daemon)
-    stranger = ("setpriv", "--reuid=1", "--regid=1", "--clear-groups", "--")
-    assert run(daemon, "stop eth0", prefix=stranger).status == 4
-    assert run(daemon, "refresh eth0", prefix=AS_NOBODY).status == 0
-    assert run(daemon, "stop eth0", prefix=AS_NOBODY).status == 0
-    assert daemon.wait() == 0
-
-
-def test_two_namespaces_share_a_run_time_directory(
-    make_host: MakeHost, make_autoip: MakeDaemon
-) -> None:
-    here, there = make_host(), make_host()
-    first, second = (make_autoip(p, "--delay", "50") for p in (here, there))
-    second.env["RUNTIME_DIRECTORY"] = str(first.runtime)
-    held = bind(here, first)
-    assert run(second, "status").status == 3
-    other = bind(there, second)
-    assert len(list(first.runtime.glob("*-eth0.sock"))) == 2
-    assert report(first)["address"] == str(held)
-    assert report(second)["address"] == str(other)
-    assert run(first, "stop eth0").status == 0
-    assert first.wait() == 0
-    assert report(second)["address"] == str(other)
-    assert second.running
-
-
-def test_the_socket_of_a_crash(port: Port, daemon: Daemon) -> None:
-    claim(port, daemon)
-    daemon.kill()
-    assert len(list(daemon.runtime.glob("*.sock"))) == 1
-    assert run(daemon, "status eth0").status == 3
-    assert run(daemon, "stop eth0").status == 3
-    since = port.sniffer.mark()
-    daemon.start()
-    port.sniffer.wait_announcement(A, since=since, timeout=PATIENCE)
-    assert run(daemon, "status eth0").status == 0
-
-
-def test_no_control_socket_costs_only_itself(port: Port, daemon: Daemon) -> None:
-    """A run-time directory with too long a name: said, and the address is claimed all the same."""
-    long = daemon.folder / ("x" * 120)
-    long.mkdir(mode=0o755)
-    daemon.env["RUNTIME_DIRECTORY"] = str(long)
-    claim(port, daemon)
-    daemon.wait_line("eth0: no control socket .*: AF_UNIX path too long")
-    ran = run(daemon, "status eth0")
-    assert ran.status == 1
-    assert ran.err.endswith(": AF_UNIX path too long\n")
-    assert ran.err.count("\n") == 1
-
-
-# --- clients that mean no good ---------------------------------------------------------------
-
-
-class Pest:
-    """Does something to the control socket again and again, in a thread, until `close`."""
-
-    def __init__(self, daemon: Daemon) -> None:
-        self.path = str(daemon.runtime / socket_name(daemon.namespace.inode, daemon.interface))
-        self.rounds = 0
-        self._held: list[socket.socket] = []
-        self._end = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        while not self._end.is_set():
-            self.round()
-            self.rounds += 1
-
-    def round(self) -> None:
-        """As many of each kind as fit: silent, half a line, garbage, deep, large, deaf watchers."""
-        with suppress(OSError):
-            self._hold(b"")
-            self._hold(b'{"request":')
-            self._hold(b"\x00\xff" * 400 + b"\n")
-            self._hold(b"[" * 4000 + b"\n")
-            self._hold(b'{"request":"watch"}\n')
-            self._hold(b"x" * 100_000)
-
-    def _hold(self, data: bytes) -> None:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._held.append(sock)
-        if len(self._held) > 200:
-            self._held.pop(0).close()
-        sock.setblocking(False)
-        sock.connect(self.path)
-        sock.send(data)
-
-    def close(self) -> None:
-        self._end.set()
-        self._thread.join(PATIENCE)
-        for sock in self._held:
-            sock.close()
-
-
-@pytest.fixture
-def pest(port: Port, daemon: Daemon) -> Iterator[Pest]:
-    bind(port, daemon)
-    pest = Pest(daemon)
-    yield pest
-    pest.close()
-
-
-def test_under_attack_others_are_served(port: Port, daemon: Daemon, pest: Pest) -> None:
-    """As another user, who has connections of her own; defence and claim as ever; memory bounded."""
-    before = daemon.usage().rss_kib
-    wait_until(lambda: pest.rounds >= 50, "the first rounds")
-    for _ in range(5):
-        assert run(daemon, "status eth0", prefix=AS_NOBODY).status == 0
-    since = port.sniffer.mark()
-    port.send(frames.conflict_request(RIVAL, A))
-    port.sniffer.wait_announcement(A, since=since, timeout=PATIENCE)
-    since = port.sniffer.mark()
-    daemon.signal(signal.SIGHUP)
-    port.sniffer.wait_count(lambda f: f.is_announcement, 2, PATIENCE, since=since)
-    assert len(port.sniffer.probes(A, since)) == 3
-    wait_until(lambda: pest.rounds >= 1000, "a thousand rounds", 2 * PATIENCE)
-    assert daemon.usage().rss_kib - before < 8_000
-    assert len(os.listdir(f"/proc/{daemon.pid}/fd")) < 100
-    assert daemon.running
-    assert "internal error" not in daemon.output
-    assert "Traceback" not in daemon.output
-
-
-def test_a_thousand_connections_at_once(port: Port, daemon: Daemon, stack: ExitStack) -> None:
-    bind(port, daemon)
-    path = str(daemon.runtime / socket_name(port.host.inode, "eth0"))
-    socks: list[socket.socket] = []
-    for _ in range(1000):
-        sock = stack.enter_context(closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)))
-        sock.connect(path)
-        socks.append(sock)
-    assert run(daemon, "status eth0").status == 0
-    assert run(daemon, "status eth0", prefix=AS_NOBODY).status == 0
-    assert len(os.listdir(f"/proc/{daemon.pid}/fd")) < 100
-    since = port.sniffer.mark()
-    port.send(frames.conflict_request(RIVAL, A))
-    port.sniffer.wait_announcement(A, since=since, timeout=PATIENCE)
 
 
 # --- probe -----------------------------------------------------------------------------------
@@ -623,31 +391,6 @@ def test_probe_beside_a_daemon(port: Port, daemon: Daemon) -> None:
     assert run(daemon, f"probe eth0 {B} --delay 50").status == 0
     assert daemon.addresses() == [A]
     assert report(daemon)["state"] == "bound"
-
-
-@pytest.mark.parametrize(
-    "words",
-    [
-        "::1",
-        "fe80::1",
-        "169.254.1",
-        "169.254.1.1/16",
-        "0.0.0.0",
-        "127.0.0.1",
-        "224.0.0.1",
-        "255.255.255.255",
-        "host",
-        "192.0.2.1 --delay 0",
-        "192.0.2.1 --delay 8001",
-        "192.0.2.1 extra",
-    ],
-)
-def test_probe_refuses(words: str, port: Port, alone: Daemon) -> None:
-    ran = run(alone, f"probe eth0 {words}")
-    assert ran.status == 2
-    assert ran.out == ""
-    assert ran.err.count("\n") == 1
-    assert port.sniffer.arp() == []
 
 
 def test_probe_where_nobody_can_be_asked(port: Port, alone: Daemon) -> None:

@@ -1,16 +1,13 @@
 """The C helper on a veth pair: what wakes it, what it answers, what it survives.
 
-Every test has a network namespace of its own, without a name: it is gone with its last
-descriptor.  No interface has an IP address, so the kernel itself sends no ARP.
+No interface has an IP address, so the kernel itself sends no ARP.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import json
-import os
 import select
 import signal
 import socket
@@ -26,8 +23,12 @@ from pathlib import Path
 import pytest
 
 from autoip.kernel.arp_socket import FRAME_LENGTH, ArpListener, ArpSocket, Phase, Received
+from lab import Namespace, frames
+from lab.daemon import REPOSITORY
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
+from .helpers import NETNS, wait_until
+
+pytestmark = NETNS
 
 OUR_MAC = bytes.fromhex("020000000001")
 PEER_MAC = bytes.fromhex("020000000002")
@@ -36,14 +37,10 @@ BROADCAST = b"\xff" * 6
 OURS = IPv4Address("169.254.10.20")
 OTHER = IPv4Address("169.254.10.21")
 NOBODY = IPv4Address("0.0.0.0")
-SOURCE = Path(__file__).parents[2]
 
-_CLONE_NEWNET = 0x40000000
 _ETH_P_ALL = 3
-_ETH_P_ARP = 0x0806
 _PACKET_OUTGOING = 4
 _SO_TIMESTAMPNS = 35  # asm-generic/socket.h; Python has no name for it
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def arp(
@@ -56,11 +53,10 @@ def arp(
     tags: bytes = b"",
 ) -> bytes:
     """An ARP packet, padded as on a real Ethernet."""
-    header = to + sha + tags + struct.pack("!H", _ETH_P_ARP)
-    body = struct.pack(
-        "!HHBBH6s4s6s4s", 1, 0x0800, 6, 4, operation, sha, spa.packed, bytes(6), tpa.packed
+    frame = frames.arp(
+        operation, sha=sha.hex(":"), spa=spa, tpa=tpa, destination=frames.mac_text(to)
     )
-    return (header + body).ljust(60, b"\0")
+    return frames.padded(frame[:12] + tags + frame[12:])
 
 
 CONFLICT = arp(THEIR_MAC, OURS, OTHER)
@@ -68,102 +64,57 @@ ANNOUNCEMENT = arp(OUR_MAC, OURS, OURS)[:FRAME_LENGTH]
 
 
 class Wire:
-    """A network namespace with a cable: `own` and `far` (where the test speaks and hears)."""
+    """A namespace with a cable: `own` and `far` (where the test speaks and hears)."""
 
     def __init__(self) -> None:
-        self._home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-        if _libc.unshare(_CLONE_NEWNET) != 0:
-            raise OSError(ctypes.get_errno(), "unshare")
-        try:
-            self._ns = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-            for which in ("default", "all"):
-                knob = Path(f"/proc/sys/net/ipv6/conf/{which}/disable_ipv6")
-                with contextlib.suppress(FileNotFoundError):
-                    knob.write_text("1")
-            self.ip(
-                f"link add own address {OUR_MAC.hex(':')} type veth"
-                f" peer name far address {PEER_MAC.hex(':')}"
-            )
-            self.up("own", "far")
-            self._sockets: list[socket.socket] = []
-            self.peer = self.listen("far")
-        finally:
-            self._return()
-
-    def _return(self) -> None:
-        if _libc.setns(self._home, _CLONE_NEWNET) != 0:
-            os.abort()
-
-    @contextlib.contextmanager
-    def inside(self) -> Iterator[None]:
-        """This thread is in the namespace: so are the sockets and processes it makes."""
-        if _libc.setns(self._ns, _CLONE_NEWNET) != 0:
-            raise OSError(ctypes.get_errno(), "setns")
-        try:
-            yield
-        finally:
-            self._return()
+        self.namespace = Namespace("helper")
+        self._sockets: list[socket.socket] = []
+        self.ip(
+            f"link add own address {OUR_MAC.hex(':')} type veth"
+            f" peer name far address {PEER_MAC.hex(':')}"
+        )
+        self.up("own", "far")
+        self.peer = self.listen("far")
 
     def ip(self, commands: str) -> None:
-        self._run(["ip", "-batch", "-"], commands)
+        self.namespace.run("ip", "-batch", "-", stdin=commands)
 
     def up(self, *names: str) -> None:
         """Sets interfaces up and waits until they carry frames: before, the kernel drops them."""
         self.ip("".join(f"link set {name} up\n" for name in names))
-        until = time.monotonic() + 20
-        while True:
-            links = json.loads(self._run(["ip", "-json", "link"]))
-            if all(
+
+        def ready() -> bool:
+            links = json.loads(self.namespace.ip("-json link"))
+            return all(
                 link["operstate"] == "UP" and link["qdisc"] != "noop"
                 for link in links
                 if link["ifname"] in names
-            ):
-                return
-            assert time.monotonic() < until, links
-            time.sleep(0.005)
+            )
 
-    def _run(self, command: list[str], text: str = "") -> str:
-        done = subprocess.run(
-            ["nsenter", f"--net=/proc/{os.getpid()}/fd/{self._ns}", *command],
-            input=text,
-            text=True,
-            capture_output=True,
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    def index(self, name: str) -> int:
-        with self.inside():
-            return socket.if_nametoindex(name)
+        wait_until(ready, "the interfaces carry frames")
 
     def listen(self, name: str) -> socket.socket:
         """A plain socket that hears and sends everything on one interface."""
-        with self.inside():
-            sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+        sock = self.namespace.call(socket.socket, socket.AF_PACKET, socket.SOCK_RAW, 0)
         sock.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
-        with self.inside():
-            sock.bind((name, _ETH_P_ALL))
+        self.namespace.call(sock.bind, (name, _ETH_P_ALL))
         sock.settimeout(20)
         self._sockets.append(sock)
         return sock
 
     def open(self, listener: ArpListener, name: str = "own") -> ArpSocket:
-        index = self.index(name)
-        with self.inside():
-            return listener.open(index, OUR_MAC)
+        return self.namespace.call(listener.open, self.namespace.index(name), OUR_MAC)
 
-    def run(self, code: str) -> subprocess.Popen[str]:
+    def run(self, code: str) -> subprocess.Popen[bytes]:
         """A Python process in the namespace; it has said "ready" when this returns."""
-        with self.inside():
-            process = subprocess.Popen(
-                [sys.executable, "-c", code],
-                cwd=SOURCE,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-            )
+        process = self.namespace.popen(
+            [sys.executable, "-c", code],
+            cwd=REPOSITORY,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
         assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
+        assert process.stdout.readline() == b"ready\n"
         return process
 
     def heard(self, sock: socket.socket | None = None) -> tuple[bytes, float]:
@@ -189,8 +140,7 @@ class Wire:
     def close(self) -> None:
         for sock in self._sockets:
             sock.close()
-        os.close(self._ns)
-        os.close(self._home)
+        self.namespace.close()
 
 
 @pytest.fixture
@@ -220,13 +170,6 @@ def nothing_but(wire: Wire, listener: ArpListener, frame: bytes) -> None:
     """Sends a conflict; it is the only one: whatever was sent before was none."""
     wire.peer.send(frame)
     assert [event.frame for event in collect(listener, 1)] == [frame[:FRAME_LENGTH]]
-
-
-def settle(wire: Wire, listener: ArpListener, sock: ArpSocket) -> None:
-    """Watches another address; nothing from before is told any more."""
-    sock.watch(Phase.DEFEND, OTHER)
-    wire.peer.send(arp(THEIR_MAC, OTHER, OURS))
-    assert [event.generation for event in collect(listener, 1)] == [sock.generation]
 
 
 def threads(pid: int) -> dict[str, tuple[int, int]]:
@@ -262,13 +205,13 @@ def spins(pid: int) -> bool:
 
 
 @contextlib.contextmanager
-def traffic(sock: socket.socket, frames: list[bytes]) -> Iterator[None]:
+def traffic(sock: socket.socket, sent: list[bytes]) -> Iterator[None]:
     """Meanwhile these frames are sent over and over."""
     stop = threading.Event()
 
     def send() -> None:
         while not stop.is_set():
-            for frame in frames:
+            for frame in sent:
                 with contextlib.suppress(OSError):
                     sock.send(frame)
 
@@ -373,36 +316,6 @@ def test_time_of_arrival_is_the_kernels(wire: Wire, listener: ArpListener) -> No
         if collect(listener, 1)[0].at <= after:
             return
     pytest.fail("the time stamps are later than the frames")
-
-
-def test_phases(wire: Wire, listener: ArpListener) -> None:
-    """What is a conflict while the address is probed for, and once it is held."""
-    sock = wire.open(listener)
-    probe = arp(THEIR_MAC, NOBODY, OURS)
-    refused_always = [
-        arp(OUR_MAC, OURS, OURS),  # claim-echo
-        arp(OUR_MAC, NOBODY, OURS),
-        arp(THEIR_MAC, NOBODY, OURS, to=OUR_MAC),  # claim-unicast-probe
-        arp(THEIR_MAC, NOBODY, OURS, operation=2),
-        arp(THEIR_MAC, OTHER, OURS),
-        CONFLICT[:41],
-    ]
-    wire.peer.send(CONFLICT)
-    sock.watch(Phase.PROBE, OURS)
-    for frame in [*refused_always, probe, CONFLICT]:
-        wire.peer.send(frame)
-    assert [event.frame for event in collect(listener, 2)] == [
-        probe[:FRAME_LENGTH],
-        CONFLICT[:FRAME_LENGTH],
-    ]
-    sock.watch(Phase.DEFEND, OURS)
-    for frame in [*refused_always, probe, CONFLICT]:  # def-probed
-        wire.peer.send(frame)
-    assert [event.frame for event in collect(listener, 1)] == [CONFLICT[:FRAME_LENGTH]]
-    sock.watch(Phase.SILENT, None)
-    wire.peer.send(CONFLICT)
-    wire.peer.send(probe)
-    settle(wire, listener, sock)
 
 
 @pytest.mark.parametrize("tpid", [0x8100, 0x88A8])
@@ -566,8 +479,8 @@ def test_opened_while_down(wire: Wire, listener: ArpListener) -> None:
 
 
 def test_open_errors(wire: Wire, listener: ArpListener) -> None:
-    with pytest.raises(OSError, match="No such device") as error, wire.inside():
-        listener.open(0x7FFFFFFF, OUR_MAC)
+    with pytest.raises(OSError, match="No such device") as error:
+        wire.namespace.call(listener.open, 0x7FFFFFFF, OUR_MAC)
     assert error.value.errno == errno.ENODEV
 
 
@@ -582,11 +495,12 @@ def test_two_hundred_interfaces(wire: Wire, listener: ArpListener) -> None:
         address = IPv4Address(base + n)
         sock.watch(Phase.DEFEND, address)
         sock.arm(arp(OUR_MAC, address, address)[:FRAME_LENGTH])
-    with wire.inside(), socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as sender:
+    with wire.namespace.call(socket.socket, socket.AF_PACKET, socket.SOCK_RAW, 0) as sender:
         for n in range(count):
             for offset in (1, 0):  # the neighbour's address is nobody's here
                 sender.sendto(
-                    arp(THEIR_MAC, IPv4Address(base + n + offset), NOBODY), (f"far{n}", _ETH_P_ARP)
+                    arp(THEIR_MAC, IPv4Address(base + n + offset), NOBODY),
+                    (f"far{n}", frames.ETHERTYPE_ARP),
                 )
     events = collect(listener, count)
     assert {event.token for event in events} == {sock.token for sock in socks}

@@ -254,6 +254,34 @@ def test_a_system_without_flock(host: Hooked) -> None:
     assert host.starts() == []
 
 
+FULL = "mount -t tmpfs -o size=4k,mode=755 full /run; dd if=/dev/zero of=/run/full bs=4k 2>&-; true"
+BROKEN = {
+    "no interpreter": ("echo '#!/nowhere/python3' >{program}", "{program} cannot be run"),
+    "no program": ("rm {program}", "{program} cannot be run"),
+    "status 1": (
+        "printf '#!/bin/sh\necho Traceback >&2; exit 1\n' >{program}",
+        "{program} run --hook eth0 ended with status 1",
+    ),
+    "configuration": (
+        "printf '[*]\npolicy = sometimes\n' >/etc/autoip.conf",
+        "/etc/autoip.conf:2: policy sometimes: ",
+    ),
+    "full": (FULL, "cannot write /run/autoip-hooks/"),
+    "read-only": ("mount -t tmpfs -o ro none /run", "cannot write /run/autoip-hooks/"),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_what_is_broken_is_one_line_to_syslog(host: Hooked, what: str) -> None:
+    command, says = (text.replace("{program}", str(host.program)) for text in BROKEN[what])
+    host.host.run("sh", "-c", command)
+    host.call("start", "eth0")
+    host.syslog.wait_line(re.escape(says))
+    # A daemon that could be started may have its own to say about a full disk.
+    (line,) = [line for line in host.complaints() if " lock file " not in line]
+    assert says in line
+
+
 def test_lo_is_left_alone_without_a_word(host: Hooked) -> None:
     host.call("start", "lo")
     time.sleep(1)
@@ -470,7 +498,7 @@ def test_systemctl_fails(host: Hooked, systemd: Systemd, how: str) -> None:
         says = r"hook: eth0: systemctl start autoip@eth0 failed with status 1"
     else:
         systemd.state("")
-        says = r"hook: eth0: systemctl does not tell of autoip@eth0"
+        says = r"hook: eth0: systemctl does not report the state of autoip@eth0"
     systemd.call("start")
     host.syslog.wait_line(says)
     assert len(host.complaints()) == 1

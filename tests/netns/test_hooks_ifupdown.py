@@ -124,18 +124,6 @@ def test_what_is_no_dhcp_interface_is_left_alone(
     assert host.complaints() == []
 
 
-def test_two_interfaces_of_one_machine(port: Port, host: Hooked) -> None:
-    second = port.switch.attach(port.host, "fifteen-letters", up=False)
-    configure(port, "inet dhcp")
-    configure(port, "inet dhcp", name="fifteen-letters")
-    ifup(port, "-a")
-    one, two = host.wait_address(port), host.wait_address(second)
-    assert one != two
-    port.host.run("ifdown", "eth0", timeout=60)
-    host.wait_ended("eth0")
-    assert second.host.link_local("fifteen-letters") == [two]
-
-
 def test_an_interface_comes_up_whatever_is_broken(port: Port, host: Hooked) -> None:
     configure(port, "inet dhcp")
     host.program.unlink()

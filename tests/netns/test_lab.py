@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import random
 import select
 import shutil
 import signal
@@ -19,22 +17,18 @@ from pathlib import Path
 import pytest
 
 from lab import (
-    AddressMonitor,
     ArpFrame,
     Daemon,
     LabError,
     Namespace,
     Port,
     Sniffer,
-    answers_probes,
-    disputes_announcements,
     echoes,
     frames,
     gaps,
     journal,
     leftover_folders,
     leftovers,
-    probes_too,
 )
 from lab.daemon import REPOSITORY
 from tests.require import requires_kernel_feature, requires_root
@@ -105,15 +99,6 @@ def test_killed_process_leaves_no_program_behind() -> None:
         os.close(handle)
 
 
-def test_run_tells_what_failed() -> None:
-    with Namespace() as namespace:
-        with pytest.raises(LabError, match="exit status 3: no way"):
-            namespace.run("sh", "-c", "echo no way >&2; exit 3")
-        with pytest.raises(LabError, match="longer than"):
-            namespace.run("sleep", "10", timeout=0.1)
-        assert namespace.processes() == []
-
-
 # Frames
 
 
@@ -133,13 +118,6 @@ def test_parse_takes_apart_what_the_builders_made() -> None:
     announced = frames.parse(frames.announcement(OTHER, A))
     assert isinstance(announced, ArpFrame) and announced.is_announcement
     assert not isinstance(frames.parse(frames.probe(OTHER, A)[:41]), ArpFrame)
-
-
-def test_parse_survives_garbage() -> None:
-    rng = random.Random(7)
-    for _ in range(2000):
-        data = frames.garbage(rng, arp_like=rng.random() < 0.5)
-        frames.parse(data[: rng.randrange(len(data) + 1)])
 
 
 # Cables
@@ -191,14 +169,6 @@ def test_vlan_tag_arrives_as_a_tag(make_host: MakeHost) -> None:
         assert seen.vlan == 5
 
 
-def test_short_and_padded_frames_arrive_as_sent(port: Port) -> None:
-    with Sniffer(port.host, "eth0") as inside:
-        for data in (frames.probe(OTHER, A)[:14], frames.padded(frames.probe(OTHER, A), 60)):
-            port.send(data)
-        inside.wait_for(lambda f: f.tpa == A, 5)
-        assert [len(f.data) for f in inside.frames() if f.from_host] == [14, 60]
-
-
 def test_unplugged_hosts_do_not_hear_each_other(make_host: MakeHost) -> None:
     one, two = make_host(), make_host(plugged=True)
     for host in (one, two):
@@ -213,54 +183,6 @@ def test_unplugged_hosts_do_not_hear_each_other(make_host: MakeHost) -> None:
     two.sniffer.wait_for(lambda f: f.op == frames.REPLY, 5)
     one.sniffer.wait_for(lambda f: f.op == frames.REPLY, 5, since=since, from_host=False)
     assert request.sha == one.mac != two.mac
-
-
-def _flags(port: Port) -> set[str]:
-    [link] = json.loads(port.host.ip(f"-j link show {port.name}"))
-    return {*link["flags"], link["operstate"]}
-
-
-def _wait_flag(port: Port, flag: str, wanted: bool = True) -> None:
-    until = time.monotonic() + 5
-    while (flag in _flags(port)) is not wanted:
-        assert time.monotonic() < until, f"{flag}: {_flags(port)}"
-        time.sleep(0.02)
-
-
-def test_carrier_dormant_mac_rename_mtu(port: Port) -> None:
-    _wait_flag(port, "LOWER_UP")
-    port.carrier(False)
-    _wait_flag(port, "LOWER_UP", False)
-    assert "UP" in _flags(port)
-    port.carrier(True)
-    assert "LOWER_UP" in _flags(port)
-    port.dormant(True)
-    _wait_flag(port, "DORMANT")
-    assert "LOWER_UP" in _flags(port)
-    port.dormant(False)
-    _wait_flag(port, "DORMANT", False)
-    port.rename("a23456789012345")
-    port.set_mac("02:00:00:00:00:77")
-    port.set_mtu(1400)
-    text = port.host.ip("link show a23456789012345")
-    assert "02:00:00:00:00:77" in text and "mtu 1400" in text
-
-
-def test_interface_pulled_out_and_put_back(port: Port) -> None:
-    neighbour = port.neighbour(answers_probes())
-    first = port.host.index("eth0")
-    port.delete()
-    with pytest.raises(OSError, match="interface"):
-        port.host.index("eth0")
-    assert port.host.addresses("eth0") == []
-    port.create()
-    assert port.host.index("eth0") != first
-    port.host.ip(f"addr add {A}/16 dev eth0")
-    port.host.send_udp(B)
-    port.sniffer.wait_for(lambda f: f.tpa == B, 5)
-    port.send(frames.probe(OTHER, A))
-    port.sniffer.wait_for(lambda f: f.op == frames.REPLY, 5)
-    assert neighbour.answered == []
 
 
 @requires_kernel_feature("nft-netdev")
@@ -301,48 +223,12 @@ def _speak(port: Port, frame: bytes) -> None:
     port.host.call(send)
 
 
-def test_neighbour_answers_only_the_first_probes(port: Port) -> None:
-    neighbour = port.neighbour(answers_probes(first=2))
-    for _ in range(4):
-        _speak(port, frames.probe(HOST, A))
-    port.sniffer.wait_count(lambda f: f.op == frames.REPLY, 2, 5, from_host=False)
-    time.sleep(0.1)
-    replies = [f for f in port.sniffer.arp(from_host=False) if f.op == frames.REPLY]
-    assert [(f.sha, f.spa, f.tha, f.destination) for f in replies] == [
-        (neighbour.mac, A, HOST, HOST)
-    ] * 2
-    assert len(neighbour.answered) == 2
-
-
 def test_neighbour_echo_does_not_echo_itself(port: Port) -> None:
     port.neighbour(echoes)
     _speak(port, frames.announcement(HOST, A))
     port.sniffer.wait_for(lambda f: f.is_announcement, 5, from_host=False)
     time.sleep(0.1)
     assert len(port.sniffer.arp(from_host=None)) == 2
-
-
-def test_neighbour_other_rules(port: Port) -> None:
-    neighbour = port.neighbour(probes_too(first=1), mac=OTHER)
-    _speak(port, frames.probe(HOST, A))
-    rival = port.sniffer.wait_for(lambda f: f.is_probe, 5, from_host=False)
-    assert (rival.sha, rival.tpa) == (OTHER, A)
-    neighbour.become(disputes_announcements(first=1))
-    _speak(port, frames.announcement(HOST, A))
-    rival = port.sniffer.wait_for(lambda f: f.is_announcement, 5, from_host=False)
-    assert (rival.sha, rival.spa) == (OTHER, A)
-    since = port.sniffer.mark()
-    neighbour.dispute(A)
-    neighbour.dispute(A, reply=True)
-    seen = port.sniffer.wait_count(lambda f: f.spa == A, 2, 5, since=since, from_host=False)
-    assert [f.op for f in seen] == [frames.REQUEST, frames.REPLY]
-    neighbour.become(answers_probes(addresses=[B]))
-    _speak(port, frames.probe(HOST, A))
-    _speak(port, frames.probe(HOST, B))
-    answer = port.sniffer.wait_for(
-        lambda f: f.op == frames.REPLY, 5, since=since + 2, from_host=False
-    )
-    assert answer.spa == B
 
 
 # Programs
@@ -362,7 +248,7 @@ def test_daemon_lines_status_usage_and_second_start(port: Port) -> None:
         while (usage := daemon.usage()).voluntary == 0 and time.monotonic() < until:
             time.sleep(0.01)  # on a busy machine it has not gone to sleep yet
         assert usage.threads == 1 and usage.voluntary > 0 and usage.rss_kib > 100
-        with pytest.raises(LabError, match="did not say 'never'"):
+        with pytest.raises(LabError, match="did not print 'never'"):
             daemon.wait_line("never", 0.1)
         assert daemon.stop() == 7
         assert "bye" in daemon.output
@@ -376,51 +262,6 @@ def test_daemon_lines_status_usage_and_second_start(port: Port) -> None:
         folder = daemon.folder
         assert folder.exists()
     assert not folder.exists()
-
-
-def test_daemon_on_a_terminal(port: Port) -> None:
-    script = 'test -t 1 && test -t 2 && echo "a terminal"; echo last; exit 4'
-    with Daemon(port.host, "eth0", ["sh", "-c", script], terminal=True) as daemon:
-        daemon.start()
-        daemon.wait_line("last")
-        assert daemon.wait() == 4
-        assert daemon.lines == ["a terminal", "last"]
-    with Daemon(port.host, "eth0", ["sh", "-c", script]) as daemon:
-        daemon.start()
-        daemon.wait()
-        assert daemon.lines == ["last"]
-
-
-def test_daemon_that_cannot_be_started(port: Port) -> None:
-    with Daemon(port.host, "eth0", ["no-such-program"]) as daemon:
-        daemon.start()
-        assert daemon.wait() == 127
-        daemon.start(die_with_us=True)
-        daemon.wait()
-        with pytest.raises(FileNotFoundError):
-            daemon.start(die_with_us=False)
-
-
-def test_daemon_address(port: Port) -> None:
-    script = f"sleep 0.2; ip addr add {A}/16 dev eth0; sleep 100"
-    with (
-        AddressMonitor(port.host) as monitor,
-        Daemon(port.host, "eth0", ["sh", "-c", script]) as daemon,
-    ):
-        daemon.start()
-        assert daemon.addresses() == []
-        assert daemon.wait_address() == A
-        ns, added, address = monitor.wait_for(lambda added, _: added, 5)
-        assert ns > daemon.started_ns and added
-        assert (address.address, address.prefixlen, address.label) == (A, 16, "eth0")
-        with pytest.raises(LabError, match=r"169\.254\.3\.4"):
-            daemon.wait_address(0.1, other_than=A)
-        port.host.ip("addr flush dev eth0")
-        daemon.wait_no_address()
-        monitor.wait_for(lambda added, a: not added and a.address == A, 5)
-        daemon.kill()
-        with pytest.raises(LabError, match="ended with status -9"):
-            daemon.wait_address(5)
 
 
 def test_nothing_is_written_to_this_machine(port: Port) -> None:

@@ -8,10 +8,10 @@ from contextlib import ExitStack
 
 import pytest
 
-from lab import Daemon, Port, Syslog, frames
+from lab import Daemon, Port, Syslog
 
 from .conftest import autoip_command
-from .helpers import NETNS, RIVAL, A, bind, claimed, claimed_other
+from .helpers import NETNS, A, bind, claimed
 
 pytestmark = NETNS
 
@@ -31,22 +31,6 @@ def tells(daemon: Daemon, since: int, reason: str, priority: int) -> None:
     daemon.wait_line("claimed|stopped", since=since)
     [line] = [line for line in daemon.lines[since:] if re.search(reason, line)]
     assert line.startswith(f"<{priority}>{daemon.interface}: "), line
-
-
-def test_conflicts(port: Port, stack: ExitStack) -> None:
-    """A defence is a notice, the loss of the address a warning."""
-    daemon = journalled(port, stack, port.name, *FAST)
-    bind(port, daemon)
-    said, since = len(daemon.lines), port.sniffer.mark()
-    port.send(frames.conflict_request(RIVAL, A))
-    daemon.wait_line("defended")
-    [line] = daemon.lines[said:]
-    assert line.startswith(f"<5>eth0: conflict: {RIVAL} claims {A}; defended")
-    said = len(daemon.lines)
-    port.send(frames.conflict_request(RIVAL, A))
-    claimed_other(port, A, since=since)
-    tells(daemon, said, "conflict", 4)
-    assert daemon.stop() == 0
 
 
 def test_losses(port: Port, stack: ExitStack) -> None:
@@ -80,15 +64,6 @@ def test_losses(port: Port, stack: ExitStack) -> None:
     assert daemon.stop() == 0
     levels = {line[:3] for line in daemon.lines if "->" in line and " -> no-link" not in line}
     assert levels == {"<4>", "<6>"}  # the removal, and all steps
-
-
-def test_end(port: Port, stack: ExitStack) -> None:
-    """The end that was asked for is an ordinary step, and told once."""
-    daemon = journalled(port, stack, port.name, *FAST)
-    bind(port, daemon)
-    said = len(daemon.lines)
-    assert daemon.stop() == 0
-    assert daemon.lines[said:] == ["<6>eth0: bound -> no-link: stopped"]
 
 
 def test_debug(port: Port, stack: ExitStack) -> None:

@@ -6,7 +6,6 @@ import io
 import os
 import pty
 import re
-import shlex
 import signal
 import socket
 import sys
@@ -18,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from lab import Daemon, LabError, Namespace, Port, Syslog, frames
+from lab import Daemon, Namespace, Port, Syslog, frames
 from lab.background import Reader
 from lab.daemon import REPOSITORY
 
@@ -69,68 +68,6 @@ def shell(script: str, *words: str) -> list[str]:
     return ["sh", "-c", f'a="$1"{shift}; {script}', "sh", *words]
 
 
-def refused(daemon: Daemon, status: int) -> str:
-    """It ends with this status and one line, which is given."""
-    daemon.start()
-    assert daemon.wait() == status, daemon.output
-    [line] = daemon.lines
-    assert line.startswith("autoip: ")
-    return line
-
-
-# Exit status 2: nothing is touched
-
-CANDIDATES = r"169\.254\.1\.0 to 169\.254\.254\.255"
-BAD: dict[str, tuple[list[str], str]] = {
-    "ip elsewhere": (["eth0", "--ip", "10.0.0.1"], rf"10\.0\.0\.1: .*{CANDIDATES}"),
-    "ip too low": (["eth0", "--ip", "169.254.0.5"], CANDIDATES),
-    "ip too high": (["eth0", "--ip", "169.254.255.0"], CANDIDATES),
-    "ip of the metadata": (["eth0", "--ip", "169.254.169.254"], r"but for 169\.254\.169\.254"),
-    "ip no address": (["eth0", "--ip", "x"], CANDIDATES),
-    "ip twice": (["eth0", "--ip", str(A), "-o", "ip=169.254.9.9"], "one value"),
-    "ip for two": (["run", "eth0", "eth1", "--ip", str(A)], "one interface"),
-    "delay 0": (["eth0", "--delay", "0"], "delay 0: .*1 to 8000"),
-    "delay 9000": (["eth0", "--delay", "9000"], "delay 9000: .*1 to 8000"),
-    "delay fraction": (["eth0", "--delay", "2.5"], "1 to 8000"),
-    "delay negative": (["eth0", "--delay=-5"], "1 to 8000"),
-    "delay x": (["eth0", "-o", "delay=x"], "delay x: .*1 to 8000"),
-    "o foo": (["eth0", "-o", "foo"], "'foo'; allowed are if=IFACE, ip=ADDRESS, delay=MS"),
-    "o debug=1": (["eth0", "-o", "debug=1"], "debug takes no value"),
-    "o ip": (["eth0", "-o", "ip"], "ip needs a value"),
-    "o empty": (["-o", ""], "allowed are"),
-    "o if empty": (["-o", "if="], "not an interface name"),
-    "long name": (["a" * 16], "15"),
-    "path": (["../x"], "not an interface name"),
-    "unknown option": (["eth0", "--nonsense"], "--nonsense.*--help"),
-}
-
-
-@pytest.mark.parametrize("case", BAD)
-def test_bad_option(port: Port, make_program: MakeProgram, case: str) -> None:
-    """Exit status 2: one line that says what is allowed, and nothing was touched."""
-    arguments, pattern = BAD[case]
-    daemon = make_program(port.host, *arguments)
-    daemon.runtime.rmdir()
-    daemon.state.rmdir()
-    wait_ready(port)
-    before = configuration(port.host)
-    line = refused(daemon, 2)
-    assert re.search(pattern, line), line
-    assert configuration(port.host) == before
-    assert port.sniffer.arp() == []
-    assert not daemon.runtime.exists() and not daemon.state.exists()
-
-
-@pytest.mark.parametrize("option", ["--help", "--version"])
-def test_help_and_version(port: Port, make_program: MakeProgram, option: str) -> None:
-    """Exit status 0, with examples."""
-    daemon = make_program(port.host, option)
-    daemon.start()
-    assert daemon.wait() == 0
-    wanted = r"examples:(?s:.*)exit status:" if option == "--help" else r"^autoip \d+\.\d+"
-    assert re.search(wanted, daemon.output)
-
-
 # Which interface
 
 
@@ -154,21 +91,6 @@ def test_the_one_interface_is_found(port: Port, make_program: MakeProgram) -> No
     assert [e.address for e in port.host.addresses()] == [address]
 
 
-def test_several_interfaces_to_choose_from(port: Port, make_program: MakeProgram) -> None:
-    """Exit status 2: they are listed, and nothing else is."""
-    for name in ("lan0", "lan1"):
-        _macvlan(port, name)
-    line = refused(make_program(port.host), 2)
-    assert "lan0" in line and "lan1" in line and "eth0" not in line and "lo," not in line
-    assert port.host.addresses() == []
-
-
-def test_no_interface_to_choose(port: Port, make_program: MakeProgram) -> None:
-    """Exit status 2: what there is, is listed."""
-    line = refused(make_program(port.host), 2)
-    assert "eth0" in line and "lo" in line
-
-
 def test_module_option_string(port: Port, make_program: MakeProgram, stack: ExitStack) -> None:
     """`-o if=...,ip=...,debug,delay=...,abandon`: the same meaning, `debug` to syslog as well; mixes with the rest."""
     log = stack.enter_context(Syslog(port.host))
@@ -188,69 +110,6 @@ def test_module_option_string(port: Port, make_program: MakeProgram, stack: Exit
 
 
 # Exit status 5
-
-
-@pytest.mark.parametrize("kind", ["lo", "noarp", "tun"])
-def test_interface_that_does_not_speak_arp(
-    port: Port, make_program: MakeProgram, kind: str
-) -> None:
-    """Exit status 5, naming the interface."""
-    name = {"lo": "lo", "noarp": "eth0", "tun": "tun7"}[kind]
-    if kind == "noarp":
-        port.host.ip(f"link set {name} arp off")
-    elif kind == "tun":
-        try:
-            port.host.ip(f"tuntap add dev {name} mode tun")
-        except LabError as error:
-            pytest.skip(f"needs TUN of the kernel: {error}")
-    daemon = make_program(port.host, name)
-    assert f"{name}: " in refused(daemon, 5)
-    assert list(daemon.runtime.iterdir()) == []
-
-
-def test_one_of_several_is_no_arp_interface(port: Port, make_program: MakeProgram) -> None:
-    """With several IFACEs one that cannot be served costs only itself; if none can be, the status is its own."""
-    daemon = make_program(port.host, "lo", "eth0", "--delay", "50")
-    daemon.start()
-    claimed(port)
-    daemon.wait_line("lo: not an interface that speaks ARP")
-    second = make_program(port.host, "lo", "eth0", env={"RUNTIME_DIRECTORY": str(daemon.runtime)})
-    second.start()
-    assert second.wait() in (3, 5)
-    assert daemon.stop() == 0
-
-
-def test_one_of_several_is_served_already(
-    port: Port, switch: object, make_autoip: MakeDaemon, make_program: MakeProgram
-) -> None:
-    """With several IFACEs: the first instance keeps its own, the second one serves the rest."""
-    other = port.switch.attach(port.host, "eth1")
-    daemon = make_autoip(port, *FAST)
-    bind(port, daemon)
-    since = port.sniffer.mark()
-    second = make_program(
-        port.host,
-        "eth0",
-        "eth1",
-        "--delay",
-        "50",
-        env={"RUNTIME_DIRECTORY": str(daemon.runtime)},
-    )
-    second.start()
-    claimed(other)
-    second.wait_line(f"eth0: autoip already runs here, by process {daemon.pid}")
-    assert port.sniffer.arp(since) == []
-
-
-def test_unusable_later(port: Port, make_autoip: MakeDaemon) -> None:
-    """An interface that stops speaking ARP while it is served is waited for, and its address taken off."""
-    daemon = make_autoip(port, *FAST)
-    claim(port, daemon)
-    port.host.ip("link set eth0 arp off")
-    daemon.wait_no_address()
-    since = port.sniffer.mark()
-    port.host.ip("link set eth0 arp on")
-    assert claimed(port, since=since) == A
 
 
 # Permissions
@@ -285,34 +144,6 @@ def _let_nobody_in(namespace: Namespace) -> None:
     """
     paths = {os.path.realpath(p) for p in (sys.base_prefix, sys.prefix, REPOSITORY)}
     namespace.run("sh", "-c", script, "sh", *sorted(paths, key=len))
-
-
-@pytest.mark.parametrize(
-    ("has", "names"),
-    [
-        ((), "CAP_NET_RAW and CAP_NET_ADMIN missing"),
-        (("net_raw",), ": CAP_NET_ADMIN missing"),
-        (("net_admin",), ": CAP_NET_RAW missing"),
-    ],
-)
-def test_without_permission(
-    port: Port, make_program: MakeProgram, has: tuple[str, ...], names: str
-) -> None:
-    """Exit status 4: names the missing capability, and how to get it."""
-    # A user of its own would need a Python that others may read; what counts are the capabilities.
-    keep = ",".join(["-all", *(f"+{name}" for name in has)])
-    wrapper = ["setpriv", f"--bounding-set={keep}", "--inh-caps=-all", "--"]
-    line = refused(make_program(port.host, "eth0", wrapper=wrapper), 4)
-    assert names in line
-    assert "AmbientCapabilities=" in line and "setpriv" in line
-    assert port.sniffer.arp() == []
-
-
-def test_as_nobody_without_capabilities(port: Port, make_program: MakeProgram) -> None:
-    """Exit status 4 for an ordinary user."""
-    _let_nobody_in(port.host)
-    daemon = make_program(port.host, "eth0", wrapper=_as_nobody())
-    assert "CAP_NET_RAW and CAP_NET_ADMIN missing" in refused(daemon, 4)
 
 
 def test_as_nobody_with_the_two_capabilities(port: Port, make_program: MakeProgram) -> None:
@@ -382,27 +213,6 @@ def test_default_folders(port: Port, make_program: MakeProgram) -> None:
     assert port.host.run("ls", "/run/autoip") == ""
 
 
-@pytest.mark.parametrize("why", ["others may write", "symbolic link", "second name"])
-def test_runtime_folder_that_cannot_be_trusted(
-    port: Port, make_program: MakeProgram, why: str
-) -> None:
-    """Exit status 4: what another user could have put there is not used, nor changed."""
-    daemon = make_program(port.host, "eth0", *FAST)
-    lock = daemon.runtime / f"{port.host.inode}-eth0.lock"
-    victim = daemon.folder / "victim"
-    victim.write_text("precious")
-    if why == "others may write":
-        daemon.runtime.chmod(0o777)
-    elif why == "symbolic link":
-        lock.symlink_to(victim)
-    else:
-        lock.hardlink_to(victim)
-    line = refused(daemon, 4)
-    assert str(daemon.runtime) in line
-    assert victim.read_text() == "precious"
-    assert port.sniffer.arp() == []
-
-
 # Logs
 
 
@@ -444,15 +254,6 @@ def test_syslog_daemon_is_stuck(port: Port, make_program: MakeProgram, stack: Ex
     daemon.signal(signal.SIGHUP)
     wait_until(lambda: any("asked to by SIGHUP" in text for text in log.lines[said:]), "SIGHUP")
     assert daemon.stop() == 0
-
-
-def test_no_syslog_unless_asked(port: Port, make_program: MakeProgram, stack: ExitStack) -> None:
-    """Without `--syslog` nothing goes there."""
-    log = stack.enter_context(Syslog(port.host))
-    daemon = make_program(port.host, "eth0", *FAST, "--debug")
-    claim(port, daemon)
-    assert daemon.stop() == 0
-    assert log.lines == []
 
 
 @pytest.mark.parametrize("name", ["its own", "another"])
@@ -498,15 +299,6 @@ def test_progress_on_a_terminal(port: Port, make_program: MakeProgram) -> None:
     claim(port, daemon)
     daemon.wait_line("claimed")
     assert not any("probe 1/3 for" in line for line in daemon.lines)
-
-
-def test_terminal_goes_away(port: Port, make_program: MakeProgram) -> None:
-    """The terminal is closed: the address is kept, and taken off at the end."""
-    master, wrapper = _terminal()
-    daemon = make_program(port.host, "eth0", *FAST, "--debug", wrapper=wrapper)
-    bind_silently(port, daemon)
-    os.close(master)
-    _lives_without_stderr(port, daemon)
 
 
 def _lives_without_stderr(port: Port, daemon: Daemon) -> None:
@@ -588,22 +380,6 @@ def _full_pipe(fifo: Path) -> io.FileIO:
     return pipe
 
 
-def test_one_line_a_transition(port: Port, make_autoip: MakeDaemon) -> None:
-    """Each line says the interface, the old and the new state, why, and what comes next."""
-    daemon = make_autoip(port, *FAST)
-    bind(port, daemon)
-    moves = [re.search(r"^eth0: (\S+) -> (\S+): (.+)$", line) for line in daemon.lines]
-    states = [(m[1], m[2]) for m in moves if m]
-    assert states == [
-        ("no-link", "probing"),
-        ("probing", "announce-wait"),
-        ("announce-wait", "configuring"),
-        ("configuring", "announcing"),
-        ("announcing", "bound"),
-    ]
-    assert all(line.startswith("eth0: ") for line in daemon.lines if "->" in line)
-
-
 # The service manager
 
 
@@ -629,35 +405,6 @@ class _Manager(Reader):
         self.said.append(self._sock.recv(8192).decode())
 
 
-@pytest.mark.parametrize("kind", ["path", "abstract"])
-def test_service_manager(
-    port: Port, make_program: MakeProgram, stack: ExitStack, kind: str
-) -> None:
-    """READY=1 once, before the first address; STATUS= with each state and its reason; STOPPING=1 at the end."""
-    daemon = make_program(port.host, "eth0", "--delay", "1000", "--ip", str(A))
-    path = str(daemon.folder / "notify")
-    manager = stack.enter_context(_Manager(port.host, path if kind == "path" else "\0autoip-lab"))
-    daemon.env["NOTIFY_SOCKET"] = path if kind == "path" else "@autoip-lab"
-    daemon.start()
-    wait_until(lambda: "READY=1" in manager.said, "READY=1")
-    bound = f"STATUS=eth0: bound {A} (2 announcements sent)"
-    wait_until(lambda: bound in manager.said, "STATUS= bound")
-    assert port.host.link_local("eth0") == [A]
-    since = port.sniffer.mark()
-    daemon.signal(signal.SIGHUP)
-    claimed(port, since=since)
-    assert daemon.stop() == 0
-    wait_until(lambda: "STOPPING=1" in manager.said, "STOPPING=1")
-    assert manager.said.count("READY=1") == 1
-    ready, probing = (
-        manager.said.index(text)
-        for text in ("READY=1", f"STATUS=eth0: probing {A} (link is ready)")
-    )
-    assert ready < probing < manager.said.index(bound)
-    assert sum(text.startswith(f"STATUS=eth0: probing {A} (") for text in manager.said) == 2
-    assert all(re.match("READY=1$|STOPPING=1$|STATUS=.+$", text) for text in manager.said)
-
-
 def test_ready_without_an_address(port: Port, make_program: MakeProgram, stack: ExitStack) -> None:
     """READY=1 comes where there is no cable and no such interface; STATUS= says so, and the control sockets answer."""
     port.carrier(False)
@@ -676,16 +423,6 @@ def test_ready_without_an_address(port: Port, make_program: MakeProgram, stack: 
     bound = f"{missing}eth0: bound {address} (2 announcements sent)"
     wait_until(lambda: bound in manager.said, "STATUS= bound")
     assert manager.said.count("READY=1") == 1
-    assert daemon.stop() == 0
-
-
-@pytest.mark.parametrize("name", ["/nonexistent/notify", "@nobody", "relative", "@", "/dev/null"])
-def test_service_manager_that_does_not_listen(
-    port: Port, make_program: MakeProgram, name: str
-) -> None:
-    """Whatever $NOTIFY_SOCKET says, it works."""
-    daemon = make_program(port.host, "eth0", *FAST, env={"NOTIFY_SOCKET": name})
-    claim(port, daemon)
     assert daemon.stop() == 0
 
 
@@ -741,35 +478,3 @@ def test_ctrl_c_at_any_moment(port: Port, make_program: MakeProgram) -> None:
     daemon.signal(signal.SIGINT)
     assert daemon.wait() == 0
     assert configuration(port.host) == before
-
-
-def test_a_mistyped_command_changes_nothing(port: Port, make_program: MakeProgram) -> None:
-    """No frame, no file, no address: a word that is neither command nor interface, and one after an interface."""
-    wait_ready(port)
-    before = configuration(port.host)
-    for words, nearest in (
-        (["stauts", "eth0"], "autoip status eth0"),
-        (["eth0", "status"], "autoip status eth0"),
-        (["eth0", "eth9"], "autoip run eth9"),
-        (["eth0,eth9"], "eth0 eth9"),
-    ):
-        daemon = make_program(port.host, *words)
-        assert nearest in refused(daemon, 2)
-        assert list(daemon.runtime.iterdir()) == list(daemon.state.iterdir()) == []
-    assert configuration(port.host) == before
-    assert port.sniffer.arp() == []
-
-
-def test_bare_on_a_terminal(port: Port, make_program: MakeProgram) -> None:
-    """The help while no daemon runs, the status while one does; no second daemon either way."""
-    daemon = make_program(port.host, "eth0", *FAST)
-    wait_ready(port)
-    command = shlex.join(autoip_command())
-    typed = ["env", f"RUNTIME_DIRECTORY={daemon.runtime}", "script", "-qec", command, "/dev/null"]
-    ran = port.host.run(*typed)
-    assert "examples:" in ran and "autoip status" in ran
-    assert port.sniffer.arp() == []
-    bind(port, daemon)
-    ran = port.host.run(*typed)
-    assert re.search(rf"(?m)^eth0 +bound +{A} ", ran)
-    assert "examples:" not in ran

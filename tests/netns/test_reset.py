@@ -5,16 +5,14 @@ from __future__ import annotations
 import contextlib
 import select
 import socket
-from collections.abc import Iterator
 from ipaddress import IPv4Address
 
 import pytest
 
-from autoip.kernel import tcp_connections
-from lab import AddressMonitor, Daemon, Frame, Namespace, Port, frames
+from lab import AddressMonitor, Frame, Namespace, Port, frames
 
 from .commands import report
-from .conftest import MakeDaemon, autoip_command
+from .conftest import MakeDaemon
 from .helpers import (
     ETHERTYPE_IPV4,
     NETNS,
@@ -24,15 +22,14 @@ from .helpers import (
     A,
     bind,
     claimed_other,
-    wait_until,
 )
+from .talk import Talk
 
 pytestmark = NETNS
 
 FAST = ("--delay", "50", "--ip", str(A))
 STATIC = IPv4Address("192.0.2.5")
 STATIC_PEER = IPv4Address("192.0.2.77")
-PORT = 7000
 
 
 @pytest.fixture
@@ -43,26 +40,6 @@ def neighbour(port: Port) -> Namespace:
     far.ip(f"addr add {STATIC_PEER}/24 brd + dev {port.far}")
     port.host.ip(f"addr add {STATIC}/24 brd + dev eth0")
     return far
-
-
-@contextlib.contextmanager
-def _connected(
-    listener: socket.socket, neighbour: Namespace, address: IPv4Address
-) -> Iterator[tuple[socket.socket, socket.socket]]:
-    """Our end and the neighbour's of a connection in which something has been said."""
-    theirs = neighbour.call(socket.create_connection, (str(address), PORT), timeout=PATIENCE)
-    with theirs:
-        ours, _ = listener.accept()
-        with ours:
-            ours.settimeout(PATIENCE)
-            _talk(ours, theirs)
-            yield ours, theirs
-
-
-def _talk(ours: socket.socket, theirs: socket.socket) -> None:
-    for one, other in ((ours, theirs), (theirs, ours)):
-        one.sendall(b"hello")
-        assert other.recv(5) == b"hello"
 
 
 def _is_reset(frame: Frame, source: IPv4Address) -> bool:
@@ -77,29 +54,24 @@ def _is_reset(frame: Frame, source: IPv4Address) -> bool:
     )
 
 
-def _dispute(port: Port) -> None:
-    for _ in range(2):
-        port.send(frames.conflict_request(RIVAL, A))
-
-
-@pytest.mark.parametrize("defence", ["defend", "abandon"])
 def test_connections_are_reset_before_the_address_goes(
     port: Port,
     neighbour: Namespace,
     make_autoip: MakeDaemon,
     stack: contextlib.ExitStack,
-    defence: str,
 ) -> None:
     """def-reset: the neighbour gets the RST while the address is there still; no other connection is touched."""
-    daemon = make_autoip(port, *FAST, *(["--abandon"] if defence == "abandon" else []))
+    daemon = make_autoip(port, *FAST)
     bind(port, daemon)
     monitor = stack.enter_context(AddressMonitor(port.host))
-    listener = stack.enter_context(port.host.call(socket.create_server, ("0.0.0.0", PORT)))
-    listener.settimeout(PATIENCE)
-    ours, theirs = stack.enter_context(_connected(listener, neighbour, A))
-    other_ours, other_theirs = stack.enter_context(_connected(listener, neighbour, STATIC))
+    lost = stack.enter_context(Talk(port.host, A, neighbour, PEER))
+    kept = stack.enter_context(Talk(port.host, STATIC, neighbour, STATIC_PEER))
+    for talk in (lost, kept):
+        talk.alive()
     since = port.sniffer.mark()
-    _dispute(port)
+    for _ in range(2):
+        port.send(frames.conflict_request(RIVAL, A))
+    theirs, ours = lost.ends
     with pytest.raises(ConnectionResetError):
         theirs.recv(1)
     with pytest.raises(ConnectionAbortedError):
@@ -110,50 +82,7 @@ def test_connections_are_reset_before_the_address_goes(
     resets = [f for f in port.sniffer.frames(since) if _is_reset(f, A)]
     # The monitor's stamp is its own, so never too early; the frame's is the kernel's.
     assert len(resets) == 1 and resets[0].ns < gone
-    assert not select.select([other_ours, other_theirs], [], [], 0)[0]
-    _talk(other_ours, other_theirs)
+    assert not select.select(kept.ends, [], [], 0)[0]
+    kept.alive()
     daemon.wait_line(rf"eth0: reset 1 connections from {A}")
     assert report(daemon)["limits"] == []
-
-
-def test_a_defended_address_keeps_its_connections(
-    port: Port, neighbour: Namespace, make_autoip: MakeDaemon, stack: contextlib.ExitStack
-) -> None:
-    """def-reset, def-once: only an address that is given up."""
-    daemon = make_autoip(port, *FAST)
-    bind(port, daemon)
-    listener = stack.enter_context(port.host.call(socket.create_server, ("0.0.0.0", PORT)))
-    listener.settimeout(PATIENCE)
-    ours, theirs = stack.enter_context(_connected(listener, neighbour, A))
-    since = port.sniffer.mark()
-    port.send(frames.conflict_request(RIVAL, A))
-    port.sniffer.wait_announcement(A, PATIENCE, since=since)
-    wait_until(lambda: report(daemon)["defences"] == 1, "the defence is told")
-    _talk(ours, theirs)
-
-
-def test_kernel_that_cannot(port: Port, neighbour: Namespace, stack: contextlib.ExitStack) -> None:
-    """def-reset: without CONFIG_INET_DIAG_DESTROY one warning, a line in the status, and the address goes."""
-    # A request that no kernel has, and its answer taken for the one of such a kernel.
-    program = (
-        "import errno, sys; from autoip.commands import main; from autoip.daemon import owned_address;"
-        "from autoip.kernel import tcp_connections;"
-        "tcp_connections.SOCK_DESTROY = 22;"
-        "tcp_connections.SOCK_DIAG.questions[22] = tcp_connections._Question;"
-        "owned_address._NO_RESET[errno.EINVAL] = owned_address._NO_RESET[errno.EOPNOTSUPP];"
-        "sys.exit(main.main(sys.argv[1:]))"
-    )
-    assert tcp_connections.SOCK_DESTROY == 21
-    command = [autoip_command()[0], "-c", program, "eth0", *FAST]
-    daemon = stack.enter_context(Daemon(port.host, "eth0", command))
-    bind(port, daemon)
-    listener = stack.enter_context(port.host.call(socket.create_server, ("0.0.0.0", PORT)))
-    listener.settimeout(PATIENCE)
-    _, theirs = stack.enter_context(_connected(listener, neighbour, A))
-    since = port.sniffer.mark()
-    _dispute(port)
-    claimed_other(port, A, since=since)
-    assert not select.select([theirs], [], [], 0)[0]
-    line = "are not reset: the kernel lacks CONFIG_INET_DIAG_DESTROY"
-    assert [line in limit for limit in report(daemon)["limits"]] == [True]
-    assert sum(line in said for said in daemon.lines) == 1

@@ -13,10 +13,10 @@ from contextlib import ExitStack
 
 import pytest
 
-from lab import Daemon, Port, answers_probes, echoes
+from lab import Daemon, Port, echoes
 
 from .commands import report
-from .helpers import NEIGHBOUR, NETNS, PATIENCE, A, bind, claimed_other, probed, wait_until
+from .helpers import NETNS, PATIENCE, A, bind, probed, wait_until
 
 pytestmark = NETNS
 
@@ -64,12 +64,10 @@ def sleeper(port: Port, stack: ExitStack) -> tuple[Daemon, Sleep]:
     return daemon, sleep
 
 
-@pytest.mark.parametrize("echo", [False, True], ids=["", "echo"])
-def test_probed_again(port: Port, sleeper: tuple[Daemon, Sleep], echo: bool) -> None:
+def test_probed_again(port: Port, sleeper: tuple[Daemon, Sleep]) -> None:
     """if-resume, claim-echo: from the first probe, off the interface meanwhile; the same one, if it is free."""
     daemon, sleep = sleeper
-    if echo:
-        port.neighbour(echoes)
+    port.neighbour(echoes)
     bind(port, daemon)
     for _ in range(2):
         since = port.sniffer.mark()
@@ -81,33 +79,6 @@ def test_probed_again(port: Port, sleeper: tuple[Daemon, Sleep], echo: bool) -> 
         assert port.host.link_local("eth0") == [A]
     wait_until(lambda: report(daemon)["state"] == "bound", "bound")
     assert report(daemon)["conflicts"] == 0
-
-
-def test_taken_meanwhile(port: Port, sleeper: tuple[Daemon, Sleep]) -> None:
-    """if-resume: another host has taken the address: it keeps it, and is not spoken against."""
-    daemon, sleep = sleeper
-    bind(port, daemon)
-    port.neighbour(answers_probes(addresses={A}))
-    since = port.sniffer.mark()
-    sleep(3600)
-    claimed_other(port, A, since=since)
-    daemon.wait_line(f"conflict: {NEIGHBOUR} claims {A}")
-    assert [f for f in port.sniffer.arp(since) if f.spa == A] == []
-
-
-def test_while_it_is_probed_for(port: Port, sleeper: tuple[Daemon, Sleep]) -> None:
-    """if-resume: the probes from before do not count."""
-    daemon, sleep = sleeper
-    since = port.sniffer.mark()
-    daemon.start()
-    port.sniffer.wait_probe(A, PATIENCE, since=since)
-    sleep(5)
-    daemon.wait_line("the machine slept", PATIENCE)
-    since = port.sniffer.mark()
-    announced = port.sniffer.wait_announcement(A, PATIENCE, since=since)
-    # One of the three may have left between the word of the sleep and the mark.
-    assert 2 <= len([f for f in port.sniffer.probes(A, since) if f.ns < announced.ns]) <= 3
-    assert 4 <= len(port.sniffer.probes(A)) <= 6
 
 
 def test_wall_clock_is_set(port: Port, sleeper: tuple[Daemon, Sleep]) -> None:

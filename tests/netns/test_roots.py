@@ -45,14 +45,6 @@ def test_made_once(made: list[tuple[str, ...]], tmp_path: Path) -> None:
     assert made[2:] == [("bookworm", "git"), ("trixie",)]
 
 
-def test_an_old_one_is_made_anew(made: list[tuple[str, ...]], tmp_path: Path) -> None:
-    root = make_root("trixie", folder=tmp_path)
-    old = time.time() - roots.MAX_AGE - 1
-    os.utime(root, (old, old))
-    make_root("trixie", folder=tmp_path)
-    assert made == [("trixie",)] * 2
-
-
 def test_those_who_ask_at_once_wait_for_one(made: list[tuple[str, ...]], tmp_path: Path) -> None:
     threads = [threading.Thread(target=make_root, args=("trixie", (), tmp_path)) for _ in range(5)]
     for thread in threads:
@@ -118,21 +110,6 @@ def test_processes_are_found_and_end_with_the_machine(base: Path) -> None:
 
 
 @requires_root
-def test_failure_and_status(base: Path) -> None:
-    with Bare(base) as machine:
-        assert machine.run(["sh", "-c", "exit 7"], check=False).returncode == 7
-        with pytest.raises(LabError, match=r"exit status 7\nlast words"):
-            machine.run("echo last words; exit 7")
-
-
-@requires_root
 def test_a_root_in_use_is_not_replaced(base: Path) -> None:
     with Bare(base), open(f"{base}.lock", "w") as lock, pytest.raises(BlockingIOError):
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-@requires_root
-def test_a_root_that_is_none(tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(LabError, match="cannot run in it"), Bare(tmp_path / "empty"):
-        pass

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import time
 from ipaddress import IPv4Address
@@ -38,7 +37,6 @@ STATIC = IPv4Address("192.0.2.5")
 ROUTER = IPv4Address("192.0.2.1")
 FAR = IPv4Address("17.2.3.4")
 """The Bonjour Conformance Test's neighbour, whose address is not of our link."""
-NEAR = IPv4Address("17.1.1.1")
 """Its host with a routable address, that is to talk to a link-local neighbour."""
 
 
@@ -66,46 +64,7 @@ def _wait_onlink(host: Namespace, source: IPv4Address | None) -> None:
     wait_until(lambda: [r["prefsrc"] for r in _onlink(host)] == wanted, f"our route from {source}")
 
 
-def _reachable(host: Namespace, address: IPv4Address) -> bool:
-    try:
-        host.send_udp(address)
-    except OSError as error:
-        if error.errno == errno.ENETUNREACH:
-            return False
-        raise
-    return True
-
-
 # --default-route
-
-
-def test_neighbour_with_any_address(port: Port, make_autoip: MakeDaemon) -> None:
-    """fwd-any, B III.1: with link-local only, 17.2.3.4 is asked for on the link, and can be talked to."""
-    far = port.switch.namespace
-    far.ip(f"addr add {FAR}/32 dev {port.far}")
-    far.ip(f"route add 169.254.0.0/16 dev {port.far} src {FAR}")
-    daemon = make_autoip(port, *ROUTED)
-    claim(port, daemon)
-    _wait_default(port.host, True)
-    [route] = _default(port.host)
-    assert (route["dev"], route["scope"], route["prefsrc"]) == ("eth0", "253", str(A))
-    assert route["metric"] > 1_000_000_000 and "gateway" not in route
-    since = port.sniffer.mark()
-    port.host.send_udp(FAR)
-    asked = port.sniffer.wait_for(lambda f: f.op == frames.REQUEST and f.tpa == FAR, 5, since=since)
-    assert (asked.spa, asked.broadcast) == (A, True)
-    port.host.run("ping", "-c", "1", "-W", "5", str(FAR))
-    far.run("ping", "-c", "1", "-W", "5", "-I", str(FAR), str(A))
-    assert daemon.stop() == 0
-    assert _routes(port.host, "default") == []
-    assert not _reachable(port.host, FAR)
-
-
-def test_not_without_the_option(port: Port, make_autoip: MakeDaemon) -> None:
-    """fwd-any is off by default."""
-    bind(port, make_autoip(port, *FAST))
-    assert _routes(port.host, "default") == []
-    assert not _reachable(port.host, FAR)
 
 
 WHERE = {
@@ -182,15 +141,6 @@ def test_default_route_follows_the_address(port: Port, make_autoip: MakeDaemon) 
     _wait_default(port.host, True)
 
 
-def test_default_route_is_put_back(port: Port, make_autoip: MakeDaemon) -> None:
-    """fwd-any: also when somebody removes ours."""
-    bind(port, make_autoip(port, *ROUTED))
-    _wait_default(port.host, True)
-    port.host.ip("route del default")
-    assert _default(port.host) == []
-    _wait_default(port.host, True)
-
-
 def test_default_route_of_a_crash(port: Port, make_autoip: MakeDaemon) -> None:
     """fwd-any: what a crash leaves is gone at the next start, which has not the option."""
     daemon = make_autoip(port, *FAST)
@@ -246,27 +196,6 @@ def neighbour(port: Port) -> Namespace:
     far.ip(f"addr add {PEER}/16 brd + dev {port.far}")
     far.ip(f"route add default dev {port.far} scope link")
     return far
-
-
-@pytest.mark.parametrize("how", ["--route-only", "alongside"])
-def test_host_with_a_routable_address(
-    port: Port, neighbour: Namespace, make_autoip: MakeDaemon, how: str
-) -> None:
-    """fwd-onlink, B III.2: 17.1.1.1 and a link-local neighbour talk on the link, not by a router."""
-    host = port.host
-    host.ip(f"addr add {NEAR}/24 brd + dev eth0")
-    host.ip("route add default via 17.1.1.2")
-    if how == "alongside":
-        bind(port, make_autoip(port, *FAST))
-    else:
-        make_autoip(port, *ONLY).start()
-        _wait_onlink(host, NEAR)
-    since = port.sniffer.mark()
-    host.run("ping", "-c", "1", "-W", "5", "-I", str(NEAR), str(PEER))
-    neighbour.run("ping", "-c", "1", "-W", "5", str(NEAR))
-    asked = port.sniffer.wait_for(lambda f: f.tpa == PEER, 5, since=since)
-    assert asked.spa == NEAR
-    assert [f for f in port.sniffer.arp(since) if f.tpa == IPv4Address("17.1.1.2")] == []
 
 
 def test_route_only_claims_nothing(

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
-import time
 from contextlib import ExitStack
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -136,34 +134,6 @@ def test_a_life_in_calls(port: Port, make_autoip: MakeDaemon) -> None:
     assert set(re.findall(" ip=.*", script.log.read_text())) == {" ip= interface="}
 
 
-def test_no_calls_about_what_was_never_held(port: Port, make_autoip: MakeDaemon) -> None:
-    """A candidate that was lost while it was probed, and an end before any claim, are no events."""
-    daemon = make_autoip(port, "--delay", "2000", "--ip", str(A))
-    script = Script(daemon, RECORDER)
-    daemon.start(*script.arguments)
-    port.sniffer.wait_probe(A, timeout=PATIENCE)
-    port.send(frames.conflict_request(RIVAL, A))
-    daemon.wait_line("conflict: ")
-    assert daemon.stop() == 0
-    assert script.calls() == []
-
-
-def test_refresh_and_removal_by_somebody_else(port: Port, make_autoip: MakeDaemon) -> None:
-    """Probed again: UNBIND, BIND.  Deleted by somebody else: the same."""
-    daemon = make_autoip(port, "--delay", "50", "--ip", str(A))
-    script = Script(daemon, RECORDER)
-    claim(port, daemon, *script.arguments)
-    script.wait(1)
-    daemon.signal(signal.SIGHUP)
-    script.wait(3)
-    # While BIND runs it is the script that may take the address off.  Its end, some milliseconds
-    # later, is not to be seen from here.
-    time.sleep(1)
-    port.host.ip(f"addr del {A}/16 dev eth0")
-    calls = script.wait(5)
-    assert calls == [f"{word} eth0 {A}" for word in ("BIND", "UNBIND", "BIND", "UNBIND", "BIND")]
-
-
 def test_surroundings_of_a_call(port: Port, make_autoip: MakeDaemon) -> None:
     """No descriptors of ours, a session of its own, a clean environment, the root directory."""
     daemon = make_autoip(port, "--delay", "50")
@@ -181,76 +151,6 @@ def test_surroundings_of_a_call(port: Port, make_autoip: MakeDaemon) -> None:
     assert session == pid
     # The shell's own: 10 keeps the script's or the saved standard output.
     assert {"0", "1", "2"} <= set(descriptors) <= {"0", "1", "2", "10", "11", "255"}
-
-
-def test_failures_are_told_with_their_status(port: Port, make_autoip: MakeDaemon) -> None:
-    daemon = make_autoip(port, "--delay", "50", "--ip", str(A))
-    script = Script(
-        daemon,
-        RECORDER,
-        more='[ "$1" = BIND ] && exit 7\n[ "$1" = UNBIND ] && kill -SEGV $$\nexit 0',
-    )
-    claim(port, daemon, *script.arguments)
-    daemon.wait_line(f"eth0: script BIND {A}: exit status 7")
-    port.down()
-    daemon.wait_line(f"eth0: script UNBIND {A}: ended by signal 11")
-    assert daemon.stop() == 0
-
-
-def test_a_script_that_cannot_be_run(port: Port, make_autoip: MakeDaemon) -> None:
-    """No interpreter: said, and nothing else."""
-    daemon = make_autoip(port, "--delay", "50", "--ip", str(A))
-    script = Script(daemon, "#!/nowhere/sh\n")
-    claim(port, daemon, *script.arguments)
-    daemon.wait_line(f"script BIND {A}: cannot be run: No such file or directory")
-    assert daemon.stop() == 0
-
-
-@pytest.mark.parametrize(
-    ("mode", "says"), [(None, "no such file"), (0o644, "not executable")], ids=["gone", "mode"]
-)
-def test_refused_at_the_start(
-    mode: int | None, says: str, port: Port, make_autoip: MakeDaemon
-) -> None:
-    daemon = make_autoip(port)
-    path = daemon.folder / "script"
-    if mode is not None:
-        path.write_text("#!/bin/sh\n")
-        path.chmod(mode)
-    daemon.start("--script", str(path))
-    assert daemon.wait(PATIENCE) == 2
-    assert daemon.lines == [f"autoip: --script {path}: {says}"]
-    assert port.sniffer.arp() == []
-
-
-def test_a_hanging_script_is_killed_and_nobody_waits(port: Port, make_autoip: MakeDaemon) -> None:
-    """Claims, defends and gives up as ever while BIND hangs; its children end with it."""
-    daemon = make_autoip(port, "--delay", "50", "--ip", str(A))
-    hang = 'if [ "$1" = BIND ]; then sleep 600 & echo $! >{log}.child; trap "" TERM; sleep 600; fi'
-    script = Script(daemon, RECORDER.replace("{more}", hang))
-    bind(port, daemon, *script.arguments)
-    since = port.sniffer.mark()
-    port.send(frames.conflict_request(RIVAL, A))
-    port.sniffer.wait_announcement(A, since=since, timeout=PATIENCE)
-    port.down()
-    daemon.wait_no_address()
-    assert script.calls() == [f"BIND eth0 {A}"]
-    daemon.wait_line(f"script BIND {A}: did not end within 10 s, and was killed", 2 * PATIENCE)
-    script.wait(2)
-    child = int(Path(f"{script.log}.child").read_text())
-    wait_until(lambda: not os.path.exists(f"/proc/{child}"), "the end of the script's child")
-    assert script.calls()[1] == f"UNBIND eth0 {A}"
-    assert daemon.stop() == 0
-
-
-def test_the_end_waits_for_the_last_call(port: Port, make_autoip: MakeDaemon) -> None:
-    daemon = make_autoip(port, "--delay", "50", "--ip", str(A))
-    script = Script(daemon, RECORDER, more='sleep 1; echo "$1 done" >>"$0.done"')
-    claim(port, daemon, *script.arguments)
-    script.wait(1)
-    assert daemon.stop() == 0
-    assert Path(f"{script.path}.done").read_text() == "BIND done\nSTOP done\n"
-    assert daemon.addresses() == []
 
 
 def test_each_interface_has_its_own_queue(
@@ -404,28 +304,6 @@ def test_zcip_script(port: Port, make_autoip: MakeDaemon) -> None:
     assert configuration(port.host) == before
 
 
-def test_zcip_init_decides(port: Port, make_autoip: MakeDaemon) -> None:
-    """If init fails, that interface is not served; if no other is left, the program ends."""
-    daemon = make_autoip(port, "--delay", "50", "--script-style", "zcip")
-    script = Script(daemon, ZCIP, init=3)
-    daemon.start(*script.arguments)
-    assert daemon.wait(PATIENCE) == 1
-    assert daemon.lines == ["autoip: eth0: script init: exit status 3"]
-    assert port.sniffer.arp() == []
-    assert list(daemon.runtime.iterdir()) == []
-
-
-def test_zcip_init_of_one_of_two(port: Port, make_autoip: MakeDaemon) -> None:
-    other = port.switch.attach(port.host, "eth1")
-    daemon = make_autoip(port, "eth1", "--delay", "50", "--script-style", "zcip")
-    script = Script(daemon, ZCIP, init='"$([ "$interface" = eth0 ] && echo 3 || echo 0)"')
-    daemon.start(*script.arguments)
-    daemon.wait_line("eth0: script init: exit status 3")
-    other.sniffer.wait_announcement(timeout=PATIENCE)
-    assert port.sniffer.arp() == []
-    assert daemon.stop() == 0
-
-
 # --- what avahi-autoipd has saved ------------------------------------------------------------
 
 
@@ -452,18 +330,3 @@ def test_the_address_that_avahi_autoipd_saved(port: Port, make_autoip: MakeDaemo
     assert daemon.stop() == 0
     (daemon.folder / "avahi" / port.mac).write_text(f"{B}\n")
     assert claim(port, daemon) == A
-
-
-def test_no_state_does_not_read_avahis(port: Port, make_autoip: MakeDaemon) -> None:
-    daemon = make_autoip(port, "--delay", "50", "--no-state")
-    _avahis(port, daemon, f"{A}\n")
-    assert claim(port, daemon) != A
-    assert "avahi" not in daemon.output
-
-
-def test_avahis_file_that_may_not_be_read(port: Port, make_autoip: MakeDaemon) -> None:
-    """Without CAP_DAC_OVERRIDE another user's file of mode 0600 is not there: a line for debugging."""
-    daemon = make_autoip(port, "--delay", "50", "--debug")
-    _avahis(port, daemon, f"{A}\n", 0o600)
-    assert claim(port, daemon) != A
-    assert f"avahi-autoipd/{port.mac}: Permission denied" in daemon.output

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import sys
 from collections.abc import Sequence
 from ipaddress import IPv4Address
 
@@ -132,28 +131,7 @@ def test_new_hardware_address_of_the_other(
     assert daemon.wait_address(other_than=A) != A
 
 
-def test_the_program_knows_as_well(ports: tuple[Port, Port], stack: contextlib.ExitStack) -> None:
-    """claim-echo: a frame that the helper let through, before it had heard of a new MAC, is judged again."""
-    program = (
-        "import sys; from autoip.commands import main; from autoip.kernel import arp_socket;"
-        "arp_socket.ArpListener.own = lambda self, macs: None;"
-        "sys.exit(main.main(sys.argv[1:]))"
-    )
-    port, other = ports
-    # At the first conflict it gives up, so the helper does not answer by itself either.
-    command = [sys.executable, "-c", program, "eth0", *FAST, "--ip", str(A), "--abandon"]
-    daemon = stack.enter_context(Daemon(port.host, "eth0", command))
-    bind(port, daemon)
-    port.send(frames.conflict_reply(other.mac, A))
-    port.send(frames.conflict_request(RIVAL, A))
-    daemon.wait_line("-> probing: conflict", PATIENCE)
-    assert f"conflict: {RIVAL} claims" in daemon.output and other.mac not in daemon.output
-
-
-@pytest.mark.parametrize("round_", range(3))
-def test_one_candidate_at_one_moment(
-    ports: tuple[Port, Port], make_autoip: MakeDaemon, round_: int
-) -> None:
+def test_one_candidate_at_one_moment(ports: tuple[Port, Port], make_autoip: MakeDaemon) -> None:
     """if-many: two processes with one first candidate and no way to hear each other: two addresses."""
     # Not on one switch: what one sends is not heard by the other, as with a bridge and its port.
     for port in ports:
@@ -170,30 +148,6 @@ def test_one_candidate_at_one_moment(
     for daemon in daemons:
         daemon.wait_line("-> bound", PATIENCE)
     wait_until(settled, "two different addresses")
-
-
-def test_of_two_the_first_interface_keeps_it(
-    ports: tuple[Port, Port], make_autoip: MakeDaemon
-) -> None:
-    """if-many: the address appears on another interface: given up by the one with the higher index."""
-    first, second = ports
-    host = first.host
-    assert host.index("eth0") < host.index("eth1")
-    daemon = make_autoip(first, *FAST, "--ip", str(A))
-    bind(first, daemon)
-    host.ip(f"addr add {A}/32 dev eth1 scope link")
-    other = make_autoip(second, *FAST, "--ip", str(A))
-    held = bind(second, other)
-    assert held != A
-    host.ip(f"addr del {A}/32 dev eth1")
-    assert host.link_local("eth0") == [A]
-    # Now on the other side.
-    host.ip(f"addr add {held}/32 dev eth0 scope link")
-    other.wait_line("address is on another interface of this host", PATIENCE)
-    moved = other.wait_address(other_than=held)
-    assert moved not in (A, held)
-    assert host.link_local("eth0") == [A, held]
-    assert "another interface" not in daemon.output
 
 
 def _served_with(port: Port, daemons: Sequence[Daemon], names: Sequence[str]) -> None:

@@ -113,24 +113,6 @@ def test_signal_while_the_terminal_is_there(
     ended(port)
 
 
-def test_signal_without_a_terminal(port: Port, stack: ExitStack) -> None:
-    """One that never had a terminal, as a service: the address is probed again."""
-    detached = [
-        sys.executable,
-        "-c",
-        "import os, sys; os.setsid(); os.execvp(sys.argv[1], sys.argv[1:])",
-    ]
-    command = [*detached, *autoip_command(), port.name, "--delay", "50", "--ip", str(A)]
-    daemon = stack.enter_context(Daemon(port.host, port.name, command))
-    claim(port, daemon)
-    since = port.sniffer.mark()
-    daemon.signal(signal.SIGHUP)
-    assert claimed(port, since=since) == A
-    time.sleep(2 * HANGUP_TIME)
-    assert daemon.stop() == 0
-    ended(port)
-
-
 def test_nohup(port: Port, stack: ExitStack, terminal: Terminal) -> None:
     """Ignored at the start: neither the end of the terminal nor the signal has an effect."""
     daemon = on_terminal(port, stack, terminal, *NOHUP)

@@ -1,4 +1,4 @@
-"""What autoip/daemon/protocols.py asks of the kernel, in memory: no root, no network, and time as the test has it."""
+"""The protocols of autoip/daemon/protocols.py in memory: without root and network, in the test's time."""
 
 from __future__ import annotations
 
@@ -156,9 +156,9 @@ class FakeListener(_Readable):
         self.refuse_open: int | None = None
         """The error number with which the next `open` fails."""
         self.lost = 0
-        """Conflicts that the queue had no room for."""
+        """Conflicts for which the queue had no room."""
         self.refuse_send = 0
-        """So many frames are not taken from now on."""
+        """So many of the next frames are refused."""
         self._clock = clock
         self._waiting: list[Received] = []
 
@@ -191,7 +191,7 @@ class FakeListener(_Readable):
         return waiting
 
     def deliver(self, packet: ArpPacket, *, quietly: bool = False) -> int:
-        """A frame that all sockets hear. Return how many let it through; quietly: the loop is not woken."""
+        """Pass a frame to all sockets. Return how many let it through; `quietly`: do not wake the loop."""
         caught = [received for sock in self.sockets if (received := sock.catch(packet)) is not None]
         self._waiting += caught
         if not quietly:
@@ -223,17 +223,17 @@ class FakeNetwork:
         self._before: dict[str, deque[Step]] = {}
         self._after: dict[str, deque[Step]] = {}
         self.mute = False
-        """While it is, no event arrives: the kernel's answers overtake them."""
+        """While true, no event arrives: the kernel's answers overtake them."""
         self._news = asyncio.Event()
 
     # What a test does.
 
     def before(self, request: str, step: Step) -> None:
-        """The next request of that name first does this: waits, raises, changes something."""
+        """Run `step` before the next request of that name: it may wait, raise, or change something."""
         self._before.setdefault(request, deque()).append(step)
 
     def after(self, request: str, step: Step) -> None:
-        """The next request of that name does this when it is done, and before its answer arrives."""
+        """Run `step` when the next request of that name is done, before its answer arrives."""
         self._after.setdefault(request, deque()).append(step)
 
     def happens(self, *events: Event) -> None:
@@ -241,35 +241,35 @@ class FakeNetwork:
         self._news.set()
 
     def speak(self) -> None:
-        """All events that wait arrive now."""
+        """Deliver all events that wait."""
         self.mute = False
         self._news.set()
 
     def plug(self, link: Link) -> None:
-        """A link comes, or changes."""
+        """Add or change a link."""
         self.links[link.index] = link
         self.happens(LinkChanged(link))
 
     def unplug(self, index: int) -> None:
-        """A link goes with all its addresses."""
+        """Remove a link with all its addresses."""
         for key in [key for key in self.present if key[0] == index]:
             self.happens(AddressRemoved(self.present.pop(key)))
-        link = self.links.pop(index)
-        self.happens(LinkRemoved(index, link.name))
+        self.links.pop(index)
+        self.happens(LinkRemoved(index))
 
     def put(self, index: int, address: str, prefixlen: int = 24, **changes: Any) -> Address:
-        """Somebody else puts an address on a link."""
+        """Add an address to a link as somebody else."""
         found = replace(Address(index, IPv4Address(address), prefixlen, 0, None, None), **changes)
         self.present[index, found.address] = found
         self.happens(AddressAdded(found))
         return found
 
     def take(self, index: int, address: IPv4Address) -> None:
-        """Somebody takes an address off a link."""
+        """Remove an address from a link as somebody else."""
         self.happens(AddressRemoved(self.present.pop((index, address))))
 
     def lose_messages(self) -> None:
-        """All events that wait are lost; the whole truth comes instead."""
+        """Lose all events that wait; a Resync comes instead."""
         self.events.clear()
         self.happens(Resync((*self.links.values(),), (*self.present.values(),)))
 
@@ -396,7 +396,7 @@ class FakeTimer(_Readable):
 
 
 class FakeClockWatch(_Readable):
-    """Says that the machine slept when the test says so."""
+    """Reports that the machine slept when the test calls `sleep`."""
 
     def sleep(self) -> None:
         self.wake()

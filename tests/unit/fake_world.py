@@ -92,7 +92,7 @@ class World:
         if self._trace is not None:
             self._trace.close()
 
-    # What a test asks.
+    # Questions of a test.
 
     @property
     def now(self) -> float:
@@ -110,12 +110,12 @@ class World:
         text = self.report(name)["address"]
         return None if text is None else IPv4Address(text)
 
-    def said(self, text: str) -> list[str]:
-        """The log lines that have the text."""
+    def logged(self, text: str) -> list[str]:
+        """Return the log lines with the text."""
         return [line for line in self.lines if text in line]
 
     def asked(self, *requests: str) -> list[tuple[Any, ...]]:
-        """The requests of these names that the kernel got, in order."""
+        """Return the requests of these names that the kernel got, in order."""
         return [asked for asked in self.network.asked if asked[0] in requests]
 
     # What a test does.
@@ -141,7 +141,7 @@ class World:
         return address
 
     def claims(self, address: IPv4Address, sha: bytes = STRANGER) -> int:
-        """Another host says that it has the address. Return how many sockets let that through."""
+        """Announce the address as another host. Return how many sockets let that through."""
         return self.kernel.listener.deliver(arp.announcement(sha, address))
 
     def probes(self, address: IPv4Address) -> int:
@@ -151,7 +151,7 @@ class World:
         return self.kernel.listener.deliver(packet)
 
     async def asks(self, request: str, name: str = "eth0") -> dict[str, Any]:
-        """A request on the interface's control socket; its answer."""
+        """Send a request on the interface's control socket; return the answer."""
         (path,) = (self.directory / "run").glob(f"*-{name}.sock")
         reader, writer = await asyncio.open_unix_connection(str(path))
         writer.write((json.dumps({"version": 1, "request": request}) + "\n").encode())
@@ -170,9 +170,12 @@ def play(scenario: Callable[[], Awaitable[None]]) -> None:
     virtual_time.run(bounded())
 
 
+played = virtual_time.played_by(play)
+
+
 @contextlib.contextmanager
 def no_network_manager(directory: Path) -> Any:
-    """The machine's own D-Bus is none of the test's business."""
+    """Keep the machine's own D-Bus out of the test."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gate, "SYSTEM_BUS", str(directory / "no-bus"))
         yield

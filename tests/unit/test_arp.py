@@ -40,7 +40,7 @@ def test_round_trip_with_padding(packet: ArpPacket, padding: bytes) -> None:
 def test_any_bytes_are_a_packet_or_nothing(frame: bytes) -> None:
     packet = parse(frame)
     if packet is not None:
-        # The Ethernet source is not part of the value: SHA counts.
+        # The Ethernet source is not part of the value: the SHA counts.
         assert packet.emit()[:6] + packet.emit()[12:] == frame[:6] + frame[12:42]
 
 

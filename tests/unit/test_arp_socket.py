@@ -1,4 +1,4 @@
-"""What arp_socket.py refuses before C sees it. No privileges needed."""
+"""What arp_socket.py refuses before any call to C. Needs no privileges."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_import_is_light() -> None:
     )
     root = Path(arp_socket.__file__).parents[2]
     command = [sys.executable, "-c", code]
-    # Without an environment, so that nothing measures its coverage, which would import some of them.
+    # Without an environment, so that no measurement of coverage imports some of them.
     done = subprocess.run(command, cwd=root, env={}, capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
 
@@ -71,7 +71,7 @@ def test_listener_alone() -> None:
 
 
 def test_nothing_is_left_open() -> None:
-    """Not even by who forgets close()."""
+    """Not even without close()."""
     gc.collect()
     before = descriptors()
     ArpListener().close()
@@ -105,7 +105,7 @@ def test_open_checks(index: Any, mac: Any, error: type[Exception]) -> None:
 
 
 class Untouched:
-    """In the place of the C library: no call may arrive."""
+    """Stands in for the C library: a call fails the test."""
 
     AUTOIP_FRAME_LEN = lib.AUTOIP_FRAME_LEN
 

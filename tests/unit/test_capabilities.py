@@ -1,4 +1,4 @@
-"""Capabilities, each time in a process of its own: what is given up does not come back."""
+"""Capabilities, each time in a process of its own: what is given up never returns."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ print(open("/proc/thread-self/status").read())
 
 
 def limited(*wrapper: str, before: str = "") -> tuple[str, dict[str, int]]:
-    """What limit() did: the first line said, and the numbers in the thread's status.
+    """Return what limit() did: the first line printed, and the numbers in the thread's status.
 
     `wrapper` is a command in front, `before` are statements just before the call.
     """
@@ -57,8 +57,8 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="changing the user nee
 
 @needs_both
 def test_keeps_two_and_nothing_else() -> None:
-    said, after = limited()
-    assert not said.startswith("missing")
+    printed, after = limited()
+    assert not printed.startswith("missing")
     assert after["CapPrm"] == after["CapEff"] == NET_ADMIN_AND_RAW
     assert after["CapInh"] == after["CapAmb"] == 0
     assert after["NoNewPrivs"] == 1
@@ -71,16 +71,16 @@ def test_cuts_down_the_bounding_set() -> None:
 
 @needs_both
 def test_twice_is_harmless() -> None:
-    said, after = limited(before="capabilities.limit()")
-    assert not said.startswith("missing")
+    printed, after = limited(before="capabilities.limit()")
+    assert not printed.startswith("missing")
     assert after["CapEff"] == NET_ADMIN_AND_RAW
 
 
 @needs_root
 def test_without_capabilities() -> None:
-    """Says what is missing and changes nothing."""
-    said, after = limited(before="os.setgid(65534); os.setuid(65534)")
-    assert said == "missing CAP_NET_RAW CAP_NET_ADMIN"
+    """What is missing is reported, and nothing is changed."""
+    printed, after = limited(before="os.setgid(65534); os.setuid(65534)")
+    assert printed == "missing CAP_NET_RAW CAP_NET_ADMIN"
     assert after["NoNewPrivs"] == 0
 
 
@@ -89,9 +89,9 @@ def test_without_capabilities() -> None:
     ("dropped", "name"), [("net_raw", "CAP_NET_RAW"), ("net_admin", "CAP_NET_ADMIN")]
 )
 def test_without_one_of_them(dropped: str, name: str) -> None:
-    said, after = limited("setpriv", f"--bounding-set=-{dropped}", "--inh-caps=-all")
-    assert said == f"missing {name}"
-    # Nothing was changed: what it had besides is still there.
+    printed, after = limited("setpriv", f"--bounding-set=-{dropped}", "--inh-caps=-all")
+    assert printed == f"missing {name}"
+    # Nothing was changed: other capabilities are still there.
     assert after["CapEff"] & SETPCAP
 
 
@@ -117,8 +117,8 @@ print(*[line for line in open("/proc/thread-self/status") if line.startswith("Ca
 @needs_root
 def test_with_the_two_alone() -> None:
     """Another user, no CAP_SETPCAP: the bounding set stays, the rest is done."""
-    said, after = limited(before=AS_A_SERVICE)
-    assert int(said.split()[1], 16) == NET_ADMIN_AND_RAW  # it had them
+    printed, after = limited(before=AS_A_SERVICE)
+    assert int(printed.split()[1], 16) == NET_ADMIN_AND_RAW  # it was permitted
     assert after["CapEff"] == after["CapPrm"] == NET_ADMIN_AND_RAW
     assert after["CapInh"] == after["CapAmb"] == 0
     assert after["NoNewPrivs"] == 1

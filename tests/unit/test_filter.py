@@ -1,7 +1,7 @@
 """The conflict filter through Python: the kernel runs it on a socket pair (no privileges).
 
-The table of single changed fields is in tests/c/test_filter.c.  Here hypothesis looks for a
-frame about which three disagree: the kernel, the check in C, and the rule as RFC 3927 puts it.
+The table of single changed fields is in tests/c/test_filter.c. Here hypothesis looks for a
+frame about which three disagree: the kernel, the check in C, and the rule of RFC 3927.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def pair() -> Iterator[FilteredPair]:
 
 
 def rule(frame: bytes, mac: bytes, address: IPv4Address, phase: Phase) -> bool:
-    """RFC 3927, 2.2.1 and 2.5, in the words of the RFC."""
+    """Return whether RFC 3927 sections 2.2.1 and 2.5, in their own words, concern the frame."""
     if len(frame) < 42:
         return False
     destination, _, kind = struct.unpack_from("!6s6sH", frame)
@@ -96,7 +96,7 @@ addresses = st.sampled_from([ADDRESS, ADDRESS + 1]) | st.integers(0, 2**32 - 1).
 
 @st.composite
 def arp_like(draw: st.DrawFn) -> bytes:
-    """Frames near the border: each field right, or one of its likely wrong values."""
+    """Draw frames near the border: each field right, or one of its likely wrong values."""
 
     def field(right: int, *wrong: int) -> int:
         return draw(st.sampled_from([right] * 6 + list(wrong)))
@@ -131,7 +131,7 @@ def arp_like(draw: st.DrawFn) -> bytes:
 def test_kernel_helper_and_rule_agree(
     pair: FilteredPair, frame: bytes, mac: bytes, address: IPv4Address, phase: Phase
 ) -> None:
-    """claim-conflict, claim-echo, claim-unicast-probe, def-detect, def-probed, def-broadcast."""
+    """claim-conflict, claim-echo, claim-unicast-probe, def-detect, def-probed, def-broadcast: as the rule."""
     expected = rule(frame, mac, address, phase)
     assert pair.passes(frame, mac, address, phase) == expected
     assert (

@@ -17,6 +17,7 @@ from autoip.commands import hooks, main
 from autoip.core.policy import Kind
 from autoip.dhcp import clients, install
 from autoip.dhcp.clients import CLIENTS, MARK, SHARED
+from autoip.dhcp.image import Image
 from autoip.errors import AutoipError, UsageError
 
 HOOKS = Path(__file__).resolve().parents[2] / "hooks"
@@ -353,6 +354,13 @@ def test_no_link_leads_out_of_the_root(root: Path, run: Run, tmp_path: Path) -> 
     assert (root / "srv/hook").is_file()
 
 
+def test_the_root_of_this_machine_is_not_missing() -> None:
+    assert Image("/").missing(["/etc/no-such-folder/inner/file", "/file"]) == [
+        "/etc/no-such-folder",
+        "/etc/no-such-folder/inner",
+    ]
+
+
 def test_a_loop_of_links_is_told(root: Path, run: Run) -> None:
     (root / "etc/dhcp").symlink_to("dhcp")
     with pytest.raises(AutoipError, match="Too many levels"):
@@ -459,10 +467,12 @@ def test_networkmanager_is_told_of_the_named_interfaces_alone(root: Path, run: R
     before = tree(root)
     run("install --client networkmanager eth0 wlan0")
     conf = (root / "etc/NetworkManager/conf.d/90-autoip.conf").read_text().splitlines()
-    assert conf[-3:] == [
+    assert conf[-5:] == [
+        "[main]",
+        "autoconnect-retries-default=0",
         "[connection-autoip]",
         "match-device=interface-name:eth0,interface-name:wlan0",
-        "ipv4.dhcp-timeout=2147483647",
+        "ipv4.dhcp-timeout=300",
     ]
     policy = config.load(root / "etc/autoip.conf.d/networkmanager.conf")
     assert policy.choices("eth0") == policy.choices("wlan0") == {"policy": Kind.FALLBACK}

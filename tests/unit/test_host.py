@@ -52,7 +52,7 @@ def test_links() -> None:
     # A link of the same name that came later is the one that is meant.
     mirror.apply(LinkChanged(link_of(7)))
     assert mirror.link("eth0") == link_of(7)
-    mirror.apply(LinkRemoved(2, "eth0"))
+    mirror.apply(LinkRemoved(2))
     assert mirror.link("eth0") == link_of(7)
     mirror.apply(LinkChanged(link_of(7, "other")))
     assert mirror.link("eth0") is None
@@ -68,7 +68,7 @@ def test_hardware_addresses() -> None:
     assert mirror.is_sibling(mac_of(2)) and not mirror.is_sibling(mac_of(3))
     mirror.apply(LinkChanged(link_of(2, mac=mac_of(9))))
     assert mirror.macs == {mac_of(9)}
-    mirror.apply(LinkRemoved(2, "eth0"))
+    mirror.apply(LinkRemoved(2))
     assert mirror.macs == frozenset()
     links = [link_of(index, f"veth{index}") for index in range(1, OWN_MAX + 3)]
     mirror.apply(Resync((*reversed(links),), ()))

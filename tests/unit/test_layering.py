@@ -20,9 +20,8 @@ BELOW: Mapping[str, set[str]] = {
     "journal": set(),
     "log": {"journal"},
     "paths": set(),
-    "interfaces": set(),
     "core": {"errors"},
-    "option_table": {"interfaces", "errors"},
+    "option_table": {"kernel.interface_names", "errors"},
     "options": {"option_table", "core", "errors"},
     "config": {"option_table", "options", "core", "errors"},
     "kernel": {"core", "errors"},
@@ -35,7 +34,6 @@ BELOW: Mapping[str, set[str]] = {
         "kernel",
         "control",
         "config",
-        "interfaces",
         "option_table",
         "options",
         "journal",
@@ -47,7 +45,7 @@ BELOW: Mapping[str, set[str]] = {
     "__main__": {"commands"},
     "__init__": set(),
 }
-"""What each folder, and each file beside the folders, may import of the package besides itself."""
+"""What each folder, and each file beside the folders, may import of the package besides itself: folders and files."""
 
 PURE = {
     "__future__",
@@ -152,7 +150,10 @@ def faults(name: str, full: str, names: set[str]) -> Iterator[str]:
     if module is None:
         if room == "core" and full.partition(".")[0] not in PURE:
             yield f"imports {full.partition('.')[0]}, and the core does no input or output"
-    elif (other := module.partition(".")[0]) not in (room, "__init__") and other not in BELOW[room]:
+    elif (other := module.partition(".")[0]) not in (room, "__init__") and not BELOW[room] & {
+        other,
+        module,
+    }:
         yield f"imports {module}, which is not below it"
 
 
@@ -170,6 +171,7 @@ def plant(package: Path, name: str, source: str) -> None:
     for other in (
         "core.acd",
         "core.ipv4ll",
+        "kernel.interface_names",
         "kernel.network",
         "kernel.native",
         "daemon.lock_file",
@@ -198,6 +200,7 @@ def plant(package: Path, name: str, source: str) -> None:
             "imports kernel.network, which",
         ),
         ("errors", "from autoip.core import acd", "imports core.acd, which"),
+        ("option_table", "from autoip.kernel import network", "imports kernel.network, which"),
         (
             "kernel.network",
             "from autoip.daemon import lock_file",
@@ -262,6 +265,7 @@ def test_a_circle_is_found(tmp_path: Path) -> None:
         ("kernel.netlink", "from pyroute2.netlink import nlmsg"),
         ("daemon.interface", "from autoip.kernel import network\nfrom autoip.core.acd import Acd"),
         ("commands.main", "from autoip import __version__\nimport autoip"),
+        ("option_table", "from autoip.kernel import interface_names"),
     ],
 )
 def test_what_is_allowed_passes(tmp_path: Path, name: str, source: str) -> None:

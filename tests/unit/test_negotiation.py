@@ -1,6 +1,6 @@
 """The negotiation core on a virtual link, row by row of the requirements table.
 
-The name of each test, or its docstring, carries the id of the row that it proves.
+The name of each test, or its docstring, has the id of the row that it proves.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import pytest
 from autoip.core import acd, arp, constants, ipv4ll
 from autoip.core.acd import Defence
 from autoip.core.arp import BROADCAST, NO_ADDRESS, NO_HARDWARE, ArpPacket, Operation
+from autoip.core.candidates import draw_candidate
 from autoip.core.constants import Timing, is_candidate
-from autoip.core.ipv4ll import State, draw_candidate
+from autoip.core.ipv4ll import State
 from autoip.errors import CoreMisuse
 from tests.unit.fake_kernel import mac_of
 from tests.unit.virtual_link import Host, VirtualLink
@@ -103,7 +104,7 @@ def test_sel_metadata() -> None:
 
 
 def candidates(number: int, count: int = 5) -> list[IPv4Address]:
-    """The candidates of a host all of whose candidates are taken."""
+    """Return the candidates of a host that loses each of them."""
     link = VirtualLink(number)
     host = link.add(number)
     host.link_up()
@@ -123,7 +124,7 @@ def test_sel_seed_same_mac_same_sequence() -> None:
 
 
 def test_sel_seed_is_stable_across_pythons() -> None:
-    """An address that people wrote on the box is still its address after an update."""
+    """The address of a hardware address never changes: people write it on the box."""
     assert [str(c) for c in candidates(1, 3)] == PINNED
 
 
@@ -157,6 +158,15 @@ def test_sel_a_lost_candidate_is_not_drawn_again() -> None:
     assert core.candidate not in (None, lost)
 
 
+def test_sel_lost_candidates_are_remembered_up_to_a_bound() -> None:
+    _, host = alone()
+    for _ in range(constants.MAX_CONFLICTS + 5):
+        host.core.conflicts = 0
+        assert host.core.candidate is not None
+        host.receive(reply(host.core.candidate))
+    assert len(host.core._candidates._lost) == constants.MAX_CONFLICTS
+
+
 def test_sel_draw_ends_when_everything_is_to_be_avoided() -> None:
     _, host = alone(avoid=lambda _: True)
     assert host.core.candidate is not None
@@ -185,7 +195,8 @@ def test_claim_num_and_wait(delay: int) -> None:
 
 
 def test_claim_delay_scales_the_probe_phase_alone() -> None:
-    assert Timing.from_delay(2000) == Timing()
+    assert Timing.from_delay(constants.DELAY_DEFAULT) == Timing.from_delay(2000) == Timing()
+    assert Timing.from_delay(100).slack == pytest.approx(0.025)
     short = Timing.from_delay(200)
     assert (short.probe_wait, short.probe_min, short.probe_max, short.announce_wait) == (
         pytest.approx((0.1, 0.1, 0.2, 0.2))
@@ -220,6 +231,14 @@ def test_claim_probe_form() -> None:
         )
     for sent in link.announcements(host):
         assert sent.packet == ArpPacket(Operation.REQUEST, host.mac, A, NO_HARDWARE, A, BROADCAST)
+    # What the caller is given, in order.
+    assert [event for _, event in host.events if not isinstance(event, ipv4ll.Transition)] == [
+        *(acd.ProbeSent(A, number) for number in (1, 2, 3)),
+        ipv4ll.Configure(A),
+        acd.AnnouncementSent(A, 1),
+        ipv4ll.Claimed(A),
+        acd.AnnouncementSent(A, 2),
+    ]
 
 
 def claim_until(host: Host, link: VirtualLink, state: State) -> None:
@@ -248,6 +267,9 @@ def test_claim_conflict(name: str, state: State) -> None:
     assert host.core.candidate != A
     assert host.state() is State.PROBING
     assert host.core.conflicts == 1
+    assert host.of(acd.Conflict) == [acd.Conflict(A, CONFLICTS[name], in_use=False)]
+    verb = "probes for" if name == "probe" else "claims"
+    assert f" {verb} {A}" in host.of(ipv4ll.Transition)[-1].why
     link.run(LONG)
     assert A not in [address for address, _, _ in host.held]
 
@@ -258,7 +280,7 @@ def test_claim_conflict_at_the_last_moment() -> None:
     claim_until(host, link, State.CONFIGURING)
     host.receive(reply(A))
     link.run(LONG)
-    # The kernel was told already: it must be told to take the address off again.
+    # The kernel was asked for the address already: it must be removed again.
     assert ipv4ll.Unconfigure(A, conflict=False) in host.of(ipv4ll.Unconfigure)
     assert host.on_interface not in (None, A)
     assert not [s for s in link.announcements(host) if s.packet.spa == A]
@@ -282,7 +304,7 @@ NO_CONFLICTS = {
 def test_no_conflict(name: str, state: State) -> None:
     link, host = alone(first=A)
     claim_until(host, link, state)
-    # Straight into the core: what the filter would have stopped is judged again.
+    # Straight into the core, which checks again what the filter would have stopped.
     host.core.receive(NO_CONFLICTS[name], link.now)
     host.pump()
     link.run(LONG)
@@ -328,7 +350,7 @@ def claim_until_limited_or_probed(host: Host, link: VirtualLink) -> None:
 
 
 def test_claim_rate_survives_the_link() -> None:
-    """A cable that is pulled and put back does not lift the limit."""
+    """A cable that is pulled and plugged in again does not lift the limit."""
     link, host = alone()
     for _ in range(constants.MAX_CONFLICTS):
         assert host.core.candidate is not None
@@ -445,7 +467,7 @@ def test_def_yield_is_judged_by_when_the_frame_came() -> None:
 
 
 def test_def_once_right_after_boot() -> None:
-    """No conflict yet is not the same as a conflict at time zero."""
+    """A first conflict just after boot is defended: none before is not one at time zero."""
     link = VirtualLink()
     link.now = 0.0
     host = link.add(1, first=A, timing=Timing.from_delay(1))
@@ -461,8 +483,8 @@ def test_def_abandon() -> None:
     link.wire.clear()
     host.receive(request(A, A))
     assert host.on_interface is None
-    (event,) = host.of(ipv4ll.Unconfigure)
-    assert event == ipv4ll.Unconfigure(A, conflict=True)
+    assert host.of(ipv4ll.Unconfigure) == [ipv4ll.Unconfigure(A, conflict=True)]
+    assert host.of(acd.Conflict) == [acd.Conflict(A, request(A, A), in_use=True)]
     link.run(LONG)
     assert host.core.address not in (None, A)
     assert not [s for s in link.wire if s.packet.spa == A]
@@ -477,6 +499,10 @@ def test_def_while_announcing() -> None:
     link.run(LONG)
     assert host.state() is State.BOUND
     assert len(link.announcements(host)) == constants.ANNOUNCE_NUM + 1
+    assert host.of(acd.Defended) == [acd.Defended(A, request(A, A), 0.0, reflex=False)]
+    # The end of DEFEND_INTERVAL is a timer, but not a step that anybody waits for.
+    last = host.of(ipv4ll.Transition)[-1]
+    assert (last.new, last.step, last.step_at) == (State.BOUND, "", None)
 
 
 @pytest.mark.parametrize("pause", [1.0, 5.0])
@@ -503,7 +529,7 @@ def test_def_refused_by_the_kernel_is_sent_when_it_can_be() -> None:
 
 
 def test_def_probed() -> None:
-    """Another host's probe is answered (by the kernel) and is no reason to give up."""
+    """Another host's probe is answered (by the kernel) and is not a reason to give up."""
     link, host = bound()
     other = link.add(2, first=A)
     other.link_up()
@@ -597,7 +623,7 @@ def test_if_removed_it_comes_back_at_once_and_is_announced() -> None:
     assert host.on_interface == A
     assert len(link.probes(host)) == 0
     assert len(link.announcements(host)) == constants.ANNOUNCE_NUM
-    # Long after that once more.
+    # Again, long after that.
     _removed(link, host)
     link.run(LONG)
     assert (host.on_interface, len(link.probes(host))) == (A, 0)
@@ -616,7 +642,7 @@ def test_if_removed_again_soon_it_is_probed() -> None:
 
 
 def test_a_removal_does_not_make_a_conflict_forgotten() -> None:
-    """def-yield: what was disputed before it was taken off is given up at the next dispute, if that is soon."""
+    """def-yield: an address that was removed after a conflict is given up at the next one, if that is soon."""
     link, host = bound()
     host.receive(arp.announcement(STRANGER, A))
     _removed(link, host)
@@ -668,11 +694,95 @@ def test_configure_failed_is_tried_again() -> None:
     core.configure_failed(A, link.now, "no memory")
     assert host.state() is State.PAUSED
     assert core.remembered == A
-    assert core.next_timer() == link.now + constants.CONFIGURE_RETRY
+    assert core.next_timer() == link.now + 10.0
     core.configured(A, link.now)
     core.handle_timer(link.now + constants.CONFIGURE_RETRY)
     assert host.state() is State.PROBING
     assert core.candidate == A
+
+
+def test_if_removed_after_exactly_defend_interval_is_not_soon() -> None:
+    link, host = bound()
+    _removed(link, host)
+    link.run(0.0)
+    assert host.on_interface == A
+    link.run(constants.DEFEND_INTERVAL)
+    _removed(link, host)
+    assert host.state() is State.CONFIGURING
+
+
+# --- one address by itself -----------------------------------------------------------------------
+
+
+def announcing(sibling: bytes = b"") -> acd.Acd:
+    """A detector whose address was put on the interface at 0.0, and not announced yet."""
+    detector = acd.Acd(A, mac_of(1), Timing(), Random(0), -20.0, sibling=sibling.__eq__)
+    while not isinstance(detector.state, acd.Configuring):
+        at = detector.next_timer()
+        assert at is not None
+        detector.handle_timer(at)
+        if detector.to_send(at) is not None:
+            detector.sent(at)
+    detector.announce(0.0)
+    while detector.next_event() is not None:
+        pass
+    return detector
+
+
+def state_of(detector: acd.Acd) -> acd.State:
+    """A call, because mypy takes an attribute to stay as it was compared."""
+    return detector.state
+
+
+def test_acd_without_siblings_ends_with_a_conflict() -> None:
+    detector = acd.Acd(A, mac_of(1), Timing(), Random(0), 0.0)
+    detector.state = acd.Configuring()
+    detector.receive(reply(A), 1.0)
+    assert detector.next_event() == acd.Conflict(A, reply(A), in_use=False)
+    assert state_of(detector) == acd.Ended()
+    assert detector.listen is acd.Listen.NOTHING
+
+
+def test_acd_that_gives_up_has_ended() -> None:
+    detector = announcing()
+    detector.receive(reply(A), 1.0, 1.25)
+    assert detector.next_event() == acd.Defended(A, reply(A), 0.25, reflex=True)
+    # The helper answered once more: it is not given up, whatever the interval says.
+    detector.receive(reply(A), 2.0, 2.5)
+    assert detector.next_event() == acd.Defended(A, reply(A), 0.5, reflex=True)
+    detector.receive(reply(A), 3.0)
+    assert detector.next_event() == acd.Conflict(A, reply(A), in_use=True)
+    assert state_of(detector) == acd.Ended()
+
+
+def test_acd_sibling_while_announcing() -> None:
+    detector = announcing(SIBLING)
+    detector.receive(reply(A, SIBLING), 1.0)
+    assert detector.state == acd.Announcing(0, 0.0, acd.Guard())
+
+
+def test_acd_defence_that_is_refused_while_announcing() -> None:
+    """The defence is offered again by itself; the announcement stays due when it was."""
+    detector = announcing()
+    detector.sent(0.0)
+    detector.next_event()
+    detector.receive(reply(A), 1.0)
+    assert detector.next_timer() == 1.0
+    detector.refused(1.0)
+    assert detector.next_timer() == 1.0 + constants.SEND_RETRY
+    detector.sent(1.5)
+    assert detector.next_event() == acd.Defended(A, reply(A), 0.5, reflex=False)
+    assert detector.next_timer() == constants.ANNOUNCE_INTERVAL
+
+
+def test_acd_reflex_while_the_kernel_refuses_announcements() -> None:
+    detector = announcing()
+    detector.receive(reply(A), 0.0, 0.0)
+    detector.refused(constants.DEFEND_INTERVAL - constants.SEND_RETRY / 2)
+    assert detector.reflex is None
+    assert detector.next_timer() == constants.DEFEND_INTERVAL
+    detector.handle_timer(constants.DEFEND_INTERVAL)
+    assert detector.reflex == arp.announcement(mac_of(1), A)
 
 
 # --- the contract of the core --------------------------------------------------------------------
@@ -680,7 +790,7 @@ def test_configure_failed_is_tried_again() -> None:
 
 def test_misuse_is_refused() -> None:
     link, host = alone()
-    with pytest.raises(CoreMisuse):
+    with pytest.raises(CoreMisuse, match="link_up"):
         host.core.link_up(link.now)
     host.core.link_down()
     with pytest.raises(CoreMisuse):
@@ -690,6 +800,10 @@ def test_misuse_is_refused() -> None:
     detector = acd.Acd(A, mac_of(1), Timing(), Random(0), 0.0)
     with pytest.raises(CoreMisuse):
         detector.announce(0.0)
+    with pytest.raises(CoreMisuse, match="removed"):
+        detector.removed()
+    with pytest.raises(CoreMisuse, match="cannot be left"):
+        detector._go(acd.Trigger.GIVEN_UP, acd.Ended())
     detector.receive(reply(A), 0.0)
     assert detector.state == acd.Ended()
     with pytest.raises(CoreMisuse):
@@ -699,7 +813,7 @@ def test_misuse_is_refused() -> None:
 
 
 def test_every_transition_of_the_table_happens() -> None:
-    """The table holds no transition that the code does not make, and the code none beside it."""
+    """The table has exactly the transitions that the code makes."""
     seen: set[tuple[type, acd.Trigger]] = set()
     original = acd.Acd._go
 
@@ -727,8 +841,8 @@ def test_transitions_are_reported_once_each() -> None:
     host.receive(request(A, A))
     host.receive(request(A, A))
     host.link_down()
-    told = host.of(ipv4ll.Transition)
-    names = [(e.old.value, e.new.value) for e in told]
+    changes = host.of(ipv4ll.Transition)
+    names = [(e.old.value, e.new.value) for e in changes]
     assert names == [
         ("no-link", "probing"),
         ("probing", "announce-wait"),
@@ -738,10 +852,31 @@ def test_transitions_are_reported_once_each() -> None:
         ("bound", "probing"),
         ("probing", "no-link"),
     ]
-    given_up = told[5]
+    assert [e.why for e in changes[:5]] == [
+        "link is ready",
+        "3 probes sent",
+        "nobody objected",
+        "address is on the interface",
+        "2 announcements sent",
+    ]
+    assert [e.lost for e in changes] == [False] * 5 + [True, False]
+    given_up = changes[5]
     assert "02:00:00:00:03:e7" in given_up.why
     assert given_up.step == "probe 1/3"
     assert given_up.step_at is not None
+
+
+def test_the_constants_are_those_of_the_rfc() -> None:
+    """RFC 3927 section 9."""
+    assert (constants.PROBE_WAIT, constants.PROBE_NUM) == (1, 3)
+    assert (constants.PROBE_MIN, constants.PROBE_MAX) == (1, 2)
+    assert (constants.ANNOUNCE_WAIT, constants.ANNOUNCE_NUM, constants.ANNOUNCE_INTERVAL) == (
+        2,
+        2,
+        2,
+    )
+    assert (constants.MAX_CONFLICTS, constants.RATE_LIMIT_INTERVAL) == (10, 60)
+    assert constants.DEFEND_INTERVAL == 10
 
 
 CHANGED = {
@@ -759,7 +894,7 @@ CHANGED = {
 
 
 def biography(timing: Timing) -> list[tuple[float, bytes]]:
-    """All that a host sends in a life with every kind of conflict."""
+    """Return all that a host sends in a life with every kind of conflict."""
     link = VirtualLink(3)
     host = link.add(1, first=A, timing=timing)
     host.link_up()
@@ -792,7 +927,7 @@ def test_each_constant_changes_behaviour(name: str, monkeypatch: pytest.MonkeyPa
         assert biography(Timing()) != before
 
 
-# --- another interface of this host on the same link ---------------------------------------------
+# --- a sibling on the same link ------------------------------------------------------------------
 
 
 SIBLING = mac_of(2)
@@ -800,7 +935,7 @@ SIBLING = mac_of(2)
 
 @pytest.mark.parametrize("packet", [request(A, B, SIBLING), reply(A, SIBLING)])
 def test_claim_echo_sibling_in_use(packet: ArpPacket) -> None:
-    """claim-echo: our own kernel, speaking of the address on another interface, is no conflict."""
+    """claim-echo: ARP of our own kernel for the address from a sibling is not a conflict."""
     link, host = bound(sibling=SIBLING.__eq__)
     link.wire.clear()
     for _ in range(3):
@@ -809,14 +944,14 @@ def test_claim_echo_sibling_in_use(packet: ArpPacket) -> None:
     assert host.on_interface == A
     assert link.wire == []
     assert not host.of(acd.Defended) and not host.of(acd.Conflict)
-    # Any other host's is one.
+    # That of any other host is.
     host.receive(request(A, B))
     assert len(host.of(acd.Defended)) == 1
 
 
 @pytest.mark.parametrize("packet", [request(A, B, SIBLING), request(NO_ADDRESS, A, SIBLING)])
 def test_claim_echo_sibling_before_use(packet: ArpPacket) -> None:
-    """3.4: before use it is one, so that two interfaces on one link end with different addresses."""
+    """3.4: before use it is, so that two interfaces on one link get different addresses."""
     link, host = alone(first=A, sibling=SIBLING.__eq__)
     link.run(2.0)
     assert host.state() is State.PROBING
@@ -826,7 +961,7 @@ def test_claim_echo_sibling_before_use(packet: ArpPacket) -> None:
 
 
 def test_sibling_while_the_kernel_is_asked() -> None:
-    """The kernel may answer on the other interface before the core is told that it has the address."""
+    """The kernel may answer on the sibling before the core has the call of `configured`."""
     link, host = alone(first=A, sibling=SIBLING.__eq__)
     host.configure_delay = 1.0
     while host.state() is not State.CONFIGURING:
@@ -838,7 +973,7 @@ def test_sibling_while_the_kernel_is_asked() -> None:
 
 
 def test_address_elsewhere() -> None:
-    """Found on another interface: given up, not as lost to another host, and never tried at once."""
+    """An address on a sibling is given up, not as lost to another host, and not tried again at once."""
     link, host = bound()
     host.core.elsewhere(B, link.now)
     assert host.state() is State.BOUND
@@ -851,7 +986,7 @@ def test_address_elsewhere() -> None:
 
 
 def test_addresses_elsewhere_are_rate_limited() -> None:
-    """claim-rate: however often an address turns out to be on another interface."""
+    """claim-rate: the limit holds for addresses on siblings too."""
     link, host = alone()
     host.configure_delay = 10000.0
     for _ in range(constants.MAX_CONFLICTS):

@@ -1,6 +1,6 @@
-"""The netlink socket and codec, without root: what the kernel answers is read with care.
+"""The netlink socket and codec, without root: answers of the kernel are read with care.
 
-The sockets are real; what they read comes from the test first (`feed`).
+The sockets are real; they read first what the test feeds them (`feed`).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ LIST = Request("list addresses", RTM_GETADDR, {"family": int(socket.AF_INET)})
 
 
 def answer(kind: int, body: bytes, **changes: int) -> bytes:
-    """A message of the answer to a socket's first request."""
+    """Return a message of the answer to a socket's first request."""
     return message(kind, body, **{"sequence": 1, **changes})
 
 
@@ -60,7 +60,7 @@ def run(body: Coroutine[Any, Any, T]) -> T:
 
 
 def ask(*fed: Any, flags: int = DUMP) -> list[Any]:
-    """What a request gives whose answer is this."""
+    """Return the result of a request that has this answer."""
 
     async def body() -> list[Any]:
         opened = Socket(rtnetlink.ROUTE)
@@ -80,7 +80,7 @@ def test_answer() -> None:
 
 
 def test_what_is_passed_over() -> None:
-    """The rest of an older answer, other types of message, and whatever another process sent."""
+    """Ignored: the rest of an older answer, other types of message, and what another process sent."""
     stale = message(RTM_NEWADDR, BODY, sequence=7) * 2 + message(NLMSG_DONE, bytes(4), sequence=7)
     forged: Any = (ADDRESS + DONE, [], 0, (4711, 0))
     other = answer(1, bytes(9)) + answer(99, b"")
@@ -96,13 +96,13 @@ def test_what_is_passed_over() -> None:
         (answer(NLMSG_ERROR, struct.pack("=i", -(2**31))), errno.EBADMSG),
         (answer(NLMSG_ERROR, b"\xff\xff\xff"), errno.EBADMSG),
         (answer(NLMSG_DONE, b""), errno.EBADMSG),
-        # A dump that a change has disturbed.
+        # A dump during which the table changed.
         (answer(NLMSG_DONE, bytes(4), flags=NLM_F_DUMP_INTR), errno.EBUSY),
         (answer(RTM_NEWADDR, BODY, flags=NLM_F_DUMP_INTR) + DONE, errno.EBUSY),
     ],
 )
 def test_refusal(end: bytes, number: int) -> None:
-    """The number that ends an answer; nothing after it is looked at."""
+    """The number that ends an answer; nothing after it is read."""
     with pytest.raises(KernelRefused) as refused:
         ask(ADDRESS + end + b"garbage")
     assert (refused.value.errno, refused.value.what) == (number, "list addresses")
@@ -134,7 +134,7 @@ def test_a_datagram_that_is_cut_off() -> None:
 
 
 def test_garbage() -> None:
-    """Whatever comes: messages, or a refusal."""
+    """Random bytes give messages, or a refusal."""
     chance = random.Random(3927)
     good = ADDRESS + answer(NLMSG_ERROR, struct.pack("=i", -1)) + DONE
     outcomes = set()
@@ -241,7 +241,7 @@ def test_a_question_whose_answer_is_lost_is_asked_again() -> None:
 
 
 def test_the_rest_of_an_answer_that_timed_out_is_passed_over() -> None:
-    """Also where the kernel is still busy with it."""
+    """Also while the kernel is still busy with the dump."""
     links = Request("list links", rtnetlink.RTM_GETLINK, {})
 
     async def body(opened: Requests) -> None:
@@ -261,7 +261,7 @@ def test_the_rest_of_an_answer_that_timed_out_is_passed_over() -> None:
 
 
 def test_no_socket_can_be_opened(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each request tries again, and a refusal says why."""
+    """Each request tries again, and a refusal has the reason."""
 
     async def body(opened: Requests) -> None:
         feed(opened._socket, OSError(errno.EIO, "broken"))
@@ -343,7 +343,7 @@ def python(code: str, *folders: Path) -> str:
 
 
 def test_nothing_else_of_pyroute2_is_loaded() -> None:
-    """And nothing of ours is left for other code that imports it."""
+    """Other code that imports pyroute2 gets a whole one."""
     code = (
         "import sys; from autoip.kernel.netlink import nlmsg;"
         "print([name for name in sys.modules if name.startswith('pyroute2')]);"

@@ -1,4 +1,4 @@
-"""Whatever happens on the link, what must never happen does not.
+"""Invariants, whatever happens on the link.
 
 Hypothesis invents hosts, losses, cuts and hostile frames; the invariants are checked on what the
 hosts sent and held.
@@ -49,7 +49,7 @@ def check_wire(link: VirtualLink) -> None:
 
 
 def overlaps(one: Host, other: Host, end: float) -> list[tuple[float, float]]:
-    """When both hosts held the same address."""
+    """Return when both hosts held the same address."""
     found = []
     for address, since, until in one.held:
         for address2, since2, until2 in other.held:
@@ -60,7 +60,7 @@ def overlaps(one: Host, other: Host, end: float) -> list[tuple[float, float]]:
 
 
 def talk(link: VirtualLink) -> None:
-    """Each host's kernel asks for some neighbour: the traffic by which conflicts are seen."""
+    """The kernel of each host asks for some neighbour: the traffic that reveals conflicts."""
     for host in link.hosts:
         if host.on_interface is not None:
             link.send(
@@ -86,7 +86,7 @@ def talk(link: VirtualLink) -> None:
 def test_on_a_sound_link_no_address_is_ever_held_twice(
     seed: int, count: int, delay: int, starts: list[float], reflex: bool
 ) -> None:
-    """All want the same address; frames arrive within the time that the RFC allows for."""
+    """All hosts try the same address first; frames arrive within the time that the RFC allows for."""
     link = VirtualLink(seed)
     for number in range(count):
         host = link.add(number + 1, first=A, timing=Timing.from_delay(delay), reflex=reflex)
@@ -147,7 +147,7 @@ def test_a_healed_partition_is_sorted_out(seed: int, per_side: int, reflex: bool
 def test_a_bad_link_ends_well(
     seed: int, loss: float, double: float, late: float, count: int
 ) -> None:
-    """Loss, duplication and reordering may let two hosts claim one address; talk settles it."""
+    """Loss, duplication and reordering may let two hosts claim one address; traffic settles it."""
     link = VirtualLink(seed, loss=loss, double=double)
     link.delay = (0.0001, late)
     for number in range(count):
@@ -229,7 +229,7 @@ def test_hostile_frames_and_a_bad_cable_break_nothing(
     if host.state() is State.NO_LINK:
         host.link_up()
         link.run(130)
-    # Nobody attacks any more: an address is held, whatever came before.
+    # After the attack an address is held, whatever came before.
     assert host.state() is State.BOUND
     assert host.on_interface == host.core.address
     assert is_candidate(host.on_interface or NO_ADDRESS)
@@ -246,6 +246,6 @@ def test_ten_thousand_hosts(seed: int) -> None:
     link.run(200)
     assert all(host.state() is State.BOUND for host in link.hosts)
     assert len({host.on_interface for host in link.hosts}) == 10_000
-    # With 65,023 addresses, chance alone makes hundreds of hosts want a taken one.
+    # With 65,023 addresses, by chance alone hundreds of hosts try a taken one.
     moved = [host for host in link.hosts if len({a for a, _, _ in host.held}) > 1]
     assert not moved, "nobody may lose an address that it had claimed on a sound link"

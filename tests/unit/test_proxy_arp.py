@@ -1,4 +1,4 @@
-"""proxy_arp: which host is reported, when, and how often."""
+"""Detection of proxy ARP: which host is reported, when, and how often."""
 
 from __future__ import annotations
 

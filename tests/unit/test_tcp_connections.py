@@ -1,4 +1,4 @@
-"""TCP connections: what the kernel answers is read with care. (Lengths that are wrong: see test_netlink.)"""
+"""TCP connections: answers of the kernel are read with care. (Wrong lengths: see test_netlink.)"""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ DONE = message(netlink.NLMSG_DONE, bytes(4), sequence=1)
 def found(
     monkeypatch: pytest.MonkeyPatch, *datagrams: bytes, states: int = CONNECTED
 ) -> list[Connection]:
-    """What a list is whose answers, for IPv4 sockets and then for IPv6 sockets, are these."""
+    """Return the list made of these answers, for IPv4 sockets and then for IPv6 sockets."""
     answer(monkeypatch, *datagrams)
 
     async def collect() -> list[Connection]:
@@ -107,7 +107,7 @@ def test_an_answer_that_is_refused_or_makes_no_sense(
 
 
 def test_all_are_tried_before_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that has gone meanwhile is no refusal."""
+    """A connection that ended meanwhile is not a refusal."""
     ends = [-errno.ENOENT, 0, -errno.EPERM, -errno.EOPNOTSUPP, 0]
     acknowledged = [
         message(netlink.NLMSG_ERROR, struct.pack("=i", end), sequence=number)
@@ -125,7 +125,7 @@ def test_all_are_tried_before_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_socket_that_fails_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing more is asked of it."""
+    """A socket that failed gets no further request."""
     lost = message(99, b"", length=0)
     answer(monkeypatch, _entry() * 3 + DONE, DONE, lost)
     with pytest.raises(KernelRefused) as refused:

@@ -1,4 +1,4 @@
-"""The timer and the watch on the machine's sleep, on the kernel's clocks. No privileges needed."""
+"""The timer and the watch for the machine's sleep, on the kernel's clocks. Needs no privileges."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_timer() -> None:
 
 @pytest.mark.parametrize("at", [0.0, -1.0, 1e-12, 1.0])
 def test_timer_in_the_past_is_now(at: float) -> None:
-    """0 as well: only None is never."""
+    """0 is a time in the past too: only None means never."""
     timer = Timer()
     timer.set(at)
     assert readable(timer, within=20)
@@ -64,7 +64,7 @@ def test_timer_refuses(at: float) -> None:
 
 
 def test_timer_is_never_early() -> None:
-    """Times that no whole number of nanoseconds expresses are rounded up."""
+    """Times between two nanoseconds are rounded up."""
     timer = Timer()
     for step in range(200):
         at = now() + 0.0001 + step * 1e-7 / 3
@@ -103,7 +103,7 @@ def test_clock_watch_tells_sleep() -> None:
 
 
 def test_clock_watch_waits() -> None:
-    """Nobody sets the clock here: it must not be readable, nor become so by changed()."""
+    """Nobody sets the clock here: the watch must not be readable, nor become so by changed()."""
     watch = ClockWatch()
     assert not readable(watch)
     assert not watch.changed()
@@ -112,7 +112,7 @@ def test_clock_watch_waits() -> None:
 
 
 def test_clock_watch_ignores_a_pause_between_the_clocks() -> None:
-    """A process that was pushed aside between two readings did not sleep with the machine."""
+    """An interruption between two readings does not count as sleep of the machine."""
     clocks = Clocks()
     pauses = iter([0.0, 3.0, 0.0] * 10)
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from autoip.core import acd, constants, ipv4ll
+from autoip.core import acd, candidates, constants, ipv4ll
 from autoip.core.acd import Defence
 from autoip.core.arp import parse
 from autoip.core.constants import DEFEND_INTERVAL, PROBE_NUM
@@ -127,7 +127,7 @@ def test_all_that_a_core_can_be_told_happens_again(tmp_path: Path, file: Path) -
             await world.until_bound("eth1")
             address = await world.until_bound()
             world.network.take(2, address)
-            await world.until(lambda: world.said("removed by somebody else"))
+            await world.until(lambda: world.logged("removed by somebody else"))
             await world.until_bound()
             world.network.put(2, str(world.address("eth1")))
             await world.until_state("probing", "eth1")
@@ -169,7 +169,7 @@ def test_a_bug_of_the_core_is_recorded(
         async with World(tmp_path, first=A, trace=file) as world:
             with monkeypatch.context() as patch:
                 patch.setattr(acd.Acd, "announce", broken)
-                await world.until(lambda: world.said("planted"))
+                await world.until(lambda: world.logged("planted"))
             await world.until_bound()
 
     play(scenario)
@@ -230,7 +230,7 @@ def test_a_trace_happens_again(name: str) -> None:
         (constants, "PROBE_MIN", 0.9, "sent"),
         (constants, "ANNOUNCE_WAIT", 1.9, "sent"),
         (ipv4ll, "MAX_CONFLICTS", 1, "receive"),
-        (ipv4ll, "LAST_CANDIDATE", IPv4Address("169.254.3.255"), "receive"),
+        (candidates, "LAST_CANDIDATE", IPv4Address("169.254.3.255"), "receive"),
     ],
 )
 def test_a_changed_constant_is_found(
@@ -244,8 +244,6 @@ def test_a_changed_constant_is_found(
 ) -> None:
     record(tmp_path, file)
     monkeypatch.setattr(module, name, value)
-    if name == "LAST_CANDIDATE":
-        monkeypatch.setattr(ipv4ll, "_CANDIDATES", 3 * 256)
     difference = replay.replay(file.read_bytes())[1]
     assert difference is not None and difference.then["call"] == call
 
@@ -454,7 +452,7 @@ def test_a_bug_in_the_recording_costs_the_trace_alone(
         async with World(tmp_path, first=A, trace=file) as world:
             monkeypatch.setattr(trace.TracedCore, "outcome", broken)
             assert await world.until_bound() == A
-            assert len(world.said("no more is traced: RuntimeError('planted')")) == 1
-            assert not world.said("internal error")
+            assert len(world.logged("no more is traced: RuntimeError('planted')")) == 1
+            assert not world.logged("internal error")
 
     play(scenario)

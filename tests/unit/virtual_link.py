@@ -1,8 +1,8 @@
 """Hosts on a virtual link with a virtual clock: the negotiation core without a kernel.
 
-A host is the core and what the kernel does for it: it answers ARP requests for the address that
-is on its interface.  The link delivers, delays, loses, doubles and reorders frames, and can be
-cut in two.  Nothing here waits: the clock jumps from one due time to the next.
+A host is the core and the kernel's part: answers to ARP requests for the address on its interface.
+The link delivers, delays, loses, doubles and reorders frames, and can be cut in two. Nothing here
+waits: the clock jumps from one due time to the next.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Sent:
 
 
 class Host:
-    """One host: its negotiator, the socket that this has, and what happened to it."""
+    """One host: its negotiator with its socket, and what happened to it."""
 
     def __init__(self, link: VirtualLink, mac: bytes, core: Ipv4ll, *, reflex: bool) -> None:
         self.link = link
@@ -61,16 +61,16 @@ class Host:
         self.negotiator.attach(link_of(mac=mac))
 
     def state(self) -> State:
-        """The core's state; a call, because mypy takes an attribute to stay as it was compared."""
+        """Return the core's state; a call, because mypy assumes that a compared attribute never changes."""
         return self.core.state
 
     def of(self, kind: type[T]) -> list[T]:
-        """What happened to it of that kind, in order."""
+        """Return the events of that kind, in order."""
         return [event for _, event in self.events if isinstance(event, kind)]
 
     def receive(self, packet: ArpPacket) -> None:
-        # The kernel: answer a request for the address on the interface, by unicast as Linux does,
-        # but not one that comes from that very address (a martian source to it).
+        # The kernel's part: answer a request for the address on the interface, by unicast as Linux
+        # does, but not one from this address, which Linux drops as a martian source.
         if (
             packet.operation is Operation.REQUEST
             and packet.tpa == self.on_interface
@@ -151,7 +151,7 @@ class VirtualLink:
         self.record = True
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
-        # Who could care about an address, as the kernel's filters see to it.
+        # The hosts whose filters let packets about an address through.
         self._by_address: dict[IPv4Address, dict[Host, None]] = defaultdict(dict)
         self._listed: dict[Host, IPv4Address] = {}
 
@@ -185,7 +185,7 @@ class VirtualLink:
         heapq.heappush(self._queue, (max(at, self.now), next(self._order), call))
 
     def send(self, sender: Host, packet: ArpPacket) -> None:
-        # Through bytes and back: what a host sends is what the codec makes of it.
+        # Through bytes and back, so that the codec has its part.
         again = parse(packet.emit())
         assert again == packet
         if self.record:
@@ -201,7 +201,7 @@ class VirtualLink:
                     self.call_at(at, partial(host.receive, packet))
 
     def note(self, host: Host) -> None:
-        """Note which address the host cares about now."""
+        """Note the address of the host's filter."""
         candidate = host.core.candidate
         if self._listed.get(host) != candidate:
             if (old := self._listed.pop(host, None)) is not None:
@@ -211,7 +211,7 @@ class VirtualLink:
                 self._by_address[candidate][host] = None
 
     def _concerned(self, packet: ArpPacket) -> list[Host]:
-        """Hosts that have, or probe for, an address that the packet names."""
+        """Return the hosts that have, or probe for, an address of the packet."""
         concerned: dict[Host, None] = {}
         for address in (packet.spa, packet.tpa):
             concerned.update(self._by_address[address])

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import selectors
-from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, ParamSpec, TypeVar
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 START = 1000.0
@@ -64,3 +66,18 @@ def run(main: Coroutine[Any, Any, T]) -> T:
             with contextlib.suppress(asyncio.CancelledError, Exception):
                 loop.run_until_complete(task)
         loop.close()
+
+
+def played_by(
+    play: Callable[[Callable[[], Awaitable[None]]], None],
+) -> Callable[[Callable[P, Awaitable[None]]], Callable[P, None]]:
+    """A decorator: `play` runs the asynchronous test."""
+
+    def decorate(test: Callable[P, Awaitable[None]]) -> Callable[P, None]:
+        @functools.wraps(test)
+        def run(*args: P.args, **kwargs: P.kwargs) -> None:
+            play(lambda: test(*args, **kwargs))
+
+        return run
+
+    return decorate

@@ -1,10 +1,10 @@
 """One connection to the D-Bus system bus, as a client: calls go out, messages come in.
 
-The sole importer of jeepney, whose part without input and output is all that is used: its parser and
-its authentication.  What comes in is bounded, and an end of any kind is one exception.
+The only importer of jeepney, and only of its part without input and output: parser and authentication. What comes
+in is bounded, and an end of any kind is one exception.
 
-Anyone on the machine may send a signal straight to a client of the system bus, whatever that client
-asked for: who has sent a message is for the caller to look at (`Message.sender`).
+Any process on the machine may send a signal directly to a client of the system bus, also one that the client did not
+subscribe to: the caller must check `Message.sender`.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ BUS_PATH = "/org/freedesktop/DBus"
 CONNECT_TIMEOUT = 5.0
 """Seconds for the connection, the authentication and the bus's first answer."""
 _LARGEST = 1 << 20
-"""Bytes of a message.  What we ask for has some hundreds; the bus itself passes on 32 MiB and more."""
+"""Bytes of a message. Expected ones have some hundreds; the bus itself passes on 32 MiB and more."""
 _UNANSWERED = 1000
-"""Calls without an answer, at most: more would only be kept in memory."""
+"""At most this many calls wait for an answer, so that they cannot exhaust memory."""
 _START = 16
-"""Bytes from which the size of a message can be told."""
+"""Bytes that show the size of a message."""
 _CHUNK = 1 << 14
 
 
 class BusLost(Exception):
-    """There is no connection to the bus, or none any more.  The text says why."""
+    """There is no connection to the bus, or it has ended; the text is the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +45,11 @@ class Message:
 
     Attributes:
         kind: "signal", "return" or "error".
-        sender: the unique name of who sent it, which the bus vouches for; the bus itself is `BUS_NAME`.
+        sender: the sender's unique name, which the bus guarantees; the bus itself is `BUS_NAME`.
         path, interface, member: of a signal; else empty.
         answers: the serial number of the call that it answers; 0 for a signal.
         error: the name of the error; else empty.
-        body: the arguments, with D-Bus's types as jeepney's Python ones, not looked at.
+        body: the arguments, unchecked, with jeepney's Python types for those of D-Bus.
     """
 
     kind: str
@@ -67,7 +67,7 @@ class Message:
         return self.sender == BUS_NAME
 
     def arguments(self, *types: type) -> Sequence[Any] | None:
-        """The arguments if they are of these types, no more and no fewer; else None.
+        """Return the arguments if they have exactly these types; otherwise None.
 
         A variant is a tuple of signature and value.
         """
@@ -85,33 +85,33 @@ _KINDS = {
 
 
 def socket_of(address: str) -> str:
-    """The socket that a D-Bus address names (a leading zero byte: abstract).
+    """Return the socket that a D-Bus address names (a leading zero byte: abstract).
 
     Raises:
-        BusLost: there is none that can be used.
+        BusLost: no usable socket.
     """
     try:
         return str(next(iter(get_connectable_addresses(address))))
     except Exception as error:  # whatever the user wrote there
-        raise BusLost(f"{address!r} is no address of a bus that we can use") from error
+        raise BusLost(f"{address!r} is not a usable address of a bus") from error
 
 
 @final
 class Bus:
-    """An open connection.  Made by `connect`."""
+    """An open connection, made by `connect`."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
         self._writer = writer
         self._serial = 0
-        self._unanswered: dict[int, str] = {}  # by serial number: who is to answer
+        self._unanswered: dict[int, str] = {}  # by serial number: the name that must answer
 
     @classmethod
     async def connect(cls, socket: str) -> Bus:
         """Connect to the socket, as `socket_of` gives it, and say hello.
 
         Raises:
-            BusLost: nobody is there, or does not let us in.
+            BusLost: there is no bus, or it refuses the connection.
         """
         try:
             return await asyncio.wait_for(cls._connect(socket), CONNECT_TIMEOUT)
@@ -156,9 +156,9 @@ class Bus:
         signature: str = "",
         *arguments: Any,
     ) -> int:
-        """Call a method, starting nothing for it; the serial number, which the answer will have.
+        """Call a method, without starting a service; return the serial number that the answer will have.
 
-        `destination` is a unique name, or the bus: the answer has to come from just there.
+        `destination` is a unique name, or the bus; only its answer counts.
 
         Raises:
             BusLost: too many calls have no answer.
@@ -179,7 +179,7 @@ class Bus:
         return self.call(BUS_NAME, BUS_PATH, BUS_NAME, "AddMatch", "s", text)
 
     def watch_name(self, name: str) -> int:
-        """Ask for NameOwnerChanged of a name, and for its owner now; the serial number of that call."""
+        """Subscribe to a name's NameOwnerChanged, and ask for its owner; return the serial number of that call."""
         self.subscribe(sender=BUS_NAME, interface=BUS_NAME, member="NameOwnerChanged", arg0=name)
         return self.call(BUS_NAME, BUS_PATH, BUS_NAME, "GetNameOwner", "s", name)
 
@@ -201,13 +201,13 @@ class Bus:
                 return message
 
     async def _next_bytes(self) -> bytes:
-        """One message; one that is too large is read and forgotten, since anybody may send us that."""
+        """Return the next message. Skip one that is too large: any process may send it."""
         while True:
             start = await self._reader.readexactly(_START)
             try:
                 size = calc_msg_size(start)
             except Exception as error:  # jeepney raises what it meets
-                raise BusLost(f"what it says is no message: {start!r}") from error
+                raise BusLost(f"it sent what is not a message: {start!r}") from error
             if size <= _LARGEST:
                 return start + await self._reader.readexactly(size - _START)
             size -= _START
@@ -215,7 +215,7 @@ class Bus:
                 size -= len(await self._reader.readexactly(min(size, _CHUNK)))
 
     def _wanted(self, message: Message) -> bool:
-        """Whether it is a signal, or the answer of whoever was asked."""
+        """Return whether it is a signal, or an answer from the destination of its call."""
         if message.kind == "signal":
             return True
         if self._unanswered.get(message.answers) != message.sender:
@@ -224,12 +224,12 @@ class Bus:
         return True
 
     def close(self) -> None:
-        """End the connection, whatever the other side still has to read."""
+        """End the connection, also with unsent data."""
         self._writer.transport.abort()
 
 
 def _read(data: bytes) -> Message | None:
-    """A message as our value; None for one that is neither signal nor answer, or cannot be read."""
+    """Return a message as a value; None: neither signal nor answer, or unreadable."""
     try:
         message = jeepney.Message.from_buffer(data)
         fields = message.header.fields

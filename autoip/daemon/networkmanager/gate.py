@@ -1,13 +1,13 @@
-"""NetworkManager: whether it lets an interface have an address of ours, followed on D-Bus.
+"""Whether NetworkManager allows an address of ours on an interface, followed on D-Bus.
 
-NetworkManager takes a device that it has not activated, and finds with an address, for one that somebody
-else has configured ("connected (externally)"), and then never connects the profile that is meant for it. It
-finds such addresses when it starts, too. So an address is held only while the device is being given
-its addresses or has them (states 70 to 100), or where NetworkManager leaves the interface alone.
+If NetworkManager finds an address on a device that it has not activated, also when it starts, it regards the
+device as configured by somebody else ("connected (externally)"), and never connects the profile meant for the
+device. So an address is held only while NetworkManager gives the device its addresses or has done so (states 70
+to 100), or where NetworkManager leaves the interface alone. The connection that is applied to the device may
+forbid one as well: `ipv4.method` is `disabled`, or `link-local`, which NetworkManager then does itself.
 
-Where each interface stands is a `Standing`; `TRANSITIONS` and `WAITS` are all that can change it. What
-NetworkManager does is heard from signals alone: nothing is asked again and again. With no bus, or no
-NetworkManager installed, nothing is even connected to.
+Each interface has a `Standing`; only `TRANSITIONS` and `WAITS` change it. NetworkManager's signals report all
+changes: nothing is polled. Without a bus, or without NetworkManager installed, there is no connection at all.
 """
 
 from __future__ import annotations
@@ -27,14 +27,21 @@ if TYPE_CHECKING:
 NAME = "org.freedesktop.NetworkManager"
 PATH = "/org/freedesktop/NetworkManager"
 DEVICE = "org.freedesktop.NetworkManager.Device"
+IP4_CONFIG = "org.freedesktop.NetworkManager.IP4Config"
 PROPERTIES = "org.freedesktop.DBus.Properties"
 
 SYSTEM_BUS = "/run/dbus/system_bus_socket"
-"""Where the system bus listens unless $DBUS_SYSTEM_BUS_ADDRESS says otherwise."""
+"""The socket of the system bus, unless $DBUS_SYSTEM_BUS_ADDRESS names another."""
 RUNTIME = "/run/NetworkManager"
-"""NetworkManager makes it when it starts, and leaves it."""
+"""NetworkManager makes it when it starts, and does not remove it."""
 INSTALLED = (RUNTIME, "/etc/NetworkManager", "/usr/lib/NetworkManager")
-"""Where none of these is, there is no NetworkManager."""
+"""Where none of these exists, NetworkManager is not installed."""
+
+FORBIDDEN = {
+    "disabled": "the interface's NetworkManager profile has ipv4.method disabled",
+    "link-local": "NetworkManager itself gives it a link-local address: ipv4.method link-local",
+}
+"""Why a value of `ipv4.method` allows no address of ours."""
 
 UNMANAGED, IP_CONFIG, ACTIVATED = 10, 70, 100
 STATES: Mapping[int, str] = {
@@ -55,12 +62,12 @@ STATES: Mapping[int, str] = {
 """NMDeviceState, of NetworkManager's D-Bus interface."""
 
 ANSWER_TIMEOUT = 10.0
-"""Seconds for NetworkManager's first word on an interface."""
+"""Seconds for NetworkManager's first answer about an interface."""
 RETURN_TIMEOUT = 10.0
-"""Seconds for NetworkManager, or the bus, to come back. A crash leaves it no memory of what it had
+"""Seconds for NetworkManager, or the bus, to come back. After a crash NetworkManager does not remember what it had
 activated: when it starts again there must be no address of ours. Service managers start it again at once."""
 SETTLE = 2.0
-"""Seconds for NetworkManager to make up its mind on a device that is new: it begins as unmanaged."""
+"""Seconds for NetworkManager to decide on a new device, which begins as unmanaged."""
 RETRY_FIRST, RETRY_MAX = 0.5, 30.0
 """Seconds between two attempts to connect to a bus that was there before: doubled each time."""
 
@@ -69,7 +76,7 @@ Permit = Callable[[str, bool, str], None]
 
 
 class Standing(Enum):
-    """Where an interface stands with NetworkManager. Values tell why, if the device's state does not."""
+    """Where an interface stands with NetworkManager. Values are the reasons, where the device's state is not."""
 
     ASKED = "waits for NetworkManager's word"
     SILENT = "NetworkManager does not answer"
@@ -93,7 +100,7 @@ class Trigger(Enum):
     UNKNOWN = "NetworkManager has no such device"
     FIRST_UNMANAGED = "NetworkManager has the device, which is new, in state unmanaged"
     ALLOWS = "the device's state allows an address"
-    FORBIDS = "the device's state does not"
+    FORBIDS = "the device's state, or its profile, does not"
 
 
 _S, _T = Standing, Trigger
@@ -108,7 +115,7 @@ WAITS: dict[Standing, tuple[float, Standing]] = {
     _S.NEW: (SETTLE, _S.OPEN),
     _S.LEFT: (RETURN_TIMEOUT, _S.NOT_RUNNING),
 }
-"""How long an interface stands so, in seconds, and where it stands then. No address may be held meanwhile."""
+"""How long a standing lasts, in seconds, and which one follows. No address may be held meanwhile."""
 
 TRANSITIONS: Mapping[Trigger, tuple[frozenset[Standing], Standing]] = {
     _T.NOT_FOLLOWABLE: (_ANY, _S.NOT_FOLLOWED),
@@ -120,24 +127,24 @@ TRANSITIONS: Mapping[Trigger, tuple[frozenset[Standing], Standing]] = {
     _T.ALLOWS: (_WHILE_IT_RUNS, _S.OPEN),
     _T.FORBIDS: (_WHILE_IT_RUNS, _S.CLOSED),
 }
-"""The standings in which each trigger counts, and to which it leads; in others it changes nothing."""
+"""The standings in which each trigger has an effect, and the standing that follows."""
 
 
 def allows(standing: Standing) -> bool:
-    """Whether an address may be held."""
+    """Return whether an address may be held."""
     return standing not in WAITS and standing is not Standing.CLOSED
 
 
 @dataclass(slots=True)
 class _Gate:
-    """Of one interface: where it stands, why, and until when."""
+    """The gate of one interface: its standing, why, and until when."""
 
     standing: Standing | None = None
     why: str = ""
     timer: asyncio.TimerHandle | None = None
 
     def close(self) -> None:
-        """Nothing happens in time any more."""
+        """Cancel the timer."""
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
@@ -159,7 +166,7 @@ class Follower:
         environ: Mapping[str, str],
     ) -> None:
         self.limits: list[str] = []
-        """What cannot be done here, for the status."""
+        """What cannot be done here, one line each, for the status."""
         self._permit = permit
         self._log = log
         self._address = environ.get("DBUS_SYSTEM_BUS_ADDRESS", "")
@@ -169,11 +176,12 @@ class Follower:
         self._answers: dict[int, Callable[[Message], None]] = {}
         self._owner = ""  # NetworkManager's unique name
         self._devices: dict[str, str] = {}  # D-Bus path of a device: name of its interface
+        self._states: dict[str, int] = {}  # path of a device: number of its last known state
 
     # --- its life ----------------------------------------------------------------------------
 
     def start(self, interfaces: Iterable[str]) -> None:
-        """Begin. Says for each interface, by name, whether an address may be held now."""
+        """Begin to follow for these interfaces, by name, and permit or forbid an address for each at once."""
         self._gates = {name: _Gate() for name in interfaces}
         if not self._address and not os.path.exists(SYSTEM_BUS):
             self._all(Trigger.NOT_FOLLOWABLE, "there is no D-Bus system bus")
@@ -182,7 +190,7 @@ class Follower:
         elif find_spec("jeepney") is None:
             self._cannot_follow()
         else:
-            self._all(Trigger.APPEARED)  # until the bus tells otherwise
+            self._all(Trigger.APPEARED)  # until the bus answers
             self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def stop(self) -> None:
@@ -209,7 +217,7 @@ class Follower:
     async def _run(self) -> None:
         try:
             from autoip.daemon.networkmanager import dbus
-        except ImportError:  # a part of it is missing
+        except ImportError:  # a part of jeepney is missing
             self._cannot_follow()
             return
         pause = RETRY_FIRST
@@ -247,9 +255,10 @@ class Follower:
             (DEVICE, "StateChanged"),
         ):
             bus.subscribe(sender=NAME, interface=interface, member=member)
-        # That a device has another name is told in no other way.
-        bus.subscribe(sender=NAME, interface=PROPERTIES, member="PropertiesChanged", arg0=DEVICE)
-        # Last: what happens between the question and its answer comes as a signal.
+        # Only these signals report a new name of a device, and another profile in the same state.
+        for of in (DEVICE, IP4_CONFIG):
+            bus.subscribe(sender=NAME, interface=PROPERTIES, member="PropertiesChanged", arg0=of)
+        # Last: signals report what happens between the request and its answer.
         self._answers[bus.watch_name(NAME)] = self._on_owner
         while True:
             message = await bus.next_message()
@@ -277,7 +286,7 @@ class Follower:
                     self._is_away()
 
     def _appeared(self, owner: str) -> None:
-        """NetworkManager is there, or another one is."""
+        """Ask about all interfaces: NetworkManager is on the bus, or a new instance of it."""
         self._forget()
         self._owner = owner
         self._all(Trigger.APPEARED)
@@ -285,7 +294,7 @@ class Follower:
             self._look_up(name)
 
     def _is_away(self) -> None:
-        """NetworkManager is not on the bus, or no longer."""
+        """Forget NetworkManager, which is not, or no longer, on the bus."""
         self._all(Trigger.DISAPPEARED if self._owner else Trigger.ABSENT)
         self._forget()
 
@@ -301,12 +310,12 @@ class Follower:
         self._call(found, PATH, NAME, "GetDeviceByIpIface", "s", name)
 
     def _ask_state(self, path: str, *, new: bool = False) -> None:
-        def told(message: Message) -> None:
+        def answered(message: Message) -> None:
             match message.arguments(tuple):
                 case [(_, int(state))]:
                     self._judge(path, state, new=new)
 
-        self._call(told, path, PROPERTIES, "Get", "ss", DEVICE, "State")
+        self._call(answered, path, PROPERTIES, "Get", "ss", DEVICE, "State")
 
     def _on_signal(self, message: Message) -> None:
         match message.interface, message.member:
@@ -326,17 +335,22 @@ class Follower:
                 match message.arguments(str, dict, list):
                     case [_, {"Interface": (_, str(name))}, _]:
                         self._is_named(message.path, name)
+                    case [_, {"Dhcp4Config": _} | {"Addresses": _}, _]:
+                        # `nmcli device modify` has applied another profile to a device, or only its addresses differ.
+                        for path, state in [*self._states.items()]:
+                            if IP_CONFIG <= state <= ACTIVATED:
+                                self._judge(path, state)
 
     def _ask_name(self, path: str) -> None:
-        def told(message: Message) -> None:
+        def answered(message: Message) -> None:
             match message.arguments(tuple):
                 case [(_, str(name))]:
                     self._is_named(path, name)
 
-        self._call(told, path, PROPERTIES, "Get", "ss", DEVICE, "Interface")
+        self._call(answered, path, PROPERTIES, "Get", "ss", DEVICE, "Interface")
 
     def _is_named(self, path: str, name: str) -> None:
-        """A device that is new has this name, or one that is known has another now."""
+        """Handle the name of a new device, or the new name of a known one."""
         if self._devices.get(path) == name:
             return
         self._lose(path)
@@ -345,40 +359,57 @@ class Follower:
             self._ask_state(path, new=True)
 
     def _lose(self, path: str) -> None:
+        self._states.pop(path, None)
         if (name := self._devices.pop(path, None)) is not None:
             self._is_unknown(name)
 
     # --- what follows from it ----------------------------------------------------------------
 
     def _is_unknown(self, name: str) -> None:
-        """An interface that is there is known to NetworkManager within moments, managed or not."""
+        """NetworkManager has no such device: it has each interface within moments, managed or not."""
         if name not in self._devices.values():
             self._go(name, Trigger.UNKNOWN)
 
     def _judge(self, path: str, state: int, *, new: bool = False) -> None:
         if (name := self._devices.get(path)) is None:
             return
-        if state == UNMANAGED and new:
-            trigger = Trigger.FIRST_UNMANAGED
-        elif state == UNMANAGED or IP_CONFIG <= state <= ACTIVATED:
-            trigger = Trigger.ALLOWS
+        self._states[path] = state
+        why = f"NetworkManager has it in state {STATES.get(state, state)}"
+        if IP_CONFIG <= state <= ACTIVATED:
+            self._ask_method(path, state, why)
+        elif state == UNMANAGED:
+            self._go(name, Trigger.FIRST_UNMANAGED if new else Trigger.ALLOWS, why)
         else:
-            trigger = Trigger.FORBIDS
-        self._go(name, trigger, f"NetworkManager has it in state {STATES.get(state, state)}")
+            self._go(name, Trigger.FORBIDS, why)
+
+    def _ask_method(self, path: str, state: int, why: str) -> None:
+        """Allow an address in this state, unless the connection that the device has now forbids one."""
+
+        def answered(message: Message) -> None:
+            name = self._devices.get(path)
+            if name is None or self._states.get(path) != state:
+                return  # a later state, which came before this answer, has been judged
+            match message.arguments(dict, int):
+                case [{"ipv4": {"method": (_, str(method))}}, _] if method in FORBIDDEN:
+                    self._go(name, Trigger.FORBIDS, FORBIDDEN[method])
+                case _:  # also where NetworkManager is too old to answer
+                    self._go(name, Trigger.ALLOWS, why)
+
+        self._call(answered, path, DEVICE, "GetAppliedConnection", "u", 0)
 
     def _all(self, trigger: Trigger, why: str = "") -> None:
         for name in self._gates:
             self._go(name, trigger, why)
 
     def _go(self, name: str, trigger: Trigger, why: str = "") -> None:
-        """Where the interface stands now, and `why` if the standing does not tell: asks the table."""
+        """Follow the table; `why`: the reason, if not the standing's own."""
         before = self._gates[name].standing
         sources, standing = TRANSITIONS[trigger]
         if before is None or before in sources:
             self._enter(name, standing, why or standing.value)
 
     def _enter(self, name: str, standing: Standing, why: str) -> None:
-        """The one place where a standing is left for another."""
+        """Change the standing; the only place that does."""
         gate = self._gates[name]
         gate.close()
         before = gate.standing is not None and (allows(gate.standing), gate.why)
@@ -402,13 +433,14 @@ class Follower:
         signature: str,
         *arguments: Any,
     ) -> None:
-        """Call a method of NetworkManager's; its answer goes to `answer`."""
+        """Call a method of NetworkManager; `answer` gets the answer."""
         if self._bus is not None:
             serial = self._bus.call(self._owner, path, interface, member, signature, *arguments)
             self._answers[serial] = answer
 
     def _forget(self) -> None:
-        """Nothing is known of NetworkManager."""
+        """Forget all that came from NetworkManager."""
         self._owner = ""
         self._devices.clear()
+        self._states.clear()
         self._answers.clear()

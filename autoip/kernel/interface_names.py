@@ -1,11 +1,11 @@
-"""What interfaces this network namespace has, as the commands ask that must start fast."""
+"""The names of the interfaces in this network namespace, for commands that must start fast."""
 
 from __future__ import annotations
 
 
 def exists(name: str) -> bool:
-    """Return whether there is an interface of that name (or alternative name) now."""
-    import socket  # takes milliseconds, and few command lines have a name that has to be looked up
+    """Return whether there is an interface of this name (or alternative name) now."""
+    import socket  # takes milliseconds, and few command lines have a name that must be looked up
 
     try:
         socket.if_nametoindex(name)
@@ -15,7 +15,7 @@ def exists(name: str) -> bool:
 
 
 def proper(name: str) -> str:
-    """Return the name of the interface that has this alternative name; or that name, if there is none."""
+    """Return the name of the interface that has this alternative name; the same name if none has."""
     import socket
 
     try:
@@ -25,7 +25,7 @@ def proper(name: str) -> str:
 
 
 def names() -> list[str]:
-    """Return the names of all interfaces there are now, in alphabetical order."""
+    """Return the names of all interfaces, in alphabetical order."""
     import socket
 
     return sorted(name for _, name in socket.if_nameindex())

@@ -1,0 +1,80 @@
+"""The watchdog of the service manager, which a hanging event loop must not feed."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lab import Daemon, Port, frames
+
+from .helpers import NETNS, RIVAL
+
+pytestmark = NETNS
+
+
+@pytest.fixture
+def manager(tmp_path: Path) -> Iterator[socket.socket]:
+    """The service manager's socket."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
+        receiver.bind(str(tmp_path / "notify"))
+        receiver.settimeout(10)
+        yield receiver
+
+
+def test_watchdog_is_fed_by_the_loop_and_by_nothing_else(
+    port: Port, manager: socket.socket, stack: contextlib.ExitStack
+) -> None:
+    interval = 0.25
+    # Signal handlers of Python run where the event loop runs: this one makes it hang.
+    program = (
+        "import signal, sys, time\n"
+        "def hang(*_):\n"
+        "    print('hangs', flush=True)\n"
+        "    time.sleep(2)\n"
+        "    print('goes on', flush=True)\n"
+        "signal.signal(signal.SIGUSR1, hang)\n"
+        "from autoip.commands.main import main\n"
+        "sys.exit(main())\n"
+    )
+    command = [sys.executable, "-c", program, port.name, "--delay", "200"]
+    env = {
+        "NOTIFY_SOCKET": str(manager.getsockname()),
+        "WATCHDOG_USEC": str(int(interval * 2e6)),
+    }
+    daemon = stack.enter_context(Daemon(port.host, port.name, command, env=env))
+    started = time.monotonic()
+    daemon.start()
+    seen: list[str] = []
+    while "READY=1" not in seen or seen.count("WATCHDOG=1") < 6:
+        seen.append(manager.recv(4096).decode())
+    # Never earlier than each interval; how much later is the machine's affair.
+    assert seen.count("WATCHDOG=1") <= (time.monotonic() - started) / interval + 1
+    address = daemon.wait_address()
+    port.sniffer.wait_count(lambda f: f.is_announcement and f.spa == address, 2, 10)
+
+    daemon.signal(signal.SIGUSR1)
+    daemon.wait_line("hangs")
+    manager.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            manager.recv(4096)
+    # The helper's thread lives on, and defends; it must not hide that the loop hangs.
+    since = port.sniffer.mark()
+    port.send(frames.conflict_request(RIVAL, address))
+    port.sniffer.wait_announcement(address, 5, since=since)
+    time.sleep(4 * interval)
+    if "goes on" not in daemon.output:  # else the machine slept longer than the loop hung
+        with pytest.raises(BlockingIOError):
+            manager.recv(4096)
+    manager.settimeout(10)
+    while manager.recv(4096) != b"WATCHDOG=1":
+        pass
+    assert daemon.stop() == 0
+    assert "goes on" in daemon.output
