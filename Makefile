@@ -143,7 +143,6 @@ $(ATTACKS): $(VENV)/.dev
 	$(DEPS)
 	$(GIVE_BACK) $(if $(filter fuzz scale,$@),,$(AS_ROOT)) $(PY) -m attack $@ --time $(TIME) $(ARGS)
 
-# Status 1 says that a program falls short of a MUST, which is no failure of the measurement.
 # Status 1: a program falls short of a MUST, which is not a failure of the measurement.
 conformance: $(VENV)/.dev ## measure autoip and other programs anew, for docs/conformance.md (root)
 	$(DEPS)

@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from lab import AddressMonitor, Sniffer, frames
-from tests.netns.helpers import PATIENCE, RIVAL, kept_waiting, wait_until
+from tests.netns.helpers import PATIENCE, RIVAL, wait_until
 
 from .ground import QUICK, Ground, Wrong
 from .noise import noise
@@ -216,9 +216,7 @@ def busy_processors(ground: Ground) -> None:
                 raise Wrong(f"{len(probes)} probes before the announcement")
             since = sniffer.mark()
             ground.port.send(frames.conflict_request(RIVAL, first.spa))
-            sniffer.wait_announcement(
-                first.spa, PATIENCE + kept_waiting(ground.daemon), since=since
-            )
+            sniffer.wait_announcement(first.spa, PATIENCE, since=since)
     finally:
         for process in busy:
             process.kill()
