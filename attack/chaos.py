@@ -12,15 +12,17 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 from lab import AddressMonitor, Sniffer, frames
-from tests.netns.helpers import PATIENCE, RIVAL, wait_until
+from tests.netns.helpers import PATIENCE, RIVAL, autoip_command, wait_until
 
 from .ground import QUICK, Ground, Wrong
 from .noise import noise
@@ -160,6 +162,42 @@ def kill_at_a_system_call(ground: Ground) -> None:
         raise Wrong(f"killed at {call} number {number}: {problem}") from problem
 
 
+def kill_while_installing_hooks(ground: Ground) -> None:
+    """SIGKILL while `hooks install` or `hooks remove` writes; then either completes, and removing leaves nothing."""
+    with tempfile.TemporaryDirectory(prefix="autoip-attack-") as name:
+        root = Path(name)
+        for folder in ("etc", "lib"):
+            (root / folder).mkdir()
+        words = [*autoip_command(), "hooks"]
+        names = [f"--client={client}" for client in ("dhclient", "dhcpcd", "networkmanager")]
+        full = [*words, "install", "--root", name, "--program", "/usr/local/bin/autoip", *names]
+        bare = [*words, "remove", "--root", name]
+        ground.host.run(*full)
+        whole = _files(root)
+        if ground.random.random() < 0.5:
+            ground.host.run(*bare)
+        victim = ground.host.popen(
+            ground.random.choice([full, bare]),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        time.sleep(ground.random.uniform(0.03, 0.15))
+        victim.kill()
+        victim.wait()
+        if ground.random.random() < 0.5:
+            ground.host.run(*full)
+            if (found := _files(root)) != whole:
+                raise Wrong(f"after install: {sorted(found ^ whole)}")
+        ground.host.run(*bare)
+        if left := _files(root):
+            raise Wrong(f"after remove: {sorted(left)}")
+
+
+def _files(root: Path) -> set[str]:
+    """All files below a folder."""
+    return {str(path.relative_to(root)) for path in root.rglob("*") if not path.is_dir()}
+
+
 # --- time -------------------------------------------------------------------------------------------
 
 
@@ -195,10 +233,16 @@ def stop_over_a_deadline(ground: Ground) -> None:
             if other == address or wrong:
                 raise Wrong(f"{address} was put on although another host had claimed it")
         else:
-            sniffer.wait_for(
-                lambda f: f.spa == address and f.ns > conflict_ns and f.is_announcement, PATIENCE
+            # Defended, or given up if it had not been announced yet.
+            wait_until(
+                lambda: (
+                    address not in ground.host.link_local("eth0")
+                    or any(f.ns > conflict_ns for f in sniffer.announcements(address))
+                ),
+                "a defence",
             )
-            other = address
+            wait_until(lambda: len(ground.host.link_local("eth0")) == 1, "one address")
+            (other,) = ground.host.link_local("eth0")
     ground.whole(other)
     ground.stop()
     ground.clean()
@@ -260,7 +304,6 @@ def flapping_link(ground: Ground) -> None:
     with Sniffer(ground.switch.namespace, ground.port.far) as sniffer:
         sniffer.wait_announcement(timeout=60)
     wait_until(lambda: len(ground.host.link_local("eth0")) == 1, "one address")
-    time.sleep(0.5)
     (address,) = ground.host.link_local("eth0")
     ground.whole(address)
     ground.stop()
@@ -272,6 +315,7 @@ TRIALS: dict[str, tuple[Callable[[Ground], None], int]] = {
     "kill while stopping": (kill_while_stopping, 2),
     "kill while moving": (kill_while_moving, 2),
     "kill at a system call": (kill_at_a_system_call, 4),
+    "kill while installing hooks": (kill_while_installing_hooks, 1),
     "stop over a deadline": (stop_over_a_deadline, 2),
     "busy processors": (busy_processors, 1),
     "storm": (storm, 1),

@@ -7,6 +7,7 @@ import json
 import os
 import random
 import re
+import time
 from collections.abc import Sequence
 from ipaddress import IPv4Address
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,8 @@ QUICK = ("--delay", "1")
 """Probes within milliseconds: an address is claimed as soon as the program has started."""
 
 
+SOON = 2.0
+"""Seconds for the kernel and autoip to finish what they have begun."""
 LISTS = {
     "addresses": "ip -j -4 addr show dev eth0",
     "rules": "ip -j -4 rule",
@@ -117,12 +120,22 @@ class Ground:
             raise Wrong(f"in the state directory: {strange}")
 
     def whole(self, address: IPv4Address, *, more_routes: int = 0) -> None:
-        """autoip holds this address: all that belongs to it is there, once. Raises Wrong.
+        """autoip holds this address: all that belongs to it is there, once, within SOON. Raises Wrong.
 
         Args:
             address: the one that was claimed.
             more_routes: routes besides those of the address.
         """
+        until = time.monotonic() + SOON
+        while True:
+            try:
+                return self._check_whole(address, more_routes)
+            except Wrong:
+                if time.monotonic() > until:
+                    raise
+            time.sleep(0.05)
+
+    def _check_whole(self, address: IPv4Address, more_routes: int) -> None:
         new = self._new()
         text = str(address)
         wanted = {

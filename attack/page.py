@@ -27,6 +27,7 @@ WHAT = {
     "kill while stopping": "SIGKILL after SIGTERM",
     "kill while moving": "SIGKILL while conflicts force another address",
     "kill at a system call": "SIGKILL at a system call that changes something",
+    "kill while installing hooks": "SIGKILL of `hooks install` and `hooks remove`",
     "stop over a deadline": "SIGSTOP over the deadlines of a claim, a conflict meanwhile",
     "busy processors": "two busy processes at nice -20 during claim and conflict",
     "storm": "thousands of frames that are no conflict, then one that is",
