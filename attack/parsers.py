@@ -414,7 +414,7 @@ def opened(name: str) -> Iterator[Target]:
 
 
 def attack(name: str, seconds: float, number: int) -> int:
-    """Give a parser inputs until the time is over; return how many. Raises what the parser must not."""
+    """Give a parser inputs until the time is over (0: a few); return how many. Raises what the parser must not."""
     end = time.monotonic() + seconds
     count = 0
     with opened(name) as target:
@@ -429,7 +429,7 @@ def attack(name: str, seconds: float, number: int) -> int:
         rounds = 0
         while rounds == 0 or time.monotonic() < end:
             chosen = settings(
-                max_examples=min(EXAMPLES, 10 if seconds == 0 else EXAMPLES),
+                max_examples=EXAMPLES if seconds else 10,
                 database=None,
                 deadline=None,
                 suppress_health_check=list(HealthCheck),

@@ -102,8 +102,9 @@ class CountedLink(VirtualLink):
 
     def settled(self) -> bool:
         """Whether each host has an address, and no two the same."""
-        held = {host.on_interface for host in self.hosts}
-        return None not in held and len(held) == len(self.hosts)
+        if any(host.on_interface is None for host in self.hosts):
+            return False
+        return len({host.on_interface for host in self.hosts}) == len(self.hosts)
 
 
 def measure(case: Case, seed: int) -> dict[str, Any]:

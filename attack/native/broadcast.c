@@ -63,7 +63,7 @@ static void try_frame(struct input *input, struct trial *trial)
     e.about.vlan_present = flags % 4u == 0;
     other_type = flags / 4u % 8u == 0;
     take_frame(input, trial);
-    /* What the socket said that the frame is; mostly what the bytes say. */
+    /* The type by the socket that sent the frame; mostly that of the bytes. */
     memcpy(&e.about.protocol, trial->frame + 12, 2);
     if (other_type)
         e.about.protocol = htons(ETH_P_ARP);

@@ -5,7 +5,7 @@
  * frame what has to be sent and queued.
  *
  * The thread does not run, and the kernel is the functions below: so that the input alone
- * decides, and a million frames a second are tried. Threads and the real kernel are for tests/c.
+ * decides, and no call into the real one takes time. Threads and the real kernel are for tests/c.
  */
 #include "fuzz.h"
 #include "reference.h"
