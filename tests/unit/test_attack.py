@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from attack import native_targets, parsers, results
+from attack import chaos, native_targets, page, parsers, results, scale
 from attack.native_targets import Finding
 
 
@@ -61,3 +61,38 @@ def test_of_two_runs_the_longer_stays(tmp_path: Path, monkeypatch: pytest.Monkey
     results.record("fuzz", {"arp": {"count": 5}, "config": {"count": 1}})
     results.record("fuzz", {"arp": {"count": 4}, "config": {"count": 2}})
     assert results.load() == {"fuzz": {"arp": {"count": 5}, "config": {"count": 2}}}
+
+
+@pytest.mark.parametrize(
+    "case", [scale.Case(60), scale.Case(60, 0.1, 0.1), scale.Case(60, cut=True)]
+)
+def test_scale(case: scale.Case) -> None:
+    row = scale.measure(case, 1)
+    times = [at for at, _ in row["curve"]]
+    assert times == sorted(times) and times[-1] == row["last"]
+    # Three probes and two announcements; whoever is among the first has not sent the last one.
+    assert 3 < row["frames"] <= row["frames_most"]
+
+
+def test_deaf_hosts_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a thousand hosts some want one address, and nobody hears the other."""
+    monkeypatch.setattr(scale, "LONGEST", 30.0)
+    with pytest.raises(AssertionError, match="not settled"):
+        scale.measure(scale.Case(1_000, loss=1.0), 1)
+
+
+def test_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(results, "FILE", tmp_path / "results.json")
+    results.record("scale", {case.name: scale.measure(case, 1) for case in (scale.Case(100),)})
+    results.record("fuzz", {"arp": {"count": 12345, "unit": "inputs", "engine": "Hypothesis"}})
+    results.record("chaos", {"storm": {"count": 7, "unit": "times"}})
+    results.record("party", {"rounds": {"count": 3, "slowest": 8.2, "guests": {"autoip": 2}}})
+    assert "| ARP packets | 12,345 inputs | `make fuzz`, Hypothesis |" in page.tried()
+    assert "| 7 times | `make chaos` |" in page.tried()
+    assert "2 autoip on one bridge, 3 rounds" in page.party()
+    assert page.scale().splitlines()[-1].startswith("| 100 hosts | ")
+    assert page.picture().count("<polyline") == 1
+
+
+def test_every_attack_has_its_words() -> None:
+    assert {*native_targets.NAMES, *parsers.NAMES, *chaos.TRIALS} == set(page.WHAT)
