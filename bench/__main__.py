@@ -20,7 +20,17 @@ from pathlib import Path
 if __package__ in (None, ""):  # called as a file
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench import commands, defence, hooks, idle, punctuality, startup, throughput, unrelated
+from bench import (
+    commands,
+    defence,
+    hooks,
+    idle,
+    punctuality,
+    reload,
+    startup,
+    throughput,
+    unrelated,
+)
 from bench.native import Workshop
 from bench.report import Result
 from bench.setting import Setting
@@ -30,6 +40,7 @@ BENCHMARKS: dict[str, Callable[[Setting], Result]] = {
     defence.NAME: defence.measure,
     unrelated.NAME: unrelated.measure,
     startup.NAME: startup.measure,
+    reload.NAME: reload.measure,
     punctuality.NAME: punctuality.measure,
     idle.NAME: idle.measure,
     throughput.NAME: throughput.measure,

@@ -10,8 +10,10 @@ ffibuilder.cdef(
     #define AUTOIP_FRAME_LEN ...
     #define AUTOIP_FILTER_MAX ...
     #define AUTOIP_OWN_MAX ...
+    #define CAP_BPF ...
     #define CAP_NET_ADMIN ...
     #define CAP_NET_RAW ...
+    #define CAP_SYS_ADMIN ...
 
     enum autoip_phase {
         AUTOIP_SILENT, AUTOIP_PROBE, AUTOIP_DEFEND, AUTOIP_ANSWER, ...
@@ -39,6 +41,8 @@ ffibuilder.cdef(
 
     int autoip_listener_new(struct autoip_listener **out);
     void autoip_listener_free(struct autoip_listener *listener);
+    void autoip_listener_pause(struct autoip_listener *listener);
+    int autoip_listener_resume(struct autoip_listener *listener);
     int autoip_listener_fd(const struct autoip_listener *listener);
     int autoip_listener_own(struct autoip_listener *listener, const uint8_t *macs, size_t count);
     int autoip_listener_drain(struct autoip_listener *listener, struct autoip_event *out,
@@ -46,6 +50,11 @@ ffibuilder.cdef(
 
     int autoip_socket_open(struct autoip_listener *listener, int ifindex, const uint8_t *mac,
                            struct autoip_socket **out);
+    int autoip_socket_take_over(struct autoip_listener *listener, int fd, const uint8_t *mac,
+                                enum autoip_phase phase, uint32_t address,
+                                uint32_t generation, const uint8_t *armed,
+                                struct autoip_socket **out);
+    int autoip_socket_fd(const struct autoip_socket *sock);
     uint32_t autoip_socket_token(const struct autoip_socket *sock);
     int autoip_socket_watch(struct autoip_socket *sock, enum autoip_phase phase, uint32_t address,
                             uint32_t generation);
@@ -56,6 +65,7 @@ ffibuilder.cdef(
     void autoip_socket_close(struct autoip_socket *sock);
 
     int autoip_broadcast_load(void);
+    int autoip_broadcast_before(int ifindex);
 
     int autoip_timer_new(void);
     int autoip_timer_set(int fd, uint64_t at_ns);
@@ -64,6 +74,7 @@ ffibuilder.cdef(
 
     int autoip_capabilities_permitted(uint64_t *permitted);
     int autoip_capabilities_limit(uint64_t keep, bool pass_on);
+    int autoip_capabilities_keep(void);
     int autoip_capabilities_files_as(uint32_t user, uint32_t group);
     """
 )

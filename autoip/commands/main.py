@@ -14,7 +14,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:  # `typing` takes milliseconds to import
     from collections.abc import Sequence
 
-_ASKING = ("status", "watch", "wait", "refresh", "stop")
+_ASKING = ("status", "watch", "wait", "refresh", "reload", "stop")
 INTERRUPTED = 130
 """Exit status of an interrupted `wait` or `probe`, 128 + SIGINT as in a shell: there is no answer."""
 
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _drop_output()
         return 0
     except KeyboardInterrupt:
-        return INTERRUPTED if words[:1] in (["wait"], ["probe"]) else 0
+        return INTERRUPTED if words[:1] in (["wait"], ["probe"], ["doctor"]) else 0
 
 
 def _drop_output() -> None:
@@ -58,6 +58,11 @@ def _dispatch(words: list[str]) -> int:
 
         _catch_interrupt()
         return probe.main(words[1:])
+    if command == "doctor":
+        from autoip.commands import doctor
+
+        _catch_interrupt()
+        return doctor.main(words[1:], os.environ)
     if command == "hooks":
         from autoip.commands import hooks
 
@@ -98,9 +103,8 @@ def _run(words: list[str]) -> int:
     arguments = run.parse(words)
     if arguments.dry_run:
         from autoip.commands import dry_run
-        from autoip.commands.arguments import write
 
-        write("\n".join(dry_run.table(arguments, run.configured(arguments))))
+        dry_run.show(arguments, os.environ)
     else:
         run.serve(arguments, os.environ)
     return 0

@@ -54,7 +54,8 @@ class Rivals:
 
     def __init__(self, reporter: Reporter) -> None:
         self._reporter = reporter
-        self._reported: list[str | None] = []
+        self.reported: list[str | None] = []
+        """Labels of addresses."""
         self._task: asyncio.Task[None] | None = None
 
     def check(self, addresses: Callable[[], Iterable[Address]]) -> None:
@@ -64,15 +65,20 @@ class Rivals:
             addresses: returns the interface's present addresses that are not owned; called again
                 after each report.
         """
-        if self._task is not None or len(self._reported) >= LABELS_MAX:
+        if self._task is not None or len(self.reported) >= LABELS_MAX:
             return
         for address in addresses():
-            if is_rival(address) and address.label not in self._reported:
-                self._reported.append(address.label)
+            if is_rival(address) and address.label not in self.reported:
+                self.reported.append(address.label)
                 self._task = asyncio.get_running_loop().create_task(
                     self._report(address, addresses)
                 )
                 return
+
+    @property
+    def quiet(self) -> bool:
+        """Whether no report is under way."""
+        return self._task is None
 
     async def ended(self) -> None:
         """Wait for the present report."""
@@ -105,17 +111,23 @@ def warning(address: Address, interface: str, processes: Iterable[Process]) -> s
 
 
 def managers(interface: str, processes: Iterable[Process]) -> list[str]:
-    """Return the processes that may manage link-local addresses of the interface, one of each program."""
-    found: dict[str, int] = {}
-    for pid, arguments in processes:
-        line = " ".join(arguments) + " "
+    """Return the processes that may manage link-local addresses of the interface, in words, one of each program."""
+    found = programs(interface, processes)
+    return [f"{name} (process {process.pid})" for name, process in found.items()]
+
+
+def programs(interface: str, processes: Iterable[Process]) -> dict[str, Process]:
+    """Return the programs that may manage link-local addresses of the interface, with a process of each."""
+    found: dict[str, Process] = {}
+    for process in processes:
+        line = " ".join(process.arguments) + " "
         words = re.split(r"[\s\[\]]+", line)
         for name, program in _PROGRAMS.items():
             if re.match(rf"(\S*/)?(busybox (\S*/)?)?{program}[: ]", line) and (
                 name not in _OF_ONE_INTERFACE or interface in words
             ):
-                found.setdefault(name, pid)
-    return [f"{name} (process {pid})" for name, pid in found.items()]
+                found.setdefault(name, process)
+    return found
 
 
 def running() -> list[Process]:

@@ -28,6 +28,22 @@ _NEEDED = {
 }
 
 
+def beyond() -> tuple[str, ...]:
+    """Return those of the capabilities that a daemon uses that no program started here can have.
+
+    They are missing from the bounding set, also of root. CAP_SYS_ADMIN can stand for CAP_BPF.
+
+    Raises:
+        OSError: there is no /proc.
+    """
+    with open("/proc/self/status", encoding="ascii", errors="replace") as file:
+        allowed = next(int(line.split()[1], 16) for line in file if line.startswith("CapBnd:"))
+    names = [name for name, bit in _NEEDED.items() if not allowed >> bit & 1]
+    if not allowed & (1 << lib.CAP_BPF | 1 << lib.CAP_SYS_ADMIN):
+        names.append("CAP_BPF")
+    return tuple(names)
+
+
 def limit(*, pass_on: bool = False) -> None:
     """Keep CAP_NET_RAW and CAP_NET_ADMIN, permitted and effective, and nothing else.
 
@@ -48,6 +64,28 @@ def limit(*, pass_on: bool = False) -> None:
     if missing:
         raise MissingCapability(missing)
     check(lib.autoip_capabilities_limit(sum(1 << bit for bit in _NEEDED.values()), pass_on))
+
+
+def hand_on() -> None:
+    """Let the program that this process executes next have the two capabilities, and no more rights on files.
+
+    The kernel forgets the saved user id at an exec. So root's process that has the service's user there becomes
+    this user now, for good.
+
+    Raises:
+        OSError: the kernel refused.
+    """
+    user, group = next_user()
+    if user != os.geteuid():
+        check(lib.autoip_capabilities_keep())
+        os.setresgid(group, group, group)
+        os.setresuid(user, user, user)
+    limit(pass_on=True)
+
+
+def next_user() -> tuple[int, int]:
+    """Return user and group id that the process has after `hand_on`."""
+    return os.getresuid()[2], os.getresgid()[2]
 
 
 def share_with_service(directories: Iterable[Path]) -> None:
