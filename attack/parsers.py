@@ -281,7 +281,8 @@ class Transport(asyncio.Transport):
         self.closing = True
 
 
-REQUESTS = {"status", "watch", "refresh", "stop"}
+CHANGES = ("refresh", "reload", "stop")
+REQUESTS = {"status", "watch", *CHANGES}
 
 
 def asked(data: bytes) -> str | None:
@@ -304,7 +305,11 @@ async def converse(parts: Sequence[bytes]) -> None:
     async def stop() -> None:
         done.append("stop")
 
-    handler = server.Handler(dict, lambda: done.append("refresh"), stop)
+    async def reload() -> str:
+        done.append("reload")
+        return "a reason"
+
+    handler = server.Handler(dict, lambda: done.append("refresh"), reload, stop)
     clients = server.Clients()
     serving = server.Server(Path("unused"), handler, clients)
     ours, theirs = socket.socketpair()
@@ -314,13 +319,13 @@ async def converse(parts: Sequence[bytes]) -> None:
         one.connection_made(transport)
         for part in parts:
             one.data_received(part)
-        while serving.tasks:
+        while serving.tasks or serving.reloads:
             await asyncio.sleep(0)
         request = asked(b"".join(parts))
-        assert done == [name for name in ("refresh", "stop") if name == request]
+        assert done == [name for name in CHANGES if name == request]
         answers = [json.loads(line) for line in transport.written.splitlines()]
         assert len(answers) <= 1
-        if request is not None:
+        if request not in (None, "reload"):
             assert answers[0]["ok"] is True and one.watching == (request == "watch")
         elif answers:
             assert answers[0]["ok"] is False and transport.closing
@@ -336,10 +341,10 @@ def conversations(draw: st.DrawFn) -> list[bytes]:
     return [data[a:b] for a, b in zip([0, *cuts], [*cuts, len(data)], strict=True)]
 
 
-def check_answers(folder: Path) -> Callable[[bytes], None]:
+def check_answers(folder: Path, stack: contextlib.ExitStack) -> Callable[[bytes], None]:
     """What a daemon that is none answers to a command: objects, or one line of ours."""
     path = folder / protocol.socket_name(network_namespace(), "eth0")
-    listener = socket.socket(socket.AF_UNIX)
+    listener = stack.enter_context(socket.socket(socket.AF_UNIX))
     listener.bind(str(path))
     listener.listen()
 
@@ -366,8 +371,8 @@ def check_answers(folder: Path) -> Callable[[bytes], None]:
 # --- all of them ------------------------------------------------------------------------------------
 
 
-def targets(folder: Path) -> dict[str, Callable[[], Target]]:
-    """By name; a folder is for files."""
+def targets(folder: Path, stack: contextlib.ExitStack) -> dict[str, Callable[[], Target]]:
+    """By name; a folder for files, and what closes at the end."""
 
     def of_bytes(
         name: str, check: Callable[[bytes], None], *more: st.SearchStrategy[bytes]
@@ -390,14 +395,14 @@ def targets(folder: Path) -> dict[str, Callable[[], Target]]:
             lambda parts: wait(converse(parts)),
             [[one] for one in seeds("requests")],
         ),
-        "answers": lambda: of_bytes("answers", check_answers(folder)),
+        "answers": lambda: of_bytes("answers", check_answers(folder, stack)),
         "bus": lambda: Target(
             hostile_bus.scripts(), lambda script: wait(hostile_bus.check(folder, script))
         ),
     }
 
 
-NAMES = tuple(targets(Path()))
+NAMES = tuple(targets(Path(), contextlib.ExitStack()))
 
 
 @contextlib.contextmanager
@@ -405,9 +410,12 @@ def opened(name: str) -> Iterator[Target]:
     """A target, with an event loop and a folder of its own."""
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
-    with tempfile.TemporaryDirectory(prefix="autoip-attack-") as folder:
+    with (
+        tempfile.TemporaryDirectory(prefix="autoip-attack-") as folder,
+        contextlib.ExitStack() as stack,
+    ):
         try:
-            yield targets(Path(folder))[name]()
+            yield targets(Path(folder), stack)[name]()
         finally:
             asyncio.set_event_loop(None)
             loop.close()
