@@ -19,7 +19,7 @@ export PYTHON
 EXTENSION := $(wildcard csrc/*.c csrc/*.h csrc/*.py csrc/warnings csrc/system_calls)
 C_SOURCES := $(filter-out csrc/_%,$(wildcard csrc/*.c))
 C_FLAGS := -std=gnu11 -O2 -D_GNU_SOURCE -pthread -Icsrc @csrc/warnings -Werror
-C_FORMATTED := $(C_SOURCES) $(wildcard csrc/*.h tests/c/*.c tests/c/*.h bench/*.c)
+C_FORMATTED := $(C_SOURCES) $(wildcard csrc/*.h tests/c/*.[ch] bench/*.c attack/native/*.[ch])
 SHELL_FILES := $(wildcard .ci/run share/completions/*.bash tools/*.sh) \
 	$(shell grep -lsE '^\#!.*[/ ](ba|da)?sh( |$$)' hooks/* hooks/*/* conformance/adapters/*)
 # The sanitizers of older compilers cannot place their shadow memory where the kernel spreads its
@@ -69,6 +69,7 @@ NEEDS := build
 run: NEEDS += $(if $(strip $(IFACE)),,demo)
 test bench conformance: NEEDS += test
 check: NEEDS += check
+attack fuzz chaos scale party: NEEDS += test attack
 DEPS = @bash tools/deps.sh $(NEEDS)
 
 help: ## list the targets
@@ -127,6 +128,20 @@ mutate: $(VENV)/.dev ## change one thing at a time in autoip/core: do its unit t
 bench: $(VENV)/.dev ## the benchmarks, each beside what it is measured against (root)
 	$(DEPS)
 	@exec $(AS_ROOT) $(PY) -m bench $(ARGS)
+
+# How long each attack lasts, in seconds.
+TIME ?= 60
+ATTACKS := fuzz chaos scale party
+
+attack: $(ATTACKS) ## all of the attacks that follow, each for TIME=60 seconds
+
+fuzz: ## bytes that nobody would send, for the C helper, both BPF programs and each parser
+chaos: ## kills at every moment, stops over deadlines, storms, a link that flaps (root)
+scale: ## thousands of hosts on a virtual link, switched on at once
+party: ## twenty real programs of five kinds on one bridge, round after round (root)
+$(ATTACKS): $(VENV)/.dev
+	$(DEPS)
+	$(GIVE_BACK) $(if $(filter fuzz scale,$@),,$(AS_ROOT)) $(PY) -m attack $@ --time $(TIME) $(ARGS)
 
 # Status 1: a program falls short of a MUST, which is not a failure of the measurement.
 conformance: $(VENV)/.dev ## measure autoip and other programs anew, for docs/conformance.md (root)
@@ -232,5 +247,5 @@ $(VENV)/.dev: pyproject.toml setup.py | $(VENV)/.ready
 	@$(AS_OWNER) $(PIP) install --no-build-isolation -e '.[bench,dev,test]'
 	@$(AS_OWNER) touch $@
 
-.PHONY: help setup run test check mutate bench conformance build install install-folders install-program \
+.PHONY: help setup run test check mutate bench attack $(ATTACKS) conformance build install install-folders install-program \
 	install-data uninstall clean remake

@@ -7,8 +7,9 @@
 #   demo    the tools that `make run` without IFACE needs besides
 #   test    the tools and the other link-local programs that the tests run (root)
 #   check   the tools of `make check`
+#   attack  libFuzzer, for `make attack`
 #   roots   the tools that make bare Debian machines (lab/roots.py)
-#   ci      build, test, check, and a second C compiler
+#   ci      build, test, check, attack
 #
 # Looks for each tool and takes the package only if the tool is missing. On Debian it prints which packages it
 # installs and installs all of them at once, with sudo if it does not run as root. Otherwise it prints the
@@ -64,6 +65,7 @@ need_peers() {
     need nftables nft
     need iputils-ping ping
     need tcpdump tcpdump
+    need strace strace
     need avahi-autoipd avahi-autoipd
     need dhcpcd-base dhcpcd
     [[ -x /lib/systemd/systemd-networkd ]] || packages+=(systemd)
@@ -99,6 +101,16 @@ need_booted() {
     need systemd-container systemd-nspawn
 }
 
+# The library of sanitizers and of libFuzzer is a package beside the compiler, named after its version.
+need_fuzzer() {
+    need clang clang
+    local version
+    version=$(clang -dumpversion 2>/dev/null || true)
+    printf 'int LLVMFuzzerTestOneInput(void) { return 0; }\n' |
+        clang -x c -w -fsanitize=fuzzer,address,undefined -o /dev/null - 2>/dev/null ||
+        packages+=("libclang-rt${version:+-${version%%.*}}-dev")
+}
+
 collect() {
     case $1 in
     build)
@@ -119,6 +131,9 @@ collect() {
         need shellcheck shellcheck
         need valgrind valgrind
         ;;
+    attack)
+        need_fuzzer
+        ;;
     roots)
         need debootstrap debootstrap
         need git git
@@ -128,9 +143,9 @@ collect() {
         collect build
         collect test
         collect check
-        need clang clang
+        collect attack
         ;;
-    *) fail "unknown group: $1 (build, demo, test, check, roots, ci)" ;;
+    *) fail "unknown group: $1 (build, demo, test, check, attack, roots, ci)" ;;
     esac
 }
 

@@ -3,8 +3,8 @@
     python -m tools.documents
 
 writes them: options and the tables of JSON fields in the manual, the table of options in docs/usage.md, the states
-in docs/design.md, and the options in the completions. They are between lines with `begin NAME` and `end NAME`. A
-test fails when one is stale.
+in docs/design.md, the results of the attacks in docs/reliability.md and docs/scale.svg, the options in the completions.
+They are between lines with `begin NAME` and `end NAME`. A test fails when one is stale.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 
+from attack import page
 from autoip import config, options
 from autoip.commands import about, doctor, hooks, probe, query
 from autoip.commands.diagnosis.checks import CHECKS
@@ -31,6 +32,8 @@ USAGE = ROOT / "docs" / "usage.md"
 OPERATION = ROOT / "docs" / "operation.md"
 MANUAL = ROOT / "share" / "autoip.8"
 DESIGN = ROOT / "docs" / "design.md"
+RELIABILITY = ROOT / "docs" / "reliability.md"
+SCALE = ROOT / "docs" / "scale.svg"
 COMPLETIONS = ROOT / "share" / "completions"
 
 TABLES: Mapping[str, tuple[Option, ...]] = {
@@ -208,6 +211,8 @@ PARTS: Mapping[Path, Mapping[str, Callable[[], str]]] = {
     },
     OPERATION: {"CHECKS": cures},
     DESIGN: {"STATES": diagram},
+    RELIABILITY: {"TRIED": page.tried, "PARTY": page.party, "SCALE": page.scale},
+    SCALE: {"CURVES": page.picture},
     USAGE: {"OPTIONS": lambda: table(options.RUN)},
     **{
         COMPLETIONS / name: {part: partial(make, TABLES) for part, make in parts.items()}

@@ -101,7 +101,7 @@ class Connection:
         *lines, self._waiting = (self._waiting + data).split(b"\n")
         try:
             messages = [json.loads(line) for line in lines]
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
         if len(self._waiting) > _LINE_MAX or not all(isinstance(m, dict) for m in messages):
             return None

@@ -31,6 +31,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import final
 
+from autoip.core.constants import is_candidate
 from autoip.errors import AlreadyRunning, NoPermission
 from autoip.kernel.capabilities import as_owner, trusted_users
 from autoip.paths import network_namespace
@@ -327,6 +328,16 @@ def _parse(record: bytes) -> tuple[int | None, Held | None]:
     pid: int | None = None
     held: Held | None = None
     with contextlib.suppress(ValueError, KeyError):
-        pid = int(values["pid"])
-        held = Held(int(values["index"]), IPv4Address(values["address"]))
+        pid = _number(values["pid"])
+        index, address = _number(values["index"]), IPv4Address(values["address"])
+        if is_candidate(address):
+            held = Held(index, address)
     return pid, held
+
+
+def _number(text: str) -> int:
+    """A pid or an interface's index. Raises ValueError for what can be neither."""
+    number = int(text)
+    if not 0 < number < 2**31:
+        raise ValueError(f"{number} is out of range")
+    return number

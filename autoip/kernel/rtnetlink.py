@@ -225,7 +225,7 @@ def read_address(message: Any) -> Address | None:
     """Return the Address of an RTM_NEWADDR or RTM_DELADDR message; None: it is not of IPv4."""
     # On a point-to-point link IFA_ADDRESS is that of the other end.
     local = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
-    if message["family"] != socket.AF_INET or local is None:
+    if message["family"] != socket.AF_INET or local is None or len(local) != 4:
         return None
     label = message.get_attr("IFA_LABEL")
     return Address(

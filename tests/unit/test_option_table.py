@@ -38,7 +38,7 @@ Run = Callable[..., str]
 @pytest.fixture
 def changed(tmp_path: Path) -> Run:
     """A copy of the tree that differs by one row; what runs Python there and returns what it printed."""
-    for name in ("autoip", "tools", "share", "docs"):
+    for name in ("attack", "autoip", "lab", "tools", "share", "docs"):
         shutil.copytree(ROOT / name, tmp_path / name)
     table = tmp_path / "autoip" / "options.py"
     text = table.read_text(encoding="utf-8")

@@ -290,6 +290,7 @@ class Follower:
             bus, self._bus = self._bus, None
             if self._owner:  # else nothing has changed
                 self._is_away()
+            self._answers.clear()  # the next connection counts its calls from 1 again
             bus.close()
 
     # --- what comes from the bus -------------------------------------------------------------

@@ -12,9 +12,11 @@ from collections.abc import Iterable, Iterator
 
 import pytest
 
+from attack.noise import noise
 from lab import ArpFrame, Daemon, Neighbour, Port, frames
-from tests.netns.conftest import MakeDaemon
-from tests.netns.helpers import (
+
+from .conftest import MakeDaemon
+from .helpers import (
     NETNS,
     PATIENCE,
     RIVAL,
@@ -22,7 +24,6 @@ from tests.netns.helpers import (
     bind,
     claimed,
     claimed_other,
-    harmless,
     probed,
     wait_until,
 )
@@ -32,61 +33,6 @@ pytestmark = NETNS
 SEED = int(os.environ.get("AUTOIP_FUZZ_SEED", "3927"))
 GROWTH_KIB = 3000
 """What the process may grow by: a queue that fills once, not one that grows with the frames."""
-
-
-def is_conflict(data: bytes, host: str) -> bool:
-    """Whether the host with the MAC `host`, that probes for A, must take it for a conflict (RFC 3927, 2.2.1)."""
-    frame = frames.parse(data)
-    if not isinstance(frame, ArpFrame) or frame.sha == host:
-        return False
-    if frame.op not in (frames.REQUEST, frames.REPLY):
-        return False
-    return frame.spa == A or (frame.is_probe and frame.tpa == A)
-
-
-def mutated(rng: random.Random, seeds: list[bytes]) -> bytes:
-    """A good frame with some bytes changed, left out, put in, or cut off; sometimes tagged."""
-    frame = bytearray(rng.choice(seeds))
-    for _ in range(rng.choice([0, 1, 1, 2, 3, 10])):
-        place = rng.randrange(len(frame))
-        match rng.randrange(6):
-            case 0:
-                frame[place] ^= 1 << rng.randrange(8)
-            case 1:
-                frame[place] = rng.choice([0, 1, 2, 4, 6, 8, 0x7F, 0x80, 0xA9, 0xFE, 0xFF])
-            case 2:
-                frame[place:place] = rng.randbytes(rng.choice([1, 2, 4, 400]))
-            case 3:
-                del frame[place : place + rng.choice([1, 2, 4])]
-            case 4:
-                del frame[place:]
-            case _:
-                frame += bytes(rng.choice([1, 18, 1000]))
-        if len(frame) < 14:
-            frame = bytearray(rng.choice(seeds))
-    data = bytes(frame[:1500])
-    if rng.random() < 0.1:
-        tag = rng.choice([b"\x81\x00", b"\x88\xa8"]) + rng.randbytes(2)
-        data = data[:12] + tag * rng.choice([1, 1, 2]) + data[12:]
-    return data.ljust(14, b"\0")
-
-
-def noise(port: Port, seed: int) -> Iterator[bytes]:
-    """Endlessly: frames of all kinds, not one of which is a conflict for the host."""
-    rng = random.Random(seed)
-    seeds = [
-        *(frame for frame in harmless(port.mac, A).values() if len(frame) >= 42),
-        frames.probe(RIVAL, A),
-        frames.conflict_request(RIVAL, A),
-        frames.conflict_reply(RIVAL, A, port.mac, A, destination=port.mac),
-        frames.padded(frames.announcement(RIVAL, A)),
-    ]
-    while True:
-        data = mutated(rng, seeds)
-        if rng.random() < 0.3:
-            data = frames.garbage(rng, arp_like=rng.random() < 0.7)
-        if not is_conflict(data, port.mac):
-            yield data
 
 
 def _take(frames_: Iterator[bytes], number: int) -> list[bytes]:
@@ -108,7 +54,7 @@ def _still_defends(port: Port, daemon: Daemon) -> None:
 def test_noise_while_probing(port: Port, make_autoip: MakeDaemon) -> None:
     """Thousands of frames between the first probe and the claim: the address is claimed as if there were none."""
     daemon = make_autoip(port, "--delay", "1500", "--ip", str(A))
-    source = noise(port, SEED)
+    source = noise(port.mac, A, SEED)
     daemon.start()
     port.sniffer.wait_probe(A, PATIENCE)
     sent = 0
@@ -131,7 +77,7 @@ def test_noise_while_bound(port: Port, make_autoip: MakeDaemon, seed: int) -> No
     daemon = make_autoip(port, "--delay", "20", "--ip", str(A))
     bind(port, daemon)
     time.sleep(0.5)
-    flood = _take(noise(port, seed), 10_000)
+    flood = _take(noise(port.mac, A, seed), 10_000)
     before = daemon.usage()
     since = port.sniffer.mark()
     for number, frame in enumerate(flood):

@@ -1,0 +1,243 @@
+/*
+ * The eBPF of linux/bpf.h: arithmetic, jumps, memory, and the functions that a program at an
+ * interface's egress calls. Each access is checked: the stack, the description of the frame,
+ * nothing else. An instruction or function that it does not know ends the program.
+ */
+#ifndef AUTOIP_EXTENDED_H
+#define AUTOIP_EXTENDED_H
+
+#include "fuzz.h"
+
+#include <linux/bpf.h>
+
+#define EXTENDED_STACK 512u
+/* Steps; no program of ours has a loop. */
+#define EXTENDED_STEPS 4096
+
+struct extended {
+    uint64_t r[11];
+    uint8_t stack[EXTENDED_STACK];
+    struct __sk_buff about;
+    uint8_t *frame;
+    size_t length;
+};
+
+static inline uint64_t as_number(const void *pointer)
+{
+    return (uint64_t)(uintptr_t)pointer;
+}
+
+/* Memory that the program may use; of the description it may only read. */
+static inline void *extended_at(struct extended *e, uint64_t address, size_t size, bool write)
+{
+    uint64_t stack = as_number(e->stack);
+    uint64_t about = as_number(&e->about);
+
+    if (address >= stack && address - stack <= EXTENDED_STACK - size)
+        return e->stack + (address - stack);
+    MUST(!write && address >= about && address - about <= sizeof e->about - size);
+    return (uint8_t *)&e->about + (address - about);
+}
+
+static inline size_t extended_size(uint8_t code)
+{
+    switch (BPF_SIZE(code)) {
+    case BPF_B:
+        return 1;
+    case BPF_H:
+        return 2;
+    case BPF_W:
+        return 4;
+    default:
+        return 8;
+    }
+}
+
+static inline uint64_t extended_arithmetic(uint8_t code, uint64_t a, uint64_t b, bool wide)
+{
+    unsigned int shift = (unsigned int)(b & (wide ? 63 : 31));
+    uint64_t result;
+
+    if (!wide) {
+        a = (uint32_t)a;
+        b = (uint32_t)b;
+    }
+    switch (BPF_OP(code)) {
+    case BPF_ADD:
+        result = a + b;
+        break;
+    case BPF_SUB:
+        result = a - b;
+        break;
+    case BPF_MUL:
+        result = a * b;
+        break;
+    case BPF_DIV:
+        result = b == 0 ? 0 : a / b;
+        break;
+    case BPF_MOD:
+        result = b == 0 ? a : a % b;
+        break;
+    case BPF_AND:
+        result = a & b;
+        break;
+    case BPF_OR:
+        result = a | b;
+        break;
+    case BPF_XOR:
+        result = a ^ b;
+        break;
+    case BPF_LSH:
+        result = a << shift;
+        break;
+    case BPF_RSH:
+        result = a >> shift;
+        break;
+    case BPF_NEG:
+        result = -a;
+        break;
+    case BPF_MOV:
+        result = b;
+        break;
+    default:
+        FAIL("not arithmetic that this interpreter knows");
+        result = 0;
+    }
+    return wide ? result : (uint32_t)result;
+}
+
+static inline bool extended_test(uint8_t code, uint64_t a, uint64_t b)
+{
+    switch (BPF_OP(code)) {
+    case BPF_JA:
+        return true;
+    case BPF_JEQ:
+        return a == b;
+    case BPF_JNE:
+        return a != b;
+    case BPF_JGT:
+        return a > b;
+    case BPF_JGE:
+        return a >= b;
+    case BPF_JLT:
+        return a < b;
+    case BPF_JLE:
+        return a <= b;
+    case BPF_JSET:
+        return (a & b) != 0;
+    case BPF_JSGT:
+        return (int64_t)a > (int64_t)b;
+    case BPF_JSGE:
+        return (int64_t)a >= (int64_t)b;
+    case BPF_JSLT:
+        return (int64_t)a < (int64_t)b;
+    case BPF_JSLE:
+        return (int64_t)a <= (int64_t)b;
+    default:
+        FAIL("not a jump that this interpreter knows");
+        return false;
+    }
+}
+
+/* What is copied between frame and memory, if all of it is in the frame; else the function
+ * returns -EFAULT. */
+static inline uint64_t extended_copy(struct extended *e, uint64_t offset, uint64_t memory,
+                                     uint64_t size, bool into_frame)
+{
+    void *at = extended_at(e, memory, (size_t)size, !into_frame);
+
+    if (offset > e->length || size > e->length - offset)
+        return (uint64_t)-14;
+    if (into_frame)
+        memcpy(e->frame + offset, at, (size_t)size);
+    else
+        memcpy(at, e->frame + offset, (size_t)size);
+    return 0;
+}
+
+static inline void extended_call(struct extended *e, int function)
+{
+    uint64_t *r = e->r;
+
+    switch (function) {
+    case BPF_FUNC_skb_load_bytes:
+        MUST(r[1] == as_number(&e->about));
+        r[0] = extended_copy(e, (uint32_t)r[2], r[3], (uint32_t)r[4], false);
+        break;
+    case BPF_FUNC_skb_store_bytes:
+        MUST(r[1] == as_number(&e->about) && r[5] == 0);
+        r[0] = extended_copy(e, (uint32_t)r[2], r[3], (uint32_t)r[4], true);
+        break;
+    default:
+        FAIL("not a function that this interpreter knows");
+    }
+    /* The kernel leaves nothing of use in these. */
+    for (int i = 1; i <= 5; i++)
+        r[i] = 0xdeadbeefdeadbeef;
+}
+
+static inline void extended_step(struct extended *e, const struct bpf_insn *code)
+{
+    uint64_t *to = &e->r[code->dst_reg];
+    uint64_t operand =
+        BPF_SRC(code->code) == BPF_X ? e->r[code->src_reg] : (uint64_t)(int64_t)code->imm;
+    size_t size = extended_size(code->code);
+    uint64_t offset = (uint64_t)(int64_t)code->off;
+
+    switch (BPF_CLASS(code->code)) {
+    case BPF_ALU64:
+        *to = extended_arithmetic(code->code, *to, operand, true);
+        break;
+    case BPF_ALU:
+        *to = extended_arithmetic(code->code, *to, operand, false);
+        break;
+    case BPF_LDX:
+        MUST(BPF_MODE(code->code) == BPF_MEM);
+        *to = 0; /* little endian, as the machines of the tests are */
+        memcpy(to, extended_at(e, e->r[code->src_reg] + offset, size, false), size);
+        break;
+    case BPF_ST:
+        MUST(BPF_MODE(code->code) == BPF_MEM);
+        operand = (uint64_t)(int64_t)code->imm;
+        memcpy(extended_at(e, *to + offset, size, true), &operand, size);
+        break;
+    case BPF_STX:
+        MUST(BPF_MODE(code->code) == BPF_MEM);
+        memcpy(extended_at(e, *to + offset, size, true), &e->r[code->src_reg], size);
+        break;
+    default:
+        FAIL("not an instruction that this interpreter knows");
+    }
+}
+
+/* Runs the program on the frame, which it may change; what the program returns. */
+static inline uint32_t extended_run(struct extended *e, const struct bpf_insn *program,
+                                    size_t count)
+{
+    size_t at = 0;
+
+    memset(e->r, 0, sizeof e->r);
+    memset(e->stack, 0x5a, sizeof e->stack);
+    e->r[1] = as_number(&e->about);
+    e->r[10] = as_number(e->stack + EXTENDED_STACK);
+    for (int steps = 0; steps < EXTENDED_STEPS; steps++) {
+        const struct bpf_insn *code = &program[at++];
+
+        MUST(at <= count && code->dst_reg <= 10 && code->src_reg <= 10);
+        if (BPF_CLASS(code->code) != BPF_JMP) {
+            extended_step(e, code);
+        } else if (BPF_OP(code->code) == BPF_EXIT) {
+            return (uint32_t)e->r[0];
+        } else if (BPF_OP(code->code) == BPF_CALL) {
+            extended_call(e, code->imm);
+        } else if (extended_test(code->code, e->r[code->dst_reg],
+                                 BPF_SRC(code->code) == BPF_X ? e->r[code->src_reg]
+                                                              : (uint64_t)(int64_t)code->imm)) {
+            at += (size_t)code->off;
+        }
+    }
+    FAIL("not a program that ends");
+    return 0;
+}
+
+#endif

@@ -1,1 +1,0 @@
-"""Input that nobody would send in good faith."""
