@@ -2,6 +2,7 @@
 #
 #   docker build -t autoip .
 #   docker run --network host --cap-drop ALL --cap-add NET_RAW --cap-add NET_ADMIN \
+#       --cap-add SETUID --cap-add SETGID --cap-add CHOWN \
 #       --security-opt no-new-privileges -v autoip:/var/lib/autoip autoip eth0
 #
 # With --cap-add BPF as well, ARP for the address leaves by broadcast as RFC 3927 demands; without
@@ -13,11 +14,11 @@
 #
 #   docker build --build-arg BASE=debian:trixie-slim -t autoip .
 #
-# Root with two capabilities, and not another user with capabilities on the file: those would be
+# The program begins as root, and becomes the user `autoip` with NET_RAW and NET_ADMIN, for which it needs
+# SETUID, SETGID and, where the volume is root's, CHOWN. No user with capabilities on the file: those would be
 # on the Python interpreter, and so on every script that it runs; they are void under
 # no-new-privileges; and they fail at exec, without a word from us, when one of the two is not
-# granted. Root here has the two that are named above and, from its start on, no way to others:
-# the program gives up the rest itself, also when it is run with more.
+# granted. The program gives up the rest itself, also when it is run with more.
 
 ARG BASE=python:3.12-slim-bookworm
 
@@ -53,6 +54,8 @@ RUN set -eu; \
 # The same base, so the interpreter that the environment points at is at the same place.
 COPY --from=build /opt/autoip /opt/autoip
 ENV PATH=/opt/autoip/bin:$PATH
+RUN useradd --system --no-create-home --home-dir / --shell /usr/sbin/nologin autoip; \
+    install -d -o autoip -g autoip /run/autoip /var/lib/autoip
 WORKDIR /
 # Also the default; said because the address is taken off on this signal.
 STOPSIGNAL SIGTERM

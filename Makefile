@@ -16,7 +16,7 @@ endif
 PYTHON ?= python3
 export PYTHON
 
-EXTENSION := $(wildcard csrc/*.c csrc/*.h csrc/*.py csrc/warnings)
+EXTENSION := $(wildcard csrc/*.c csrc/*.h csrc/*.py csrc/warnings csrc/system_calls)
 C_SOURCES := $(filter-out csrc/_%,$(wildcard csrc/*.c))
 C_FLAGS := -std=gnu11 -O2 -D_GNU_SOURCE -pthread -Icsrc @csrc/warnings -Werror
 C_FORMATTED := $(C_SOURCES) $(wildcard csrc/*.h tests/c/*.[ch] bench/*.c attack/native/*.[ch])

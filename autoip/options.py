@@ -87,6 +87,17 @@ def _script(text: str) -> str:
     return os.path.abspath(text)
 
 
+def _user(text: str) -> str:
+    """Return the name of an existing user."""
+    import pwd
+
+    try:
+        pwd.getpwnam(text)
+    except (KeyError, ValueError):
+        raise UsageError("no such user") from None
+    return text
+
+
 # A row has its names first, then its texts, then its behaviour. The AutoIP module's words come first, in its order.
 # fmt: off
 DELAY = Option(
@@ -171,6 +182,14 @@ _ROWS = (
     Option(
         "script-style", "STYLE", "whose scripts: `avahi` (avahi-autoipd.action, the default) or `zcip` (BusyBox)",
         values=["avahi", "zcip"], default="avahi",
+    ),
+    Option(
+        "user", "NAME",
+        "started by root: become user `NAME`; default: `autoip`, or ids without a name where there is no such user",
+        "The process opens what needs root before that, and keeps CAP_NET_RAW and CAP_NET_ADMIN. Scripts run as this"
+        " user. With `--user root` it stays root's, without root's other capabilities, until a reload: the program"
+        " that goes on is the service's user's.",
+        read=_user,
     ),
     Option(
         "trace", "FILE", "append to `FILE` all that happens, for a report; `python -m tools.replay` runs it again",

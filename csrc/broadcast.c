@@ -4,6 +4,12 @@
  * a stale neighbour, by unicast. So a program of a few instructions checks what leaves an
  * interface, and gives such packets another destination.
  *
+ * A host that asks by unicast must not make every host of the link busy with the answers. So a
+ * token bucket for each interface bounds how many frames become broadcasts; beyond it a frame
+ * leaves as the kernel made it. It allows more than the helper's thread (listener.c), for also
+ * the kernel's own requests go through it. It takes no lock: processors that count at the same
+ * time may let some more frames through.
+ *
  * It is a filter with "direct action" for the egress of a clsact qdisc, where a frame begins with
  * its Ethernet header.
  */
@@ -26,6 +32,14 @@
 #define ARP_LENGTH (AUTOIP_FRAME_LEN - ETH_HLEN)
 #define COPY (-ARP_LENGTH)
 #define COPY_OF(frame_offset) (COPY + (frame_offset) - ARP_AT)
+/* The interface's bucket, below the copy. */
+#define KEY (COPY - 4)
+
+/* The bucket: so many broadcasts at once, and one more after each interval, 50 a second. */
+#define BURST 100
+#define INTERVAL_NS 20000000
+/* Interfaces whose indexes have the same last bits share one. */
+#define BUCKETS 256
 
 /* Instructions of program `p`, with BPF_REG_n as numbers. */
 #define DO(...) autoip_asm_extended(p, (struct bpf_insn){__VA_ARGS__})
@@ -36,6 +50,9 @@
     DO(.code = BPF_LDX | (size) | BPF_MEM, .dst_reg = (to), .src_reg = (base), .off = (offset))
 #define STORE(size, base, offset, value)                                                         \
     DO(.code = BPF_ST | (size) | BPF_MEM, .dst_reg = (base), .off = (offset), .imm = (value))
+#define AND(to, value) DO(.code = BPF_ALU64 | BPF_AND | BPF_K, .dst_reg = (to), .imm = (value))
+#define PUT(size, base, offset, from)                                                            \
+    DO(.code = BPF_STX | (size) | BPF_MEM, .dst_reg = (base), .src_reg = (from), .off = (offset))
 #define CALL(function) DO(.code = BPF_JMP | BPF_CALL, .imm = (function))
 #define EXIT() DO(.code = BPF_JMP | BPF_EXIT)
 #define UNLESS_EQUAL(register, value, label)                                                     \
@@ -45,12 +62,56 @@
                                                .imm = (value)},                                  \
                              label)
 
+/* A jump to PASS. */
+#define PASS_BY(...) autoip_asm_extended_jump(p, (struct bpf_insn){__VA_ARGS__}, PASS)
+
 #define CONTEXT(field) ((short)offsetof(struct __sk_buff, field))
 #define WIRE(value) ((int)__constant_htons(value))
 
-int autoip_broadcast_build(struct bpf_insn *out, size_t capacity)
+enum { PASS, COUNT, FULL };
+
+/* Goes to PASS for a frame that is a broadcast already, or if the bucket is empty. */
+static void broadcast_limit(struct autoip_asm *p, int map)
 {
-    enum { PASS };
+    MOVE(1, 6);
+    SET(2, 0);
+    MOVE(3, 10);
+    ADD(3, COPY);
+    SET(4, ETH_ALEN);
+    CALL(BPF_FUNC_skb_load_bytes); /* copy <- destination */
+    UNLESS_EQUAL(0, 0, PASS);
+    for (short at = 0; at < ETH_ALEN; at += 2) {
+        LOAD(BPF_H, 2, 10, COPY + at);
+        UNLESS_EQUAL(2, 0xffff, COUNT);
+    }
+    PASS_BY(.code = BPF_JMP | BPF_JA);
+
+    autoip_asm_place(p, COUNT);
+    LOAD(BPF_W, 2, 6, CONTEXT(ifindex));
+    AND(2, BUCKETS - 1);
+    PUT(BPF_W, 10, KEY, 2);
+    DO(.code = BPF_LD | BPF_DW | BPF_IMM, .dst_reg = 1, .src_reg = BPF_PSEUDO_MAP_FD, .imm = map);
+    DO(.code = 0); /* the second half: the map */
+    MOVE(2, 10);
+    ADD(2, KEY);
+    CALL(BPF_FUNC_map_lookup_elem);
+    PASS_BY(.code = BPF_JMP | BPF_JEQ | BPF_K, .dst_reg = 0, .imm = 0);
+    MOVE(7, 0); /* r7 <- the bucket: when it will be full again */
+    CALL(BPF_FUNC_ktime_get_boot_ns);
+    LOAD(BPF_DW, 2, 7, 0);
+    autoip_asm_extended_jump(
+        p, (struct bpf_insn){.code = BPF_JMP | BPF_JGE | BPF_X, .dst_reg = 2, .src_reg = 0},
+        FULL); /* it is not full? */
+    MOVE(2, 0);
+    autoip_asm_place(p, FULL);
+    ADD(0, (BURST - 1) * INTERVAL_NS);
+    PASS_BY(.code = BPF_JMP | BPF_JGT | BPF_X, .dst_reg = 2, .src_reg = 0); /* empty? */
+    ADD(2, INTERVAL_NS);
+    PUT(BPF_DW, 7, 0, 2);
+}
+
+int autoip_broadcast_build(struct bpf_insn *out, size_t capacity, int map)
+{
     struct autoip_asm program;
     struct autoip_asm *p = &program;
 
@@ -79,6 +140,8 @@ int autoip_broadcast_build(struct bpf_insn *out, size_t capacity)
     LOAD(BPF_H, 2, 10, COPY_OF(AUTOIP_SPA_AT)); /* r2 <- SPA, first 2 */
     UNLESS_EQUAL(2, WIRE(0xa9fe), PASS);        /* not 169.254? */
 
+    if (map >= 0)
+        broadcast_limit(p, map);
     STORE(BPF_W, 10, COPY, -1); /* copy <- the broadcast address */
     STORE(BPF_W, 10, COPY + 4, -1);
     MOVE(1, 6);
@@ -95,13 +158,13 @@ int autoip_broadcast_build(struct bpf_insn *out, size_t capacity)
     return autoip_asm_finish(p, out, capacity);
 }
 
-int autoip_broadcast_load(void)
+int autoip_broadcast_load_limited(int map)
 {
-    /* Neither function demands a program under the GPL. */
+    /* No function that is called demands a program under the GPL. */
     static const char license[] = "Apache-2.0";
     struct bpf_insn program[AUTOIP_BROADCAST_MAX];
     union bpf_attr attributes;
-    int length = autoip_broadcast_build(program, AUTOIP_BROADCAST_MAX);
+    int length = autoip_broadcast_build(program, AUTOIP_BROADCAST_MAX, map);
     long result;
 
     if (length < 0)
@@ -114,6 +177,25 @@ int autoip_broadcast_load(void)
     memcpy(attributes.prog_name, "autoip", sizeof "autoip");
     result = syscall(SYS_bpf, BPF_PROG_LOAD, &attributes, sizeof attributes);
     return result < 0 ? -errno : (int)result;
+}
+
+int autoip_broadcast_load(void)
+{
+    union bpf_attr attributes;
+    int map, program;
+
+    memset(&attributes, 0, sizeof attributes);
+    attributes.map_type = BPF_MAP_TYPE_ARRAY;
+    attributes.key_size = sizeof(uint32_t);
+    attributes.value_size = sizeof(uint64_t);
+    attributes.max_entries = BUCKETS;
+    memcpy(attributes.map_name, "autoip", sizeof "autoip");
+    map = (int)syscall(SYS_bpf, BPF_MAP_CREATE, &attributes, sizeof attributes);
+    program = map < 0 ? -errno : autoip_broadcast_load_limited(map);
+    if (map >= 0)
+        close(map); /* the program has it */
+    /* Before Linux 5.8 there is no such clock. */
+    return program == -EINVAL ? autoip_broadcast_load_limited(-1) : program;
 }
 
 int autoip_broadcast_before(int ifindex)

@@ -75,23 +75,41 @@ ffibuilder.cdef(
     int autoip_capabilities_permitted(uint64_t *permitted);
     int autoip_capabilities_limit(uint64_t keep, bool pass_on);
     int autoip_capabilities_keep(void);
+    int autoip_capabilities_become(uint32_t user, uint32_t group);
     int autoip_capabilities_files_as(uint32_t user, uint32_t group);
+
+    extern const int autoip_calls[...];
+    int autoip_confined(void);
+    int autoip_confine_calls(const int *calls, size_t count);
+    int autoip_files_new(void);
+    int autoip_files_allow(int rules, const char *path, uint64_t rights);
+    int autoip_files_confine(int rules);
     """
 )
 
+
+def calls() -> str:
+    """Return C for the numbers of csrc/system_calls, those that this machine has."""
+    with open("csrc/system_calls", encoding="utf-8") as file:
+        names = [name for line in file if line[0] != "#" for name in line.split()]
+    numbers = "".join(f"#ifdef SYS_{name}\nSYS_{name},\n#endif\n" for name in names)
+    return f"#include <sys/syscall.h>\nstatic const int autoip_calls[] = {{\n{numbers}}};\n"
+
+
 ffibuilder.set_source(
     "autoip.kernel._native",
-    '#include <linux/capability.h>\n#include "native.h"',
+    '#include <linux/capability.h>\n#include "native.h"\n' + calls(),
     sources=[
         "csrc/assembler.c",
         "csrc/broadcast.c",
         "csrc/capabilities.c",
+        "csrc/confinement.c",
         "csrc/filter.c",
         "csrc/listener.c",
         "csrc/socket.c",
         "csrc/timer.c",
     ],
-    depends=["csrc/assembler.h", "csrc/internal.h", "csrc/native.h"],
+    depends=["csrc/assembler.h", "csrc/internal.h", "csrc/native.h", "csrc/system_calls"],
     include_dirs=["csrc"],
     define_macros=[("_GNU_SOURCE", None)],
     # Hidden: calls between the files of the helper need no table of symbols.

@@ -5,6 +5,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include <grp.h>
 #include <linux/capability.h>
 #include <sys/fsuid.h>
 #include <sys/prctl.h>
@@ -107,6 +108,22 @@ int autoip_capabilities_limit(uint64_t keep, bool pass_on)
     if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
         return -errno;
     return 0;
+}
+
+int autoip_capabilities_become(uint32_t user, uint32_t group)
+{
+    int result = 0;
+    int parents_end = 0; /* the signal at the parent's end, which the kernel forgets here */
+
+    if (prctl(PR_GET_PDEATHSIG, &parents_end) < 0 || prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0) < 0)
+        return -errno;
+    if (setgroups(0, NULL) < 0 || setresgid(group, group, group) < 0 ||
+        setresuid(user, user, user) < 0)
+        result = -errno;
+    (void)prctl(PR_SET_KEEPCAPS, 0, 0, 0, 0);
+    if (parents_end != 0)
+        (void)prctl(PR_SET_PDEATHSIG, parents_end);
+    return result;
 }
 
 int autoip_capabilities_keep(void)

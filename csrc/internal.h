@@ -21,12 +21,18 @@ void autoip_reply_make(uint8_t reply[AUTOIP_FRAME_LEN], const uint8_t question[A
 /* -- broadcast.c ---------------------------------------------------------------------- */
 
 /* As many instructions as the program can have. */
-#define AUTOIP_BROADCAST_MAX 64
+#define AUTOIP_BROADCAST_MAX 96
 
 struct bpf_insn;
 
-/* Writes what autoip_broadcast_load() loads. Returns the number of instructions, or -ENOSPC. */
-int autoip_broadcast_build(struct bpf_insn *out, size_t capacity);
+/*
+ * Writes the program to `out`. `map` is the descriptor of an array of 64-bit numbers, where the
+ * program counts; -1: it does not count. Returns the number of instructions, or -ENOSPC.
+ */
+int autoip_broadcast_build(struct bpf_insn *out, size_t capacity, int map);
+
+/* Loads this program: a descriptor or a negative errno. */
+int autoip_broadcast_load_limited(int map);
 
 /* -- socket.c: a packet socket as a plain descriptor ---------------------------------- */
 

@@ -43,7 +43,8 @@
 
 /*
  * A broadcast disturbs every host of the link: after a burst of answers there is at most one per
- * interval.
+ * interval. Of the kernel's own ARP the BPF program (broadcast.c) makes more into broadcasts,
+ * since that is not only answers.
  */
 #define ANSWER_BURST 16u
 #define ANSWER_INTERVAL_NS 50000000u

@@ -224,10 +224,48 @@ int autoip_capabilities_limit(uint64_t keep, bool pass_on);
 int autoip_capabilities_keep(void);
 
 /*
+ * Makes this user and group the process's real, effective, saved and file system ones, without
+ * further groups. The permitted capabilities stay, none is effective. Needs CAP_SETUID and
+ * CAP_SETGID; after an error the groups may have been changed already.
+ */
+int autoip_capabilities_become(uint32_t user, uint32_t group);
+
+/*
  * Gives the calling thread the rights of this user and group on files, and on nothing else. Each
  * must be the thread's real, effective or saved one, or needs CAP_SETUID or CAP_SETGID; -EPERM
  * otherwise, and then the rights may be those of the group already.
  */
 int autoip_capabilities_files_as(uint32_t user, uint32_t group);
+
+/* -- confinement.c -------------------------------------------------------------------- */
+
+/* A filter of system calls has at most this many instructions. */
+#define AUTOIP_CALLS_MAX 1024
+
+/* Whether autoip_confine_calls() holds, also if a former program of this process called it. */
+int autoip_confined(void);
+
+/*
+ * Writes the filter that autoip_confine_calls() sets to `out`; `calls` ascend. Returns the number
+ * of instructions; -ENOSPC, or -ENOSYS on a machine whose filters are unknown here.
+ */
+int autoip_calls_build(struct sock_filter *out, size_t capacity, const int *calls, size_t count);
+
+/*
+ * Refuses all system calls of the calling thread, and of what it starts, but these (EPERM; ENOSYS
+ * for greater numbers), and sockets of other families than AF_UNIX, AF_NETLINK and AF_PACKET.
+ * `no_new_privs` must be set.
+ */
+int autoip_confine_calls(const int *calls, size_t count);
+
+/* A descriptor of rules that allow nothing: no file, no TCP, no signal to others. -ENOSYS,
+ * -EOPNOTSUPP or -EPERM where there is no Landlock. */
+int autoip_files_new(void);
+
+/* Allows the rights (LANDLOCK_ACCESS_FS_*) on a folder and what is below it. */
+int autoip_files_allow(int rules, const char *path, uint64_t rights);
+
+/* The rules hold from now on, as in autoip_confine_calls(). */
+int autoip_files_confine(int rules);
 
 #endif

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import select
 import socket
@@ -32,6 +33,7 @@ class Syslog(Reader):
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         try:
             namespace.call(sock.bind, "/dev/log")
+            namespace.call(os.chmod, "/dev/log", 0o666)  # as every log daemon makes it
         except BaseException:
             sock.close()
             raise

@@ -9,7 +9,7 @@ import sys
 
 from autoip import paths
 from autoip.commands.arguments import aligned, texts, values, write
-from autoip.dhcp import install
+from autoip.dhcp import install, trust
 from autoip.dhcp.clients import CLIENTS
 from autoip.dhcp.image import Image
 from autoip.errors import UsageError
@@ -18,6 +18,9 @@ from autoip.option_table import Option, one_interface_name
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # `typing` takes milliseconds to import
     from collections.abc import Iterable, Sequence
+
+
+_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 def _absolute(text: str) -> str:
@@ -72,6 +75,7 @@ def main(words: Sequence[str]) -> int:
 
     Raises:
         NotOurs: a file of somebody else is in the way; nothing was changed.
+        Untrusted: others than root may write the program; nothing was changed.
         AutoipError: the kernel refused something.
     """
     arguments = parse(words)
@@ -85,6 +89,9 @@ def _lines(image: Image, arguments: argparse.Namespace) -> Iterable[str]:
     match arguments.action:
         case "install":
             program = arguments.program or _program()
+            trust.check([program], image.root)
+            if not arguments.program and not image.root:  # what runs here is what hooks start
+                trust.check(trust.below(_PACKAGE))
             names, interfaces = arguments.clients, arguments.interfaces
             return install.install(image, names, interfaces, program, conf=arguments.conf)
         case "remove":

@@ -58,6 +58,7 @@ class Arguments:
         early: DHCP has not had its chance yet.
         config: file to read instead of the system's.
         trace: file to which all that happens is appended.
+        user: whose process a daemon of root's becomes; None: the service's user's.
         dry_run: show the options that would be in force, and serve nothing.
     """
 
@@ -68,6 +69,7 @@ class Arguments:
     to_syslog: bool
     script: str | None
     script_style: str
+    user: str | None
     hook: bool
     early: bool
     config: str | None
@@ -247,6 +249,54 @@ def _import_asyncio() -> None:
             del sys.modules["ssl"]
 
 
+def _import_what_comes_later(arguments: Arguments) -> None:
+    """Import what is used after the process has become a user who may not read the program, as in root's home."""
+    import concurrent.futures.thread  # noqa: F401
+
+    if arguments.script is not None:
+        from autoip.daemon import script  # noqa: F401
+    from autoip.daemon.networkmanager import gate
+
+    if os.path.exists(gate.RUNTIME):
+        with suppress(ImportError):  # reported by the gate
+            from autoip.daemon.networkmanager import dbus  # noqa: F401
+
+
+def _give_up(
+    arguments: Arguments,
+    directories: Sequence[str],
+    handed: Handover | None,
+    logger: logging.Logger,
+) -> list[str]:
+    """Become the daemon's user, with two capabilities, and confine the process. Return what could not be given up.
+
+    Raises:
+        UsageError: `--user` by a user who cannot become another one.
+        MissingCapability: one of the two is missing.
+    """
+    from autoip.kernel import capabilities, confinement, users
+
+    if arguments.user is not None and handed is None and not users.may_become(arguments.user):
+        raise UsageError(f"--user {arguments.user}: only root may become another user")
+    _import_what_comes_later(arguments)
+    folders = [Path(directory) for directory in directories]
+    kept = [users.become(arguments.user, folders)]
+    capabilities.limit(pass_on=arguments.script is not None)
+    if arguments.script is None:
+        # The directory: an editor replaces the file.
+        read = [Path(arguments.config).absolute().parent] if arguments.config is not None else []
+        try:
+            kept.append(confinement.confine(folders, read))
+        except OSError as error:
+            kept.append(f"system calls and files are not confined: {error.strerror}")
+    limits = [line for line in kept if line is not None]
+    for line in limits:
+        logger.warning("%s", line)
+    if arguments.script is not None:  # children inherit it, and a script may do anything
+        limits.append("because of the script neither system calls nor files are confined further")
+    return limits
+
+
 def _configuration(arguments: Arguments, handed: Handover | None, logger: logging.Logger) -> Config:
     """Return what the configuration says; after a reload, if it is wrong since the trial, what was in force.
 
@@ -294,7 +344,7 @@ def _serve(
 
     from autoip import log
     from autoip.daemon import daemon, executable
-    from autoip.kernel import arp_socket, capabilities
+    from autoip.kernel import arp_socket
 
     def options(name: str) -> Options:
         if not arguments.interfaces:
@@ -305,7 +355,6 @@ def _serve(
     program = arp_socket.load_broadcast() if handed is None else handed.program
     state = [paths.state_directory(environ)] if arguments.keep_state else []
     directories = [paths.runtime_directory(environ), *state]
-    capabilities.share_with_service(map(Path, directories))
     trace = None
     if arguments.trace is not None:
         from autoip.daemon.trace import Trace
@@ -314,7 +363,7 @@ def _serve(
             trace = Trace(handed.trace, logger)
         else:
             trace = Trace.open(arguments.trace, logger)
-    capabilities.limit(pass_on=arguments.script is not None)
+    limits = _give_up(arguments, directories, handed, logger)
     settings = daemon.Settings(
         interfaces=arguments.interfaces,
         options=options,
@@ -325,6 +374,7 @@ def _serve(
         script_style=arguments.script_style,
         program=program,
         trace=trace,
+        limits=limits,
         handed=handed,
         executable=executable.Executable(environ),
     )

@@ -75,6 +75,7 @@ class Settings:
         script_style: a key of `script.STYLES`.
         program: result of `arp_socket.load_broadcast`.
         trace: records all that happens; None: no trace.
+        limits: what cannot be done in this process, one line each; logged already.
         handed: what the program before in this process has handed over; None: this is the first one.
         executable: what a reload executes; None: nothing.
     """
@@ -88,6 +89,7 @@ class Settings:
     script_style: str = ""
     program: int | str = "no program was loaded"
     trace: Trace | None = None
+    limits: Sequence[str] = ()
     handed: Handover | None = None
     executable: Executable | None = None
 
@@ -124,6 +126,7 @@ class Daemon:
         self._log = log
         self._kernel = kernel
         self._network = kernel.network
+        self._network.limits += settings.limits
         self._notifier = Notifier(settings.environ)
         self._interfaces: list[Interface] = []
         self._servers: dict[str, Server] = {}

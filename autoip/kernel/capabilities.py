@@ -1,26 +1,22 @@
-"""Give up every capability but the two that are needed, and share files with the service.
+"""Give up every capability but the two that are needed; with `--user root`, share files with the service.
 
 The service's user owns /run/autoip and /var/lib/autoip. Root without CAP_DAC_OVERRIDE may not write
 there; with it root could follow a name that this user has replaced to another place. So a daemon
-of root's makes, opens and removes files in a directory of this user with this user's rights on files
-and with no others (`as_owner`), and only for as long as that takes. `share_with_service` sets this
-user's ids as the saved ones while that is permitted. They allow it later, record which user it is,
-and let this user send signals to the daemon.
+that stays root's makes, opens and removes files in a directory of this user with this user's rights on
+files and with no others (`as_owner`), and only for as long as that takes. `users.become` has set this
+user's ids as the saved ones. They allow it later, record which user it is, and let this user send
+signals to the daemon.
 """
 
 from __future__ import annotations
 
 import os
-import pwd
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from autoip.errors import MissingCapability
 from autoip.kernel.native import check, ffi, lib
-
-SERVICE_USER = "autoip"
-"""The user of the unit, made by share/autoip.sysusers."""
 
 _NEEDED = {
     "CAP_NET_RAW": lib.CAP_NET_RAW,  # the packet sockets
@@ -86,32 +82,6 @@ def hand_on() -> None:
 def next_user() -> tuple[int, int]:
     """Return user and group id that the process has after `hand_on`."""
     return os.getresuid()[2], os.getresgid()[2]
-
-
-def share_with_service(directories: Iterable[Path]) -> None:
-    """As root, and before `limit`: become able to use what belongs to the service's user.
-
-    Without effect for another user, where there is no user `autoip`, and without CAP_SETUID and
-    CAP_SETGID: then a directory of the service's user is refused later.
-
-    Args:
-        directories: those that do not exist are made, for the service's user. One that exists
-            is left as it is, whatever its owner.
-    """
-    if os.geteuid() != 0:
-        return
-    try:
-        user = pwd.getpwnam(SERVICE_USER)
-        os.setresgid(-1, -1, user.pw_gid)
-        os.setresuid(-1, -1, user.pw_uid)
-    except (KeyError, OSError):
-        return
-    for directory in directories:
-        with suppress(OSError):  # it exists; other errors come again when it is used
-            directory.mkdir(parents=True)
-            # Given away last: from then on the name may be another file's.
-            directory.chmod(0o755)
-            os.chown(directory, user.pw_uid, user.pw_gid, follow_symlinks=False)
 
 
 def trusted_users() -> frozenset[int]:

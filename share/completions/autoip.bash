@@ -28,7 +28,7 @@ _autoip() {
     # end COMMANDS
     # begin VALUES
     case $command:$previous in
-    run:--ip | run:--delay | run:--after | run:--linger | wait:--timeout | probe:--delay) offered="nothing" ;;
+    run:--ip | run:--delay | run:--after | run:--linger | run:--user | wait:--timeout | probe:--delay) offered="nothing" ;;
     run:--policy) offered="alongside fallback route-only" ;;
     run:--config | run:--script | run:--trace | hooks:--program) offered="files" ;;
     run:--script-style) offered="avahi zcip" ;;
@@ -44,7 +44,7 @@ _autoip() {
     # end VALUES
     # begin OPTIONS
     case $command in
-    run) options+=" --ip --delay --debug --abandon --up --policy --after --linger --route-only --default-route --config --hook --early --no-state --script --script-style --trace --syslog --dry-run -o --version" ;;
+    run) options+=" --ip --delay --debug --abandon --up --policy --after --linger --route-only --default-route --config --hook --early --no-state --script --script-style --user --trace --syslog --dry-run -o --version" ;;
     status) options+=" -j --json" ;;
     watch) options+=" -j --json" ;;
     wait) options+=" --timeout --for --any" ;;

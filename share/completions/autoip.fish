@@ -70,6 +70,7 @@ complete -c autoip -n $where -l early -d 'with --hook: DHCP has not had its chan
 complete -c autoip -n $where -l no-state -d 'neither read nor write the last address'
 complete -c autoip -n $where -l script -r -F -d 'run FILE when the address comes and goes: BIND, CONFLICT, UNBIND or STOP, IFACE, ADDRESS'
 complete -c autoip -n $where -l script-style -x -a 'avahi zcip' -d 'whose scripts: avahi (avahi-autoipd.action, the default) or zcip (BusyBox)'
+complete -c autoip -n $where -l user -x -d 'started by root: become user NAME'
 complete -c autoip -n $where -l trace -r -F -d 'append to FILE all that happens, for a report'
 complete -c autoip -n $where -l syslog -d 'log to syslog as well'
 complete -c autoip -n $where -l dry-run -d 'show which options are in force and where each comes from, and serve nothing'

@@ -332,6 +332,9 @@ def test_root_beside_the_service(guest: Booted) -> None:
     guest.run(*by_hand)
     guest.run("autoip", "wait", "eth1", "--timeout", "20")
     (address,) = addresses(guest, "eth1")
+    user = guest.run("id", "-u", "autoip").strip()
+    ids = "\t".join(["Uid:", *[user] * 4])
+    assert ids in guest.run("cat", f"/proc/{main_pid(guest, 'by-hand')}/status")
     # The kernel forgets the saved user id: root's daemon goes on as that user, who can take off all that is there.
     guest.run("autoip", "reload", "eth1")
     assert addresses(guest, "eth1") == [address]

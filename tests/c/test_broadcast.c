@@ -3,6 +3,7 @@
  * (BPF_PROG_TEST_RUN). Needs CAP_BPF and CAP_NET_ADMIN, else it is skipped.
  */
 #include "check.h"
+#include "internal.h"
 
 #include <errno.h>
 #include <stdbool.h>
@@ -13,6 +14,14 @@
 #include <sys/syscall.h>
 
 static int program;
+
+/* A program whose bucket is full, in the place of the former one. */
+static void anew(void)
+{
+    close(program);
+    program = autoip_broadcast_load();
+    CHECK(program >= 0);
+}
 
 /* Runs the program on a frame. Returns whether that changed the destination; nothing else may
  * change. */
@@ -85,6 +94,7 @@ static void test_one_changed_field(void)
         const struct change *change = &changes[i];
         uint8_t frame[AUTOIP_FRAME_LEN];
 
+        anew();
         make_reply(frame);
         memcpy(frame + change->at, change->bytes, change->length);
         if (redirects(frame, sizeof frame) != change->redirected) {
@@ -100,6 +110,7 @@ static void test_every_bit_of_the_destination(void)
     for (int bit = 0; bit < 48; bit++) {
         uint8_t frame[AUTOIP_FRAME_LEN];
 
+        anew();
         make_reply(frame);
         frame[bit / 8] ^= (uint8_t)(1 << bit % 8);
         CHECK(redirects(frame, sizeof frame));
@@ -115,8 +126,50 @@ static void test_lengths(void)
     /* The kernel refuses a frame without a byte behind the header. */
     for (size_t length = 15; length < AUTOIP_FRAME_LEN; length++)
         CHECK(!redirects(frame, length));
-    for (size_t length = AUTOIP_FRAME_LEN; length <= sizeof frame; length++)
+    for (size_t length = AUTOIP_FRAME_LEN; length <= sizeof frame; length++) {
+        anew();
         CHECK(redirects(frame, length));
+    }
+}
+
+/* Beyond the bucket a frame leaves as it is; a tenth of a second later there is room again. */
+static void test_a_flood(void)
+{
+    uint8_t frame[AUTOIP_FRAME_LEN];
+    uint8_t broadcast[AUTOIP_FRAME_LEN];
+    uint64_t began, passed;
+    unsigned int redirected = 0, after = 0;
+
+    anew();
+    make_reply(frame);
+    make_reply(broadcast);
+    memset(broadcast, 0xff, 6);
+    for (int i = 0; i < 1000; i++)
+        CHECK(!redirects(broadcast, sizeof broadcast)); /* it does not count */
+    began = autoip_clock(CLOCK_BOOTTIME);
+    for (int i = 0; i < 5000; i++)
+        redirected += redirects(frame, sizeof frame);
+    passed = autoip_clock(CLOCK_BOOTTIME) - began;
+    CHECK(redirected >= 100 && redirected <= 101 + passed / 20000000);
+    began = autoip_clock(CLOCK_BOOTTIME);
+    usleep(100000);
+    for (int i = 0; i < 50; i++)
+        after += redirects(frame, sizeof frame);
+    passed = autoip_clock(CLOCK_BOOTTIME) - began;
+    CHECK(after >= 5 && after <= 2 + passed / 20000000);
+}
+
+/* The kernel before 5.8: the program does not count. */
+static void test_without_a_map(void)
+{
+    uint8_t frame[AUTOIP_FRAME_LEN];
+
+    close(program);
+    program = autoip_broadcast_load_limited(-1);
+    CHECK(program >= 0);
+    make_reply(frame);
+    for (int i = 0; i < 1000; i++)
+        CHECK(redirects(frame, sizeof frame));
 }
 
 int main(void)
@@ -130,6 +183,8 @@ int main(void)
     test_one_changed_field();
     test_every_bit_of_the_destination();
     test_lengths();
+    test_a_flood();
+    test_without_a_map();
     close(program);
     printf("broadcast: ok\n");
     return 0;

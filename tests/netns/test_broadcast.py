@@ -9,6 +9,7 @@ import json
 import os
 import re
 import socket
+import time
 from collections.abc import Awaitable, Callable
 from ipaddress import IPv4Address
 from typing import Any
@@ -124,6 +125,25 @@ def test_the_kernels_answer(port: Port, make_autoip: MakeDaemon) -> None:
     # Whoever was answered a second time would be so before the last answer.
     answers = [f for f in port.sniffer.arp(since) if f.op == frames.REPLY]
     assert len(answers) == len(QUESTIONS)
+
+
+def test_a_flood_is_not_amplified(port: Port, make_autoip: MakeDaemon) -> None:
+    """Of the answers to a flood by unicast a hundred are broadcasts, and fifty more a second; each is sent."""
+    bind(port, make_autoip(port, *FAST))
+    asked = question(port, destination=port.mac)
+    since = port.sniffer.mark()
+    began = time.monotonic()
+    for _ in range(20):
+        mark = port.sniffer.mark()
+        for _ in range(40):
+            port.send(asked)
+        port.sniffer.wait_count(lambda f: f.op == frames.REPLY, 40, PATIENCE, since=mark)
+    most = 101 + 50 * (time.monotonic() - began)
+    answers = [f for f in port.sniffer.arp(since) if f.op == frames.REPLY]
+    assert len(answers) == 800
+    assert all(f.broadcast for f in answers[:90])
+    assert 100 <= sum(f.broadcast for f in answers) <= most
+    assert {f.destination for f in answers if not f.broadcast} == {RIVAL}
 
 
 def test_without_it_both_are_unicast(port: Port) -> None:

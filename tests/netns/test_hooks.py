@@ -347,16 +347,15 @@ TOOLS = ("env", "flock", "logger", "mkdir", "readlink", "rm", "setsid", "sleep",
 )
 def test_another_shell_is_sh(port: Port, host: Hooked, shell: str) -> None:
     host.host.run("mount", "--bind", str(find_program(shell)), os.path.realpath("/bin/sh"))
-    path = ""
     if shell == "busybox":
         # Its own tools too.
-        path = "PATH=/run/tools:$PATH"
+        host.before_path("/run/tools")
         applets = set(TOOLS) & set(host.host.run(shell, "--list").split())
         assert len(applets) >= len(TOOLS) - 1  # not every build has flock
         links = " ".join(f"ln -s {find_program(shell)} /run/tools/{tool};" for tool in applets)
         host.host.run("sh", "-c", f"mkdir /run/tools; {links}")
     for action in ("start", "stop", "start"):
-        hundred = f"for _ in $(seq 20); do {path} /etc/autoip/hook {action} eth0 & done; wait"
+        hundred = f"for _ in $(seq 20); do /etc/autoip/hook {action} eth0 & done; wait"
         assert host.host.run("sh", "-c", f"({hundred}) 2>&1", timeout=120) == ""
         if action == "start":
             host.wait_address(port)
@@ -392,6 +391,7 @@ class Systemd:
             esac
         """
         machine.write(self._host, "/run/bin/systemctl", script, 0o755)
+        host.before_path("/run/bin")
         self._host.run("mkdir", "-p", "/run/systemd/system")
 
     def state(self, state: str) -> None:
@@ -408,7 +408,7 @@ class Systemd:
         alone = ["unshare", "--pid", "--fork", "--mount-proc"] if manager_is_here else []
         script = """
             rm -f /run/systemctl.log
-            PATH=/run/bin:$PATH /etc/autoip/hook "$1" "$2" 2>&1
+            /etc/autoip/hook "$1" "$2" 2>&1
             for _ in $(seq 300); do
                 sleep 0.1
                 flock -n "/run/autoip-hooks/$(readlink /proc/self/ns/net | tr -dc 0-9)-$2.work" true && break

@@ -391,6 +391,8 @@ class _Manager(Reader):
         sock = namespace.call(socket.socket, socket.AF_UNIX, socket.SOCK_DGRAM)
         try:
             namespace.call(sock.bind, name)
+            if not name.startswith("\0"):
+                namespace.call(os.chmod, name, 0o777)  # as the service manager makes it
         except BaseException:
             sock.close()
             raise

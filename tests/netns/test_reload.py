@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
+import shlex
 import shutil
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,6 +29,34 @@ pytestmark = NETNS
 FAST = ("--delay", "50", "--ip", str(A))
 INTERVAL = 0.001
 """Seconds between two packets."""
+
+
+def _python() -> list[str]:
+    """A Python that the daemon's user may run: this one can be in root's home."""
+    folders = Path(sys.executable).resolve().parents
+    if all(folder.stat().st_mode & 0o001 for folder in folders):
+        return [sys.executable]
+    packages = os.pathsep.join(path for path in sys.path if path.endswith("site-packages"))
+    name = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    other = shutil.which(name, path="/usr/local/bin:/usr/bin")
+    if other is None:
+        pytest.skip(f"needs a {name} that every user may run")
+    return ["env", f"PYTHONPATH={packages}", other]
+
+
+@pytest.fixture(autouse=True)
+def _for_every_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not os.environ.get("AUTOIP_COMMAND"):
+        monkeypatch.setenv("AUTOIP_COMMAND", shlex.join([*_python(), "-m", "autoip"]))
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """Unlike pytest's own, one that the daemon's user may enter."""
+    with tempfile.TemporaryDirectory(prefix="autoip-test-") as folder:
+        path = Path(folder)
+        path.chmod(0o755)
+        yield path
 
 
 def reload(daemon: Daemon) -> None:
@@ -172,7 +204,7 @@ def copy(tmp_path: Path) -> Path:
 def copied(port: Port, stack: contextlib.ExitStack, copy: Path) -> Daemon:
     """The program of that folder; not started."""
     start = ["sh", "-c", f'cd {copy.parent} && exec "$@"', "sh"]
-    command = [*start, sys.executable, "-m", "autoip", "run", port.name]
+    command = [*start, *_python(), "-m", "autoip", "run", port.name]
     environ = {"PYTHONDONTWRITEBYTECODE": "1"}
     return stack.enter_context(Daemon(port.host, port.name, command, env=environ))
 
@@ -279,6 +311,8 @@ def test_script(port: Port, make_autoip: MakeDaemon) -> None:
     script, calls = daemon.folder / "script", daemon.folder / "calls"
     script.write_text(f'#!/bin/sh\nsleep 0.5\necho "$1 $ip" >>{calls}\n')
     script.chmod(0o755)
+    calls.touch()
+    calls.chmod(0o666)  # the script is run by the daemon's user
     bind(port, daemon, "--script", str(script))
     for _ in range(3):
         reload(daemon)

@@ -24,6 +24,7 @@ DEFAULTS = Arguments(
     to_syslog=False,
     script=None,
     script_style="avahi",
+    user=None,
     hook=False,
     early=False,
     config=None,
@@ -225,3 +226,9 @@ def test_the_daemon_loads_no_tls() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False", "SSLContext"]
+
+
+def test_user() -> None:
+    assert different("eth0 --user nobody") == {"interfaces": ("eth0",), "user": "nobody"}
+    with pytest.raises(UsageError, match="--user nobody-here: no such user"):
+        parse(["eth0", "--user", "nobody-here"])

@@ -15,7 +15,7 @@ import pytest
 from autoip import config
 from autoip.commands import hooks, main
 from autoip.core.policy import Kind
-from autoip.dhcp import clients, install
+from autoip.dhcp import clients, install, trust
 from autoip.dhcp.clients import CLIENTS, MARK, SHARED
 from autoip.dhcp.image import Image
 from autoip.errors import AutoipError, UsageError
@@ -25,6 +25,9 @@ PROGRAM = "/opt/autoip's place/autoip"
 
 WRAPPED = CLIENTS["udhcpc"].files[0]
 """The file of ours that calls what was there before."""
+
+GROUP = 12345
+"""A group that nobody trusts."""
 
 Run = Callable[..., list[str]]
 
@@ -105,6 +108,73 @@ def test_installed_for_what_is_there(root: Path, run: Run) -> None:
         ["sh", "-c", f'{line[0]}; echo "$AUTOIP"'], capture_output=True, text=True
     )
     assert told.stdout == f"{PROGRAM}\n"
+
+
+@pytest.mark.parametrize(
+    ("what", "mode", "user"),
+    [
+        ("opt", 0o777, 0),
+        ("opt", 0o775, 0),
+        ("opt/venv/bin", 0o755, 1000),
+        ("opt/venv/bin/autoip", 0o757, 0),
+        ("opt/venv/bin/autoip", 0o755, 1000),
+        ("opt/venv/python", 0o775, 0),
+        ("link", 0o777, 1000),
+    ],
+)
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for other owners")
+def test_a_program_that_others_may_write(
+    root: Path, capsys: pytest.CaptureFixture[str], what: str, mode: int, user: int
+) -> None:
+    """The program, a folder above it, its interpreter, a link to it: refused, and nothing is written."""
+    (root / "opt/venv/bin").mkdir(parents=True)
+    program = root / "opt/venv/bin/autoip"
+    program.write_text("#!/opt/venv/python -I\n")
+    (root / "opt/venv/python").touch()
+    (root / "link").symlink_to("/opt/venv/bin/autoip")
+    for path in (
+        root / "opt",
+        root / "opt/venv",
+        program.parent,
+        program,
+        root / "opt/venv/python",
+    ):
+        path.chmod(0o755)
+    words = ["install", "--root", str(root), "--program", "/link"]
+    before = tree(root)
+    os.chown(root / what, user, GROUP, follow_symlinks=False)
+    if what != "link":
+        (root / what).chmod(mode)
+    with pytest.raises(AutoipError, match=f"{root}/{what}: belongs to user .* nothing was changed"):
+        hooks.main(words)
+    os.chown(root / what, 0, 0, follow_symlinks=False)
+    if what != "link":
+        (root / what).chmod(0o755)
+    assert tree(root) == before
+    assert hooks.main(words) == 0
+    capsys.readouterr()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for other owners")
+def test_the_package_is_checked_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "package"
+    package.mkdir(mode=0o755)
+    (package / "module.py").touch()
+    os.chown(package / "module.py", 1000, 1000)
+    monkeypatch.setattr(hooks, "_PACKAGE", str(package))
+    monkeypatch.setattr(hooks, "_program", lambda: PROGRAM)
+    monkeypatch.setattr(install, "install", lambda *_, **__: [])
+    with pytest.raises(AutoipError, match=r"module\.py: belongs to user .*, mode"):
+        hooks.main(["install"])
+
+
+def test_staff_may_write_below_usr_local() -> None:
+    """Debian trusts this group with what root's PATH finds; nowhere else."""
+    of_staff = (0, 50, stat.S_IFDIR | 0o2775)
+    assert not trust.others_may_write("/usr/local", *of_staff)
+    assert not trust.others_may_write("/usr/local/bin", *of_staff)
+    assert trust.others_may_write("/usr/locals", *of_staff)
+    assert trust.others_may_write("/opt", *of_staff)
 
 
 def test_again_changes_nothing(root: Path, run: Run) -> None:

@@ -75,7 +75,13 @@ IMPURE_BUILTINS = {"__import__", "breakpoint", "eval", "exec", "input", "open", 
 
 IMPORTERS = {
     "autoip.kernel._native": {"kernel.native"},
-    "autoip.kernel.native": {"kernel.arp_socket", "kernel.capabilities", "kernel.timers"},
+    "autoip.kernel.native": {
+        "kernel.arp_socket",
+        "kernel.capabilities",
+        "kernel.confinement",
+        "kernel.timers",
+        "kernel.users",
+    },
     "jeepney": {"daemon.networkmanager.dbus"},
     "pyroute2": {"kernel.netlink"},
 }

@@ -10,11 +10,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
+from itertools import permutations
 from pathlib import Path
 
 import pytest
 
-from autoip.kernel import capabilities
+from autoip.kernel import capabilities, users
 
 USER = 62345
 """Stands for the user `autoip`, who need not exist here."""
@@ -22,18 +23,26 @@ USER = 62345
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for users")
 
 PROLOGUE = f"""
-import os, pwd, sys
+import grp, os, pwd, sys
 from ipaddress import IPv4Address
 from pathlib import Path
-from autoip.kernel import capabilities
+from autoip.kernel import capabilities, users
 from autoip.errors import AlreadyRunning, NoPermission, StateProblem
 from autoip.daemon.lock_file import LockFile
 from autoip.daemon.address_store import AddressStore
 where, state, secret = map(Path, sys.argv[1:])
 MAC = bytes(6)
 def named(name):
-    assert name == "autoip"
-    return pwd.struct_passwd(("autoip", "x", {USER}, {USER}, "", "/", "/bin/false"))
+    number = {{"autoip": {USER}, "root": 0}}[name]
+    return pwd.struct_passwd((name, "x", number, number, "", "/", "/bin/false"))
+def unnamed(name):
+    if name != "root":
+        raise KeyError(name)
+    return pwd.struct_passwd((name, "x", 0, 0, "", "/", "/bin/false"))
+def become(name=None):
+    problem = users.become(name, [where, state])
+    assert problem is None, problem
+    capabilities.limit()
 def attempt(interface="eth0"):
     try:
         return LockFile.acquire(where, interface)
@@ -41,23 +50,21 @@ def attempt(interface="eth0"):
         return f"{{type(problem).__name__}}: {{problem}}"
 """
 IDENTITY = {
-    "root": """
-pwd.getpwnam = named
-capabilities.share_with_service([where, state])
-capabilities.limit()
-""",
+    "by hand": "pwd.getpwnam = named; become()",
+    "stays root": "pwd.getpwnam = named; become('root')",
+    "without that user": "pwd.getpwnam = unnamed; become()",
     "service": f"""
 os.setgroups([])
 os.setresgid({USER}, {USER}, {USER})
 os.setresuid({USER}, {USER}, {USER})
 """,
-    "root without that user": "capabilities.limit()\n",
-    "root who may not change ids": """
+    "nobody yet": "",
+    "may not change ids": """
 pwd.getpwnam = named
 def forbidden(*_):
-    raise PermissionError
+    raise PermissionError(1, os.strerror(1))
 os.setresgid = forbidden
-capabilities.share_with_service([where, state])
+print(users.become(None, [where, state]))
 capabilities.limit()
 """,
 }
@@ -67,7 +74,10 @@ held.hold(7, IPv4Address("169.254.20.20"))
 print(os.getpid(), flush=True)
 sys.stdin.read()
 """
-BOTH = pytest.mark.parametrize(("first", "second"), [("root", "service"), ("service", "root")])
+BOTH = pytest.mark.parametrize(
+    ("first", "second"),
+    [(first, second) for first, second in permutations(("by hand", "stays root", "service"), 2)],
+)
 
 
 @pytest.fixture
@@ -93,7 +103,7 @@ def made_by_manager(folder: Path) -> None:
 
 def command(folder: Path, who: str, code: str) -> list[str]:
     words = [str(folder / name) for name in ("run", "state", "secret")]
-    return [sys.executable, "-c", PROLOGUE + IDENTITY[who] + code, *words]
+    return [sys.executable, "-c", f"{PROLOGUE}{IDENTITY[who]}\n{code}", *words]
 
 
 def output(folder: Path, who: str, code: str) -> str:
@@ -123,7 +133,7 @@ def test_one_at_a_time(folder: Path, first: str, second: str, order: str) -> Non
     if order == "service first":
         made_by_manager(folder)
     else:  # makes the directories
-        assert output(folder, "root", "attempt().release()") == ""
+        assert output(folder, "stays root", "attempt().release()") == ""
     with ExitStack() as stack:
         running = holder(stack, folder, first)
         told = output(folder, second, "print(attempt())")
@@ -137,10 +147,11 @@ def test_one_at_a_time(folder: Path, first: str, second: str, order: str) -> Non
     assert [path.name.partition("-")[2] for path in (folder / "run").iterdir()] == ["eth1.lock"]
 
 
-def test_all_files_are_the_service_users(folder: Path) -> None:
+@pytest.mark.parametrize("who", ["by hand", "stays root"])
+def test_all_files_are_the_service_users(folder: Path, who: str) -> None:
     """What root makes, the directories too; nobody else may open a lock file."""
     code = "held = attempt(); AddressStore(state).save(MAC, IPv4Address('169.254.7.7'), 'eth0')"
-    output(folder, "root", code)
+    output(folder, who, code)
     for directory, mode in (("run", 0o600), ("state", 0o644)):
         assert (folder / directory).stat().st_uid == USER
         assert stat.S_IMODE((folder / directory).stat().st_mode) == 0o755
@@ -181,7 +192,7 @@ with capabilities.as_owner(secret.parent):
 """
     # Once it is over, root has its own files again; in a directory of its own it always has.
     denied = " ".join(["PermissionError"] * 5)
-    assert output(folder, "root", code) == f"{denied}\ndone done\ndone"
+    assert output(folder, "stays root", code) == f"{denied}\ndone done\ndone"
 
 
 def test_planted_files_are_refused(folder: Path) -> None:
@@ -192,27 +203,99 @@ def test_planted_files_are_refused(folder: Path) -> None:
     for path in (lock, saved):
         path.symlink_to(folder / "secret")
         os.chown(path, USER, USER, follow_symlinks=False)
-    assert "symbolic link" in output(folder, "root", "print(attempt())")
-    output(folder, "root", "AddressStore(state).save(MAC, IPv4Address('169.254.7.7'), 'eth0')")
+    assert "symbolic link" in output(folder, "stays root", "print(attempt())")
+    output(
+        folder, "stays root", "AddressStore(state).save(MAC, IPv4Address('169.254.7.7'), 'eth0')"
+    )
     assert not saved.is_symlink()
     assert (folder / "secret").read_text() == "precious"
 
 
-@pytest.mark.parametrize("who", ["root without that user", "root who may not change ids"])
-def test_root_without_those_ids(folder: Path, who: str) -> None:
-    """A directory of its own works, the service user's is refused."""
-    assert "object" in output(folder, who, "print(attempt())")
+def test_root_may_not_change_ids(folder: Path) -> None:
+    """It stays root and says so; a directory of its own works, the service user's is refused."""
+    said, lock = output(folder, "may not change ids", "print(attempt())").splitlines()
+    assert "cannot become user" in said
+    assert "object" in lock
     assert (folder / "run").stat().st_uid == 0
     os.chown(folder / "run", USER, USER)
-    told = output(folder, who, "print(attempt('eth1'))")
-    assert told.startswith("NoPermission") and f"belongs to user {USER}" in told
+    told = output(folder, "may not change ids", "print(attempt('eth1'))")
+    assert "NoPermission" in told and f"belongs to user {USER}" in told
 
 
-def test_a_directory_that_exists_is_left_as_it_is(folder: Path) -> None:
-    (folder / "run").mkdir(mode=0o700)
-    assert "object" in output(folder, "root", "print(attempt())")
-    status = (folder / "run").stat()
-    assert (status.st_uid, stat.S_IMODE(status.st_mode)) == (0, 0o700)
+@pytest.mark.parametrize(
+    ("uid_map", "reported"), [("0 1000 1", False), ("0 0 1", True), ("0 0 4294967295", True)]
+)
+def test_root_of_a_namespace_without_other_users(
+    folder: Path, uid_map: str, reported: bool
+) -> None:
+    """Root that is an ordinary user outside has nothing to give up, so that it stays root inside is not reported."""
+    (folder / "uid_map").write_text(f"  {uid_map}\n")
+    code = f"""
+def unmapped(*_):
+    raise OSError(22, os.strerror(22))
+pwd.getpwnam, os.setresgid = named, unmapped
+users.UID_MAP = Path({str(folder / "uid_map")!r})
+print(users.become(None, [where, state]))
+"""
+    said = output(folder, "nobody yet", code)
+    assert ("cannot become user" in said) == reported
+    assert (said == "None") != reported
+
+
+IDS = "print(*os.getresuid(), *os.getresgid(), os.getgroups())"
+
+
+def test_ids_of_their_own(folder: Path) -> None:
+    """All of them, and no further group; whoever has no user `autoip` takes ids without a name."""
+    assert output(folder, "by hand", IDS) == f"{USER} " * 6 + "[]"
+    spare = users.SPARE_IDS[0]
+    assert output(folder, "without that user", IDS) == f"{spare} " * 6 + "[]"
+    assert output(folder, "stays root", "print(*os.getresuid())") == f"0 0 {USER}"
+
+
+def test_ids_that_have_a_name_are_left_alone(folder: Path) -> None:
+    first = users.SPARE_IDS[0]
+    code = f"""
+pwd.getpwnam = unnamed
+pwd.getpwuid = {{{first}: 1}}.__getitem__
+grp.getgrgid = {{{first + 1}: 1}}.__getitem__
+become()
+print(os.getuid(), os.getgid())
+"""
+    assert output(folder, "nobody yet", code) == f"{first + 2} {first + 2}"
+
+
+def test_the_user_comes_later(folder: Path) -> None:
+    """What ids without a name have left is the service's from then on, and so is what root's has made before."""
+    for who, owner in (("without that user", users.SPARE_IDS[0]), ("by hand", USER)):
+        output(
+            folder,
+            who,
+            "held = attempt(); AddressStore(state).save(MAC, IPv4Address('169.254.7.7'), 'eth0')",
+        )
+        paths = [folder / "run", folder / "state", *folder.glob("run/*"), *folder.glob("state/*")]
+        assert len(paths) == 4
+        assert {path.stat().st_uid for path in paths} == {owner}
+
+
+def test_a_directory_with_other_files_is_left_as_it_is(folder: Path) -> None:
+    """`RUNTIME_DIRECTORY=/tmp`: it is not given to anybody."""
+    (folder / "run").mkdir()
+    (folder / "run" / "passwd").touch()
+    told = output(folder, "by hand", "print(attempt())")
+    assert "NoPermission" in told
+    assert (folder / "run").stat().st_uid == (folder / "run" / "passwd").stat().st_uid == 0
+
+
+def test_what_another_owner_has_is_not_given(folder: Path) -> None:
+    """A hard link to root's file, by whoever had the directory before: the file stays root's."""
+    (folder / "run").mkdir(mode=0o755)
+    os.link(folder / "secret", folder / "run" / "1-eth0.lock")
+    (folder / "run" / "1-eth1.lock").symlink_to(folder / "secret")
+    os.chown(folder / "run", users.SPARE_IDS[0], users.SPARE_IDS[0])
+    output(folder, "by hand", "")
+    assert (folder / "run").stat().st_uid == USER
+    assert (folder / "secret").stat().st_uid == 0
 
 
 def test_another_user_shares_nothing(folder: Path) -> None:

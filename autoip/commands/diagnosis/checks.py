@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from enum import Enum
 from fnmatch import fnmatchcase
 
-from autoip.commands.diagnosis.facts import Facts, Node
+from autoip.commands.diagnosis.facts import Facts
 from autoip.core.arp import format_mac
 from autoip.core.constants import LINK_LOCAL_NETWORK, METADATA_ADDRESS
 from autoip.core.proxy_arp import CANDIDATES
 from autoip.daemon import rivals
 from autoip.daemon.networkmanager.gate import ACTIVATED, IP_CONFIG, STATES, UNMANAGED
 from autoip.dhcp.clients import DHCP_TIMEOUT
+from autoip.dhcp.trust import others_may_write
 from autoip.kernel.arp_broadcast import ETH_P_ALL, ETH_P_ARP, Filter, place
 from autoip.kernel.model import IFF_LOWER_UP, Address, Link, Route
 from autoip.kernel.network import LABEL_SUFFIX
@@ -432,7 +433,7 @@ def _hooks(facts: Facts) -> Troubles:
     if hooks is None:
         raise Unread
     for node in hooks.nodes:
-        if _others_may_write(node):
+        if others_may_write(node.path, node.uid, node.gid, node.mode):
             yield _failure(
                 f"others than root may write {node.path}, which hooks run as root",
                 f"chown root:root {_q(node.path)} && chmod go-w {_q(node.path)}",
@@ -450,12 +451,6 @@ def _hooks(facts: Facts) -> Troubles:
                 f"hooks are installed for {client}, which is gone",
                 f"autoip hooks remove --client {client}",
             )
-
-
-def _others_may_write(node: Node) -> bool:
-    sticky_folder = node.mode & 0o41000 == 0o41000
-    group = node.mode & 0o020 and node.gid != 0
-    return node.uid != 0 or (bool(node.mode & 0o002 or group) and not sticky_folder)
 
 
 # --- what several share ----------------------------------------------------------------------------
