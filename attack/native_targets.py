@@ -22,7 +22,7 @@ BUILD = ROOT / "build" / "attack"
 SOURCES = {
     "filter": ("filter.c", "assembler.c"),
     "listener": ("filter.c", "assembler.c"),
-    "broadcast": ("broadcast.c", "assembler.c"),
+    "broadcast": ("broadcast.c", "assembler.c", "timer.c"),
 }
 """Of each target, by name: what of csrc/ is linked to it."""
 NAMES = tuple(SOURCES)

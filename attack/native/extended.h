@@ -20,6 +20,9 @@ struct extended {
     struct __sk_buff about;
     uint8_t *frame;
     size_t length;
+    uint64_t *map; /* the values of the one map, an array */
+    size_t map_length;
+    uint64_t now; /* CLOCK_BOOTTIME */
 };
 
 static inline uint64_t as_number(const void *pointer)
@@ -32,9 +35,13 @@ static inline void *extended_at(struct extended *e, uint64_t address, size_t siz
 {
     uint64_t stack = as_number(e->stack);
     uint64_t about = as_number(&e->about);
+    uint64_t map = as_number(e->map);
+    size_t map_size = e->map_length * sizeof *e->map;
 
     if (address >= stack && address - stack <= EXTENDED_STACK - size)
         return e->stack + (address - stack);
+    if (map_size >= size && address >= map && address - map <= map_size - size)
+        return (uint8_t *)e->map + (address - map);
     MUST(!write && address >= about && address - about <= sizeof e->about - size);
     return (uint8_t *)&e->about + (address - about);
 }
@@ -155,6 +162,16 @@ static inline uint64_t extended_copy(struct extended *e, uint64_t offset, uint64
     return 0;
 }
 
+/* The place of a value; 0: no such key. */
+static inline uint64_t extended_lookup(struct extended *e, uint64_t map, uint64_t key_at)
+{
+    uint32_t key;
+
+    MUST(map == as_number(e->map));
+    memcpy(&key, extended_at(e, key_at, sizeof key, false), sizeof key);
+    return key < e->map_length ? as_number(&e->map[key]) : 0;
+}
+
 static inline void extended_call(struct extended *e, int function)
 {
     uint64_t *r = e->r;
@@ -167,6 +184,12 @@ static inline void extended_call(struct extended *e, int function)
     case BPF_FUNC_skb_store_bytes:
         MUST(r[1] == as_number(&e->about) && r[5] == 0);
         r[0] = extended_copy(e, (uint32_t)r[2], r[3], (uint32_t)r[4], true);
+        break;
+    case BPF_FUNC_map_lookup_elem:
+        r[0] = extended_lookup(e, r[1], r[2]);
+        break;
+    case BPF_FUNC_ktime_get_boot_ns:
+        r[0] = e->now;
         break;
     default:
         FAIL("not a function that this interpreter knows");
@@ -224,7 +247,11 @@ static inline uint32_t extended_run(struct extended *e, const struct bpf_insn *p
         const struct bpf_insn *code = &program[at++];
 
         MUST(at <= count && code->dst_reg <= 10 && code->src_reg <= 10);
-        if (BPF_CLASS(code->code) != BPF_JMP) {
+        if (code->code == (BPF_LD | BPF_DW | BPF_IMM)) {
+            MUST(code->src_reg == BPF_PSEUDO_MAP_FD && at < count);
+            e->r[code->dst_reg] = as_number(e->map);
+            at++; /* its second half */
+        } else if (BPF_CLASS(code->code) != BPF_JMP) {
             extended_step(e, code);
         } else if (BPF_OP(code->code) == BPF_EXIT) {
             return (uint32_t)e->r[0];
