@@ -9,7 +9,6 @@ import contextlib
 import json
 import time
 from fnmatch import fnmatchcase
-from functools import partial
 
 from autoip.commands import arguments
 from autoip.control.client import Connection, ask, checked, served
@@ -64,7 +63,12 @@ OPTIONS: Mapping[str, tuple[Option, ...]] = {
             read=interface_name, repeat="all", operand="+", offers="interfaces",
         ),
     ),
-    "refresh": (_IFACE,),
+    "refresh": (
+        Option(
+            "if-waiting", "", "only end the waiting of `--after`, since DHCP has failed", into="waiting",
+        ),
+        _IFACE,
+    ),
     "stop": (_IFACE,),
 }
 """The options of each command."""
@@ -186,9 +190,17 @@ class _NotHere(AutoipError):
     exit_status = NotRunning.exit_status
 
 
-def _order(request: str, words: Sequence[str], environ: Mapping[str, str]) -> int:
-    name = _parse(request, words)["interface"]
-    ask(runtime_directory(environ), name, request)
+def refresh(words: Sequence[str], environ: Mapping[str, str]) -> int:
+    """Have the address probed again, or claimed at once; return 0."""
+    found = _parse("refresh", words)
+    request = "dhcp-failed" if found["waiting"] else "refresh"
+    ask(runtime_directory(environ), found["interface"], request)
+    return 0
+
+
+def stop(words: Sequence[str], environ: Mapping[str, str]) -> int:
+    """End serving an interface; return 0."""
+    ask(runtime_directory(environ), _parse("stop", words)["interface"], "stop")
     return 0
 
 
@@ -323,8 +335,8 @@ COMMANDS: Mapping[str, Callable[[Sequence[str], Mapping[str, str]], int]] = {
     "status": status,
     "watch": watch,
     "wait": wait,
-    "refresh": partial(_order, "refresh"),
-    "stop": partial(_order, "stop"),
+    "refresh": refresh,
+    "stop": stop,
 }
 
 

@@ -41,7 +41,7 @@ class Connection:
     Args:
         directory: the run-time directory.
         interface: its name.
-        request: status, watch, refresh or stop.
+        request: status, watch, refresh, dhcp-failed or stop.
 
     Raises:
         NotRunning: no daemon serves the interface.

@@ -2,8 +2,8 @@
 
 One Unix stream socket for each interface. A client sends one JSON line,
 ``{"version": 1, "request": NAME}``, and gets one JSON line, after ``watch`` one for each event.
-``status`` and ``watch`` are for everyone, ``refresh`` and ``stop`` for root and the daemon's
-own user; the kernel reports the client's user (SO_PEERCRED).
+``status`` and ``watch`` are for everyone, ``refresh``, ``dhcp-failed`` and ``stop`` for root and the
+daemon's own user; the kernel reports the client's user (SO_PEERCRED).
 
 A client must cost neither the negotiation nor other clients anything: a request has at most
 LINE_MAX bytes and REQUEST_TIME seconds; each user has USER_MAX connections, WATCH_MAX of them
@@ -45,11 +45,13 @@ class Handler:
     Attributes:
         status: its status object.
         refresh: probes the address again.
+        failed: claims an address now, if that waits for DHCP.
         stop: takes off all that is ours; awaited before the answer.
     """
 
     status: Callable[[], dict[str, Any]]
     refresh: Callable[[], None]
+    failed: Callable[[], None]
     stop: Callable[[], Awaitable[None]]
 
 
@@ -230,6 +232,10 @@ class _Client(asyncio.Protocol):
                 handler.refresh()
                 self._answer()
                 self.finish()
+            case "dhcp-failed" if self._may_change():
+                handler.failed()
+                self._answer()
+                self.finish()
             case "stop" if self._may_change():
                 self.stopping = True
                 if self._timeout is not None:
@@ -237,10 +243,10 @@ class _Client(asyncio.Protocol):
                 task = asyncio.get_running_loop().create_task(self._stop())
                 self.server.tasks.add(task)
                 task.add_done_callback(self.server.tasks.discard)
-            case "refresh" | "stop":
+            case "refresh" | "dhcp-failed" | "stop":
                 self._refuse("only root and the daemon's own user may do that", permission=True)
             case _:
-                self._refuse("not a request: status, watch, refresh or stop")
+                self._refuse("not a request: status, watch, refresh, dhcp-failed or stop")
 
     async def _stop(self) -> None:
         # A client that has gone meanwhile does not undo its request.

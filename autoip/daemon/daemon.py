@@ -254,6 +254,7 @@ class Daemon:
         handler = Handler(
             status=interface.report,
             refresh=lambda: interface.restart("asked to"),
+            failed=interface.dhcp_failed,
             stop=stop,
         )
         directory = Path(runtime_directory(self._settings.environ))

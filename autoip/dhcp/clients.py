@@ -84,7 +84,9 @@ CLIENTS: Mapping[str, DhcpClient] = {
     ),
     "ifupdown": DhcpClient(
         ("/sbin/ifup", "/usr/sbin/ifup"),
-        tuple(File("ifupdown", f"/etc/network/if-{way}.d/autoip") for way in ("up", "down")),
+        tuple(
+            File("ifupdown", f"/etc/network/if-{way}.d/autoip") for way in ("pre-up", "up", "down")
+        ),
     ),
     "dhcpcd": DhcpClient(
         ("/sbin/dhcpcd", "/usr/sbin/dhcpcd"),

@@ -48,6 +48,7 @@ _autoip() {
     status) options+=" -j --json" ;;
     watch) options+=" -j --json" ;;
     wait) options+=" --timeout --for --any" ;;
+    refresh) options+=" --if-waiting" ;;
     probe) options+=" --delay -j --json" ;;
     hooks) options+=" --client --root --no-conf --program" ;;
     esac

@@ -85,6 +85,9 @@ complete -c autoip -n $where -l timeout -x -d 'give up after so many seconds, 0 
 complete -c autoip -n $where -l for -x -a 'link-local routable any' -d 'which address'
 complete -c autoip -n $where -l any -d 'until one of the interfaces has it'
 
+set -l where '__fish_seen_subcommand_from refresh'
+complete -c autoip -n $where -l if-waiting -d 'only end the waiting of --after, since DHCP has failed'
+
 set -l where '__fish_seen_subcommand_from probe'
 complete -c autoip -n $where -l delay -x -d 'longest pause between two probes, 1 to 8000 ms'
 complete -c autoip -n $where -s j -l json -a 'short pretty' -d 'one JSON object, for scripts'

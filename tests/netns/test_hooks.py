@@ -95,6 +95,32 @@ def test_while_one_works_one_waits_and_the_others_leave(port: Port, host: Hooked
     host.wait_ended("eth0")
 
 
+def test_early_does_not_replace_a_start_that_is_due(port: Port, host: Hooked) -> None:
+    lock = f"/run/autoip-hooks/{host.host.inode}-eth0.work"
+    host.host.run("mkdir", "-m", "700", "/run/autoip-hooks")
+
+    def started(*actions: str) -> list[str]:
+        """What is started by requests that nobody acts on meanwhile."""
+        with host.host.popen(["flock", "--no-fork", lock, "sleep", "300"]) as busy:
+            wait_until(lambda: host.host.run("sh", "-c", f"flock -n {lock} true || echo no"), "it")
+            for action in actions:
+                host.call(action, "eth0")
+            busy.kill()
+        wait_until(lambda: len(host.daemons("eth0")) == 1, "a daemon")
+        last = host.starts()[-1]
+        host.autoip("stop", "eth0")
+        host.wait_ended("eth0")
+        wait_until(lambda: not locked(host, "eth0"), "its end")
+        return [last]
+
+    assert started("start", "early") == ["run --hook eth0"]
+    # That `start` was acted on.
+    assert started("early") == ["run --hook --early eth0"]
+    assert started("start", "stop", "early") == ["run --hook --early eth0"]
+    assert started("early", "start") == ["run --hook eth0"]
+    assert host.complaints() == []
+
+
 @pytest.mark.parametrize("last", ["start", "stop"])
 def test_the_last_word_counts(port: Port, host: Hooked, last: str) -> None:
     """Start and stop, faster than a daemon can come and go."""
