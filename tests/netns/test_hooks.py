@@ -121,6 +121,28 @@ def test_early_does_not_replace_a_start_that_is_due(port: Port, host: Hooked) ->
     assert host.complaints() == []
 
 
+@pytest.mark.parametrize("next_word", ["", "keep", "start", "early"])
+def test_idle_stops_only_if_nothing_follows(port: Port, host: Hooked, next_word: str) -> None:
+    host.call("start", "eth0")
+    host.wait_address(port)
+    (daemon,) = host.daemons("eth0")
+    host.call("idle", "eth0")
+    time.sleep(5)
+    assert host.daemons("eth0") == [daemon]
+    if next_word:
+        host.call(next_word, "eth0")
+        time.sleep(13)
+        assert host.daemons("eth0") == [daemon]
+    else:
+        host.wait_ended("eth0")
+        # Of what does not run any more `keep` starts nothing.
+        host.call("keep", "eth0")
+        time.sleep(1)
+        assert host.daemons("eth0") == []
+    assert host.starts() == ["run --hook eth0"]
+    assert host.complaints() == []
+
+
 @pytest.mark.parametrize("last", ["start", "stop"])
 def test_the_last_word_counts(port: Port, host: Hooked, last: str) -> None:
     """Start and stop, faster than a daemon can come and go."""
