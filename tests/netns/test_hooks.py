@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import select
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -197,6 +198,56 @@ def test_a_daemon_that_somebody_else_started_is_left_alone(
     assert port.host.link_local("eth0") == [address]
     assert host.starts() == ["run --hook eth0"]
     assert host.stops() == []
+    assert host.complaints() == []
+
+
+def test_a_daemon_that_dies_is_started_again(port: Port, host: Hooked) -> None:
+    """With longer and longer pauses, by one process, until `stop`."""
+    host.call("start", "eth0")
+    address = host.wait_address(port)
+    for count in (1, 2):
+        port.sniffer.wait_announcement(address, 60)
+        (daemon,) = host.daemons("eth0")
+        os.kill(daemon, signal.SIGKILL)
+        wait_until(lambda c=count: len(host.starts()) == c + 1, "the next one")
+        since = port.sniffer.mark()
+        port.sniffer.wait_announcement(address, 60, since=since)
+    assert port.host.link_local("eth0") == [address]
+    host.call("start", "eth0")  # changes nothing
+    assert host.starts() == ["run --hook eth0"] * 3
+    assert host.complaints() == [
+        f"hook: eth0: {host.program} run --hook eth0 ended with status 137; starts again in {pause} s"
+        for pause in (1, 2)
+    ]
+    host.call("stop", "eth0")
+    host.wait_ended("eth0")
+    wait_until(lambda: not locked(host, "eth0"), "the end of its supervisor")
+    assert port.host.addresses("eth0") == []
+    time.sleep(2)
+    assert len(host.starts()) == 3
+
+
+def test_stop_between_two_starts(port: Port, host: Hooked) -> None:
+    """Of a daemon that dies at once: no other one is started after that."""
+    host.program.write_text(f"#!/bin/sh\necho $$ $* >>{host.log}; exit 1\n")
+    host.call("start", "eth0")
+    wait_until(lambda: len(host.starts()) == 3, "three starts")  # the next pause has 4 s
+    assert locked(host, "eth0")
+    host.call("stop", "eth0")
+    wait_until(lambda: not locked(host, "eth0"), "the end of its supervisor")
+    time.sleep(5)
+    assert host.starts() == ["run --hook eth0"] * 3
+
+
+def test_what_ends_by_itself_is_not_started_again(port: Port, host: Hooked) -> None:
+    for ending in ("exit 0", "exit 4", "kill -TERM $$"):
+        host.program.write_text(f"#!/bin/sh\necho $$ $* >>{host.log}; {ending}\n")
+        before = len(host.starts())
+        host.call("start", "eth0")
+        wait_until(lambda b=before: len(host.starts()) > b, "its start")
+        wait_until(lambda: not locked(host, "eth0"), "its end")
+    time.sleep(2)
+    assert len(host.starts()) == 3
     assert host.complaints() == []
 
 

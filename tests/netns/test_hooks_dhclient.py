@@ -50,9 +50,6 @@ class TestDhclient(Fallback):
         assert isinstance(client, Dhclient)
         client.ask("-r")
 
-    def provoke(self, port: Port, client: Client) -> None:
-        """It fails again by itself."""
-
     def called(self, port: Port, words: str) -> list[str]:
         # It is read by dhclient-script, whose output is dhclient's.
         env = {"interface": "eth0", "reason": words}

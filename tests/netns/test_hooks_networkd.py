@@ -28,7 +28,6 @@ class TestNetworkd(Fallback):
     bound = "routable"
     renewed = ""
     words = "run --hook --early"
-    no_carrier = "no-carrier"
     lease = 10
     events: ClassVar = {
         "carrier configuring": ["early eth0"],

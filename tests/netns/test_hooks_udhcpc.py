@@ -46,9 +46,6 @@ class TestUdhcpc(Fallback):
         assert isinstance(client, Udhcpc)
         client.release()
 
-    def provoke(self, port: Port, client: Client) -> None:
-        """It asks again by itself."""
-
     def called(self, port: Port, words: str) -> list[str]:
         machine.write(port.host, FORMER, "#!/bin/sh\nexit 0\n", 0o755)
         return calls(port, SCRIPT, words, env={"interface": "eth0"})
