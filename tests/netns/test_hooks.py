@@ -108,6 +108,7 @@ def test_early_does_not_replace_a_start_that_is_due(port: Port, host: Hooked) ->
                 host.call(action, "eth0")
             busy.kill()
         wait_until(lambda: len(host.daemons("eth0")) == 1, "a daemon")
+        wait_until(lambda: host.state("eth0") not in ("?", "not-running"), "its socket")
         last = host.starts()[-1]
         host.autoip("stop", "eth0")
         host.wait_ended("eth0")
