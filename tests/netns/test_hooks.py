@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import select
+import shlex
 import signal
 import subprocess
 import time
@@ -19,7 +20,7 @@ from lab.daemon import REPOSITORY
 from lab.programs import find_program
 from tests.require import requires_program
 
-from .conftest import MakeDaemon, MakeHost
+from .conftest import MakeDaemon, MakeHost, autoip_command
 from .helpers import NETNS, claim, wait_until
 from .hooked import Hooked, MakeHooked
 
@@ -589,6 +590,34 @@ def test_systemd_without_our_unit(host: Hooked, systemd: Systemd) -> None:
     host.host.run("rm", "/etc/systemd/system/autoip@.service")
     assert systemd.call("start") == []
     wait_until(lambda: host.starts() == ["run --hook eth0"], "its start")
+
+
+def test_what_is_enabled_is_started_and_what_is_disabled_is_stopped(
+    host: Hooked, systemd: Systemd
+) -> None:
+    """`hooks install` and `hooks remove` of a client that is told names."""
+
+    def hooks(words: str) -> str:
+        command = f"rm -f /run/systemctl.log; PATH=/run/bin:$PATH {shlex.join(autoip_command())}"
+        return host.host.run("sh", "-c", f"{command} hooks {words} 2>&1; cat /run/systemctl.log")
+
+    told = hooks(f"install --client networkmanager --program {host.program} eth0 eth1")
+    assert told.count("enabled ") == 2
+    assert "\nstarted autoip@eth0.service\nstarted autoip@eth1.service\n" in told
+    assert told.splitlines()[-3:] == [
+        "daemon-reload",
+        "--no-block start autoip@eth0.service",
+        "--no-block start autoip@eth1.service",
+    ]
+    told = hooks("remove --client networkmanager")
+    assert "stopped autoip@eth1.service" in told
+    assert told.splitlines()[-2:] == [
+        "--no-block stop autoip@eth0.service",
+        "--no-block stop autoip@eth1.service",
+    ]
+    host.host.run("touch", "/run/systemctl.broken")
+    told = hooks(f"install --client networkmanager --program {host.program} eth0")
+    assert "note: systemctl start autoip@eth0.service failed: status 1\n" in told
 
 
 @pytest.mark.parametrize("how", ["broken", "silent"])

@@ -165,6 +165,26 @@ def test_an_address_long_before_dhclient_gives_up(
     assert host.complaints() == []
 
 
+def test_list_has_what_would_happen(port: Port, host: Hooked, client: Dhclient) -> None:
+    def outlook() -> str:
+        (row,) = [line for line in host.hooks("list").splitlines() if line.startswith("eth0 ")]
+        return row.partition(" ")[2].strip()
+
+    assert outlook() == "nothing: no DHCP client serves it"
+    client.start()
+    host.wait_address(port)
+    assert outlook() == "autoip, which serves it already, claims an address"
+    host.hooks("remove")
+    host.wait_ended("eth0")
+    says = "nothing: hooks of dhclient: no: autoip hooks install --client dhclient"
+    assert outlook() == says
+    machine.write(port.host, "/etc/autoip.conf", "[*]\nhooks = no\n")
+    host.install("--client", "dhclient")
+    assert outlook() == "nothing: the configuration says hooks = no, or does not name it"
+    machine.write(port.host, "/etc/autoip.conf", "")
+    assert outlook() == "the hook of dhclient has autoip claim an address"
+
+
 def test_a_failure_ends_the_waiting(port: Port, host: Hooked, client: Dhclient) -> None:
     machine.write(port.host, "/etc/autoip.conf", "[*]\nafter = 600\ndelay = 100\n")
     client.start()
