@@ -332,11 +332,11 @@ def test_the_hook_starts_and_stops_a_daemon(managed: Managed) -> None:
     profile = managed.nm.add_profile("eth0", ipv6__method="link-local", ipv4__dhcp_timeout="45")
     managed.nm.wait_state("eth0", 100)
     address = managed.hooked.wait_address(managed.port)
-    assert starts(managed) == ["run --hook eth0"]
+    assert starts(managed) == ["run --hook --early eth0"]
     managed.nm.nmcli("device reapply eth0")
     time.sleep(1)
     assert managed.hooked.wait_address(managed.port) == address
-    assert starts(managed)[:1] == ["run --hook eth0"]
+    assert starts(managed)[:1] == ["run --hook --early eth0"]
     assert len(managed.hooked.daemons("eth0")) == 1
     managed.nm.nmcli(f"con down {profile}")
     managed.hooked.wait_ended("eth0")
