@@ -20,7 +20,17 @@ from pathlib import Path
 if __package__ in (None, ""):  # called as a file
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench import commands, defence, hooks, idle, punctuality, startup, throughput, unrelated
+from bench import (
+    commands,
+    defence,
+    fallback,
+    hooks,
+    idle,
+    punctuality,
+    startup,
+    throughput,
+    unrelated,
+)
 from bench.native import Workshop
 from bench.report import Result
 from bench.setting import Setting
@@ -35,6 +45,7 @@ BENCHMARKS: dict[str, Callable[[Setting], Result]] = {
     throughput.NAME: throughput.measure,
     commands.NAME: commands.measure,
     hooks.NAME: hooks.measure,
+    fallback.NAME: fallback.measure,
 }
 
 
