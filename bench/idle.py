@@ -26,7 +26,7 @@ NAME = "idle"
 
 MANY = 200
 FIRST_KB = 24 * 1024
-FURTHER_KB = 100
+FURTHER_KB = 60
 
 
 def measure(setting: Setting) -> Result:

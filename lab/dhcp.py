@@ -19,11 +19,16 @@ class Dhcpd(Daemon):
     """isc-dhcp-server's dhcpd at `port`, which must be plugged in; not started yet.
 
     It has the first address of `network` and gives the 100th to the 199th away for `lease` seconds, with itself as the
-    name server and the router.
+    name server and the router. A server that is not authoritative ignores who asks for another network's address.
     """
 
     def __init__(
-        self, port: Port, *, lease: int = 600, network: IPv4Network | str = "10.77.0.0/24"
+        self,
+        port: Port,
+        *,
+        lease: int = 600,
+        network: IPv4Network | str = "10.77.0.0/24",
+        authoritative: bool = True,
     ) -> None:
         path = find_program("dhcpd")
         if path is None:
@@ -37,6 +42,7 @@ class Dhcpd(Daemon):
         files = ["-cf", str(config), "-lf", str(self.lease_file)]
         self.command = [path, "-4", "-f", "-d", *files, "--no-pid", self.interface]
         self._config = config
+        self._authoritative = "authoritative;\n" if authoritative else ""
         self.set_lease(lease)
         port.host.ip(f"addr add {self.address}/{self.network.prefixlen} dev {port.name}")
 
@@ -60,7 +66,7 @@ class Dhcpd(Daemon):
             f"option routers {self.address};",
         ]
         self._config.write_text(
-            "authoritative;\nddns-update-style none;\nping-check off;\n"
+            f"{self._authoritative}ddns-update-style none;\nping-check off;\n"
             # Without this a client that asks again within a quarter of its lease gets only the rest of it.
             "dhcp-cache-threshold 0;\n"
             f"default-lease-time {seconds};\nmin-lease-time {seconds};\n"

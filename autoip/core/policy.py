@@ -6,6 +6,10 @@
             -> Draining, while connections use the link-local address -> Superseded
     Superseded -> (the routable address goes) Waiting
     Lingering, Draining -> (the routable address goes) Wanted, and nothing was given up
+    Lingering, Draining -> (another host has the link-local address now) Superseded
+
+A link that flaps, a machine that slept, and a user's `refresh` take the address off until it has been probed again. The
+connections that use it survive that, so the policy remembers the address, and wants it back beside a routable one.
 
 `route-only`: never; link-local destinations are reached from the routable address.
 
@@ -86,6 +90,8 @@ class Policy:
         self.kind = kind
         self.routable: IPv4Address | None = None
         """The interface's routable address, the first if there are several."""
+        self.used: IPv4Address | None = None
+        """The link-local address that connections may use: held, or held before it had to be probed again."""
         # With ROUTE_ONLY it never changes.
         self.state: State = Wanted() if kind is Kind.ALONGSIDE else Waiting(None)
         self._after = after
@@ -106,14 +112,17 @@ class Policy:
             if self.kind is Kind.FALLBACK and isinstance(self.state, Waiting):
                 self._wait(now)
 
-    def addressed(self, routable: IPv4Address | None, now: float, *, held: bool) -> None:
-        """Take in the routable address of the interface, or that it has none.
+    def negotiated(self, candidate: IPv4Address | None, *, held: bool) -> None:
+        """Take in the link-local address that is probed for or held; another one than before: that one was lost."""
+        if held and not isinstance(self.state, Waiting | Superseded):
+            self.used = candidate
+        elif candidate is not None and candidate != self.used:
+            self.used = None
+            if self.yields:
+                self.state = Superseded()
 
-        Args:
-            routable: one of them, if there are several.
-            now: seconds.
-            held: whether the interface has its link-local address; else nothing lingers.
-        """
+    def addressed(self, routable: IPv4Address | None, now: float) -> None:
+        """Take in the routable address of the interface (any, if there are several), or that it has none."""
         self.routable = routable
         if self.kind is not Kind.FALLBACK:
             return
@@ -121,7 +130,7 @@ class Policy:
             case Waiting() if routable is not None:
                 self.state = Superseded()
             case Wanted() if routable is not None:
-                self.state = Lingering(now + self._linger) if held else Superseded()
+                self.state = Superseded() if self.used is None else Lingering(now + self._linger)
             case Lingering() | Draining() if routable is None:
                 self.state = Wanted()
             case Superseded() if routable is None:
@@ -139,9 +148,10 @@ class Policy:
             self.state = Wanted()
 
     def connections(self, used: bool, now: float) -> None:
-        """Take in the answer to `asks`: whether connections use the link-local address."""
+        """Take in the answer to `asks`: whether connections have the address `used`."""
         if isinstance(self.state, Draining):
             self.state = Draining(now + CONNECTIONS_INTERVAL) if used else Superseded()
+            self.used = self.used if used else None
 
     # --- time --------------------------------------------------------------------------------
 

@@ -291,8 +291,7 @@ class Interface:
         with self._recovery.guarded("addresses"):
             others = self._others()
             routable = next((other.address for other in others if other.routable), None)
-            held = self._negotiator.address is not None
-            self._policy.addressed(routable, self._clock(), held=held)
+            self._policy.addressed(routable, self._clock())
             self._stranded.update(self.link, others, self._owned.address)
             self._pump()
             if self._ending is None:
@@ -350,11 +349,14 @@ class Interface:
                     self._memory.remember(core.mac, address)
                     if self._script is not None:
                         self._script.bound(address)
-        if self._script is not None and self._negotiator.address is None:
+        held = self._negotiator.address is not None
+        self._policy.negotiated(self._negotiator.candidate, held=held)
+        if self._script is not None and not held:
             self._script.lost()  # somebody else removed the address
 
     async def _look_for_connections(self) -> None:
-        self._policy.connections(await self._owned.is_used(), self._clock())
+        used = await self._owned.is_used(self._policy.used)
+        self._policy.connections(used, self._clock())
 
     def _abandon(self) -> None:
         """Give up everything, whatever its state: there is a bug."""

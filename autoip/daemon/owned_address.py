@@ -208,9 +208,8 @@ class OwnedAddress:
         """Remove what stays on a link while addresses come and go."""
         self._requests.request(partial(self._network.release, link.index))
 
-    async def is_used(self) -> bool:
-        """Return whether TCP connections use the address that is held."""
-        address = self._negotiator.address
+    async def is_used(self, address: IPv4Address | None) -> bool:
+        """Return whether TCP connections have the address at this end."""
         try:
             return address is not None and await self._connections.established(address)
         except KernelRefused as error:

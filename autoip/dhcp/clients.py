@@ -54,16 +54,24 @@ class DhcpClient:
         return (*(file.path for file in self.files), *self.confs)
 
 
+DHCP_TIMEOUT = 300
+"""Seconds for which NetworkManager tries DHCP at a time, where it is installed to try for longer than by default."""
+
+
 def _networkmanager_conf(interfaces: Sequence[str]) -> str:
-    """Return the file that has NetworkManager ask for a lease on these interfaces without an end."""
+    """Return the file that has NetworkManager try DHCP on these interfaces for long, and again and again."""
     devices = ",".join(f"interface-name:{name}" for name in interfaces)
     return f"""\
-# For these interfaces DHCP goes on until there is a lease.  By default NetworkManager gives up after
-# 45 seconds, takes all addresses off the interface, link-local ones too, and begins anew.
+# By default NetworkManager gives DHCP up after 45 seconds, takes all addresses off the interface, link-local ones
+# too, begins anew, and after 4 times leaves the interface alone for 300 seconds.  For these interfaces it tries for
+# {DHCP_TIMEOUT} seconds.  Not without an end: only when it begins anew it asks any server for any address, and a lost
+# lease is replaced after a change of the network.  Between the times the address goes for one claim.
 {MARK.decode().strip()}
+[main]
+autoconnect-retries-default=0
 [connection-autoip]
 match-device={devices}
-ipv4.dhcp-timeout=2147483647
+ipv4.dhcp-timeout={DHCP_TIMEOUT}
 """
 
 

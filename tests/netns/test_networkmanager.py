@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from autoip.dhcp.clients import DHCP_TIMEOUT
 from lab import (
     AddressMonitor,
     Daemon,
@@ -168,6 +169,40 @@ def test_a_lease_that_runs_out(managed: Managed, server: Dhcpd) -> None:
     assert managed.nm.active("eth0") == profile
 
 
+def test_a_lost_lease_is_replaced_after_a_change_of_the_network(
+    managed: Managed, server: Dhcpd, make_host: MakeHost
+) -> None:
+    """NetworkManager asks for the old address until it begins anew. Each time: one claim, and the session lives."""
+    conf = "/etc/NetworkManager/conf.d/90-autoip.conf"
+    managed.nm.stop()
+    managed.host.run("sed", "-i", f"s/dhcp-timeout={DHCP_TIMEOUT}$/dhcp-timeout=15/", conf)
+    managed.nm.start()
+    server.set_lease(LEASE)
+    server.start()
+    daemon = managed.autoip()
+    managed.connected()
+    managed.nm.wait_state("eth0", 100)
+    server.stop()
+    address = daemon.wait_address(60)
+    peer = make_host("peer0", plugged=True)
+    peer.host.ip(f"addr add {PEER}/16 dev {peer.name} scope link")
+    with Talk(managed.host, address, peer.host, PEER) as talk:
+        # More often than NetworkManager would by default.
+        for _ in range(6):
+            since, lines = managed.port.sniffer.mark(), len(managed.nm.lines)
+            managed.nm.wait_line(r"\(eth0\): state change: ip-config -> failed", 60, since=lines)
+            assert claimed(managed.port, since=since) == address
+            talk.alive()
+            assert len(managed.port.sniffer.probes(address, since)) == 3
+        other = managed.stack.enter_context(
+            Dhcpd(peer, network="10.99.0.0/24", authoritative=False)
+        )
+        other.start()
+        managed.nm.wait_state("eth0", 100, timeout=100)
+        assert routable(managed.port) == [other.leases()[managed.port.mac]]
+        talk.alive()
+
+
 def test_nothing_while_it_is_not_activated(managed: Managed) -> None:
     # An address that NetworkManager finds there would keep it from ever connecting the profile.
     daemon = managed.autoip()
@@ -241,6 +276,24 @@ def test_reapply(managed: Managed) -> None:
     managed.nm.nmcli("device modify eth0 ipv4.route-metric 150")
     assert claimed(managed.port, since=since) == address
     assert managed.nm.device_state("eth0") == 70
+
+
+def test_a_profile_without_ipv4(managed: Managed) -> None:
+    """Such as an interface that a container or a packet capture uses: no address, also after it is modified."""
+    daemon = managed.autoip()  # there before the dispatcher would start one
+    managed.connected(ipv4__method="disabled", ipv6__method="link-local")
+    managed.nm.wait_state("eth0", 100)
+    wait_until(lambda: "ipv4.method disabled" in managed.why(), "the reason")
+    assert managed.port.sniffer.probes() == []
+    managed.nm.nmcli("device modify eth0 ipv4.method manual ipv4.addresses 192.0.2.9/24")
+    wait_until(lambda: "192.0.2.9" in managed.why(), "the policy's reason")
+    managed.nm.nmcli("device modify eth0 ipv4.method link-local -ipv4.addresses 192.0.2.9/24")
+    wait_until(lambda: "ipv4.method link-local" in managed.why(), "the reason")
+    managed.nm.nmcli("device modify eth0 ipv4.method auto")
+    daemon.wait_address(60)
+    managed.nm.nmcli("device modify eth0 ipv4.method disabled")
+    daemon.wait_no_address(30)
+    assert "ipv4.method disabled" in managed.why()
 
 
 @pytest.mark.parametrize("crash", [False, True], ids=["restart", "crash"])
@@ -398,7 +451,7 @@ def test_the_service_survives_what_the_dispatcher_tells(managed: Managed) -> Non
     assert daemon.wait_address(60) == address
 
 
-def test_only_the_named_interface_asks_for_ever(managed: Managed) -> None:
+def test_only_the_named_interface_asks_for_long(managed: Managed) -> None:
     managed.port.switch.attach(managed.host, "eth1", plugged=True)
     managed.connected()
     managed.nm.add_profile("eth1", ipv6__method="disabled")
@@ -410,5 +463,5 @@ def test_only_the_named_interface_asks_for_ever(managed: Managed) -> None:
             return managed.nm.wait_line(pattern, 30)
         return ""
 
-    assert "no timeout" in told("eth0")
+    assert f"timeout in {DHCP_TIMEOUT} seconds" in told("eth0")
     assert "timeout in 45 seconds" in told("eth1")

@@ -13,6 +13,7 @@ import pytest
 
 from lab import Daemon, Port, Switch
 
+from .commands import run
 from .conftest import MakeDaemon
 from .helpers import NETNS, PEER, A, bind, claimed, configuration, wait_until
 from .talk import Talk
@@ -136,6 +137,37 @@ def test_connection_over_the_lease_survives_the_release(
         wait_standby(daemon)
         wait_until(lambda: port.host.link_local(port.name) == [], "the release")
         talk.alive()
+
+
+def test_a_session_outlives_flaps_and_refreshes_beside_the_lease(
+    port: Port, make_autoip: MakeDaemon, stack: contextlib.ExitStack
+) -> None:
+    """co-session: the address is off for the probe, and comes back, whatever the lease does meanwhile."""
+    daemon = make_autoip(port, *fallback(0, 1))
+    address = bind(port, daemon)
+    port.switch.namespace.ip(f"addr add {PEER}/16 dev {port.far}")
+    talk = stack.enter_context(Talk(port.switch.namespace, PEER, port.host, address))
+    lease(port)
+    daemon.wait_line("ours stays 1 s longer")
+    for step in ("flap", "refresh", "flap without a lease", "refresh"):
+        mark = port.sniffer.mark()
+        if step == "refresh":
+            assert run(daemon, f"refresh {port.name}").status == 0
+        else:
+            port.carrier(False)
+            wait_until(lambda: port.host.link_local(port.name) == [], "the loss")
+            if step == "flap without a lease":
+                expire(port)
+            port.carrier(True)
+        if step == "flap without a lease":
+            port.sniffer.wait_for(lambda f: f.is_probe, 30, since=mark)
+            lease(port)
+        assert claimed(port, since=mark) == address, step
+        talk.alive()
+    since = len(daemon.lines)
+    for end in talk.ends:
+        end.close()
+    wait_standby(daemon, since)
 
 
 def test_killed_while_it_lingers(port: Port, make_autoip: MakeDaemon) -> None:

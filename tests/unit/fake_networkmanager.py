@@ -84,6 +84,8 @@ class FakeNetworkManager:
         self._bus = bus
         self.devices: dict[str, tuple[str, int]] = {}
         """By object path: name of the interface, number of the state."""
+        self.method = "auto"
+        """`ipv4.method` of the connection that all devices have."""
         self.mute = False
         self.nonsense = False
         self.asked: list[str] = []
@@ -127,6 +129,11 @@ class FakeNetworkManager:
                 if name == call.body[0]:
                     return new_method_return(call, "o", (found,))
             return new_error(call, f"{NAME}.UnknownDevice")
+        if member == "GetAppliedConnection":
+            if not 40 <= self.devices[path][1] <= 100:
+                return new_error(call, f"{DEVICE}.NotActive")
+            settings = {"ipv4": {"method": ("s", self.method)}, "connection": {"id": ("s", "a")}}
+            return new_method_return(call, "a{sa{sv}}t", (settings, 1))
         assert (member, call.body[0]) == ("Get", DEVICE)
         name, state = self.devices[path]
         value = ("s", name) if call.body[1] == "Interface" else ("u", state)
@@ -147,6 +154,18 @@ class FakeNetworkManager:
         name, old = self.devices[path]
         self.devices[path] = name, state
         await self.signal(path, DEVICE, "StateChanged", "uuu", state, old, 0)
+
+    async def apply(self, path: str, method: str) -> None:
+        """Apply a connection with this `ipv4.method`, as `nmcli device modify` does."""
+        self.method = method
+        if method in ("auto", "disabled"):
+            of = DEVICE
+            changed: dict[str, tuple[str, Any]] = {"Dhcp4Config": ("o", f"{PATH}/DHCP4Config/7")}
+        else:
+            of, path = f"{NAME}.IP4Config", f"{PATH}/IP4Config/7"
+            changed = {"Addresses": ("aau", [])}
+        properties = "org.freedesktop.DBus.Properties"
+        await self.signal(path, properties, "PropertiesChanged", "sa{sv}as", of, changed, [])
 
     async def add(self, path: str, name: str, state: int) -> None:
         self.devices[path] = name, state

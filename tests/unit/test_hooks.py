@@ -467,10 +467,12 @@ def test_networkmanager_is_told_of_the_named_interfaces_alone(root: Path, run: R
     before = tree(root)
     run("install --client networkmanager eth0 wlan0")
     conf = (root / "etc/NetworkManager/conf.d/90-autoip.conf").read_text().splitlines()
-    assert conf[-3:] == [
+    assert conf[-5:] == [
+        "[main]",
+        "autoconnect-retries-default=0",
         "[connection-autoip]",
         "match-device=interface-name:eth0,interface-name:wlan0",
-        "ipv4.dhcp-timeout=2147483647",
+        "ipv4.dhcp-timeout=300",
     ]
     policy = config.load(root / "etc/autoip.conf.d/networkmanager.conf")
     assert policy.choices("eth0") == policy.choices("wlan0") == {"policy": Kind.FALLBACK}

@@ -131,6 +131,41 @@ async def test_states(bus: PrivateBus, state: int) -> None:
         await world.until(allowed, STATES[state])
 
 
+@pytest.mark.parametrize("method", sorted(gate.FORBIDDEN))
+@bounded
+async def test_the_applied_profile_forbids(bus: PrivateBus, method: str) -> None:
+    async with network_manager(bus, eth0=100) as nm, World(bus.address) as world:
+        await world.until(True, "activated")
+        await nm.apply(ETH0, method)
+        await world.until(False, f"ipv4.method {method}")
+        await nm.apply(ETH0, "manual")
+        await world.until(True, "activated")
+        nm.method = method
+        before = len(world.told)
+        for state in (30, 50, 70, 80, 100):
+            await nm.change(ETH0, state)
+        await world.until(False, f"ipv4.method {method}")
+        assert not any(allowed for _, allowed, _ in world.told[before:])
+        # Where there is no profile any more, its method does not matter.
+        await nm.change(ETH0, 10)
+        await world.until(True, "unmanaged")
+
+
+@bounded
+async def test_an_answer_about_the_profile_that_comes_after_the_next_state(bus: PrivateBus) -> None:
+    async with network_manager(bus, eth0=30) as nm, World(bus.address) as world:
+        await world.until(False, "disconnected")
+        nm.devices[ETH0] = "eth0", 70
+        for new, old in ((70, 30), (110, 70)):  # both before the answer
+            await nm.signal(ETH0, DEVICE, "StateChanged", "uuu", new, old, 0)
+        await world.until(False, "deactivating")
+        while nm.asked[-1] != "GetAppliedConnection":
+            await asyncio.sleep(0.01)
+        await nm.change(ETH0, 30)
+        await world.until(False, "disconnected")
+        assert not any(allowed for _, allowed, _ in world.told)
+
+
 @bounded
 async def test_each_interface_for_itself(bus: PrivateBus) -> None:
     async with (

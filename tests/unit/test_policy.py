@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from ipaddress import IPv4Address
+from random import Random
 
 import pytest
 
-from autoip.core.policy import Gate, Kind, Policy
+from autoip.core.policy import Gate, Kind, Policy, Superseded, Waiting
 from autoip.kernel.model import Address
 
 LEASE = IPv4Address("192.0.2.5")
+OURS, OTHER = IPv4Address("169.254.1.2"), IPv4Address("169.254.3.4")
 AFTER, LINGER = 10.0, 120.0
 
 
@@ -39,13 +41,14 @@ def held(now: float = 110.0) -> Policy:
     policy = fallback()
     policy.handle_timer(now)
     assert wanted(policy)
+    policy.negotiated(OURS, held=True)
     return policy
 
 
 def test_alongside_wants_one_whatever_else_there_is() -> None:
     policy = Policy(Kind.ALONGSIDE, AFTER, LINGER)
     for routable in (None, LEASE, None):
-        policy.addressed(routable, 5.0, held=True)
+        policy.addressed(routable, 5.0)
         assert wanted(policy)
         assert source_of(policy) is None
         assert policy.next_timer() is None
@@ -59,7 +62,7 @@ def test_fallback_waits_for_after_once_the_link_is_ready() -> None:
     policy.link(True, 100.0)
     policy.link(True, 105.0)  # reported again: it does not start anew
     assert policy.next_timer() == 110.0
-    policy.addressed(None, 106.0, held=False)  # nor does the news that there is still none
+    policy.addressed(None, 106.0)  # nor does the news that there is still none
     assert policy.next_timer() == 110.0
     policy.handle_timer(109.9)
     assert not wanted(policy)
@@ -101,14 +104,14 @@ def test_fallback_without_wait() -> None:
     assert wanted(fallback(0.0))
     assert not wanted(fallback(0.5))
     policy = fallback(0.0)
-    policy.addressed(LEASE, 100.0, held=False)
-    policy.addressed(None, 101.0, held=False)
+    policy.addressed(LEASE, 100.0)
+    policy.addressed(None, 101.0)
     assert wanted(policy)
 
 
 def test_routable_address_before_the_wait_is_over() -> None:
     policy = fallback()
-    policy.addressed(LEASE, 101.0, held=False)
+    policy.addressed(LEASE, 101.0)
     assert str(LEASE) in policy.why
     policy.handle_timer(1e9)
     assert not wanted(policy)
@@ -117,30 +120,95 @@ def test_routable_address_before_the_wait_is_over() -> None:
 
 def test_news_that_changes_nothing() -> None:
     policy = held()
-    policy.addressed(None, 111.0, held=True)
+    policy.addressed(None, 111.0)
     assert wanted(policy) and not policy.yields and policy.next_timer() is None
     policy = fallback()
-    policy.addressed(LEASE, 101.0, held=False)
-    policy.addressed(LEASE, 102.0, held=False)
+    policy.addressed(LEASE, 101.0)
+    policy.addressed(LEASE, 102.0)
     assert not wanted(policy) and policy.next_timer() is None
 
 
 def test_claim_under_way_is_not_finished_beside_a_routable_address() -> None:
-    policy = held()
-    policy.addressed(LEASE, 111.0, held=False)
+    policy = fallback(0.0)
+    policy.negotiated(OURS, held=False)
+    policy.addressed(LEASE, 111.0)
     assert not wanted(policy)
+
+
+def test_an_address_that_another_host_has_now_is_not_replaced_beside_a_routable_one() -> None:
+    policy = held()
+    policy.addressed(LEASE, 200.0)
+    policy.negotiated(None, held=False)  # off, for the probe
+    policy.negotiated(OURS, held=False)
+    assert wanted(policy)
+    policy.negotiated(OTHER, held=False)
+    assert not wanted(policy) and policy.next_timer() is None
+    policy = held()
+    policy.negotiated(OTHER, held=False)
+    policy.addressed(LEASE, 200.0)
+    assert not wanted(policy)
+
+
+class Fallback:
+    """A policy and the address that it asks for, as the interface keeps it, with a connection that may last."""
+
+    def __init__(self, random: Random) -> None:
+        self.policy, self.now, self.random = held(), 110.0, random
+        self.policy.link(True, self.now)
+        self.connected = True
+        self.lease: IPv4Address | None = None
+        self.link, self.bound = True, True
+
+    def happen(self) -> None:
+        self.now += self.random.choice((0.001, 1.0, 4.9, 60.0, 1000.0))
+        what = self.random.choice(
+            ("link", "refresh", "removed", "lease", "claim", "claim", "nothing", "close")
+        )
+        if what == "link":
+            self.link = not self.link
+            self.policy.link(self.link, self.now)
+        if what == "lease":
+            self.lease = LEASE if self.lease is None else None
+            self.policy.addressed(self.lease, self.now)
+        if what == "close":
+            self.connected = self.random.random() < 0.8
+        self.policy.handle_timer(self.now)
+        if self.policy.asks(self.now):
+            assert self.policy.used == OURS  # else one asks for another's connections
+            self.policy.connections(self.connected, self.now)
+        self.bound = self.policy.wanted and self.link and (self.bound or what == "claim")
+        self.bound = self.bound and what not in ("refresh", "removed")
+        on = self.policy.wanted and self.link
+        self.policy.negotiated(OURS if on else None, held=self.bound)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_order_of_events_ends_a_connection(seed: int) -> None:
+    """co-lease, co-lost: from the routable address's arrival to the end of the last connection."""
+    random = Random(seed)
+    released = 0
+    for _ in range(100):
+        fallback = Fallback(random)
+        for _ in range(60):
+            fallback.happen()
+            if isinstance(fallback.policy.state, Superseded | Waiting):
+                assert not fallback.connected
+                released += 1
+                break
+            assert wanted(fallback.policy) and fallback.policy.used == OURS
+    assert released > 10
 
 
 def test_linger_then_release() -> None:
     policy = held()
-    policy.addressed(LEASE, 200.0, held=True)
+    policy.addressed(LEASE, 200.0)
     assert wanted(policy)
     assert source_of(policy) == LEASE
-    policy.addressed(IPv4Address("192.0.2.6"), 250.0, held=True)  # another one: no second linger
+    policy.addressed(IPv4Address("192.0.2.6"), 250.0)  # another one: no second linger
     assert policy.next_timer() == 320.0
     policy.handle_timer(319.0)
     assert not policy.asks(319.0)
-    policy.addressed(LEASE, 319.0, held=True)
+    policy.addressed(LEASE, 319.0)
     assert source(policy) == LEASE
     policy.handle_timer(320.0)
     assert wanted(policy)
@@ -153,7 +221,7 @@ def test_linger_then_release() -> None:
 
 def test_connections_keep_it() -> None:
     policy = held()
-    policy.addressed(LEASE, 200.0, held=True)
+    policy.addressed(LEASE, 200.0)
     policy.handle_timer(320.0)
     for number in range(3):
         now = 320.0 + number * 5.0
@@ -169,21 +237,21 @@ def test_connections_keep_it() -> None:
 @pytest.mark.parametrize("at", [250.0, 330.0], ids=["lingering", "draining"])
 def test_routable_address_that_goes_before_the_release(at: float) -> None:
     policy = held()
-    policy.addressed(LEASE, 200.0, held=True)
+    policy.addressed(LEASE, 200.0)
     policy.handle_timer(at)
-    policy.addressed(None, at, held=True)
+    policy.addressed(None, at)
     assert wanted(policy)
     assert source_of(policy) is None
     policy.connections(False, at)  # an answer that is late
     assert wanted(policy)
-    policy.addressed(LEASE, 400.0, held=True)
+    policy.addressed(LEASE, 400.0)
     assert policy.next_timer() == 400.0 + LINGER
 
 
 def test_routable_address_that_goes_later_is_waited_for_again() -> None:
     policy = fallback()
-    policy.addressed(LEASE, 101.0, held=False)
-    policy.addressed(None, 500.0, held=False)
+    policy.addressed(LEASE, 101.0)
+    policy.addressed(None, 500.0)
     assert not wanted(policy)
     assert policy.next_timer() == 510.0
     policy.link(False, 505.0)
@@ -196,11 +264,11 @@ def test_route_only() -> None:
     policy.link(True, 100.0)
     assert not wanted(policy) and policy.next_timer() is None
     assert source(policy) is None
-    policy.addressed(LEASE, 200.0, held=False)
+    policy.addressed(LEASE, 200.0)
     assert source(policy) == LEASE
     assert not wanted(policy) and policy.next_timer() is None
     policy.link(False, 250.0)
-    policy.addressed(None, 300.0, held=False)
+    policy.addressed(None, 300.0)
     policy.link(True, 400.0)
     policy.handle_timer(9999.0)
     assert source(policy) is None and not wanted(policy)
@@ -214,7 +282,8 @@ def test_what_comes_next_and_why_in_each_state() -> None:
     seen.append((policy.step, policy.why))
     policy.handle_timer(110.0)
     seen.append((policy.step, policy.why))
-    policy.addressed(LEASE, 200.0, held=True)
+    policy.negotiated(OURS, held=True)
+    policy.addressed(LEASE, 200.0)
     seen.append((policy.step, policy.why))
     policy.handle_timer(320.0)
     seen.append((policy.step, policy.why))
@@ -234,7 +303,7 @@ def test_why_of_the_other_kinds() -> None:
     assert Policy(Kind.ALONGSIDE, AFTER, LINGER).why == "wanted"
     policy = Policy(Kind.ROUTE_ONLY, AFTER, LINGER)
     assert policy.why == "only a route, from a routable address, once there is one"
-    policy.addressed(LEASE, 200.0, held=False)
+    policy.addressed(LEASE, 200.0)
     assert policy.why == f"only a route, from {LEASE}"
 
 
@@ -268,7 +337,7 @@ def test_two_gates() -> None:
 def test_a_port_has_no_route_either() -> None:
     """if-master: its route to link-local destinations would win over its master's."""
     policy = Policy(Kind.ROUTE_ONLY, 0.0, LINGER)
-    policy.addressed(LEASE, 200.0, held=False)
+    policy.addressed(LEASE, 200.0)
     policy.permit(Gate.MANAGER, False, "not yet")
     assert source(policy) == LEASE
     policy.permit(Gate.MASTER, False, "belongs to br0")

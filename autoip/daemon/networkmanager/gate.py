@@ -3,7 +3,8 @@
 If NetworkManager finds an address on a device that it has not activated, also when it starts, it regards the
 device as configured by somebody else ("connected (externally)"), and never connects the profile meant for the
 device. So an address is held only while NetworkManager gives the device its addresses or has done so (states 70
-to 100), or where NetworkManager leaves the interface alone.
+to 100), or where NetworkManager leaves the interface alone. The connection that is applied to the device may
+forbid one as well: `ipv4.method` is `disabled`, or `link-local`, which NetworkManager then does itself.
 
 Each interface has a `Standing`; only `TRANSITIONS` and `WAITS` change it. NetworkManager's signals report all
 changes: nothing is polled. Without a bus, or without NetworkManager installed, there is no connection at all.
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 NAME = "org.freedesktop.NetworkManager"
 PATH = "/org/freedesktop/NetworkManager"
 DEVICE = "org.freedesktop.NetworkManager.Device"
+IP4_CONFIG = "org.freedesktop.NetworkManager.IP4Config"
 PROPERTIES = "org.freedesktop.DBus.Properties"
 
 SYSTEM_BUS = "/run/dbus/system_bus_socket"
@@ -34,6 +36,12 @@ RUNTIME = "/run/NetworkManager"
 """NetworkManager makes it when it starts, and does not remove it."""
 INSTALLED = (RUNTIME, "/etc/NetworkManager", "/usr/lib/NetworkManager")
 """Where none of these exists, NetworkManager is not installed."""
+
+FORBIDDEN = {
+    "disabled": "the interface's NetworkManager profile has ipv4.method disabled",
+    "link-local": "NetworkManager itself gives it a link-local address: ipv4.method link-local",
+}
+"""Why a value of `ipv4.method` allows no address of ours."""
 
 UNMANAGED, IP_CONFIG, ACTIVATED = 10, 70, 100
 STATES: Mapping[int, str] = {
@@ -92,7 +100,7 @@ class Trigger(Enum):
     UNKNOWN = "NetworkManager has no such device"
     FIRST_UNMANAGED = "NetworkManager has the device, which is new, in state unmanaged"
     ALLOWS = "the device's state allows an address"
-    FORBIDS = "the device's state does not"
+    FORBIDS = "the device's state, or its profile, does not"
 
 
 _S, _T = Standing, Trigger
@@ -168,6 +176,7 @@ class Follower:
         self._answers: dict[int, Callable[[Message], None]] = {}
         self._owner = ""  # NetworkManager's unique name
         self._devices: dict[str, str] = {}  # D-Bus path of a device: name of its interface
+        self._states: dict[str, int] = {}  # path of a device: number of its last known state
 
     # --- its life ----------------------------------------------------------------------------
 
@@ -245,8 +254,9 @@ class Follower:
             (DEVICE, "StateChanged"),
         ):
             bus.subscribe(sender=NAME, interface=interface, member=member)
-        # Only this signal reports a new name of a device.
-        bus.subscribe(sender=NAME, interface=PROPERTIES, member="PropertiesChanged", arg0=DEVICE)
+        # Only these signals report a new name of a device, and another profile in the same state.
+        for of in (DEVICE, IP4_CONFIG):
+            bus.subscribe(sender=NAME, interface=PROPERTIES, member="PropertiesChanged", arg0=of)
         # Last: signals report what happens between the request and its answer.
         self._answers[bus.watch_name(NAME)] = self._on_owner
         while True:
@@ -324,6 +334,11 @@ class Follower:
                 match message.arguments(str, dict, list):
                     case [_, {"Interface": (_, str(name))}, _]:
                         self._is_named(message.path, name)
+                    case [_, {"Dhcp4Config": _} | {"Addresses": _}, _]:
+                        # `nmcli device modify` has applied another profile to a device, or only its addresses differ.
+                        for path, state in [*self._states.items()]:
+                            if IP_CONFIG <= state <= ACTIVATED:
+                                self._judge(path, state)
 
     def _ask_name(self, path: str) -> None:
         def answered(message: Message) -> None:
@@ -343,6 +358,7 @@ class Follower:
             self._ask_state(path, new=True)
 
     def _lose(self, path: str) -> None:
+        self._states.pop(path, None)
         if (name := self._devices.pop(path, None)) is not None:
             self._is_unknown(name)
 
@@ -356,13 +372,29 @@ class Follower:
     def _judge(self, path: str, state: int, *, new: bool = False) -> None:
         if (name := self._devices.get(path)) is None:
             return
-        if state == UNMANAGED and new:
-            trigger = Trigger.FIRST_UNMANAGED
-        elif state == UNMANAGED or IP_CONFIG <= state <= ACTIVATED:
-            trigger = Trigger.ALLOWS
+        self._states[path] = state
+        why = f"NetworkManager has it in state {STATES.get(state, state)}"
+        if IP_CONFIG <= state <= ACTIVATED:
+            self._ask_method(path, state, why)
+        elif state == UNMANAGED:
+            self._go(name, Trigger.FIRST_UNMANAGED if new else Trigger.ALLOWS, why)
         else:
-            trigger = Trigger.FORBIDS
-        self._go(name, trigger, f"NetworkManager has it in state {STATES.get(state, state)}")
+            self._go(name, Trigger.FORBIDS, why)
+
+    def _ask_method(self, path: str, state: int, why: str) -> None:
+        """Allow an address in this state, unless the connection that the device has now forbids one."""
+
+        def answered(message: Message) -> None:
+            name = self._devices.get(path)
+            if name is None or self._states.get(path) != state:
+                return  # a later state, which came before this answer, has been judged
+            match message.arguments(dict, int):
+                case [{"ipv4": {"method": (_, str(method))}}, _] if method in FORBIDDEN:
+                    self._go(name, Trigger.FORBIDS, FORBIDDEN[method])
+                case _:  # also where NetworkManager is too old to answer
+                    self._go(name, Trigger.ALLOWS, why)
+
+        self._call(answered, path, DEVICE, "GetAppliedConnection", "u", 0)
 
     def _all(self, trigger: Trigger, why: str = "") -> None:
         for name in self._gates:
@@ -409,4 +441,5 @@ class Follower:
         """Forget all that came from NetworkManager."""
         self._owner = ""
         self._devices.clear()
+        self._states.clear()
         self._answers.clear()
