@@ -105,9 +105,8 @@ def _install(image: Image, arguments: argparse.Namespace) -> Iterable[str]:
         interfaces = _chosen([name for name, kind in (devices or {}).items() if kind == "ethernet"])
         conf = bool(interfaces)
     yield from install.install(image, names, interfaces, program, conf=conf)
-    if not image.root:
-        enabled = [name for name in interfaces if install.is_enabled(image, name)]
-        yield from running.start(enabled) if enabled else ()
+    if interfaces and not image.root:
+        yield from running.start([name for name in interfaces if install.is_enabled(image, name)])
 
 
 def _chosen(devices: Sequence[str]) -> list[str]:

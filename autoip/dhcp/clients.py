@@ -109,7 +109,7 @@ CLIENTS: Mapping[str, DhcpClient] = {
         ("/usr/bin/networkd-dispatcher",),
         tuple(
             File("networkd-dispatcher", f"/etc/networkd-dispatcher/{state}.d/autoip")
-            for state in ("carrier", "degraded", "routable", "off")
+            for state in ("configuring", "carrier", "degraded", "routable", "off")
         ),
     ),
     "networkmanager": DhcpClient(

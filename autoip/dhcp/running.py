@@ -63,9 +63,11 @@ def _command_lines() -> Iterator[list[str]]:
 
 
 def start(interfaces: Sequence[str]) -> Iterator[str]:
-    """Start the services of interfaces that were enabled; yield a line for each thing that was done."""
+    """Have NetworkManager read its files, and start the services of interfaces; yield a line for each thing done."""
     if _run("nmcli", "general", "reload", "conf")[0] == 0:
         yield "reloaded NetworkManager's configuration, which counts from the next activation on"
+    if not interfaces:
+        return
     if not os.path.isdir(_MANAGER):
         yield f"note: systemd does not run here, so nothing was started: autoip {' '.join(interfaces)}"
         return

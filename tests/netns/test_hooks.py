@@ -11,6 +11,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -205,13 +206,17 @@ def test_a_daemon_that_somebody_else_started_is_left_alone(
 
 def test_a_daemon_that_dies_is_started_again(port: Port, host: Hooked) -> None:
     """With longer and longer pauses, by one process, until `stop`."""
+
+    def started(times: int) -> bool:
+        return len(host.starts()) == times
+
     host.call("start", "eth0")
     address = host.wait_address(port)
-    for count in (1, 2):
+    for died in (1, 2):
         port.sniffer.wait_announcement(address, 60)
         (daemon,) = host.daemons("eth0")
         os.kill(daemon, signal.SIGKILL)
-        wait_until(lambda c=count: len(host.starts()) == c + 1, "the next one")
+        wait_until(partial(started, died + 1), "the next one")
         since = port.sniffer.mark()
         port.sniffer.wait_announcement(address, 60, since=since)
     assert port.host.link_local("eth0") == [address]
@@ -242,11 +247,14 @@ def test_stop_between_two_starts(port: Port, host: Hooked) -> None:
 
 
 def test_what_ends_by_itself_is_not_started_again(port: Port, host: Hooked) -> None:
-    for ending in ("exit 0", "exit 4", "kill -TERM $$"):
+
+    def started(times: int) -> bool:
+        return len(host.starts()) == times
+
+    for count, ending in enumerate(("exit 0", "exit 4", "kill -TERM $$"), 1):
         host.program.write_text(f"#!/bin/sh\necho $$ $* >>{host.log}; {ending}\n")
-        before = len(host.starts())
         host.call("start", "eth0")
-        wait_until(lambda b=before: len(host.starts()) > b, "its start")
+        wait_until(partial(started, count), "its start")
         wait_until(lambda: not locked(host, "eth0"), "its end")
     time.sleep(2)
     assert len(host.starts()) == 3

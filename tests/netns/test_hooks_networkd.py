@@ -33,6 +33,7 @@ class TestNetworkd(Fallback):
     words = "run --hook --early"
     lease = 10
     events: ClassVar = {
+        "configuring configuring": ["early eth0"],
         "carrier configuring": ["early eth0"],
         "degraded configuring": ["early eth0"],
         "routable configuring": ["early eth0"],
@@ -59,7 +60,7 @@ class TestNetworkd(Fallback):
         env = {"IFACE": "eth0", "STATE": state, "AdministrativeState": administrative}
         (called,) = {
             tuple(calls(port, f"/etc/networkd-dispatcher/{folder}.d/autoip", env=env))
-            for folder in ("carrier", "degraded", "routable", "off")
+            for folder in ("configuring", "carrier", "degraded", "routable", "off")
         }
         return list(called)
 

@@ -95,7 +95,7 @@ def test_dhcp_fails_before_the_wait_is_over() -> None:
     assert not wanted(policy)
     policy.failed()
     assert wanted(policy)
-    policy.addressed(LEASE, 101.0, held=False)
+    policy.addressed(LEASE, 101.0)
     policy.failed()
     assert not wanted(policy)
 
