@@ -577,10 +577,13 @@ def test_the_unit_reads_what_the_hook_writes(systemd: Systemd) -> None:
     assert "\nExecStart=autoip run %i $AUTOIP_UP $AUTOIP_HOOK " in text
     (line,) = [line for line in text.splitlines() if line.startswith("ExecStopPost=")]
     script = line.partition("'")[2].rstrip("'").replace("%i", "eth0")
-    for result, stays in {"success": False, "signal": True}.items():
-        systemd.call("start")
+    for result, stays in {"success": "", "signal": "AUTOIP_HOOK=--hook\n"}.items():
+        systemd.call("early")
+        assert systemd.marker() == "AUTOIP_HOOK=--hook --early\n"
         systemd._host.run("env", f"SERVICE_RESULT={result}", "sh", "-c", script)
-        assert (systemd.marker() != "") == stays
+        assert systemd.marker() == stays
+        systemd._host.run("env", f"SERVICE_RESULT={result}", "sh", "-c", script)
+        assert systemd.marker() == stays
 
 
 def test_a_name_that_no_unit_can_have(port: Port, host: Hooked, systemd: Systemd) -> None:
