@@ -176,7 +176,7 @@ install-program: setup
 install-data:
 	install -d $(foreach dir,$(FOLDERS),"$(DESTDIR)$(dir)")
 	for unit in autoip@.service autoip-wait@.service; do \
-		sed 's|^ExecStart=autoip |ExecStart=$(BINDIR)/autoip |' "share/$$unit" \
+		sed -E 's@^(ExecStart|ExecReload)=autoip @\1=$(BINDIR)/autoip @' "share/$$unit" \
 			>"$(DESTDIR)$(UNITDIR)/$$unit" && chmod 644 "$(DESTDIR)$(UNITDIR)/$$unit" || exit 1; \
 	done
 	install -m 644 share/autoip.sysusers "$(DESTDIR)$(SYSUSERSDIR)/autoip.conf"

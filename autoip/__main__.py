@@ -5,6 +5,7 @@ A library's user never imports this file, so it may change what a signal does.
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 
@@ -12,8 +13,10 @@ import sys
 # the start, as for a background job of a script, stays ignored.
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-# The installed program was started with SIGINT blocked, since Python's own start shows a traceback.
-signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+# The installed program was started with SIGINT blocked, since Python's own start shows a traceback. After a reload
+# something has been set up: the daemon itself lets the signals through.
+if "AUTOIP_HANDOVER" not in os.environ:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 _NOT_BUILT = (
     "autoip.kernel._native",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 import sys
 import time
 
@@ -87,7 +86,7 @@ class _Recorded:
 
 
 def _one_each(setting: Setting, yonder: Namespace, bare: _Timer) -> list[float]:
-    """Run several processes, one interface each, that probe again at each SIGHUP; never two at one time."""
+    """Run several processes, one interface each, that probe again at each request; never two at one time."""
     with contextlib.ExitStack() as stack:
         programs = []
         count = setting.times(8, 3)
@@ -100,7 +99,7 @@ def _one_each(setting: Setting, yonder: Namespace, bare: _Timer) -> list[float]:
         bare.start()
         for _ in range(setting.times(4, 1)):
             for program in programs:
-                program.daemon.signal(signal.SIGHUP)
+                program.daemon.request("refresh")
                 time.sleep(CLAIM_S / count)
         time.sleep(CLAIM_S)
         return [late for program in programs for late in program.late()]

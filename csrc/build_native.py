@@ -39,6 +39,8 @@ ffibuilder.cdef(
 
     int autoip_listener_new(struct autoip_listener **out);
     void autoip_listener_free(struct autoip_listener *listener);
+    void autoip_listener_pause(struct autoip_listener *listener);
+    int autoip_listener_resume(struct autoip_listener *listener);
     int autoip_listener_fd(const struct autoip_listener *listener);
     int autoip_listener_own(struct autoip_listener *listener, const uint8_t *macs, size_t count);
     int autoip_listener_drain(struct autoip_listener *listener, struct autoip_event *out,
@@ -46,6 +48,11 @@ ffibuilder.cdef(
 
     int autoip_socket_open(struct autoip_listener *listener, int ifindex, const uint8_t *mac,
                            struct autoip_socket **out);
+    int autoip_socket_take_over(struct autoip_listener *listener, int fd, const uint8_t *mac,
+                                enum autoip_phase phase, uint32_t address,
+                                uint32_t generation, const uint8_t *armed,
+                                struct autoip_socket **out);
+    int autoip_socket_fd(const struct autoip_socket *sock);
     uint32_t autoip_socket_token(const struct autoip_socket *sock);
     int autoip_socket_watch(struct autoip_socket *sock, enum autoip_phase phase, uint32_t address,
                             uint32_t generation);
@@ -64,6 +71,7 @@ ffibuilder.cdef(
 
     int autoip_capabilities_permitted(uint64_t *permitted);
     int autoip_capabilities_limit(uint64_t keep, bool pass_on);
+    int autoip_capabilities_keep(void);
     int autoip_capabilities_files_as(uint32_t user, uint32_t group);
     """
 )

@@ -109,6 +109,11 @@ int autoip_capabilities_limit(uint64_t keep, bool pass_on)
     return 0;
 }
 
+int autoip_capabilities_keep(void)
+{
+    return prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0) < 0 ? -errno : 0;
+}
+
 int autoip_capabilities_files_as(uint32_t user, uint32_t group)
 {
     /* Neither function reports a failure: each returns the former id, also if given an

@@ -94,8 +94,9 @@ struct autoip_listener {
     uint32_t last_token;
 
     pthread_t thread;
-    int stop;    /* eventfd: the thread ends */
-    int waiting; /* eventfd: events are in the queue */
+    bool running; /* there is a thread */
+    int stop;     /* eventfd: the thread ends */
+    int waiting;  /* eventfd: events are in the queue */
 
     /* Taken alone, or after `lock`. */
     pthread_mutex_t queue_lock;
@@ -330,6 +331,7 @@ static int listener_start(struct autoip_listener *listener)
     (void)pthread_attr_destroy(&attributes);
     if (result != 0)
         return -result;
+    listener->running = true;
     (void)pthread_setname_np(listener->thread, "autoip-arp");
     return 0;
 }
@@ -393,14 +395,34 @@ int autoip_listener_new(struct autoip_listener **out)
     return 0;
 }
 
-void autoip_listener_free(struct autoip_listener *listener)
+void autoip_listener_pause(struct autoip_listener *listener)
 {
-    const uint64_t one = 1;
+    uint64_t one = 1;
 
-    if (listener == NULL)
+    if (!listener->running)
         return;
     (void)!write(listener->stop, &one, sizeof one); /* cannot fail: the counter is 0 */
     (void)pthread_join(listener->thread, NULL);
+    (void)!read(listener->stop, &one, sizeof one);
+    listener->running = false;
+}
+
+int autoip_listener_resume(struct autoip_listener *listener)
+{
+    if (listener->running)
+        return 0;
+    /* The thread may have ended before it served what epoll_wait() had named, once. */
+    for (struct autoip_socket *sock = listener->sockets; sock != NULL; sock = sock->next)
+        if (sock->fd >= 0 && !sock->resting)
+            (void)listener_expect(sock, EPOLL_CTL_MOD);
+    return listener_start(listener);
+}
+
+void autoip_listener_free(struct autoip_listener *listener)
+{
+    if (listener == NULL)
+        return;
+    autoip_listener_pause(listener);
     for (struct autoip_socket *sock = listener->sockets; sock != NULL; sock = sock->next)
         if (sock->fd >= 0)
             close(sock->fd);
@@ -485,8 +507,9 @@ static struct autoip_socket *listener_find_room(struct autoip_listener *listener
     return sock;
 }
 
-int autoip_socket_adopt(struct autoip_listener *listener, int fd, const uint8_t mac[6],
-                        struct autoip_socket **out)
+/* Adds a socket that watches this already; `armed` is NULL or the frame. */
+static int listener_add(struct autoip_listener *listener, int fd, const uint8_t mac[6],
+                        struct watched watched, const uint8_t *armed, struct autoip_socket **out)
 {
     struct autoip_socket *sock = listener_find_room(listener);
     int result;
@@ -500,9 +523,13 @@ int autoip_socket_adopt(struct autoip_listener *listener, int fd, const uint8_t 
     pthread_mutex_unlock(&listener->queue_lock);
     sock->fd = fd;
     memcpy(sock->mac, mac, sizeof sock->mac);
-    sock->watched = (struct watched){.phase = AUTOIP_SILENT};
-    sock->armed = false;
+    sock->watched = watched;
+    sock->armed = armed != NULL;
+    sock->armed_address = watched.address;
+    if (armed != NULL)
+        memcpy(sock->armed_frame, armed, AUTOIP_FRAME_LEN);
     sock->answers_until = 0;
+    /* Under the lock: by the time that the thread serves the socket, all is as it must be. */
     result = listener_expect(sock, EPOLL_CTL_ADD);
     if (result < 0)
         sock->fd = -1;
@@ -510,6 +537,20 @@ int autoip_socket_adopt(struct autoip_listener *listener, int fd, const uint8_t 
     if (result == 0)
         *out = sock;
     return result;
+}
+
+int autoip_socket_adopt(struct autoip_listener *listener, int fd, const uint8_t mac[6],
+                        struct autoip_socket **out)
+{
+    return listener_add(listener, fd, mac, (struct watched){.phase = AUTOIP_SILENT}, NULL, out);
+}
+
+int autoip_socket_take_over(struct autoip_listener *listener, int fd, const uint8_t mac[6],
+                            enum autoip_phase phase, uint32_t address, uint32_t generation,
+                            const uint8_t *armed, struct autoip_socket **out)
+{
+    return listener_add(listener, fd, mac, (struct watched){phase, address, generation}, armed,
+                        out);
 }
 
 int autoip_socket_open(struct autoip_listener *listener, int ifindex, const uint8_t mac[6],
@@ -529,6 +570,11 @@ int autoip_socket_open(struct autoip_listener *listener, int ifindex, const uint
 uint32_t autoip_socket_token(const struct autoip_socket *sock)
 {
     return sock->token;
+}
+
+int autoip_socket_fd(const struct autoip_socket *sock)
+{
+    return sock->fd;
 }
 
 int autoip_socket_watch(struct autoip_socket *sock, enum autoip_phase phase, uint32_t address,

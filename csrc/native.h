@@ -86,6 +86,15 @@ int autoip_listener_new(struct autoip_listener **out);
 /* Ends the thread and closes all sockets: pointers to them are no longer valid. */
 void autoip_listener_free(struct autoip_listener *listener);
 
+/*
+ * Ends the thread and changes nothing else: frames wait in their sockets, events in the queue.
+ * Harmless when repeated.
+ */
+void autoip_listener_pause(struct autoip_listener *listener);
+
+/* Starts the thread again. Harmless when it runs. */
+int autoip_listener_resume(struct autoip_listener *listener);
+
 /* A descriptor that is readable while events wait. It belongs to the listener: never close it. */
 int autoip_listener_fd(const struct autoip_listener *listener);
 
@@ -114,6 +123,18 @@ int autoip_socket_open(struct autoip_listener *listener, int ifindex, const uint
 /* The same for an open datagram socket, which belongs to the listener on success only. */
 int autoip_socket_adopt(struct autoip_listener *listener, int fd, const uint8_t mac[6],
                         struct autoip_socket **out);
+
+/*
+ * The same for a packet socket that another process image had, with the filter of this phase and
+ * address. Frames that wait in it are handled as such; the first conflict is answered with
+ * `armed`, unless that is NULL.
+ */
+int autoip_socket_take_over(struct autoip_listener *listener, int fd, const uint8_t mac[6],
+                            enum autoip_phase phase, uint32_t address, uint32_t generation,
+                            const uint8_t *armed, struct autoip_socket **out);
+
+/* Its descriptor, which stays the socket's. */
+int autoip_socket_fd(const struct autoip_socket *sock);
 
 /* A number that no other socket of this listener has, or had. */
 uint32_t autoip_socket_token(const struct autoip_socket *sock);
@@ -191,6 +212,9 @@ int autoip_capabilities_permitted(uint64_t *permitted);
  * `keep` as well, under any user. -EPERM, with nothing changed, if `keep` is not permitted.
  */
 int autoip_capabilities_limit(uint64_t keep, bool pass_on);
+
+/* The permitted set survives the change to another user, until the next exec. */
+int autoip_capabilities_keep(void);
 
 /*
  * Gives the calling thread the rights of this user and group on files, and on nothing else. Each

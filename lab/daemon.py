@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import threading
@@ -15,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from . import journal
 from .namespace import LabError, Namespace
@@ -197,6 +199,22 @@ class Daemon:
         return [(ns, self.label, f"| {text}") for ns, text in self.stamped]
 
     # Its address
+
+    def request(self, name: str) -> dict[str, Any]:
+        """Send a request to autoip's control socket of the interface. Return the answer.
+
+        Raises:
+            LabError: autoip refused it.
+        """
+        (path,) = self.runtime.glob(f"*-{self.interface}.sock")
+        with socket.socket(socket.AF_UNIX) as client, client.makefile("rb") as answers:
+            client.settimeout(20)
+            client.connect(str(path))
+            client.sendall(json.dumps({"version": 1, "request": name}).encode() + b"\n")
+            answer: dict[str, Any] = json.loads(answers.readline())
+        if not answer["ok"]:
+            raise LabError(f"{self.label}: {name}: {answer['error']}")
+        return answer
 
     def addresses(self) -> list[IPv4Address]:
         """Return the link-local addresses of its interface."""

@@ -21,8 +21,9 @@ from typing import Any, TypeAlias
 from autoip.core.acd import Defence
 from autoip.core.arp import ArpPacket, parse
 from autoip.core.constants import Timing
-from autoip.core.ipv4ll import Ipv4ll
-from autoip.daemon.trace import FORMAT, Build, TracedCore, draws, plain
+from autoip.core.ipv4ll import Ipv4ll, Kept
+from autoip.daemon.plain import plain, read
+from autoip.daemon.trace import FORMAT, Build, TracedCore, draws
 
 Line: TypeAlias = Mapping[str, Any]
 _HEAD = ("at", "interface", "core")
@@ -120,8 +121,10 @@ class _Again:
 
 
 def _argument(name: str, value: Any) -> Any:
-    if name == "address":
+    if name == "address" or (name == "first" and value is not None):
         return IPv4Address(value)
+    if name == "kept":
+        return read(Kept, value)
     return value if name != "packet" else _packet(value)
 
 

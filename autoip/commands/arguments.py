@@ -21,6 +21,7 @@ COMMANDS: Mapping[str, str] = {
     "watch": "Events as they happen, until interrupted; waits for a daemon that is not there.",
     "wait": "Returns when the interfaces hold an address: 0; or 1 when the time is over.",
     "refresh": "Probes the address again, now.",
+    "reload": "Reads the configuration again and goes on as the program that is there now; no address is lost.",
     "stop": "Ends serving the interface and takes its address off; the last one ends the daemon.",
     "probe": "Asks whether any IPv4 address is free on a link (RFC 5227); needs no daemon.",
     "hooks": "Installs, removes or lists what makes DHCP clients start and stop autoip.",

@@ -4,28 +4,55 @@ from __future__ import annotations
 
 import asyncio
 import enum
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, MutableMapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from autoip.commands.arguments import aligned
-from autoip.commands.run import SHARED, Arguments, by_hook, check_policy, options_of
+from autoip.commands.arguments import aligned, write
+from autoip.commands.run import (
+    SHARED,
+    Arguments,
+    by_hook,
+    check_policy,
+    configured,
+    options_of,
+)
 from autoip.config import Config
 from autoip.kernel.model import Link
 from autoip.kernel.network import Network
 from autoip.option_table import Option
 from autoip.options import CONFIGURED, Options
 
+if TYPE_CHECKING:
+    from autoip.daemon.handover import Handover
 
-def table(arguments: Arguments, configuration: Config) -> Iterable[str]:
+
+def show(arguments: Arguments, environ: MutableMapping[str, str]) -> None:
+    """Write the table; and, tried out for a reload, that all which `run` starts with can be read.
+
+    Raises:
+        UsageError: what `run` would refuse.
+        KernelRefused: the kernel does not list the interfaces.
+    """
+    from autoip.daemon import executable
+
+    handed = executable.inherited(environ)
+    write("\n".join(table(arguments, configured(arguments), handed)))
+    if handed is not None:
+        write(executable.READABLE)
+
+
+def table(
+    arguments: Arguments, configuration: Config, handed: Handover | None = None
+) -> Iterable[str]:
     """Return the lines: for each interface its options, then the options for all interfaces together.
 
     Raises:
         UsageError: `run` would refuse the command line.
         KernelRefused: the kernel does not list the interfaces.
     """
-    from autoip.daemon.daemon import chosen
+    from autoip.daemon.daemon import names_of
 
-    names = chosen(arguments.interfaces, asyncio.run(_links()))
+    names = names_of(arguments.interfaces, asyncio.run(_links()), handed)
     check_policy(names, arguments, configuration)
     rows: list[Sequence[str]] = [("INTERFACE", "OPTION", "VALUE", "FROM")]
     for name in names:

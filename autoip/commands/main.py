@@ -14,7 +14,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:  # `typing` takes milliseconds to import
     from collections.abc import Sequence
 
-_ASKING = ("status", "watch", "wait", "refresh", "stop")
+_ASKING = ("status", "watch", "wait", "refresh", "reload", "stop")
 INTERRUPTED = 130
 """Exit status of an interrupted `wait` or `probe`, 128 + SIGINT as in a shell: there is no answer."""
 
@@ -98,9 +98,8 @@ def _run(words: list[str]) -> int:
     arguments = run.parse(words)
     if arguments.dry_run:
         from autoip.commands import dry_run
-        from autoip.commands.arguments import write
 
-        write("\n".join(dry_run.table(arguments, run.configured(arguments))))
+        dry_run.show(arguments, os.environ)
     else:
         run.serve(arguments, os.environ)
     return 0

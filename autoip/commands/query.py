@@ -1,4 +1,4 @@
-"""The commands that send requests to a running daemon: status, watch, wait, refresh, stop.
+"""The commands that send requests to a running daemon: status, watch, wait, refresh, reload, stop.
 
 They must start fast, so this module imports neither asyncio nor pyroute2 nor anything of the daemon.
 """
@@ -69,6 +69,7 @@ OPTIONS: Mapping[str, tuple[Option, ...]] = {
         ),
         _IFACE,
     ),
+    "reload": (_IFACES,),
     "stop": (_IFACE,),
 }
 """The options of each command."""
@@ -184,6 +185,22 @@ def _meant(directory: str, words: Sequence[str]) -> list[str]:
             else [word]
         )
     return list(dict.fromkeys(found))
+
+
+def reload(words: Sequence[str], environ: Mapping[str, str]) -> int:
+    """Each daemon reads its configuration again, and goes on as the program that is there now; 0."""
+    wanted = _parse("reload", words)["interfaces"]
+    directory = runtime_directory(environ)
+    names = _meant(directory, wanted)
+    if not names:
+        raise _NotHere("no autoip runs in this network namespace")
+    done: set[int] = set()
+    for name in names:
+        pid = ask(directory, name, "status")["status"]["pid"]
+        if pid not in done:
+            ask(directory, name, "reload")
+            done.add(pid)
+    return 0
 
 
 class _NotHere(AutoipError):
@@ -336,6 +353,7 @@ COMMANDS: Mapping[str, Callable[[Sequence[str], Mapping[str, str]], int]] = {
     "watch": watch,
     "wait": wait,
     "refresh": refresh,
+    "reload": reload,
     "stop": stop,
 }
 

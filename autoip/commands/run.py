@@ -7,22 +7,26 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from glob import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from autoip import config, journal, paths
 from autoip.commands.arguments import COMMANDS, texts
-from autoip.config import Config
+from autoip.config import Config, Section
 from autoip.core.policy import Kind
 from autoip.errors import AlreadyRunning, AutoipError, NotArp, UsageError
 from autoip.kernel import interface_names
 from autoip.options import CONFIGURED, RUN, WORDS, Options
 
+if TYPE_CHECKING:
+    from autoip.daemon.handover import Handover
+
 _DESCRIPTION = """\
 Give network interfaces an IPv4 link-local address (169.254.0.0/16) by the rules of RFC 3927,
-and keep it right until stopped by SIGTERM or SIGINT, or the end of the terminal. SIGHUP probes
-the address again."""
+and keep it right until stopped by SIGTERM or SIGINT, or the end of the terminal. SIGHUP reads
+the configuration again, and goes on as the program that is there then."""
 
 _EPILOG = """\
 commands ('autoip help COMMAND' shows more):
@@ -180,8 +184,11 @@ def serve(arguments: Arguments, environ: Mapping[str, str]) -> None:
         AutoipError: nothing can be served.
     """
     from autoip import log
+    from autoip.daemon import executable
 
-    if arguments.hook:
+    _reserve_standard_streams()
+    handed = executable.inherited(os.environ)
+    if arguments.hook and handed is None:
         _close_inherited()
     # Nobody reads the standard error of a hook, unless the service manager keeps it.
     unread = arguments.hook and not journal.is_stream(environ, sys.stderr.fileno())
@@ -189,7 +196,7 @@ def serve(arguments: Arguments, environ: Mapping[str, str]) -> None:
         debug=arguments.debug, to_syslog=arguments.to_syslog or unread, environ=environ
     )
     try:
-        _serve(arguments, environ, logger)
+        _serve(arguments, environ, logger, handed)
     except AutoipError as error:
         if arguments.hook and isinstance(error, NotArp):
             # DHCP clients and network managers call their hooks for tunnels as well.
@@ -209,6 +216,14 @@ def _nothing_to_serve(why: str, environ: Mapping[str, str], logger: logging.Logg
     logger.info("%s", why)
     # A service that ends before it was ready has failed for the service manager, which starts it again.
     Notifier(environ).ready()
+
+
+def _reserve_standard_streams() -> None:
+    """Keep the numbers of closed standard streams from other files: the program of a reload would write there."""
+    with suppress(OSError):
+        while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+            pass  # closed at the exec
+        os.close(descriptor)
 
 
 def _close_inherited() -> None:
@@ -232,12 +247,43 @@ def _import_asyncio() -> None:
             del sys.modules["ssl"]
 
 
-def _serve(arguments: Arguments, environ: Mapping[str, str], logger: logging.Logger) -> None:
-    configuration = configured(arguments)
+def _configuration(arguments: Arguments, handed: Handover | None, logger: logging.Logger) -> Config:
+    """Return what the configuration says; after a reload, if it is wrong since the trial, what was in force.
+
+    Raises:
+        UsageError: a line of it is wrong.
+        NoPermission: it cannot be read.
+    """
+    try:
+        return configured(arguments)
+    except AutoipError as error:
+        if handed is None:
+            raise
+        logger.warning("%s; the options of before stay in force", error)
+    return Config(
+        [
+            Section(
+                escape(kept.name),
+                {field.name: getattr(kept.options, field.name) for field in fields(Options)},
+                {},
+                None,
+            )
+            for kept in handed.interfaces
+        ]
+    )
+
+
+def _serve(
+    arguments: Arguments,
+    environ: Mapping[str, str],
+    logger: logging.Logger,
+    handed: Handover | None,
+) -> None:
+    configuration = _configuration(arguments, handed, logger)
     check_policy(
         [interface_names.proper(name) for name in arguments.interfaces], arguments, configuration
     )
-    if arguments.hook and not configuration.hooks(arguments.interfaces[0]):
+    if arguments.hook and handed is None and not configuration.hooks(arguments.interfaces[0]):
         text = f"{arguments.interfaces[0]}: not for hooks to start, by the configuration"
         _nothing_to_serve(text, environ, logger)
         return
@@ -247,7 +293,7 @@ def _serve(arguments: Arguments, environ: Mapping[str, str], logger: logging.Log
     import asyncio
 
     from autoip import log
-    from autoip.daemon import daemon
+    from autoip.daemon import daemon, executable
     from autoip.kernel import arp_socket, capabilities
 
     def options(name: str) -> Options:
@@ -256,7 +302,7 @@ def _serve(arguments: Arguments, environ: Mapping[str, str], logger: logging.Log
         return options_of(name, arguments, configuration)
 
     # This needs privileges that `limit` gives up.
-    program = arp_socket.load_broadcast()
+    program = arp_socket.load_broadcast() if handed is None else handed.program
     state = [paths.state_directory(environ)] if arguments.keep_state else []
     directories = [paths.runtime_directory(environ), *state]
     capabilities.share_with_service(map(Path, directories))
@@ -264,7 +310,10 @@ def _serve(arguments: Arguments, environ: Mapping[str, str], logger: logging.Log
     if arguments.trace is not None:
         from autoip.daemon.trace import Trace
 
-        trace = Trace.open(arguments.trace, logger)
+        if handed is not None and handed.trace is not None:
+            trace = Trace(handed.trace, logger)
+        else:
+            trace = Trace.open(arguments.trace, logger)
     capabilities.limit(pass_on=arguments.script is not None)
     settings = daemon.Settings(
         interfaces=arguments.interfaces,
@@ -276,5 +325,7 @@ def _serve(arguments: Arguments, environ: Mapping[str, str], logger: logging.Log
         script_style=arguments.script_style,
         program=program,
         trace=trace,
+        handed=handed,
+        executable=executable.Executable(environ),
     )
     asyncio.run(daemon.run(settings, logger))

@@ -17,7 +17,8 @@ if TYPE_CHECKING:  # a command must start fast
 
 _TRIES = 3  # a daemon under a flood of connections may drop one of ours
 _ANSWER_TIME = 10
-_STOP_TIME = 60  # the daemon may have to wait for a script
+_LONG_TIME = 60  # the daemon may have to wait for a script
+_LONG = ("stop", "reload")
 _LINE_MAX = 1 << 20
 
 
@@ -41,7 +42,7 @@ class Connection:
     Args:
         directory: the run-time directory.
         interface: its name.
-        request: status, watch, refresh, dhcp-failed or stop.
+        request: status, watch, refresh, dhcp-failed, reload or stop.
 
     Raises:
         NotRunning: no daemon serves the interface.
@@ -55,7 +56,7 @@ class Connection:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         path = os.path.join(directory, socket_name(network_namespace(), interface))
         # The kernel's time-outs: with Python's own, connect() fails at once while many others wait.
-        limit = struct.pack("@ll", _STOP_TIME if request == "stop" else _ANSWER_TIME, 0)
+        limit = struct.pack("@ll", _LONG_TIME if request in _LONG else _ANSWER_TIME, 0)
         try:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)

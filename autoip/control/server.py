@@ -2,8 +2,8 @@
 
 One Unix stream socket for each interface. A client sends one JSON line,
 ``{"version": 1, "request": NAME}``, and gets one JSON line, after ``watch`` one for each event.
-``status`` and ``watch`` are for everyone, ``refresh``, ``dhcp-failed`` and ``stop`` for root and the
-daemon's own user; the kernel reports the client's user (SO_PEERCRED).
+``status`` and ``watch`` are for everyone, ``refresh``, ``dhcp-failed``, ``reload`` and ``stop`` for root and
+the daemon's own user; the kernel reports the client's user (SO_PEERCRED).
 
 A client must cost neither the negotiation nor other clients anything: a request has at most
 LINE_MAX bytes and REQUEST_TIME seconds; each user has USER_MAX connections, WATCH_MAX of them
@@ -15,13 +15,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import socket
 import struct
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +36,8 @@ USER_MAX = 32
 WATCH_MAX = 24
 WRITE_MAX = 65536
 _BACKLOG = 16
+_ACCEPT_PAUSE = 1.0
+"""Seconds without new connections when there is no descriptor for one."""
 _CREDENTIALS = struct.Struct("=iII")  # struct ucred
 
 
@@ -46,13 +49,39 @@ class Handler:
         status: its status object.
         refresh: probes the address again.
         failed: claims an address now, if that waits for DHCP.
+        reload: goes on as the program from its file; awaited; returns why it was refused.
         stop: takes off all that is ours; awaited before the answer.
     """
 
     status: Callable[[], dict[str, Any]]
     refresh: Callable[[], None]
     failed: Callable[[], None]
+    reload: Callable[[], Awaitable[str]]
     stop: Callable[[], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class KeptClient:
+    """A connection that is handed over.
+
+    Attributes:
+        line: what has come so far of its request.
+        watching: whether it gets events.
+        reloading: whether it waits for the end of a reload.
+    """
+
+    descriptor: int
+    line: bytes = b""
+    watching: bool = False
+    reloading: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class KeptServer:
+    """A control socket that is handed over, with its connections."""
+
+    descriptor: int
+    clients: tuple[KeptClient, ...] = ()
 
 
 @dataclass(slots=True)
@@ -101,8 +130,9 @@ class Server:
         self._as_owner = as_owner
         self.watchers: set[_Client] = set()
         self.tasks: set[asyncio.Task[None]] = set()
+        self.reloads: set[asyncio.Task[None]] = set()
         self.closed = False
-        self._server: asyncio.Server | None = None
+        self._listener: socket.socket | None = None
 
     async def open(self) -> None:
         """Listen. The caller holds the interface's lock, so an older socket is a dead one.
@@ -121,14 +151,69 @@ class Server:
                     path.unlink()
                 listener.bind(str(path))
                 path.chmod(0o666)
-            self._server = await asyncio.get_running_loop().create_unix_server(
-                lambda: _Client(self), sock=listener, backlog=_BACKLOG
-            )
+            listener.listen(_BACKLOG)
+            self._listen(listener)
             with self._as_owner(path.parent):
                 path.rename(self.path)
         except BaseException:
+            asyncio.get_running_loop().remove_reader(listener)
             listener.close()
             raise
+
+    def _listen(self, listener: socket.socket) -> None:
+        listener.setblocking(False)
+        self._listener = listener
+        asyncio.get_running_loop().add_reader(listener, self._accept, listener)
+
+    def _accept(self, listener: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            connection, _ = listener.accept()
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                loop.remove_reader(listener)
+                loop.call_later(_ACCEPT_PAUSE, self._accept_again, listener)
+            return
+        self.start(self._connect(connection, _Client(self)), self.tasks)
+
+    def _accept_again(self, listener: socket.socket) -> None:
+        if not self.closed:
+            asyncio.get_running_loop().add_reader(listener, self._accept, listener)
+
+    async def _connect(self, connection: socket.socket, client: _Client) -> None:
+        connection.setblocking(False)
+        await asyncio.get_running_loop().connect_accepted_socket(lambda: client, connection)
+
+    def start(self, work: Coroutine[Any, Any, None], tasks: set[asyncio.Task[None]]) -> None:
+        """Do something that takes time, in a task that is in `tasks` meanwhile."""
+        task = asyncio.get_running_loop().create_task(work)
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+
+    # --- from one program to the next --------------------------------------------------------
+
+    @property
+    def quiet(self) -> bool:
+        """Whether no request is under way but for a reload."""
+        return not self.tasks
+
+    def keep(self) -> KeptServer | None:
+        """Return what `resume` takes. A client that has not read what was written is left out: it is cut off."""
+        if self._listener is None:
+            return None
+        kept = [one for client in self._clients() if (one := client.keep()) is not None]
+        return KeptServer(self._listener.fileno(), tuple(kept))
+
+    async def resume(self, kept: KeptServer) -> None:
+        """Go on for another one, in place of `open`. Raises OSError."""
+        self._listen(socket.socket(fileno=kept.descriptor))
+        for one in kept.clients:
+            client = _Client(self, one)
+            with contextlib.suppress(OSError):  # it is gone
+                await self._connect(socket.socket(fileno=one.descriptor), client)
+
+    def _clients(self) -> list[_Client]:
+        return [c for cs in self.clients.by_user.values() for c in cs if c.server is self]
 
     def publish(self, event: dict[str, Any]) -> None:
         """Send an event to all watchers."""
@@ -143,11 +228,13 @@ class Server:
         A client that requested `stop` gets its answer first.
         """
         self.closed = True
-        for client in [c for cs in self.clients.by_user.values() for c in cs if c.server is self]:
+        for client in self._clients():
             if not client.stopping:
                 client.finish()
-        if self._server is not None:
-            self._server.close()
+        if self._listener is not None:
+            asyncio.get_running_loop().remove_reader(self._listener)
+            self._listener.close()
+            self._listener = None
             with contextlib.suppress(OSError), self._as_owner(self.path.parent):
                 self.path.unlink()
 
@@ -155,14 +242,15 @@ class Server:
 class _Client(asyncio.Protocol):
     """One connection."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Server, kept: KeptClient | None = None) -> None:
         self.server = server
         self.user = -1
-        self.served = False
-        self.watching = False
+        self.watching = kept is not None and kept.watching
         self.stopping = False
+        self.reloading = kept is not None and kept.reloading
+        self.served = self.watching or self.reloading
         self._transport: asyncio.Transport | None = None
-        self._line = b""
+        self._line = b"" if kept is None else kept.line
         self._timeout: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -172,7 +260,21 @@ class _Client(asyncio.Protocol):
             return
         self.user = _user(transport.get_extra_info("socket"))
         self.server.clients.admit(self)
-        self._timeout = asyncio.get_running_loop().call_later(REQUEST_TIME, self.drop)
+        if self.watching:
+            self.server.watchers.add(self)
+        elif self.reloading:  # this program is what it waited for
+            self._answer()
+            self.finish()
+        else:
+            self._timeout = asyncio.get_running_loop().call_later(REQUEST_TIME, self.drop)
+
+    def keep(self) -> KeptClient | None:
+        """Return what goes on with the connection; None: it is to be closed."""
+        at = self._transport
+        if at is None or at.is_closing() or at.get_write_buffer_size():
+            return None
+        descriptor = at.get_extra_info("socket").fileno()
+        return KeptClient(descriptor, self._line, self.watching, self.reloading)
 
     def connection_lost(self, exc: Exception | None) -> None:
         del exc
@@ -238,21 +340,30 @@ class _Client(asyncio.Protocol):
                 self.finish()
             case "stop" if self._may_change():
                 self.stopping = True
-                if self._timeout is not None:
-                    self._timeout.cancel()  # a script may have to be waited for
-                task = asyncio.get_running_loop().create_task(self._stop())
-                self.server.tasks.add(task)
-                task.add_done_callback(self.server.tasks.discard)
-            case "refresh" | "dhcp-failed" | "stop":
+                self._take_time(self._stop(), self.server.tasks)
+            case "reload" if self._may_change():
+                self.reloading = True
+                self._take_time(self._reload(), self.server.reloads)
+            case "refresh" | "dhcp-failed" | "reload" | "stop":
                 self._refuse("only root and the daemon's own user may do that", permission=True)
             case _:
-                self._refuse("not a request: status, watch, refresh, dhcp-failed or stop")
+                self._refuse("not a request: status, watch, refresh, dhcp-failed, reload or stop")
+
+    def _take_time(self, work: Coroutine[Any, Any, None], tasks: set[asyncio.Task[None]]) -> None:
+        if self._timeout is not None:
+            self._timeout.cancel()  # a script may have to be waited for
+        self.server.start(work, tasks)
 
     async def _stop(self) -> None:
         # A client that has gone meanwhile does not undo its request.
         await self.server.handler.stop()
         self._answer()
         self.finish()
+
+    async def _reload(self) -> None:
+        refusal = await self.server.handler.reload()
+        self.reloading = False
+        self._refuse(refusal)
 
     def _may_change(self) -> bool:
         return self.user in (0, os.geteuid())

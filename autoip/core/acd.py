@@ -227,6 +227,7 @@ class Acd:
             are not conflicts once the probes have succeeded: by default Linux answers ARP for all
             its addresses on all its interfaces, and sends with any of them (arp_ignore,
             arp_announce). Before, they are: RFC 3927 section 3.4 demands different addresses.
+        state: of the one that this goes on for; None: a new claim, whose first pause starts `now`.
     """
 
     def __init__(
@@ -238,6 +239,7 @@ class Acd:
         now: float,
         defence: Defence = Defence.ONCE,
         sibling: Callable[[bytes], bool] = lambda _: False,
+        state: State | None = None,
     ) -> None:
         self.address = address
         self._mac = mac
@@ -247,7 +249,7 @@ class Acd:
         self._sibling = sibling
         self._events: deque[Event] = deque()
         # RFC 5227 section 2.1.1: a random pause of 0 to PROBE_WAIT comes first.
-        self.state: State = Probing(0, now + self._draw(0.0, timing.probe_wait))
+        self.state: State = state or Probing(0, now + self._draw(0.0, timing.probe_wait))
 
     # --- what comes in ---------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from ipaddress import IPv4Address
 from random import Random
 
@@ -23,6 +24,15 @@ def draw_candidate(addresses: Random) -> IPv4Address:
         candidate = FIRST_CANDIDATE + int(draw)
         if is_candidate(candidate):
             return candidate
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What `Candidates` hand over; `drawn`: how many were drawn from the random source."""
+
+    preferred: IPv4Address | None = None
+    lost: tuple[IPv4Address, ...] = ()
+    drawn: int = 0
 
 
 class Candidates:
@@ -45,6 +55,7 @@ class Candidates:
         self._addresses = addresses
         self._avoid = avoid
         self._lost: deque[IPv4Address] = deque(maxlen=MAX_CONFLICTS)
+        self._drawn = 0
 
     def take(self) -> IPv4Address:
         """Return the next candidate: the preferred one, once, else a random one."""
@@ -52,10 +63,25 @@ class Candidates:
         if preferred is not None and is_candidate(preferred) and not self._avoid(preferred):
             return preferred
         for _ in range(_DRAWS):
-            candidate = draw_candidate(self._addresses)
+            candidate = self._draw()
             if candidate not in self._lost and not self._avoid(candidate):
                 return candidate
+        return self._draw()
+
+    def _draw(self) -> IPv4Address:
+        self._drawn += 1
         return draw_candidate(self._addresses)
+
+    def keep(self) -> Kept:
+        """Return what `resume` takes."""
+        return Kept(self.preferred, tuple(self._lost), self._drawn)
+
+    def resume(self, kept: Kept) -> None:
+        """Go on for others, whose random source had the same seed."""
+        self.preferred = kept.preferred
+        self._lost.extend(kept.lost)
+        while self._drawn < kept.drawn:
+            self._draw()
 
     def lose(self, candidate: IPv4Address) -> None:
         """Do not draw this address again soon: another host or a sibling has it."""

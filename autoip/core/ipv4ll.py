@@ -14,13 +14,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from ipaddress import IPv4Address
 from random import Random
 from typing import TypeAlias
 
-from autoip.core import acd
+from autoip.core import acd, candidates
 from autoip.core.acd import Acd, Defence, Listen
 from autoip.core.arp import ArpPacket, format_mac
 from autoip.core.candidates import Candidates
@@ -180,6 +180,26 @@ class _Waiting:
     until: float
 
 
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What an `Ipv4ll` hands over to the one that goes on for it, times included.
+
+    Attributes:
+        candidate, acd: the current one, and the state of its `Acd`; None: there is no candidate.
+    """
+
+    idle: State
+    reported: tuple[State, IPv4Address | None]
+    conflicts: int = 0
+    candidates: candidates.Kept = field(default_factory=candidates.Kept)
+    candidate: IPv4Address | None = None
+    acd: acd.State | None = None
+    waiting: _Waiting | None = None
+    not_before: float | None = None
+    removals: int = 0
+    held_since: float | None = None
+
+
 class Ipv4ll:
     """The link-local address of one interface with one hardware address.
 
@@ -244,7 +264,7 @@ class Ipv4ll:
     @property
     def remembered(self) -> IPv4Address | None:
         """What the next start would try first."""
-        return self.candidate or self._candidates.preferred
+        return self._candidates.preferred or self.candidate
 
     @property
     def step(self) -> str:
@@ -377,6 +397,42 @@ class Ipv4ll:
         """Return the oldest event that was not taken yet; None: there is none."""
         return self._events.popleft() if self._events else None
 
+    # --- from one program to the next --------------------------------------------------------
+
+    def keep(self) -> Kept:
+        """Return what `resume` takes. All events must have been taken."""
+        return Kept(
+            idle=self._idle,
+            reported=self._reported,
+            conflicts=self.conflicts,
+            candidates=self._candidates.keep(),
+            candidate=self.candidate,
+            acd=self._acd.state if self._acd is not None else None,
+            waiting=self._waiting,
+            not_before=self._not_before,
+            removals=self._removals,
+            held_since=self._held_since,
+        )
+
+    def resume(self, kept: Kept, first: IPv4Address | None = None) -> None:
+        """Go on where another one was, with the arguments of this one.
+
+        Args:
+            kept: of the other one.
+            first: candidate of the next claim, if that is another one than the other had to try.
+        """
+        self._candidates.resume(kept.candidates)
+        self._candidates.preferred = first or self._candidates.preferred
+        if kept.candidate is not None and kept.acd is not None:
+            self._acd = self._new_acd(kept.candidate, 0.0, kept.acd)
+        self.conflicts = kept.conflicts
+        self._idle = kept.idle
+        self._reported = kept.reported
+        self._waiting = kept.waiting
+        self._not_before = kept.not_before
+        self._removals = kept.removals
+        self._held_since = kept.held_since
+
     # --- for the filter and the reflex -------------------------------------------------------
 
     @property
@@ -452,9 +508,11 @@ class Ipv4ll:
     def _try_candidate(self, now: float) -> None:
         candidate = self._candidates.take()
         self._waiting = None
-        self._acd = Acd(
-            candidate, self.mac, self._timing, self._jitter, now, self._defence, self._sibling
-        )
+        self._acd = self._new_acd(candidate, now)
+
+    def _new_acd(self, candidate: IPv4Address, now: float, state: acd.State | None = None) -> Acd:
+        parts = (self.mac, self._timing, self._jitter, now, self._defence, self._sibling)
+        return Acd(candidate, *parts, state)
 
     def _report(self, why: str, cause: Cause | None = None, *, asked: bool = False) -> None:
         """Make a `Transition`, which nothing else does, if the state or the candidate changed.

@@ -77,6 +77,18 @@ class Superseded:
 State: TypeAlias = Waiting | Wanted | Lingering | Draining | Superseded
 
 
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What a `Policy` hands over to the one that goes on for it."""
+
+    kind: Kind
+    state: State
+    routable: IPv4Address | None
+    link: bool
+    closed: tuple[tuple[Gate, str], ...]
+    used: IPv4Address | None = None
+
+
 class Policy:
     """The decision for one interface.
 
@@ -152,6 +164,23 @@ class Policy:
         if isinstance(self.state, Draining):
             self.state = Draining(now + CONNECTIONS_INTERVAL) if used else Superseded()
             self.used = self.used if used else None
+
+    # --- from one program to the next --------------------------------------------------------
+
+    def keep(self) -> Kept:
+        """Return what `resume` takes."""
+        closed = tuple(self._closed.items())
+        return Kept(self.kind, self.state, self.routable, self._link, closed, self.used)
+
+    def resume(self, kept: Kept, now: float) -> None:
+        """Go on where another one was; with another kind decide anew, by what that one knew."""
+        self._closed = dict(kept.closed)
+        if self.kind is kept.kind:
+            self.state, self.routable, self._link = kept.state, kept.routable, kept.link
+            self.used = kept.used
+        else:
+            self.link(kept.link, now)
+            self.addressed(kept.routable, now)
 
     # --- time --------------------------------------------------------------------------------
 

@@ -46,6 +46,11 @@ class AddressMemory:
         """Save the address in a thread: a slow disk does not delay the negotiation."""
         self._writing = asyncio.get_running_loop().create_task(self._write(mac, address))
 
+    @property
+    def quiet(self) -> bool:
+        """Whether nothing is being written."""
+        return self._writing is None or self._writing.done()
+
     async def written(self) -> None:
         """Wait until the address is written."""
         if self._writing is not None:

@@ -9,20 +9,23 @@ import logging
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from autoip import __version__
 from autoip.control.protocol import socket_name
 from autoip.control.server import Clients, Handler, Server
 from autoip.core.policy import Kind
 from autoip.daemon.address_store import AddressStore
 from autoip.daemon.foreign_default_route import ForeignDefaultRoute
+from autoip.daemon.handover import Handover, KeptInterface
 from autoip.daemon.host import Host
 from autoip.daemon.interface import Interface, Shared
 from autoip.daemon.lock_file import LockFile
 from autoip.daemon.networkmanager.gate import Follower
 from autoip.daemon.protocols import Kernel
+from autoip.daemon.reload import SIGNALS, Executable, Reload
 from autoip.daemon.reporter import Reporter
 from autoip.daemon.sd_notify import Notifier
 from autoip.daemon.terminal import Hangup
@@ -42,7 +45,7 @@ from autoip.kernel.model import (
     ethernet_like,
 )
 from autoip.kernel.network import Network
-from autoip.kernel.timers import ClockWatch, Timer
+from autoip.kernel.timers import SLEEP_MIN, ClockWatch, Timer
 from autoip.options import Options
 from autoip.paths import network_namespace, runtime_directory, state_directory
 
@@ -72,6 +75,8 @@ class Settings:
         script_style: a key of `script.STYLES`.
         program: result of `arp_socket.load_broadcast`.
         trace: records all that happens; None: no trace.
+        handed: what the program before in this process has handed over; None: this is the first one.
+        executable: what a reload executes; None: nothing.
     """
 
     interfaces: Sequence[str]
@@ -83,6 +88,8 @@ class Settings:
     script_style: str = ""
     program: int | str = "no program was loaded"
     trace: Trace | None = None
+    handed: Handover | None = None
+    executable: Executable | None = None
 
 
 async def run(settings: Settings, log: logging.Logger) -> None:
@@ -121,13 +128,21 @@ class Daemon:
         self._interfaces: list[Interface] = []
         self._servers: dict[str, Server] = {}
         self._clients = Clients()
-        self._host = Host(ForeignDefaultRoute(kernel.network, self._tick))
+        self._handed = settings.handed or Handover()
+        foreign = ForeignDefaultRoute(kernel.network, self._tick)
+        foreign.exists = self._handed.foreign_default
+        self._host = Host(foreign)
         self._follower = Follower(self._permit, log, settings.environ)
         self._own_macs: frozenset[bytes] = frozenset()
         self._stop = asyncio.Event()
-        self._hangup = Hangup(lambda: self._restart("asked to by SIGHUP"), self._without_terminal)
+        self._names: Sequence[str] = ()
+        self._reload = Reload(self, settings.executable, kernel.listener, self._notifier, log)
+        self._hangup = Hangup(
+            self._reload.request, self._without_terminal, had_terminal=self._handed.terminal
+        )
         self._serving = False
-        self._limits_logged = 0
+        kernel.network.limits += self._handed.limits
+        self._limits_logged = len(kernel.network.limits)
         self._status = ""
         directory = Path(state_directory(settings.environ)) if settings.keep_state else None
         self._shared = Shared(
@@ -149,10 +164,18 @@ class Daemon:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
         self._hangup.watch()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # they have waited during a reload
         self._feed_watchdog()
         links, addresses = await self._network.snapshot()
         _try_packet_socket(self._kernel, links)
-        self._interfaces = self._open(chosen(self._settings.interfaces, links), links)
+        self._host.apply(Resync(tuple(links), tuple(addresses)))
+        self._know_own_macs()
+        handed = self._handed
+        self._names = names_of(self._settings.interfaces, links, handed)
+        wanted = [*(kept.name for kept in handed.interfaces), *self._names]
+        begun = [name for name in dict.fromkeys(wanted) if name not in handed.stopped]
+        self._interfaces = self._open(begun, links)
+        self._on_frames()  # those that waited during a reload came before all that follows
         if self._settings.script is not None:
             self._interfaces = await self._scripted(self._settings.script, self._interfaces)
         readers = {
@@ -163,8 +186,11 @@ class Daemon:
         with _reading(loop, readers):
             await self._start()
             # Before any link is known: NetworkManager must not find an address that this daemon claimed too early.
-            self._follower.start([interface.name for interface in self._interfaces])
+            names = [interface.name for interface in self._interfaces]
+            self._follower.start(names, self._handed.networkmanager)
             self._on_event(Resync(tuple(links), tuple(addresses)))
+            if self._settings.handed is not None:
+                await self._go_on(self._handed)
             # Ready without an address: without a cable, whoever starts the service would wait for ever.
             self._serving = True
             self._changed()
@@ -210,19 +236,89 @@ class Daemon:
         return _remaining(opened, failures, self._log)
 
     def _open_one(self, name: str, directory: Path, links: Sequence[Link]) -> Interface:
-        _require_arp(name, links)
         options = self._settings.options(name)
+        if (kept := self._handed.interface(name)) is not None:
+            try:
+                return self._resume_one(kept, options)
+            except Exception as error:  # noqa: BLE001 (the interface is served all the same)
+                self._log.warning("%s: cannot go on, is probed again: %r", name, error)
+                self._handed = self._handed.without(kept)
+        _require_arp(name, links)
         lock_file = LockFile.acquire(directory, name)
         if lock_file.warning:
             self._log.warning("%s: %s", name, lock_file.warning)
-        reporter = Reporter(
+        return Interface(self._reporter(name), options, lock_file, self._shared)
+
+    def _reporter(self, name: str) -> Reporter:
+        return Reporter(
             name,
             self._log,
             self._settings.progress,
             self._kernel.clock,
             lambda event: self._servers[name].publish(event) if name in self._servers else None,
         )
-        return Interface(reporter, options, lock_file, self._shared)
+
+    def _resume_one(self, kept: KeptInterface, options: Options) -> Interface:
+        """Go on with an interface of the program before."""
+        lock, held = kept.lock, kept.owned.owned
+        lock_file = LockFile.resume(kept.name, lock.directory, lock.file, held, lock.warning)
+        interface = Interface(self._reporter(kept.name), options, lock_file, self._shared)
+        try:
+            interface.resume(kept)
+        except BaseException:
+            interface.release()
+            raise
+        return interface
+
+    async def _go_on(self, handed: Handover) -> None:
+        """The end of a reload: what has changed meanwhile is known."""
+        for line in handed.unread:
+            self._log.warning("%s; probed again", line)
+        for interface in [*self._interfaces]:
+            if interface.name not in self._names:
+                await self._end(interface)
+            elif handed.interface(interface.name) is not None:
+                interface.resumed()
+        slept = self._kernel.clock_watch.slept
+        if handed.slept is not None and slept - handed.slept >= SLEEP_MIN:
+            self._restart("the machine slept")
+        if handed.terminal:
+            self._hangup.look_later()
+        self._log.info("reloaded: version %s goes on for %s", __version__, handed.by)
+
+    # --- for a reload ------------------------------------------------------------------------
+
+    @property
+    def quiet(self) -> bool:
+        """Whether nothing is under way, and all is served."""
+        served = all(interface.quiet for interface in self._interfaces)
+        asked = not all(server.quiet for server in self._servers.values())
+        return self._serving and not self._stop.is_set() and served and not asked
+
+    def keep(self) -> Handover:
+        """Return what the program that goes on needs."""
+        kept = []
+        for interface in self._interfaces:
+            server = self._servers.get(interface.name)
+            kept.append(replace(interface.keep(), server=server.keep() if server else None))
+        trace = self._settings.trace
+        served = [one.name for one in kept]
+        return Handover(
+            tuple(self._names),
+            tuple(name for name in self._names if name not in served),
+            tuple(kept),
+            self._settings.program,
+            None if trace is None else trace.descriptor,
+            self._hangup.had_terminal,
+            tuple(self._network.limits),
+            self._host.foreign_default_route.exists,
+            self._kernel.clock_watch.slept,
+            self._follower.keep(),
+        )
+
+    def handle_frames(self) -> None:
+        """Handle the conflicts that wait in the listener's queue."""
+        self._on_frames()
 
     async def _scripted(self, file: str, interfaces: Sequence[Interface]) -> list[Interface]:
         """Give each interface the script; a first call that fails costs only that interface."""
@@ -255,13 +351,18 @@ class Daemon:
             status=interface.report,
             refresh=lambda: interface.restart("asked to"),
             failed=interface.dhcp_failed,
+            reload=lambda: asyncio.shield(self._reload.request()),
             stop=stop,
         )
         directory = Path(runtime_directory(self._settings.environ))
         path = directory / socket_name(network_namespace(), interface.name)
         server = Server(path, handler, self._clients, as_owner)
+        kept = self._handed.interface(interface.name)
         try:
-            await server.open()
+            if kept is not None and kept.server is not None:
+                await server.resume(kept.server)
+            else:
+                await server.open()
         except OSError as error:
             why = error.strerror or error
             self._log.warning("%s: no control socket %s: %s", interface.name, path, why)
@@ -314,10 +415,13 @@ class Daemon:
     def _on_link(self, index: int) -> list[Interface]:
         return [i for i in self._interfaces if i.link is not None and i.link.index == index]
 
-    def _links_changed(self) -> None:
+    def _know_own_macs(self) -> None:
         if self._own_macs != self._host.macs:
             self._own_macs = self._host.macs
             self._kernel.listener.own(self._own_macs)
+
+    def _links_changed(self) -> None:
+        self._know_own_macs()
         for interface in self._interfaces:
             link = self._host.link(interface.name)
             # The master of a port may have another name.
@@ -437,6 +541,11 @@ def _remaining(
 def _label_suffix(settings: Settings) -> str:
     """Return the label that the script expects: avahi-autoipd's scripts flush addresses with its label first."""
     return "avahi" if settings.script is not None and settings.script_style == "avahi" else "autoip"
+
+
+def names_of(names: Sequence[str], links: Sequence[Link], handed: Handover | None) -> Sequence[str]:
+    """As `chosen`; none was named: what the program before has chosen stays. Raises UsageError."""
+    return chosen(names, links) if names or handed is None or not handed.names else handed.names
 
 
 def chosen(names: Sequence[str], links: Sequence[Link]) -> Sequence[str]:

@@ -14,13 +14,15 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from ipaddress import IPv4Address
 from typing import TYPE_CHECKING, Any
 
 from autoip.core import ipv4ll
-from autoip.core.ipv4ll import Ipv4ll, State
-from autoip.core.policy import Gate, Policy
+from autoip.core.ipv4ll import HELD, Ipv4ll, State
+from autoip.core.policy import Gate, Kind, Policy
 from autoip.daemon.address_memory import AddressMemory
 from autoip.daemon.address_store import AddressStore
+from autoip.daemon.handover import KeptInterface, KeptLock
 from autoip.daemon.host import Host
 from autoip.daemon.lock_file import LockFile
 from autoip.daemon.negotiator import IDLE, Negotiator, new_core
@@ -88,6 +90,7 @@ class Interface:
         self._negotiator = Negotiator(
             shared.kernel.listener.open, self._clock, self._make_core, reporter.frame_failed
         )
+        self._lock_file = lock_file
         self._owned = OwnedAddress(
             reporter, lock_file, shared.kernel, self._requests, self._negotiator, self._take_events
         )
@@ -97,6 +100,7 @@ class Interface:
         self._rivals = Rivals(reporter)
         self._script: ScriptRunner | None = None
         self._ending: asyncio.Task[None] | None = None
+        self._resumed: KeptInterface | None = None
         self._host.join(self._owned)
 
     # --- questions ---------------------------------------------------------------------------
@@ -139,7 +143,9 @@ class Interface:
         """
         from autoip.daemon import script
 
-        self._script = await script.start(file, style, self.reporter, self._owned.repair)
+        resumed = self._resumed
+        before = None if resumed is None else (resumed.reported,)
+        self._script = await script.start(file, style, self.reporter, self._owned.repair, before)
 
     async def stop(self) -> None:
         """Remove what this interface owns. May be called more than once."""
@@ -165,6 +171,70 @@ class Interface:
         """Let another instance serve the interface. Call it after `stop`."""
         self._owned.release()
         self._host.leave(self._owned)
+
+    # --- from one program to the next --------------------------------------------------------
+
+    @property
+    def quiet(self) -> bool:
+        """Whether nothing is under way that a reload would cut off."""
+        parts = (self._memory, self._owned, self._rivals, self._script)
+        busy = self._requests.busy or self._ending is not None
+        return not busy and all(part is None or part.quiet for part in parts)
+
+    def keep(self) -> KeptInterface:
+        """Return what `resume` takes, but for the control socket."""
+        return KeptInterface(
+            self.name,
+            self.link,
+            self.options,
+            KeptLock(*self._lock_file.descriptors, self._lock_file.warning),
+            self._negotiator.keep(self.link.mac if self.link is not None else b""),
+            self._policy.keep(),
+            self._owned.keep(),
+            self.reporter.keep(),
+            self._routes.keep(),
+            self._memory.leftover,
+            self._stranded.others_on,
+            self._script.reported if self._script is not None else None,
+            tuple(self._rivals.reported),
+        )
+
+    def resume(self, kept: KeptInterface) -> None:
+        """Go on for another one, with the options of this one.
+
+        What they change counts at once, but a policy that wants no address, and another first candidate: these
+        count from the next claim on. Raises OSError.
+        """
+        self._resumed = kept
+        self.link = self._owned.link = self._routes.link = kept.link
+        self.reporter.resume(kept.report)
+        self._owned.resume(kept.owned)
+        self._routes.resume(kept.routes)
+        self._memory.leftover = kept.leftover
+        self._stranded.others_on = kept.others_on
+        self._rivals.reported += kept.rivals
+        core = None
+        if kept.negotiator.core is not None:
+            first = self.options.first if self.options.first != kept.options.first else None
+            core = self._new_core(kept.negotiator.mac, None)
+            core.resume(kept.negotiator.core, first)
+        self._negotiator.resume(kept.negotiator, core, self._shared.kernel.listener)
+        if self._negotiator.state in HELD and self.options.policy is not Kind.ALONGSIDE:
+            self._policy.kind = kept.policy.kind
+        self._policy.resume(kept.policy, self._clock())
+
+    def resumed(self) -> None:
+        """What has changed during the reload was reported: go on."""
+        if self.link is not None and self.link.ready and not self._negotiator.attached:
+            self.link_changed(self.link)  # it would have started over later
+        self.tick()
+
+    def _follow_options(self) -> None:
+        """Obey the policy that was chosen, once no address is held under the one before."""
+        if self._policy.kind is not self.options.policy and self._negotiator.state not in HELD:
+            before = self._policy
+            self._policy = Policy(self.options.policy, self.options.after, self.options.linger)
+            self._policy.resume(before.keep(), self._clock())
 
     # --- what happens to the link ------------------------------------------------------------
 
@@ -214,6 +284,9 @@ class Interface:
     def _make_core(self, mac: bytes) -> Ipv4ll:
         before = self._negotiator.core
         first = (before.remembered if before is not None else None) or self._memory.first(mac)
+        return self._new_core(mac, first)
+
+    def _new_core(self, mac: bytes, first: IPv4Address | None) -> Ipv4ll:
         avoid = partial(self._host.is_taken, asking=self._owned)
         make = Ipv4ll if self._trace is None else self._trace.maker(self.options.delay)
         return new_core(mac, self.options, first, avoid, self._host.is_sibling, make)
@@ -301,6 +374,7 @@ class Interface:
 
     def _pump(self) -> None:
         """Do all that the policy and the core ask for now."""
+        self._follow_options()
         self._policy.handle_timer(self._clock())
         if self._policy.asks(self._clock()):
             self._requests.request(self._look_for_connections, once="connections")

@@ -87,7 +87,7 @@ class LockFile:
         """
         if not 0 < len(os.fsencode(interface)) < 16 or "/" in interface or "\0" in interface:
             raise ValueError(f"{interface!r} is not an interface name")
-        name = f"{network_namespace()}-{interface}.lock"
+        name = _name(interface)
         handle: int | None = None
         try:
             handle = _open_directory(directory)
@@ -110,6 +110,25 @@ class LockFile:
         instance._held = instance.previous
         instance._write()
         return instance
+
+    @classmethod
+    def resume(
+        cls,
+        interface: str,
+        directory: int | None,
+        file: int | None,
+        held: Held | None,
+        warning: str | None,
+    ) -> LockFile:
+        """Go on with the lock of the program that this process was before: it is in the descriptors."""
+        instance = cls(directory, _name(interface), file)
+        instance._held, instance.warning = held, warning
+        return instance
+
+    @property
+    def descriptors(self) -> tuple[int | None, int | None]:
+        """Of the directory, and of the file."""
+        return self._directory, self._file
 
     def hold(self, index: int, address: IPv4Address) -> None:
         """Record that `address` is on the interface `index`. Call it before the address is added."""
@@ -156,6 +175,10 @@ class LockFile:
 
     def _warn(self, text: str, problem: OSError) -> None:
         self.warning = f"{text}: {problem.strerror}"
+
+
+def _name(interface: str) -> str:
+    return f"{network_namespace()}-{interface}.lock"
 
 
 def _open_directory(directory: Path) -> int:

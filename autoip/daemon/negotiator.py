@@ -18,7 +18,8 @@ from autoip.core.acd import Listen
 from autoip.core.arp import ArpPacket
 from autoip.core.constants import Timing
 from autoip.core.ipv4ll import Ipv4ll, State
-from autoip.daemon.protocols import ArpSocket
+from autoip.daemon.handover import KeptNegotiator
+from autoip.daemon.protocols import ArpListener, ArpSocket
 from autoip.kernel.arp_socket import Phase, Received
 from autoip.kernel.model import Link
 from autoip.options import Options
@@ -189,6 +190,26 @@ class Negotiator:
         attachment, self._attachment = self._attachment, None
         if attachment is not None:
             attachment.socket.close()
+
+    # --- from one program to the next --------------------------------------------------------
+
+    def keep(self, mac: bytes) -> KeptNegotiator:
+        """Return what `resume` takes, for a link with this hardware address."""
+        core = self.core.keep() if self.core is not None else None
+        if (at := self._attachment) is None:
+            return KeptNegotiator(mac if self.core is None else self.core.mac, core)
+        phase, address = at.watched or (Phase.SILENT, None)
+        return KeptNegotiator(mac, core, at.socket.fileno(), phase, address, at.armed, self.answers)
+
+    def resume(self, kept: KeptNegotiator, core: Ipv4ll | None, listener: ArpListener) -> None:
+        """Go on for another one, with its socket and a core that goes on for its core. Raises OSError."""
+        self.core, self.answers = core, kept.answers
+        if kept.descriptor is None:
+            return
+        # As it was, not as it would be now: what waits in the socket came before now.
+        armed = core.reflex.emit() if kept.armed and core is not None and core.reflex else None
+        socket = listener.take_over(kept.descriptor, kept.mac, kept.phase, kept.address, armed)
+        self._attachment = _Attachment(socket, (kept.phase, kept.address), armed is not None)
 
     # --- what is wanted ----------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ from typing import final
 from autoip.core.acd import Listen
 from autoip.core.ipv4ll import State
 from autoip.daemon.address_memory import AddressMemory
+from autoip.daemon.handover import KeptOwned
 from autoip.daemon.lock_file import Held, LockFile
 from autoip.daemon.negotiator import Negotiator
 from autoip.daemon.protocols import Kernel
@@ -83,6 +84,7 @@ class OwnedAddress:
         self._disowned: Held | None = None  # what was owned last, until the kernel reports its end
         self._by_unicast: str | None = None  # why the kernel's ARP does not follow section 2.5
         self._not_reset: str | None = None  # why connections were not reset
+        self._missing: asyncio.TimerHandle | None = None  # runs while the address may be gone
         self._reporter = reporter
         self._lock_file = lock_file
         self._network = kernel.network
@@ -124,7 +126,7 @@ class OwnedAddress:
         Verify an owned address after GRACE: the message may be the echo of an earlier request of this daemon.
         """
         if self._owned is not None and address.address == self._owned.address:
-            asyncio.get_running_loop().call_later(GRACE, self.verify)
+            self._missing = asyncio.get_running_loop().call_later(GRACE, self.verify)
             return False
         if self._disowned == Held(address.index, address.address):
             self._disowned = None
@@ -159,6 +161,23 @@ class OwnedAddress:
         """Let another instance serve the interface."""
         if self._owned is None:  # otherwise the record stays for the next instance
             self._lock_file.release()
+
+    # --- from one program to the next --------------------------------------------------------
+
+    @property
+    def quiet(self) -> bool:
+        """Whether nothing of the address is in doubt."""
+        loop = asyncio.get_running_loop()
+        return self._missing is None or self._missing.when() < loop.time()
+
+    def keep(self) -> KeptOwned:
+        """Return what `resume` takes."""
+        return KeptOwned(self._owned, self._disowned, self._by_unicast, self._not_reset)
+
+    def resume(self, kept: KeptOwned) -> None:
+        """Go on for another one."""
+        self._owned, self._disowned = kept.owned, kept.disowned
+        self._by_unicast, self._not_reset = kept.by_unicast, kept.not_reset
 
     # --- requests, one after the other -------------------------------------------------------
 

@@ -75,6 +75,14 @@ class OwnedRoutes:
         self._options = options
         self._repair: asyncio.TimerHandle | None = None
 
+    def keep(self) -> tuple[tuple[int, IPv4Address] | None, ...]:
+        """Return index and source of each route that there is, for `resume`."""
+        return tuple(route.there for route in (self._onlink, self._demoted, self._default))
+
+    def resume(self, kept: tuple[tuple[int, IPv4Address] | None, ...]) -> None:
+        """Go on for another one."""
+        self._onlink.there, self._demoted.there, self._default.there = kept
+
     def take_over(self, link: Link) -> None:
         """Remove what a crashed instance has left on the link."""
         for route in (self._onlink, self._default):

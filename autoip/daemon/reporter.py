@@ -13,6 +13,7 @@ from autoip.core.arp import format_mac
 from autoip.core.constants import ANNOUNCE_NUM, PROBE_NUM
 from autoip.core.ipv4ll import HELD
 from autoip.core.proxy_arp import ProxyArpDetector
+from autoip.daemon.handover import KeptReport
 from autoip.kernel.model import Address
 from autoip.log import NOTICE
 
@@ -53,6 +54,24 @@ class Reporter:
         self._clock = clock
         self._publish = publish
         self._proxy_arp: ProxyArpDetector | None = None  # made at the first conflict
+
+    def keep(self) -> KeptReport:
+        """Return what `resume` takes."""
+        return KeptReport(
+            self.why,
+            self.trouble,
+            self.since,
+            self.conflicts,
+            self.defences,
+            self.last_conflict,
+            tuple(self.notes),
+        )
+
+    def resume(self, kept: KeptReport) -> None:
+        """Go on for another one."""
+        self.why, self.trouble, self.since = kept.why, kept.trouble, kept.since
+        self.conflicts, self.defences = kept.conflicts, kept.defences
+        self.last_conflict, self.notes = kept.last_conflict, [*kept.notes]
 
     def log(self, level: int, text: str, error: Exception | None = None) -> None:
         """Log a line about the interface, with the traceback of `error`, which is a bug."""

@@ -54,7 +54,8 @@ class Rivals:
 
     def __init__(self, reporter: Reporter) -> None:
         self._reporter = reporter
-        self._reported: list[str | None] = []
+        self.reported: list[str | None] = []
+        """Labels of addresses."""
         self._task: asyncio.Task[None] | None = None
 
     def check(self, addresses: Callable[[], Iterable[Address]]) -> None:
@@ -64,15 +65,20 @@ class Rivals:
             addresses: returns the interface's present addresses that are not owned; called again
                 after each report.
         """
-        if self._task is not None or len(self._reported) >= LABELS_MAX:
+        if self._task is not None or len(self.reported) >= LABELS_MAX:
             return
         for address in addresses():
-            if is_rival(address) and address.label not in self._reported:
-                self._reported.append(address.label)
+            if is_rival(address) and address.label not in self.reported:
+                self.reported.append(address.label)
                 self._task = asyncio.get_running_loop().create_task(
                     self._report(address, addresses)
                 )
                 return
+
+    @property
+    def quiet(self) -> bool:
+        """Whether no report is under way."""
+        return self._task is None
 
     async def ended(self) -> None:
         """Wait for the present report."""

@@ -21,9 +21,7 @@ waits for them; a call that takes too long is killed with all its children.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import os
 import signal
 import subprocess
 import sys
@@ -32,6 +30,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 
+from autoip.daemon.child import ended
 from autoip.daemon.reporter import Reporter
 from autoip.errors import AutoipError
 
@@ -39,8 +38,6 @@ TIMEOUT = 10.0
 """Seconds that a call may take."""
 QUEUE_MAX = 8
 """Calls of an interface that wait for the one that runs."""
-_KILL_TIME = 1.0
-"""Seconds that the kernel may take to end a killed process."""
 
 _ENVIRONMENT: Mapping[str, str] = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -86,15 +83,24 @@ class _Call:
 
 
 async def start(
-    file: str, style: str, reporter: Reporter, bound: Callable[[], None]
+    file: str,
+    style: str,
+    reporter: Reporter,
+    bound: Callable[[], None],
+    before: tuple[IPv4Address | None] | None,
 ) -> ScriptRunner:
     """Make the runner of a script, by the name of its style, and make the call before all else.
+
+    That call is left out if the runner goes on for another one; `before`: the address that this one reported.
 
     Raises:
         AutoipError: that call failed.
     """
     runner = ScriptRunner(file, STYLES[style], reporter.name, reporter.log, bound)
-    await runner.init()
+    if before is None:
+        await runner.init()
+    else:
+        runner.resume(*before)
     return runner
 
 
@@ -141,6 +147,20 @@ class ScriptRunner:
             problem = await self._run(_Call(self._style.init, None))
             if problem is not None:
                 raise AutoipError(f"{self._interface}: script {self._style.init}: {problem}")
+
+    @property
+    def quiet(self) -> bool:
+        """Whether no call runs or waits."""
+        return self._task is None
+
+    @property
+    def reported(self) -> IPv4Address | None:
+        """The address of which the script knows."""
+        return self._reported
+
+    def resume(self, reported: IPv4Address | None) -> None:
+        """Go on for another one, in place of `init`; `reported`: of that one."""
+        self._reported = reported
 
     def bound(self, address: IPv4Address) -> None:
         """Report an address that is on the interface and announced."""
@@ -224,31 +244,10 @@ class ScriptRunner:
             )
         except OSError as error:
             return f"cannot be run: {error.strerror}"
-        ended = await self._ended(process)
+        in_time = await ended(process, self._timeout)
         status = process.poll()
-        if not ended:
+        if not in_time:
             return f"did not end within {self._timeout:g} s, and was killed"
         if status is not None and status < 0:
             return f"ended by signal {-status} ({signal.strsignal(-status)})"
         return f"exit status {status}" if status else None
-
-    async def _ended(self, process: subprocess.Popen[bytes]) -> bool:
-        """Wait for the end of the process; kill it at the time-out. Return whether it ended by itself."""
-        loop = asyncio.get_running_loop()
-        end = asyncio.Event()
-        # A descriptor that is readable when the process has ended: no thread, no signal handler.
-        descriptor = os.pidfd_open(process.pid)
-        loop.add_reader(descriptor, end.set)
-        try:
-            await asyncio.wait_for(end.wait(), self._timeout)
-        except asyncio.TimeoutError:
-            # Not reaped yet, so the number is still that of this process and of its group.
-            os.killpg(process.pid, signal.SIGKILL)
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(end.wait(), _KILL_TIME)
-            return False
-        else:
-            return True
-        finally:
-            loop.remove_reader(descriptor)
-            os.close(descriptor)

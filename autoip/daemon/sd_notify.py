@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Mapping
 
 # A manager that is busy for longer than this loses a message. Blocking for longer would delay the
@@ -39,6 +40,14 @@ class Notifier:
         if not self._ready:
             # Only after it was sent: a type=notify service that is never ready is killed.
             self._ready = self._send("READY=1")
+
+    def reloading(self) -> None:
+        """RELOADING=1: a reload has begun; `reloaded`, or READY=1 of the program that goes on, is its end."""
+        self._send(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+
+    def reloaded(self) -> None:
+        """READY=1 once more: the reload is over."""
+        self._send("READY=1")
 
     def status(self, text: str) -> None:
         """Send STATUS=text: one line for `systemctl status`."""

@@ -28,7 +28,8 @@ class StrandedRoutes:
         self._reporter = reporter
         self._network = network
         self._requests = requests
-        self._others_on: int | None = None  # the index of the interface, if it has other addresses
+        self.others_on: int | None = None
+        """The index of the interface, if it has other addresses."""
 
     def update(
         self, link: Link | None, others: Collection[Address], owned: IPv4Address | None
@@ -40,8 +41,8 @@ class StrandedRoutes:
             others: its addresses that are not owned.
             owned: the address that this daemon has, or may have, put there.
         """
-        before = self._others_on
-        self._others_on = link.index if link is not None and others else None
+        before = self.others_on
+        self.others_on = link.index if link is not None and others else None
         gone = link is not None and before == link.index and not others
         # Without an owned address the kernel has removed them itself.
         if gone and before is not None and owned is not None:

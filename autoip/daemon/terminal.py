@@ -1,4 +1,4 @@
-"""SIGHUP: a user asks to probe the addresses again, or the terminal is gone."""
+"""SIGHUP: a user asks for a reload, or the terminal is gone."""
 
 from __future__ import annotations
 
@@ -22,14 +22,17 @@ class Hangup:
     when the process that leads the session ends.
 
     Args:
-        again: called when a user asks for a new probe.
+        reload: called when a user asks for a reload.
         end: called when the terminal is gone; may be called more than once.
+        had_terminal: whether the program that this one goes on for had one.
     """
 
-    def __init__(self, again: Callable[[], None], end: Callable[[], None]) -> None:
-        self._again = again
+    def __init__(
+        self, reload: Callable[[], object], end: Callable[[], None], *, had_terminal: bool = False
+    ) -> None:
+        self._reload = reload
         self._end = end
-        self._had_terminal = _open_terminal() == 0
+        self.had_terminal = had_terminal or _open_terminal() == 0
 
     def watch(self) -> None:
         """Handle the signal from now on, in the running loop.
@@ -42,13 +45,16 @@ class Hangup:
     def signalled(self) -> None:
         """Handle SIGHUP."""
         if not self._end_without_terminal():
-            self._again()
-            # The kernel and sudo(8) may send the signal before the terminal is taken away.
-            asyncio.get_running_loop().call_later(HANGUP_TIME, self._end_without_terminal)
+            self._reload()
+            self.look_later()
+
+    def look_later(self) -> None:
+        """Look once more: the kernel and sudo(8) may send the signal before the terminal is taken away."""
+        asyncio.get_running_loop().call_later(HANGUP_TIME, self._end_without_terminal)
 
     def _end_without_terminal(self) -> bool:
         """Call `end` if the terminal is gone. Return whether it is."""
-        gone = self._had_terminal and _open_terminal() in _GONE
+        gone = self.had_terminal and _open_terminal() in _GONE
         if gone:
             self._end()
         return gone

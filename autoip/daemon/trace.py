@@ -15,8 +15,6 @@ import logging
 import os
 import stat
 from collections.abc import Callable, Mapping
-from dataclasses import fields, is_dataclass
-from enum import Enum
 from functools import partial, wraps
 from inspect import signature
 from ipaddress import IPv4Address
@@ -25,9 +23,9 @@ from random import Random
 from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar, final
 
 from autoip import __version__
-from autoip.core.arp import ArpPacket
 from autoip.core.constants import Timing
 from autoip.core.ipv4ll import Ipv4ll
+from autoip.daemon.plain import plain
 from autoip.errors import UsageError
 
 FORMAT = 1
@@ -43,27 +41,6 @@ _NUMBERS = count(1)
 """The numbers of this process's cores."""
 P = ParamSpec("P")
 R = TypeVar("R")
-
-
-def plain(value: object) -> object:
-    """Return the value as a JSON value, or as one that this function converts.
-
-    Raises:
-        TypeError: it is of another type.
-    """
-    match value:
-        case bytes():
-            return value.hex()
-        case IPv4Address():
-            return str(value)
-        case ArpPacket():
-            return value.emit().hex()
-        case Enum():
-            return value.name
-    if is_dataclass(value):
-        content = {field.name: getattr(value, field.name) for field in fields(value)}
-        return {"is": type(value).__name__, **content}
-    raise TypeError(f"a trace cannot have a {type(value).__name__}")
 
 
 @final
@@ -102,6 +79,11 @@ class Trace:
                 f"--trace {path}: is there already, and not as a trace of this user's; name a new file"
             )
         return cls(descriptor, log)
+
+    @property
+    def descriptor(self) -> int | None:
+        """Of the file; None: nothing more is recorded."""
+        return self._descriptor
 
     def of(self, interface: str, clock: Callable[[], float]) -> InterfaceTrace:
         """Return the recorder of one interface; `clock` returns seconds."""
@@ -285,3 +267,4 @@ class TracedCore(Ipv4ll):
     to_send = _recorded(Ipv4ll.to_send)
     sent = _recorded(Ipv4ll.sent)
     refused = _recorded(Ipv4ll.refused)
+    resume = _recorded(Ipv4ll.resume)

@@ -14,7 +14,9 @@ from __future__ import annotations
 import enum
 import errno
 import os
+import select
 import struct
+import time
 from collections.abc import Collection
 from ipaddress import IPv4Address
 from typing import NamedTuple
@@ -28,6 +30,7 @@ OWN_MAX: int = lib.AUTOIP_OWN_MAX
 _NS = 1_000_000_000
 _EVENT = struct.Struct("@QQII42s6x")
 _DRAIN_AT_ONCE = 256
+_READ_TIME_MS = 50
 
 
 class Phase(enum.IntEnum):
@@ -131,6 +134,47 @@ class ArpListener:
         self._sockets[opened.token] = opened
         return opened
 
+    def take_over(
+        self, fd: int, mac: bytes, phase: Phase, address: IPv4Address | None, armed: bytes | None
+    ) -> ArpSocket:
+        """Go on with the socket of the program that this process was before.
+
+        Frames that wait in it are checked as they would have been then. When this returns, `drain` has them.
+
+        Args:
+            fd: its descriptor; the new socket's from now on.
+            mac: the interface's own hardware address, 6 bytes.
+            phase: of its filter.
+            address: of its filter.
+            armed: the frame that answers the first conflict; None: it is not answered.
+
+        Raises:
+            OSError: it is not a socket.
+        """
+        out = ffi.new("struct autoip_socket **")
+        mac = _bytes(mac, 6, "mac")
+        number = 0 if address is None else int(address)
+        frame = ffi.NULL if armed is None else _bytes(armed, FRAME_LENGTH, "frame")
+        check(lib.autoip_socket_take_over(self._open(), fd, mac, phase, number, 1, frame, out))
+        opened = ArpSocket(self, out[0])
+        opened.generation = 1
+        self._sockets[opened.token] = opened
+        waiting = select.poll()
+        waiting.register(fd, select.POLLIN)
+        for _ in range(_READ_TIME_MS):  # not for ever: somebody may flood the link
+            if not waiting.poll(0):
+                break
+            time.sleep(0.001)
+        return opened
+
+    def pause(self) -> None:
+        """End the thread, and nothing else: frames wait in the sockets, events in the queue."""
+        lib.autoip_listener_pause(self._open())
+
+    def resume(self) -> None:
+        """Undo `pause`. Raises OSError: no threads left."""
+        check(lib.autoip_listener_resume(self._open()))
+
     def own(self, macs: Collection[bytes]) -> None:
         """Set the hardware addresses of this host's interfaces.
 
@@ -182,6 +226,10 @@ class ArpSocket:
         self._sent = ffi.new("uint64_t *")
         self.token: int = lib.autoip_socket_token(pointer)
         self.generation = 0
+
+    def fileno(self) -> int:
+        """The socket's descriptor."""
+        return lib.autoip_socket_fd(self._open())
 
     def watch(self, phase: Phase, address: IPv4Address | None) -> None:
         """Report conflicts for this address from now on, under a new generation.

@@ -50,6 +50,28 @@ def limit(*, pass_on: bool = False) -> None:
     check(lib.autoip_capabilities_limit(sum(1 << bit for bit in _NEEDED.values()), pass_on))
 
 
+def hand_on() -> None:
+    """Let the program that this process executes next have the two capabilities, and no more rights on files.
+
+    The kernel forgets the saved user id at an exec. So root's process that has the service's user there becomes
+    this user now, for good.
+
+    Raises:
+        OSError: the kernel refused.
+    """
+    user, group = next_user()
+    if user != os.geteuid():
+        check(lib.autoip_capabilities_keep())
+        os.setresgid(group, group, group)
+        os.setresuid(user, user, user)
+    limit(pass_on=True)
+
+
+def next_user() -> tuple[int, int]:
+    """Return user and group id that the process has after `hand_on`."""
+    return os.getresuid()[2], os.getresgid()[2]
+
+
 def share_with_service(directories: Iterable[Path]) -> None:
     """As root, and before `limit`: become able to use what belongs to the service's user.
 

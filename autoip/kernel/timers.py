@@ -14,7 +14,7 @@ _NS = 1_000_000_000
 _NEVER_NS = 2**63  # where the kernel's own counter ends
 
 # Shorter differences do not count: reading two clocks may take as long on a busy machine.
-_SLEEP_MIN = 0.1
+SLEEP_MIN = 0.1
 
 
 class _Descriptor:
@@ -94,6 +94,11 @@ class ClockWatch(_Descriptor):
         self._monotonic = monotonic
         self._slept = self._sleep_so_far()
 
+    @property
+    def slept(self) -> float:
+        """Seconds that the machine has slept since its start, as of the last look."""
+        return self._slept
+
     def changed(self) -> bool:
         """Check whether the machine has slept since the last call.
 
@@ -101,7 +106,7 @@ class ClockWatch(_Descriptor):
         """
         check(lib.autoip_clock_watch_read(self._fd))
         before, self._slept = self._slept, self._sleep_so_far()
-        return self._slept - before >= _SLEEP_MIN
+        return self._slept - before >= SLEEP_MIN
 
     def _sleep_so_far(self) -> float:
         # A pause between the two readings makes the result too small; the best of a few counts.

@@ -21,9 +21,9 @@ _autoip() {
         [[ -d $path ]] && interfaces+=" ${path##*/}"
     done
     # begin COMMANDS
-    commands="run status watch wait refresh stop probe hooks help version" module_words="if= ip= delay= debug abandon"
+    commands="run status watch wait refresh reload stop probe hooks help version" module_words="if= ip= delay= debug abandon"
     case ${before[1]} in
-    status | watch | wait | refresh | stop | probe | hooks | help | version) command=${before[1]} ;;
+    status | watch | wait | refresh | reload | stop | probe | hooks | help | version) command=${before[1]} ;;
     esac
     # end COMMANDS
     # begin VALUES
@@ -38,7 +38,7 @@ _autoip() {
     hooks:--client) offered="dhclient ifupdown dhcpcd udhcpc networkd-dispatcher networkmanager" ;;
     hooks:--root) offered="folders" ;;
     hooks:hooks) offered="operand install remove list" ;;
-    help:help) offered="operand run status watch wait refresh stop probe hooks help version" ;;
+    help:help) offered="operand run status watch wait refresh reload stop probe hooks help version" ;;
     version:version) offered="operand " ;;
     esac
     # end VALUES

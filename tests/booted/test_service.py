@@ -154,14 +154,59 @@ def test_conflicts(guest: Booted, wire: Sniffer) -> None:
     assert show(guest, "autoip@eth0", "NRestarts") == "0"
 
 
-def test_reload_probes_again(guest: Booted, wire: Sniffer) -> None:
+def journal_of(guest: Booted) -> str:
+    return guest.run("journalctl", "-b", "--no-pager", "-o", "cat", "-u", "autoip@eth0")
+
+
+def test_reload_keeps_address_and_process(guest: Booted, wire: Sniffer) -> None:
     start(guest)
     address, pid = wait_bound(guest), main_pid(guest)
     since = wire.mark()
-    guest.run("systemctl", "reload", "autoip@eth0")
-    wire.wait_announcement(address, PATIENCE, since=since)
-    assert len(wire.probes(address, since)) == 3
+    for _ in range(3):
+        guest.run("systemctl", "reload", "autoip@eth0")
+        # systemctl has returned: so the new program serves, and systemd knows.
+        assert show(guest, "autoip@eth0", "ActiveState") == "active"
     assert (wait_bound(guest), main_pid(guest)) == (address, pid)
+    send(guest, frames.conflict_request(RIVAL, address))
+    wire.wait_announcement(address, PATIENCE, since=since)
+    assert wire.probes(address, since) == []
+    assert "defended by the reflex" in journal_of(guest)
+    assert show(guest, "autoip@eth0", "NRestarts") == "0"
+
+
+def test_reload_is_refused(guest: Booted) -> None:
+    """`systemctl reload` fails, the journal has the line of the configuration, and the service goes on."""
+    start(guest)
+    address, pid = wait_bound(guest), main_pid(guest)
+    guest.write("/etc/autoip.conf", "[eth0]\npolicy = sometimes\n")
+    try:
+        guest.run("sh", "-c", "! systemctl reload autoip@eth0")
+    finally:
+        guest.run("rm", "/etc/autoip.conf")
+    refused = "reload refused, all goes on as before: /etc/autoip.conf:2: policy"
+    assert refused in journal_of(guest)
+    assert show(guest, "autoip@eth0", "ActiveState") == "active"
+    guest.run("systemctl", "reload", "autoip@eth0")
+    assert (wait_bound(guest), main_pid(guest)) == (address, pid)
+
+
+def test_upgrade_by_reload(guest: Booted, wire: Sniffer) -> None:
+    """The program in the same place has another version: it goes on, with address and process of the old one."""
+    start(guest)
+    address, pid = wait_bound(guest), main_pid(guest)
+    since = wire.mark()
+    file = "/usr/local/lib/autoip/autoip/__init__.py"
+    guest.run("cp", file, "/root/version")
+    guest.run("sed", "-i", 's/__version__ = .*/__version__ = "7.8.9"/', file)
+    try:
+        guest.run("systemctl", "reload", "autoip@eth0")
+    finally:
+        guest.run("cp", "/root/version", file)
+    assert "reloaded: version 7.8.9 goes on for 0.1.0" in journal_of(guest)
+    assert (wait_bound(guest), main_pid(guest)) == (address, pid)
+    assert wire.arp(since) == []
+    guest.run("systemctl", "stop", "autoip@eth0")
+    assert addresses(guest) == []
 
 
 @pytest.mark.parametrize("how", ["killed", "stopped"])
@@ -177,7 +222,7 @@ def test_crash_and_hang(guest: Booted, wire: Sniffer, how: str) -> None:
     assert wait_bound(guest) == address
     assert main_pid(guest) != pid
     assert show(guest, "autoip@eth0", "NRestarts") == "1"
-    log = guest.run("journalctl", "-b", "--no-pager", "-o", "cat", "-u", "autoip@eth0")
+    log = journal_of(guest)
     failures = re.findall("Failed with result '(.*)'", log)
     assert failures[-1] == ("signal" if how == "killed" else "watchdog")
     assert f"takes over {address} from an instance that died" in log
@@ -287,6 +332,9 @@ def test_root_beside_the_service(guest: Booted) -> None:
     guest.run(*by_hand)
     guest.run("autoip", "wait", "eth1", "--timeout", "20")
     (address,) = addresses(guest, "eth1")
+    # The kernel forgets the saved user id: root's daemon goes on as that user, who can take off all that is there.
+    guest.run("autoip", "reload", "eth1")
+    assert addresses(guest, "eth1") == [address]
     guest.run("sh", "-c", "autoip run eth0; test $? = 3")
     guest.run("systemctl", "stop", "autoip@eth0")
     assert f" {address} " in guest.run(

@@ -751,6 +751,65 @@ static void test_packet_socket(int rounds)
     close(link);
 }
 
+/* Frames wait while there is no thread; none is lost, however often that happens. */
+static void test_pause(int rounds)
+{
+    struct host host = host_new();
+    uint64_t lost;
+
+    CHECK(autoip_socket_watch(host.sock, AUTOIP_DEFEND, OURS, 1) == 0);
+    for (int round = 0; round < rounds; round++) {
+        conflict(host.link, OURS);
+        autoip_listener_pause(host.listener);
+        autoip_listener_pause(host.listener);
+        conflict(host.link, OURS);
+        CHECK(autoip_listener_resume(host.listener) == 0);
+        CHECK(autoip_listener_resume(host.listener) == 0);
+        collect(host.listener, 2);
+    }
+    autoip_listener_pause(host.listener);
+    conflict(host.link, OURS);
+    CHECK(!readable(autoip_listener_fd(host.listener), 20));
+    CHECK(autoip_listener_drain(host.listener, events, EVENTS, &lost) == 0);
+    host_free(&host); /* without a thread */
+}
+
+/* Another listener goes on with a socket: the armed frame answers the first frame that waits,
+ * once. */
+static void test_take_over(void)
+{
+    struct host host = host_new();
+    struct autoip_listener *next;
+    struct autoip_socket *sock;
+    uint8_t announcement[AUTOIP_FRAME_LEN];
+    uint8_t frame[AUTOIP_FRAME_LEN];
+
+    make_frame(announcement, our_mac, OURS, OURS, 1);
+    for (int armed = 0; armed < 2; armed++) {
+        int fd;
+
+        CHECK(autoip_socket_watch(host.sock, AUTOIP_DEFEND, OURS, 1) == 0);
+        autoip_listener_pause(host.listener);
+        conflict(host.link, OURS);
+        conflict(host.link, OURS);
+        fd = dup(autoip_socket_fd(host.sock));
+        CHECK(fd >= 0 && autoip_listener_new(&next) == 0);
+        CHECK(autoip_socket_take_over(next, fd, our_mac, AUTOIP_DEFEND, OURS, 5,
+                                      armed ? announcement : NULL, &sock) == 0);
+        collect(next, 2);
+        CHECK(events[0].token == autoip_socket_token(sock) && events[0].generation == 5);
+        CHECK((events[0].defended_ns != 0) == (armed != 0) && events[1].defended_ns == 0);
+        CHECK(answered(host.link, frame, 0) == (armed != 0));
+        CHECK(!readable(host.link, 20));
+        autoip_listener_free(next);
+    }
+    CHECK(autoip_listener_new(&next) == 0);
+    CHECK(autoip_socket_take_over(next, -1, our_mac, AUTOIP_DEFEND, OURS, 5, NULL, &sock) ==
+          -EBADF);
+    autoip_listener_free(next);
+    host_free(&host);
+}
+
 static void test_timers(void)
 {
     int timer = autoip_timer_new();
@@ -806,6 +865,8 @@ int main(int argc, char **argv)
     test_close_with_events();
     test_swap_under_traffic(rounds * 10);
     test_close_under_traffic(rounds);
+    test_pause(rounds);
+    test_take_over();
     test_timers();
     test_errors();
     printf("listener: ok (%d rounds)\n", rounds);

@@ -8,7 +8,6 @@ import errno
 import json
 import os
 import re
-import signal
 import socket
 from collections.abc import Awaitable, Callable
 from ipaddress import IPv4Address
@@ -227,7 +226,7 @@ def test_set_up_once_and_taken_off(port: Port, make_autoip: MakeDaemon) -> None:
     assert hook(port) == "clsact"
     for _ in range(3):
         since = port.sniffer.mark()
-        daemon.signal(signal.SIGHUP)
+        daemon.request("refresh")
         claimed(port, since=since)
         assert ours(port) == [handle]
     assert answers_by_broadcast(port)
@@ -319,7 +318,7 @@ def test_somebody_removes_the_clsact(port: Port, make_autoip: MakeDaemon) -> Non
     bind(port, daemon)
     tc(port, "qdisc del dev eth0 clsact")
     since = port.sniffer.mark()
-    daemon.signal(signal.SIGHUP)
+    daemon.request("refresh")
     claimed(port, since=since)
     assert len(ours(port)) == 1
     tc(port, "qdisc del dev eth0 clsact")
@@ -504,7 +503,7 @@ def test_refused_is_told_once(port: Port, refused: Daemon) -> None:
     bind(port, refused)
     for _ in range(2):
         since = port.sniffer.mark()
-        refused.signal(signal.SIGHUP)
+        refused.request("refresh")
         claimed(port, since=since)
     [limit] = report(refused)["limits"]
     assert BY_UNICAST in limit and "CAP_BPF" in limit
@@ -580,7 +579,7 @@ def test_an_ingress_qdisc_is_in_the_way(port: Port, make_autoip: MakeDaemon) -> 
     assert sorted(f.broadcast for f in replies(port, question(port), 2)) == [False, True]
     tc(port, "qdisc del dev eth0 ingress")
     since = port.sniffer.mark()
-    daemon.signal(signal.SIGHUP)
+    daemon.request("refresh")
     claimed(port, since=since)
     assert report(daemon)["limits"] == []
     assert answers_by_broadcast(port)

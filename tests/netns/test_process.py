@@ -229,11 +229,11 @@ def test_syslog(port: Port, make_program: MakeProgram, stack: ExitStack) -> None
     # The log daemon goes away and comes back: nothing is lost but what was said meanwhile.
     log.close()
     since = port.sniffer.mark()
-    daemon.signal(signal.SIGHUP)
+    daemon.request("refresh")
     assert claimed(port, since=since) == A
     port.host.run("rm", "/dev/log")
     again = stack.enter_context(Syslog(port.host, prepared=True))
-    daemon.signal(signal.SIGHUP)
+    daemon.request("refresh")
     again.wait_line(f"eth0: claimed {A}")
 
 
@@ -245,14 +245,14 @@ def test_syslog_daemon_is_stuck(port: Port, make_program: MakeProgram, stack: Ex
         bind(port, daemon)
         for _ in range(3):  # more lines than the queue of any such socket has
             since = port.sniffer.mark()
-            daemon.signal(signal.SIGHUP)
+            daemon.request("refresh")
             assert claimed(port, since=since) == A
     # It reads again: what comes then, arrives.
     log.wait_line("probe 1/3 for")
     log.wait_empty()
     said = len(log.lines)
-    daemon.signal(signal.SIGHUP)
-    wait_until(lambda: any("asked to by SIGHUP" in text for text in log.lines[said:]), "SIGHUP")
+    daemon.request("refresh")
+    wait_until(lambda: any("asked to" in text for text in log.lines[said:]), "refresh")
     assert daemon.stop() == 0
 
 
@@ -307,7 +307,7 @@ def _lives_without_stderr(port: Port, daemon: Daemon) -> None:
     port.send(frames.conflict_request(RIVAL, A))
     port.sniffer.wait_announcement(A, since=since)
     since = port.sniffer.mark()
-    daemon.signal(signal.SIGHUP)
+    daemon.request("refresh")
     assert claimed(port, since=since) == A
     port.carrier(False)
     daemon.wait_no_address()
@@ -361,7 +361,7 @@ def test_dropped_lines_are_counted(port: Port, make_program: MakeProgram) -> Non
     with _full_pipe(fifo) as pipe:
         bind_silently(port, daemon)
         said = pipe.read(1 << 17) or b""
-        daemon.signal(signal.SIGHUP)
+        daemon.request("refresh")
 
         def told() -> bool:
             nonlocal said

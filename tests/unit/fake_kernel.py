@@ -32,6 +32,7 @@ from autoip.kernel.model import (
     Resync,
 )
 
+_NUMBERS = 1_000_000
 READY = IFF_UP | IFF_RUNNING | IFF_LOWER_UP
 Step = Callable[[], Awaitable[object]]
 
@@ -73,9 +74,14 @@ class FakeSocket:
         self.address: IPv4Address | None = None
         self.armed: ArpPacket | None = None
         self.closed = False
+        self.waiting: list[tuple[float, ArpPacket]] | None = None
+        """Frames that nobody reads, and when they came; None: they are read at once."""
         self.reflex = reflex
         self._clock = clock
         self._transmit = transmit
+
+    def fileno(self) -> int:
+        return _NUMBERS + self.token  # not a descriptor of the process
 
     def watch(self, phase: Phase, address: IPv4Address | None) -> None:
         self._check()
@@ -102,8 +108,8 @@ class FakeSocket:
     def close(self) -> None:
         self.closed = True
 
-    def catch(self, packet: ArpPacket) -> Received | None:
-        """What the filter lets through of a frame that comes; the armed frame is sent first."""
+    def catch(self, packet: ArpPacket, at: float | None = None) -> Received | None:
+        """What the filter lets through of a frame that comes, or came `at`; the armed frame is sent first."""
         if self.closed or self.address is None or self.phase is Phase.SILENT:
             return None
         if not packet.claims(self.address, self.mac) and (
@@ -116,7 +122,13 @@ class FakeSocket:
             with contextlib.suppress(OSError):
                 self._transmit(armed)
                 defended_at = self._clock()
-        return Received(self.token, self.generation, packet.emit(), self._clock(), defended_at)
+        at = self._clock() if at is None else at
+        return Received(self.token, self.generation, packet.emit(), at, defended_at)
+
+    def read(self) -> list[Received]:
+        """Read what waits, and from now on what comes."""
+        waiting, self.waiting = self.waiting or [], None
+        return [got for at, packet in waiting if (got := self.catch(packet, at)) is not None]
 
     def _check(self) -> None:
         if self.closed:
@@ -157,6 +169,10 @@ class FakeListener(_Readable):
         """The error number with which the next `open` fails."""
         self.lost = 0
         """Conflicts for which the queue had no room."""
+        self.refuse_take_over = False
+        """Whether the next `take_over` fails."""
+        self.handed = False
+        """Between an exec and the program that takes the sockets over."""
         self.refuse_send = 0
         """So many of the next frames are refused."""
         self._clock = clock
@@ -192,11 +208,45 @@ class FakeListener(_Readable):
 
     def deliver(self, packet: ArpPacket, *, quietly: bool = False) -> int:
         """Pass a frame to all sockets. Return how many let it through; `quietly`: do not wake the loop."""
-        caught = [received for sock in self.sockets if (received := sock.catch(packet)) is not None]
+        caught = []
+        for sock in self.sockets:
+            if sock.waiting is not None:
+                sock.waiting.append((self._clock(), packet))
+            elif (received := sock.catch(packet)) is not None:
+                caught.append(received)
         self._waiting += caught
         if not quietly:
             self.wake()
         return len(caught)
+
+    def pause(self) -> None:
+        for sock in self.sockets:
+            sock.waiting = []
+
+    def resume(self) -> None:
+        """Not after an exec."""
+        if not self.handed:
+            for sock in self.sockets:
+                self._waiting += sock.read()
+            self.wake()
+
+    def take_over(
+        self, fd: int, mac: bytes, phase: Phase, address: IPv4Address | None, armed: bytes | None
+    ) -> FakeSocket:
+        self.handed = False
+        if self.refuse_take_over:
+            self.refuse_take_over = False
+            raise OSError(errno.EBADF, "bad file descriptor")
+        before = self.opened[fd - _NUMBERS - 1]
+        assert (before.mac, before.phase, before.address) == (mac, phase, address)
+        before.closed = True
+        sock = FakeSocket(len(self.opened) + 1, mac, self._clock, before._transmit)
+        sock.phase, sock.address, sock.generation = phase, address, 1
+        sock.armed = None if armed is None else parse(armed)
+        sock.waiting = before.waiting
+        self.opened.append(sock)
+        self._waiting += sock.read()
+        return sock
 
     def of(self, mac: bytes) -> list[ArpPacket]:
         """What was sent from that hardware address."""
@@ -397,6 +447,8 @@ class FakeTimer(_Readable):
 
 class FakeClockWatch(_Readable):
     """Reports that the machine slept when the test calls `sleep`."""
+
+    slept = 0.0
 
     def sleep(self) -> None:
         self.wake()

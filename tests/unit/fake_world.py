@@ -6,16 +6,21 @@ import asyncio
 import contextlib
 import json
 import logging
+import os
+import signal
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from ipaddress import IPv4Address
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
 from autoip.core import arp
 from autoip.core.arp import BROADCAST, NO_HARDWARE, ArpPacket, Operation
+from autoip.daemon import handover
 from autoip.daemon.daemon import Daemon, Settings
+from autoip.daemon.handover import Handover
 from autoip.daemon.interface import Interface
 from autoip.daemon.networkmanager import gate
 from autoip.daemon.trace import Trace
@@ -27,6 +32,49 @@ STRANGER = mac_of(99)
 """The hardware address of another host."""
 A = IPv4Address("169.254.7.7")
 B = IPv4Address("169.254.8.8")
+
+
+class FakeExecutable:
+    """A program that starts, unless it is refused."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self.refused: str | None = None
+        self.failure: OSError | None = None
+        self.handed: Handover | None = None
+        self.tried = 0
+
+    async def refusal(self, data: bytes) -> str | None:
+        self.tried += 1
+        assert handover.parse(data)[0].unread == ()
+        await asyncio.sleep(0.25)
+        return self.refused
+
+    def execute(self, given: Handover) -> NoReturn:
+        if self.failure is not None:
+            raise self.failure
+        text = given.emit().decode()
+        real = [d for kept in given.interfaces for d in kept.descriptors]
+        packets = [kept.negotiator.descriptor for kept in given.interfaces]
+        # The number of a packet socket of the fake kernel is no descriptor.
+        again = {d: os.dup(d) for d in real if d not in packets}
+        self.handed = _replaced(given, again)
+        assert len(text) < 1 << 20
+        self._world.kernel.listener.handed = True
+        raise asyncio.CancelledError
+
+
+def _replaced(given: Handover, again: dict[int, int]) -> Handover:
+    interfaces = []
+    for kept in given.interfaces:
+        lock, server = kept.lock, kept.server
+        if lock.file is not None and lock.directory is not None:
+            lock = replace(lock, directory=again[lock.directory], file=again[lock.file])
+        if server is not None:
+            clients = [replace(c, descriptor=again[c.descriptor]) for c in server.clients]
+            server = replace(server, descriptor=again[server.descriptor], clients=tuple(clients))
+        interfaces.append(replace(kept, lock=lock, server=server))
+    return replace(given, interfaces=tuple(interfaces))
 
 
 class World:
@@ -65,8 +113,10 @@ class World:
         handler = logging.Handler()
         handler.emit = lambda record: self.lines.append(record.getMessage())  # type: ignore[method-assign]
         log.addHandler(handler)
+        self._log = log
         self._trace = None if trace is None else Trace.open(str(trace), log)
-        settings = Settings(
+        self.executable = FakeExecutable(self)
+        self.settings = Settings(
             interfaces=self.names,
             options=lambda _: Options(**options),
             keep_state=True,
@@ -75,8 +125,9 @@ class World:
             script=script,
             script_style="zcip",
             trace=self._trace,
+            executable=self.executable,
         )
-        self.daemon = Daemon(settings, log, self.kernel.parts)
+        self.daemon = Daemon(self.settings, log, self.kernel.parts)
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> World:
@@ -91,6 +142,62 @@ class World:
         self.kernel.close()
         if self._trace is not None:
             self._trace.close()
+
+    async def reload(
+        self,
+        *,
+        meanwhile: Callable[[], object] = lambda: None,
+        change: Callable[[bytes], bytes] = lambda data: data,
+        names: tuple[str, ...] | None = None,
+        pause: float = 0.25,
+        **options: Any,
+    ) -> None:
+        """SIGHUP, and the program after the exec, up to its first look at what has happened.
+
+        Args:
+            meanwhile: done between the exec and the new program, after half the pause.
+            change: what becomes of what is handed over.
+            names: of the interfaces from now on, if they are others.
+            pause: seconds from the exec to the new program.
+            options: of all interfaces, if they are others.
+        """
+        signal.raise_signal(signal.SIGHUP)
+        await self.until(lambda: self.executable.handed)
+        handed, self.executable.handed = self.executable.handed, None
+        assert handed is not None and self._task is not None
+        self._abandon()
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        await asyncio.sleep(pause / 2)
+        meanwhile()
+        await asyncio.sleep(pause / 2)
+        found, rest = handover.parse(change(handed.emit()))
+        for descriptor in rest:
+            with contextlib.suppress(OSError):  # the fake kernel's
+                os.close(descriptor)
+        changed: dict[str, Any] = {"options": lambda _: Options(**options)} if options else {}
+        changed |= {"interfaces": names} if names is not None else {}
+        self.settings = replace(self.settings, handed=found, **changed)
+        self.kernel.network.events.clear()
+        self.kernel.network.limits.clear()
+        self.daemon = Daemon(self.settings, self._log, self.kernel.parts)
+        self._task = asyncio.get_running_loop().create_task(self.daemon.run())
+        await self.until(lambda: self.logged("reloaded: version"))
+        self.lines.clear()
+
+    def _abandon(self) -> None:
+        """What an exec does: the program is gone, its descriptors are the next one's."""
+        for server in self.daemon._servers.values():
+            assert server._listener is not None
+            asyncio.get_running_loop().remove_reader(server._listener)
+            server._listener.close()
+            for client in server._clients():
+                client.drop()
+        for interface in self.daemon._interfaces:
+            for descriptor in interface._lock_file.descriptors:
+                if descriptor is not None:
+                    os.close(descriptor)
+        self.daemon._interfaces.clear()
 
     # Questions of a test.
 

@@ -66,7 +66,9 @@ class Daemon:
         self.clients = Clients()
         self.loop = asyncio.new_event_loop()
         self.server = Server(
-            self.path, Handler(self._status, self._refresh, self._failed, self._stop), self.clients
+            self.path,
+            Handler(self._status, self._refresh, self._failed, self._reload, self._stop),
+            self.clients,
         )
         self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self._thread.start()
@@ -81,6 +83,11 @@ class Daemon:
 
     def _failed(self) -> None:
         self.did.append("dhcp-failed")
+
+    async def _reload(self) -> str:
+        await asyncio.sleep(0)
+        self.did.append("reload")
+        return "no reload here"
 
     async def _stop(self) -> None:
         await asyncio.sleep(0)
@@ -248,7 +255,7 @@ def test_garbage(line: bytes, daemon: Daemon, stack: ExitStack) -> None:
     sock.sendall(line + b"\n")
     answer = json.loads(everything(sock))
     assert answer["ok"] is False
-    assert answer["error"] == "not a request: status, watch, refresh, dhcp-failed or stop"
+    assert answer["error"] == "not a request: status, watch, refresh, dhcp-failed, reload or stop"
     served(daemon)
     assert daemon.did == ["status"]
 

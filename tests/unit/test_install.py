@@ -106,6 +106,7 @@ def test_install_and_uninstall(source: Path, tmp_path: Path) -> None:
     assert "bin" not in own
     units = prefix / "lib" / "systemd" / "system"
     assert "\nExecStart=/opt/bin/autoip run %i " in (units / "autoip@.service").read_text()
+    assert "\nExecReload=/opt/bin/autoip reload %i\n" in (units / "autoip@.service").read_text()
     assert "\nExecStart=/opt/bin/autoip wait %i\n" in (units / "autoip-wait@.service").read_text()
     for name in files(destination):
         path = destination / name

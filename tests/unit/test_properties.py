@@ -6,6 +6,7 @@ hosts sent and held.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from ipaddress import IPv4Address
 from itertools import combinations
@@ -14,7 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoip.core.arp import NO_ADDRESS, NO_HARDWARE, ArpPacket, Operation
+from autoip.core.acd import Defence
+from autoip.core.arp import NO_ADDRESS, NO_HARDWARE, ArpPacket, Operation, announcement
 from autoip.core.constants import DEFEND_INTERVAL, PROBE_NUM, Timing, is_candidate
 from autoip.core.ipv4ll import State
 from tests.unit.fake_kernel import mac_of
@@ -249,3 +251,96 @@ def test_ten_thousand_hosts(seed: int) -> None:
     # With 65,023 addresses, by chance alone hundreds of hosts try a taken one.
     moved = [host for host in link.hosts if len({a for a, _, _ in host.held}) > 1]
     assert not moved, "nobody may lose an address that it had claimed on a sound link"
+
+
+def steal(host: Host) -> None:
+    """Another host claims the address."""
+    if host.core.candidate is not None:
+        host.receive(announcement(STRANGER, host.core.candidate))
+
+
+def storm(host: Host) -> None:
+    """Another host claims one address after the other, until the rate limit and beyond."""
+    for number in range(14):
+        host.link.call_at(host.link.now + number * 0.2, partial(steal, host))
+
+
+def take_off(host: Host) -> None:
+    """Somebody takes the address off the interface."""
+    if host.core.address is not None:
+        host.on_interface = None
+        host.held[-1] = (host.held[-1][0], host.held[-1][1], host.link.now)
+        host.core.removed(host.link.now)
+        host.pump()
+
+
+def nag(host: Host) -> None:
+    """The same, again and again."""
+    for number in range(6):
+        host.link.call_at(host.link.now + number * 1.5, partial(take_off, host))
+
+
+def stand_by(host: Host) -> None:
+    host.core.stand_by()
+    host.pump()
+
+
+def plug(host: Host) -> None:
+    if host.core.state in (State.NO_LINK, State.STANDBY):
+        host.link_up()
+
+
+def unplug(host: Host) -> None:
+    host.link_down()
+    host.link.call_at(host.link.now + 1, partial(plug, host))
+
+
+HAPPENS = (steal, steal, storm, storm, take_off, nag, stand_by, plug, unplug)
+MOMENTS = st.floats(0, 100)
+
+
+@settings(max_examples=100)
+@given(
+    seed=st.integers(0, 2**32),
+    hosts=st.integers(1, 3),
+    reflex=st.booleans(),
+    defence=st.sampled_from(Defence),
+    happens=st.lists(
+        st.tuples(MOMENTS, st.integers(0, 2), st.sampled_from(HAPPENS)), min_size=2, max_size=12
+    ),
+    reloads=st.lists(MOMENTS, min_size=5, max_size=30),
+)
+def test_a_reload_changes_nothing(
+    seed: int,
+    hosts: int,
+    reflex: bool,
+    defence: Defence,
+    happens: list[tuple[float, int, Callable[[Host], None]]],
+    reloads: list[float],
+) -> None:
+    """Whenever all hosts hand over, and however often: the same frames, events and states at the same times."""
+
+    def run(moments: list[float]) -> VirtualLink:
+        link = VirtualLink(seed, loss=0.1)
+        start = link.now
+        timing = Timing.from_delay(200)
+        for number in range(hosts):
+            host = link.add(number + 1, first=A, timing=timing, reflex=reflex, defence=defence)
+            link.call_at(start + number * 0.3, partial(plug, host))
+        for at, number, what in happens:
+            link.call_at(start + at, partial(what, link.hosts[number % hosts]))
+        for second in range(0, 180, 2):
+            link.call_at(start + second + 0.123, partial(talk, link))
+        for moment in sorted(moments):
+            link.run(start + moment - link.now)
+            for host in link.hosts:
+                host.reload()
+        link.run(start + 180 - link.now)
+        return link
+
+    without, link = run([]), run(reloads)
+    assert [(s.at, s.host.mac, s.packet) for s in link.wire] == [
+        (s.at, s.host.mac, s.packet) for s in without.wire
+    ]
+    for host, same in zip(link.hosts, without.hosts, strict=True):
+        assert (host.events, host.held, host.state()) == (same.events, same.held, same.state())

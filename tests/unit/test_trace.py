@@ -129,6 +129,7 @@ def test_all_that_a_core_can_be_told_happens_again(tmp_path: Path, file: Path) -
             world.network.take(2, address)
             await world.until(lambda: world.logged("removed by somebody else"))
             await world.until_bound()
+            await world.reload(defence=Defence.ABANDON)
             world.network.put(2, str(world.address("eth1")))
             await world.until_state("probing", "eth1")
             world.interface().permit(False, "closed by the test")
@@ -143,7 +144,7 @@ def test_all_that_a_core_can_be_told_happens_again(tmp_path: Path, file: Path) -
 
     play(scenario)
     lines = read(file)
-    assert len({line["core"] for line in lines if "core" in line}) == 3
+    assert len({line["core"] for line in lines if "core" in line}) == 5
     told = {line["call"] for line in lines if "call" in line}
     assert told == replay._CALLS - {"receive", "refused"}
     news = {line["news"] for line in lines if "news" in line}

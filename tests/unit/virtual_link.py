@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import heapq
 import itertools
+import json
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,8 +23,11 @@ from autoip.core.acd import Defence
 from autoip.core.arp import ArpPacket, Operation, parse
 from autoip.core.constants import Timing
 from autoip.core.ipv4ll import Configure, Event, Ipv4ll, State, Unconfigure
+from autoip.daemon.handover import KeptNegotiator
 from autoip.daemon.negotiator import Negotiator
-from tests.unit.fake_kernel import FakeSocket, link_of, mac_of
+from autoip.daemon.plain import plain, read
+from autoip.kernel.arp_socket import Phase
+from tests.unit.fake_kernel import FakeListener, FakeSocket, link_of, mac_of
 
 T = TypeVar("T")
 
@@ -105,6 +109,30 @@ class Host:
             self.link.call_at(at, self.pump)
         self._timer = at
 
+    def reload(self) -> None:
+        """Another negotiator and another core go on, by what these hand over, through JSON and back."""
+        data = json.dumps(self.negotiator.keep(self.mac), default=plain)
+        kept: KeptNegotiator = read(KeptNegotiator, json.loads(data))
+        before = self.core
+        assert kept.core is not None and before.next_event() is None
+        self.core = Ipv4ll(
+            self.mac,
+            before._timing,
+            Random(int.from_bytes(self.mac, "big")),
+            before._jitter,
+            defence=before._defence,
+            avoid=before._candidates._avoid,
+            sibling=before._sibling,
+        )
+        self.core.resume(kept.core)
+        self.negotiator = Negotiator(
+            lambda _index, _mac: self.socket,
+            lambda: self.link.now,
+            lambda _mac: self.core,
+            lambda _error: None,
+        )
+        self.negotiator.resume(kept, self.core, _Taken(self.socket))
+
     def link_up(self) -> None:
         self.core.link_up(self.link.now)
         self.pump()
@@ -134,6 +162,27 @@ class Host:
         if self.on_interface == address:
             self.on_interface = None
             self.held[-1] = (address, self.held[-1][1], self.link.now)
+
+
+class _Taken(FakeListener):
+    """Takes over the one socket that there is."""
+
+    def __init__(self, socket: FakeSocket) -> None:
+        self._socket = socket
+
+    def take_over(
+        self, fd: int, mac: bytes, phase: Phase, address: IPv4Address | None, armed: bytes | None
+    ) -> FakeSocket:
+        socket = self._socket
+        assert (fd, mac, phase, address) == (
+            socket.fileno(),
+            socket.mac,
+            socket.phase,
+            socket.address,
+        )
+        assert (armed is not None) == (socket.armed is not None)
+        socket.armed = None if armed is None else parse(armed)
+        return socket
 
 
 class VirtualLink:

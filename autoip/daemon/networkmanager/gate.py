@@ -135,6 +135,14 @@ def allows(standing: Standing) -> bool:
     return standing not in WAITS and standing is not Standing.CLOSED
 
 
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What a `Follower` hands over: NetworkManager's unique name; each interface, where it stands, and why."""
+
+    owner: str
+    standings: tuple[tuple[str, Standing, str], ...]
+
+
 @dataclass(slots=True)
 class _Gate:
     """The gate of one interface: its standing, why, and until when."""
@@ -180,8 +188,13 @@ class Follower:
 
     # --- its life ----------------------------------------------------------------------------
 
-    def start(self, interfaces: Iterable[str]) -> None:
-        """Begin to follow for these interfaces, by name, and permit or forbid an address for each at once."""
+    def start(self, interfaces: Iterable[str], kept: Kept | None = None) -> None:
+        """Begin to follow, and permit or forbid an address for each interface at once.
+
+        Args:
+            interfaces: their names.
+            kept: of the one that this goes on for: all stays so until NetworkManager reports a change.
+        """
         self._gates = {name: _Gate() for name in interfaces}
         if not self._address and not os.path.exists(SYSTEM_BUS):
             self._all(Trigger.NOT_FOLLOWABLE, "there is no D-Bus system bus")
@@ -190,8 +203,23 @@ class Follower:
         elif find_spec("jeepney") is None:
             self._cannot_follow()
         else:
-            self._all(Trigger.APPEARED)  # until the bus answers
+            before = {} if kept is None else {name: (at, why) for name, at, why in kept.standings}
+            self._owner = "" if kept is None else kept.owner
+            for name in self._gates:
+                if name in before:
+                    self._enter(name, *before[name])
+                else:  # until the bus answers
+                    self._go(name, Trigger.APPEARED)
             self._task = asyncio.get_running_loop().create_task(self._run())
+
+    def keep(self) -> Kept:
+        """Return what `start` of the next one takes."""
+        standings = [
+            (name, gate.standing, gate.why)
+            for name, gate in self._gates.items()
+            if gate.standing is not None
+        ]
+        return Kept(self._owner, tuple(standings))
 
     async def stop(self) -> None:
         """End. Nothing is permitted or forbidden any more."""
@@ -286,9 +314,10 @@ class Follower:
 
     def _appeared(self, owner: str) -> None:
         """Ask about all interfaces: NetworkManager is on the bus, or a new instance of it."""
-        self._forget()
-        self._owner = owner
-        self._all(Trigger.APPEARED)
+        if owner != self._owner:
+            self._forget()
+            self._owner = owner
+            self._all(Trigger.APPEARED)
         for name in self._gates:
             self._look_up(name)
 

@@ -1,0 +1,287 @@
+"""A reload keeps the address, the process and the connections, and nothing that comes meanwhile is lost."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shutil
+import signal
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from lab import Daemon, LabError, Namespace, Port, frames
+from lab.daemon import REPOSITORY
+
+from .conftest import MakeDaemon, MakeHost
+from .helpers import NETNS, PATIENCE, RIVAL, A, B, bind, configuration, wait_until
+
+pytestmark = NETNS
+
+FAST = ("--delay", "50", "--ip", str(A))
+INTERVAL = 0.001
+"""Seconds between two packets."""
+
+
+def reload(daemon: Daemon) -> None:
+    """By the control socket: returns when the new program serves."""
+    assert daemon.request("reload") == {"version": 1, "ok": True}
+
+
+def in_between(daemon: Daemon) -> bool:
+    """Whether nobody reads the packet sockets: the thread that does has ended, or is not there yet."""
+    tasks = Path(f"/proc/{daemon.pid}/task")
+    names = []
+    for task in tasks.iterdir():
+        with contextlib.suppress(OSError):
+            names.append((task / "comm").read_text())
+    return "autoip-arp\n" not in names
+
+
+def kept(host: Namespace) -> list[str]:
+    """All that autoip has configured; what the kernel learns of neighbours comes and goes."""
+    texts = configuration(host)
+    del texts[4]  # ip neigh
+    return texts
+
+
+class Traffic:
+    """A TCP session to the address, a packet with its number each millisecond."""
+
+    def __init__(self, host: Namespace, other: Namespace) -> None:
+        self.sent = 0
+        self.got: list[int] = []
+        self._stop = threading.Event()
+        with host.call(socket.create_server, (str(A), 7000)) as listener:
+            self._client = other.call(socket.create_connection, (str(A), 7000), PATIENCE)
+            self._server, _ = listener.accept()
+        self._client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._server.settimeout(PATIENCE)
+        self._threads = [threading.Thread(target=each) for each in (self._send, self._receive)]
+        for thread in self._threads:
+            thread.start()
+
+    def _send(self) -> None:
+        while not self._stop.wait(INTERVAL):
+            self._client.sendall(self.sent.to_bytes(8, "big"))
+            self.sent += 1
+        self._client.close()
+
+    def _receive(self) -> None:
+        with self._server, self._server.makefile("rb") as stream:
+            while data := stream.read(8):
+                self.got.append(int.from_bytes(data, "big"))
+
+    def stop(self) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(PATIENCE)
+
+
+def test_fifty_reloads(
+    make_host: MakeHost, make_autoip: MakeDaemon, stack: contextlib.ExitStack
+) -> None:
+    """Under a TCP session, and a conflict in one of ten while nobody reads the sockets."""
+    port, other, third = (make_host(plugged=True) for _ in range(3))
+    other.host.ip(f"addr add {B}/16 dev {other.name}")
+    daemon = make_autoip(port, *FAST)
+    bind(port, daemon)
+    before = kept(port.host)
+    # Where the packets of the session do not come.
+    pid, since = daemon.pid, third.sniffer.mark()
+    traffic = Traffic(port.host, other.host)
+    stack.callback(traffic.stop)
+    last = 0.0
+    for number in range(50):
+        if number % 10 == 5:
+            time.sleep(max(0.0, last + 10.5 - time.monotonic()))  # DEFEND_INTERVAL
+            said = len(daemon.lines)
+            daemon.signal(signal.SIGHUP)
+            wait_until(lambda: in_between(daemon), "the exec")
+            last = time.monotonic()
+            port.send(frames.conflict_request(RIVAL, A))
+            assert in_between(daemon), "the conflict came too late to prove anything"
+            daemon.wait_line("reloaded", since=said)
+            daemon.wait_line("defended", since=said)
+        else:
+            reload(daemon)
+    traffic.stop()
+    assert traffic.got == list(range(traffic.sent)) and traffic.sent > 1000
+    assert (daemon.pid, daemon.addresses()) == (pid, [A])
+    seen = [f for f in third.sniffer.arp(since, from_host=False) if f.sha == port.mac]
+    assert len([f for f in seen if f.is_announcement]) == 5  # each conflict was answered once
+    assert not any(f.is_probe for f in seen)
+    status = daemon.request("status")["status"]
+    assert (status["conflicts"], status["defences"]) == (5, 5)
+    assert kept(port.host) == before
+    assert daemon.output.count("claimed") == 1
+    assert daemon.stop() == 0
+    assert daemon.addresses() == []
+
+
+def test_second_conflict_meanwhile(port: Port, make_autoip: MakeDaemon) -> None:
+    """The first is defended, the second, within 10 s, ends it: as without a reload."""
+    daemon = make_autoip(port, *FAST)
+    bind(port, daemon)
+    since = port.sniffer.mark()
+    daemon.signal(signal.SIGHUP)
+    wait_until(lambda: in_between(daemon), "the exec")
+    for _ in range(2):
+        port.send(frames.conflict_request(RIVAL, A))
+    assert in_between(daemon)
+    daemon.wait_line("bound -> probing: conflict")
+    assert len(port.sniffer.announcements(A, since)) == 1
+
+
+def test_broken_configuration(port: Port, make_autoip: MakeDaemon, tmp_path: Path) -> None:
+    """Refused with file and line; a right one counts, without a probe."""
+    file = tmp_path / "autoip.conf"
+    file.write_text("[*]\nabandon = no\n")
+    daemon = make_autoip(port, *FAST, "--config", str(file))
+    bind(port, daemon)
+    since = port.sniffer.mark()
+    file.write_text("[*]\nabandon = no\npolicy = sometimes\n")
+    with pytest.raises(LabError, match=re.escape(f"{file}:3: policy")):
+        daemon.request("reload")
+    said = f"reload refused, all goes on as before: {file}:3: policy"
+    assert daemon.wait_line(re.escape(said))
+    daemon.signal(signal.SIGHUP)
+    wait_until(lambda: daemon.output.count(said) == 2, "the second refusal")
+    port.send(frames.conflict_request(RIVAL, A))
+    daemon.wait_line("defended by the reflex")
+    file.write_text("[*]\nabandon = yes\n")
+    reload(daemon)
+    assert daemon.request("status")["status"]["defence"] == "abandon"
+    assert len(port.sniffer.announcements(A, since)) == 1
+    assert port.sniffer.probes(A, since) == []
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """A copy of the program's folder, that a test may change."""
+    made = tmp_path / "autoip"
+    shutil.copytree(REPOSITORY / "autoip", made, ignore=shutil.ignore_patterns("__pycache__"))
+    return made
+
+
+@pytest.fixture
+def copied(port: Port, stack: contextlib.ExitStack, copy: Path) -> Daemon:
+    """The program of that folder; not started."""
+    start = ["sh", "-c", f'cd {copy.parent} && exec "$@"', "sh"]
+    command = [*start, sys.executable, "-m", "autoip", "run", port.name]
+    environ = {"PYTHONDONTWRITEBYTECODE": "1"}
+    return stack.enter_context(Daemon(port.host, port.name, command, env=environ))
+
+
+def test_nothing_can_be_read(port: Port, copy: Path, copied: Daemon) -> None:
+    """As after a crash: the record in the lock file has the address, which is taken off and probed first."""
+    file = copy / "daemon" / "handover.py"
+    file.write_text(file.read_text().replace("return json.dumps(", "return b'?' or json.dumps("))
+    bind(port, copied, *FAST)
+    pid, since = copied.pid, port.sniffer.mark()
+    copied.signal(signal.SIGHUP)
+    copied.wait_line("what was handed over cannot be read")
+    port.sniffer.wait_announcement(A, PATIENCE, since=since)
+    assert len(port.sniffer.probes(A, since)) == 3
+    assert copied.pid == pid and copied.running
+    assert f"takes over {A} from an instance that died" in copied.output
+    assert copied.stop() == 0
+    assert copied.addresses() == []
+
+
+def test_new_version(port: Port, copy: Path, copied: Daemon) -> None:
+    """The program from the file, as it is then; one that does not start, or is too old, is refused."""
+    daemon = copied
+    bind(port, daemon, *FAST)
+    since, version = port.sniffer.mark(), copy / "__init__.py"
+    right = version.read_text()
+    version.write_text("this is no Python")
+    with pytest.raises(LabError, match="SyntaxError"):
+        daemon.request("reload")
+    version.write_text(right)
+    main = copy / "commands" / "dry_run.py"
+    new = main.read_text()
+    main.write_text(new.replace("write(executable.READABLE)", "pass"))
+    with pytest.raises(LabError, match="not a program for that"):
+        daemon.request("reload")
+    main.write_text(new)
+    version.write_text(re.sub(r'__version__ = ".*"', '__version__ = "7.8.9"', right))
+    reload(daemon)
+    assert daemon.wait_line("reloaded: version 7.8.9 goes on for 0.1.0")
+    assert daemon.addresses() == [A]
+    assert port.sniffer.arp(since) == []
+
+
+def test_watch_goes_on(port: Port, make_autoip: MakeDaemon) -> None:
+    """And only what is handed over is open afterwards."""
+    daemon = make_autoip(port, *FAST)
+    bind(port, daemon)
+    (path,) = daemon.runtime.glob("*.sock")
+    reload(daemon)
+    count = len(list(Path(f"/proc/{daemon.pid}/fd").iterdir()))
+    with socket.socket(socket.AF_UNIX) as client, client.makefile("rb") as events:
+        client.settimeout(PATIENCE)
+        client.connect(str(path))
+        client.sendall(b'{"request":"watch"}\n')
+        assert b'"address":"169.254' in events.readline()
+        for _ in range(3):
+            reload(daemon)
+        port.send(frames.conflict_request(RIVAL, A))
+        assert b'"event":"defence"' in events.readline()
+    wait_until(
+        lambda: len(list(Path(f"/proc/{daemon.pid}/fd").iterdir())) == count, "the same files"
+    )
+
+
+def test_reload_needs_nothing_that_was_given_up(port: Port, make_autoip: MakeDaemon) -> None:
+    """The two capabilities are there again, and no others; so is the program that was loaded at the start."""
+    daemon = make_autoip(port, *FAST)
+    bind(port, daemon)
+
+    def capabilities() -> list[str]:
+        text = Path(f"/proc/{daemon.pid}/status").read_text()
+        return re.findall(r"(?m)^(?:Uid|Gid|NoNewPrivs|CapPrm|CapEff):.*", text)
+
+    before = capabilities()
+    reload(daemon)
+    assert capabilities() == before
+    since = port.sniffer.mark()
+    daemon.request("refresh")
+    port.sniffer.wait_announcement(A, PATIENCE, since=since)
+    assert "by unicast" not in daemon.output
+    assert daemon.stop() == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_signal_meanwhile(port: Port, make_autoip: MakeDaemon, number: signal.Signals) -> None:
+    """It waits until the new program handles it: SIGTERM takes the address off, SIGHUP reloads once more."""
+    daemon = make_autoip(port, *FAST)
+    bind(port, daemon)
+    daemon.signal(signal.SIGHUP)
+    wait_until(lambda: in_between(daemon), "the exec")
+    daemon.signal(number)
+    if number is signal.SIGTERM:
+        assert daemon.wait() == 0
+        assert daemon.addresses() == []
+        assert list(daemon.runtime.iterdir()) == []
+    else:
+        wait_until(lambda: daemon.output.count("reloaded: version") == 2, "the second reload")
+        assert daemon.addresses() == [A]
+
+
+def test_script(port: Port, make_autoip: MakeDaemon) -> None:
+    """No call is lost or made twice; a reload waits for the one that runs."""
+    daemon = make_autoip(port, *FAST, "--script-style", "zcip")
+    script, calls = daemon.folder / "script", daemon.folder / "calls"
+    script.write_text(f'#!/bin/sh\nsleep 0.5\necho "$1 $ip" >>{calls}\n')
+    script.chmod(0o755)
+    bind(port, daemon, "--script", str(script))
+    for _ in range(3):
+        reload(daemon)
+        assert calls.read_text() == f"init \nconfig {A}\n"
+    assert daemon.stop() == 0
+    assert calls.read_text() == f"init \nconfig {A}\ndeconfig {A}\n"
