@@ -161,6 +161,6 @@ def one_interface_name(name: str) -> str:
     interface_name(name)
     if is_pattern(name):
         raise UsageError(
-            f"{name!r}: a pattern; allowed are names (status, watch and wait take patterns)"
+            f"{name!r}: a pattern; allowed are names (status, watch, wait and doctor take patterns)"
         )
     return name

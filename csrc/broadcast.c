@@ -115,3 +115,21 @@ int autoip_broadcast_load(void)
     result = syscall(SYS_bpf, BPF_PROG_LOAD, &attributes, sizeof attributes);
     return result < 0 ? -errno : (int)result;
 }
+
+int autoip_broadcast_before(int ifindex)
+{
+    /* BPF_TCX_EGRESS of linux/bpf.h, which older ones lack. */
+    enum { TCX_EGRESS = 47 };
+    union bpf_attr attributes;
+
+    memset(&attributes, 0, sizeof attributes);
+    /* An interface's index here, where other kinds of programs have a descriptor. */
+    attributes.query.target_fd = (uint32_t)ifindex;
+    attributes.query.attach_type = TCX_EGRESS;
+    if (syscall(SYS_bpf, BPF_PROG_QUERY, &attributes, sizeof attributes) == 0)
+        return (int)attributes.query.prog_cnt;
+    /* Nothing was ever attached; the kernel is older, or was built without. */
+    if (errno == ENOENT || errno == EINVAL || errno == ENOSYS || errno == EOPNOTSUPP)
+        return 0;
+    return -errno;
+}

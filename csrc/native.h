@@ -178,6 +178,13 @@ void autoip_socket_close(struct autoip_socket *sock);
  */
 int autoip_broadcast_load(void);
 
+/*
+ * How many BPF programs are attached to the egress of an interface by tcx (Linux 6.6): they run
+ * before all filters of tc. 0 where the kernel has no tcx. Or a negative errno, -EPERM without
+ * CAP_NET_ADMIN. Changes nothing.
+ */
+int autoip_broadcast_before(int ifindex);
+
 /* -- timer.c -------------------------------------------------------------------------- */
 
 /* CLOCK_BOOTTIME now. */

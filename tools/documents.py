@@ -16,7 +16,8 @@ from functools import partial
 from pathlib import Path
 
 from autoip import config, options
-from autoip.commands import about, hooks, probe, query
+from autoip.commands import about, doctor, hooks, probe, query
+from autoip.commands.diagnosis.checks import CHECKS
 from autoip.control import protocol
 from autoip.control.protocol import Field
 from autoip.core import acd, ipv4ll
@@ -27,6 +28,7 @@ from tools import completions
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 USAGE = ROOT / "docs" / "usage.md"
+OPERATION = ROOT / "docs" / "operation.md"
 MANUAL = ROOT / "share" / "autoip.8"
 DESIGN = ROOT / "docs" / "design.md"
 COMPLETIONS = ROOT / "share" / "completions"
@@ -35,6 +37,7 @@ TABLES: Mapping[str, tuple[Option, ...]] = {
     "run": options.RUN,
     **query.OPTIONS,
     "probe": probe.OPTIONS,
+    "doctor": doctor.OPTIONS,
     "hooks": hooks.OPTIONS,
     **about.OPTIONS,
 }
@@ -142,6 +145,25 @@ def table(rows: Iterable[Option]) -> str:
     return "\n".join([*lines, "| `--help` | | show a summary |"])
 
 
+def checks() -> str:
+    """The checks of `doctor` as a list of mdoc(7)."""
+    lines = [".Bl -tag -width Ds"]
+    for check in CHECKS:
+        whose = "of an interface" if check.of_link is not None else "of the host"
+        lines += [
+            f".It Cm {check.name} Pq {whose}",
+            mdoc(f"{sentence(check.finds)} Cure: {check.cure}."),
+        ]
+    return "\n".join([*lines, ".El"])
+
+
+def cures() -> str:
+    """The checks of `doctor`, for docs/operation.md."""
+    lines = ["| check | finds | cure |", "|---|---|---|"]
+    lines += [f"| `{check.name}` | {check.finds} | {check.cure} |" for check in CHECKS]
+    return "\n".join(lines)
+
+
 def diagram() -> str:
     """Return the states of an interface, for Mermaid: the steps of acd in a box, those of ipv4ll around it."""
     inside = {state for step in ipv4ll.ACD_STEPS for state in step}
@@ -180,7 +202,11 @@ PARTS: Mapping[Path, Mapping[str, Callable[[], str]]] = {
         "EVENT": lambda: fields(protocol.EVENT),
         "PROBE": lambda: fields(protocol.PROBE),
         "EVENTS": lambda: words(protocol.EVENTS),
+        "CHECKS": checks,
+        "DOCTOR": lambda: fields(protocol.DOCTOR),
+        "FINDING": lambda: fields(protocol.FINDING),
     },
+    OPERATION: {"CHECKS": cures},
     DESIGN: {"STATES": diagram},
     USAGE: {"OPTIONS": lambda: table(options.RUN)},
     **{

@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _drop_output()
         return 0
     except KeyboardInterrupt:
-        return INTERRUPTED if words[:1] in (["wait"], ["probe"]) else 0
+        return INTERRUPTED if words[:1] in (["wait"], ["probe"], ["doctor"]) else 0
 
 
 def _drop_output() -> None:
@@ -58,6 +58,11 @@ def _dispatch(words: list[str]) -> int:
 
         _catch_interrupt()
         return probe.main(words[1:])
+    if command == "doctor":
+        from autoip.commands import doctor
+
+        _catch_interrupt()
+        return doctor.main(words[1:], os.environ)
     if command == "hooks":
         from autoip.commands import hooks
 

@@ -25,6 +25,7 @@ _MEANT = {
     "status": ("get", "info", "list", "ls", "show", "stat"),
     "watch": ("events", "follow", "log", "monitor"),
     "refresh": ("again", "renew", "restart"),
+    "doctor": ("diagnose", "diagnostics", "why"),
     "probe": ("arping", "check", "ping", "test"),
 }
 """By command: the words of other programs for the same action."""

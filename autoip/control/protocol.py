@@ -89,6 +89,24 @@ PROBE: Mapping[str, Field] = {
 }
 """`autoip probe --json`."""
 
+DOCTOR: Mapping[str, Field] = {
+    "version": Field("integer", "", "version of this object"),
+    "findings": Field(
+        "array of objects", "", "what the checks found, at least one for each that could be made"
+    ),
+    "unread": Field("array of strings", "", "what could not be read and why"),
+}
+"""`autoip doctor --json`."""
+
+FINDING: Mapping[str, Field] = {
+    "check": Field("string", "", "one of the checks below"),
+    "interface": Field("string or null", "", "name of the interface; null: of the whole host"),
+    "result": Field("string", "", "ok, warning or failure"),
+    "what": Field("string", "", "what was found"),
+    "cure": Field("string or null", "", "the command that cures it, or in words what does"),
+}
+"""One of its findings."""
+
 EVENTS: Mapping[str, str] = {
     "status": "the first event: the present state",
     "transition": "the state changed",

@@ -111,17 +111,23 @@ def warning(address: Address, interface: str, processes: Iterable[Process]) -> s
 
 
 def managers(interface: str, processes: Iterable[Process]) -> list[str]:
-    """Return the processes that may manage link-local addresses of the interface, one of each program."""
-    found: dict[str, int] = {}
-    for pid, arguments in processes:
-        line = " ".join(arguments) + " "
+    """Return the processes that may manage link-local addresses of the interface, in words, one of each program."""
+    found = programs(interface, processes)
+    return [f"{name} (process {process.pid})" for name, process in found.items()]
+
+
+def programs(interface: str, processes: Iterable[Process]) -> dict[str, Process]:
+    """Return the programs that may manage link-local addresses of the interface, with a process of each."""
+    found: dict[str, Process] = {}
+    for process in processes:
+        line = " ".join(process.arguments) + " "
         words = re.split(r"[\s\[\]]+", line)
         for name, program in _PROGRAMS.items():
             if re.match(rf"(\S*/)?(busybox (\S*/)?)?{program}[: ]", line) and (
                 name not in _OF_ONE_INTERFACE or interface in words
             ):
-                found.setdefault(name, pid)
-    return [f"{name} (process {pid})" for name, pid in found.items()]
+                found.setdefault(name, process)
+    return found
 
 
 def running() -> list[Process]:

@@ -169,6 +169,15 @@ def state(image: Image, name: str) -> str:
     return "installed" if all(ours) else "partly" if any(ours) else "no"
 
 
+def program(image: Image) -> str:
+    """Return the program that the hooks start; empty if their script is not there or does not name one."""
+    for line in image.at(SHARED).content.decode(errors="surrogateescape").splitlines():
+        if line.startswith("AUTOIP="):
+            with contextlib.suppress(ValueError):  # an open quotation
+                return "".join(shlex.split(line.removeprefix("AUTOIP="))[:1])
+    return ""
+
+
 # --- files -----------------------------------------------------------------------------------------
 
 

@@ -23,8 +23,10 @@ class lib:
     AUTOIP_PROBE: int
     AUTOIP_DEFEND: int
     AUTOIP_ANSWER: int
+    CAP_BPF: int
     CAP_NET_ADMIN: int
     CAP_NET_RAW: int
+    CAP_SYS_ADMIN: int
     @staticmethod
     def autoip_filter_build(
         out: Any, capacity: int, mac: bytes, address: int, phase: int
@@ -76,6 +78,8 @@ class lib:
     def autoip_socket_close(sock: Any) -> None: ...
     @staticmethod
     def autoip_broadcast_load() -> int: ...
+    @staticmethod
+    def autoip_broadcast_before(ifindex: int) -> int: ...
     @staticmethod
     def autoip_timer_new() -> int: ...
     @staticmethod

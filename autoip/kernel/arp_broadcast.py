@@ -39,14 +39,14 @@ HANDLE_WITH_HOOK = 0xA9FE0002
 
 # include/uapi/linux/pkt_sched.h
 _HANDLE_CLSACT, _PARENT_CLSACT = 0xFFFF0000, 0xFFFFFFF1
-_INGRESS, _EGRESS = 0xFFFFFFF2, 0xFFFFFFF3
+INGRESS, EGRESS = 0xFFFFFFF2, 0xFFFFFFF3
 # include/uapi/linux/pkt_cls.h
 _BPF = "bpf"
 _TCA_BPF_FD, _TCA_BPF_NAME, _TCA_BPF_FLAGS, _TCA_BPF_FLAGS_GEN = 6, 7, 8, 9
 _ACT_DIRECT = 1
 _SKIP_HW = 1
 # include/uapi/linux/if_ether.h
-_ETH_P_ARP = 0x0806
+ETH_P_ALL, ETH_P_ARP = 0x0003, 0x0806
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +57,8 @@ class Filter:
     handle: int
     kind: str = _BPF
     name: str | None = FILTER_NAME
+    protocol: int = ETH_P_ARP
+    """ETH_P_*: which frames it sees."""
 
     @property
     def ours(self) -> bool:
@@ -110,12 +112,12 @@ class Broadcast:
         """Undo `add`, also that of an instance that crashed."""
         self._filters.pop(index, None)
         self._refusals.pop(index, None)
-        ours = [found for found in await self._list(index, _EGRESS) if found.ours]
+        ours = [found for found in await filters(self._requests, index, EGRESS) if found.ours]
         for found in ours:
             await self._delete(index, found)
         if any(found.handle == HANDLE_WITH_HOOK for found in ours):
-            for parent in (_EGRESS, _INGRESS):
-                if await self._list(index, parent):
+            for parent in (EGRESS, INGRESS):
+                if await filters(self._requests, index, parent):
                     return
             await self._requests.delete(_hook(rtnetlink.RTM_DELQDISC, index))
 
@@ -123,7 +125,7 @@ class Broadcast:
         ours = self._filters.pop(index, None)
         if isinstance(self._program, str):
             # A filter that an instance with a program left still works.
-            left = [found for found in await self._list(index, _EGRESS) if found.ours]
+            left = [found for found in await filters(self._requests, index, EGRESS) if found.ours]
             if left:
                 self._filters[index] = left[0]
             return
@@ -139,8 +141,8 @@ class Broadcast:
                 await self._requests.delete(_hook(rtnetlink.RTM_DELQDISC, index))
                 raise
         else:
-            there = await self._list(index, _EGRESS)
-            await self._put(index, _place(there), self._program)
+            there = await filters(self._requests, index, EGRESS)
+            await self._put(index, place(there), self._program)
 
     async def _make_hook(self, index: int) -> bool:
         """Make a clsact and return True; False: one was there."""
@@ -178,25 +180,27 @@ class Broadcast:
             if problem.errno != errno.EINVAL:  # EINVAL: the clsact is gone
                 raise
 
-    async def _list(self, index: int, parent: int) -> list[Filter]:
-        """Return the filters, in the order in which they run."""
-        what = f"list the filters of interface {index}"
-        fields = {"index": index, "parent": parent}
-        found = []
-        for message in await self._requests.dump(Request(what, rtnetlink.RTM_GETTFILTER, fields)):
-            name = nest(message.get_attr("TCA_OPTIONS") or b"").get(_TCA_BPF_NAME)
-            found.append(
-                Filter(
-                    priority=message["info"] >> 16,
-                    handle=message["handle"],
-                    kind=text(message.get_attr("TCA_KIND") or b""),
-                    name=None if name is None else text(name),
-                )
+
+async def filters(requests: Requests, index: int, parent: int) -> list[Filter]:
+    """Return the filters at INGRESS or EGRESS of a clsact, in the order in which they run."""
+    what = f"list the filters of interface {index}"
+    fields = {"index": index, "parent": parent}
+    found = []
+    for message in await requests.dump(Request(what, rtnetlink.RTM_GETTFILTER, fields)):
+        name = nest(message.get_attr("TCA_OPTIONS") or b"").get(_TCA_BPF_NAME)
+        found.append(
+            Filter(
+                priority=message["info"] >> 16,
+                handle=message["handle"],
+                kind=text(message.get_attr("TCA_KIND") or b""),
+                name=None if name is None else text(name),
+                protocol=socket.ntohs(message["info"] & 0xFFFF),
             )
-        return found
+        )
+    return found
 
 
-def _place(there: Sequence[Filter]) -> Filter:
+def place(there: Sequence[Filter]) -> Filter:
     """Return our filter: as it is there, else before all others, else at a free priority."""
     for found in there:
         if found.ours:
@@ -220,9 +224,9 @@ def _filter(
 ) -> Request:
     fields = {
         "index": index,
-        "parent": _EGRESS,
+        "parent": EGRESS,
         "handle": which.handle,
-        "info": which.priority << 16 | socket.htons(_ETH_P_ARP),
+        "info": which.priority << 16 | socket.htons(which.protocol),
     }
     attributes = [("TCA_KIND", _BPF.encode() + b"\0")]
     if options is not None:

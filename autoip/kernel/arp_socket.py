@@ -327,6 +327,15 @@ def load_broadcast() -> int | str:
     return f"cannot load a program: {os.strerror(-result)}"
 
 
+def programs_before(index: int) -> int:
+    """How many BPF programs of tcx run before all filters at the egress of the interface `index`.
+
+    Raises:
+        OSError: EPERM without CAP_NET_ADMIN.
+    """
+    return check(lib.autoip_broadcast_before(index))
+
+
 def _bytes(value: bytes, length: int, what: str) -> bytes:
     """Return `value` if it is what C reads: exactly `length` bytes."""
     if not isinstance(value, bytes):

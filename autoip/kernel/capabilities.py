@@ -28,6 +28,22 @@ _NEEDED = {
 }
 
 
+def beyond() -> tuple[str, ...]:
+    """Return those of the capabilities that a daemon uses that no program started here can have.
+
+    They are missing from the bounding set, also of root. CAP_SYS_ADMIN can stand for CAP_BPF.
+
+    Raises:
+        OSError: there is no /proc.
+    """
+    with open("/proc/self/status", encoding="ascii", errors="replace") as file:
+        allowed = next(int(line.split()[1], 16) for line in file if line.startswith("CapBnd:"))
+    names = [name for name, bit in _NEEDED.items() if not allowed >> bit & 1]
+    if not allowed & (1 << lib.CAP_BPF | 1 << lib.CAP_SYS_ADMIN):
+        names.append("CAP_BPF")
+    return tuple(names)
+
+
 def limit(*, pass_on: bool = False) -> None:
     """Keep CAP_NET_RAW and CAP_NET_ADMIN, permitted and effective, and nothing else.
 

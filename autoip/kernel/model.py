@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 
 from autoip.core.constants import LINK_LOCAL_NETWORK
 
@@ -106,10 +106,33 @@ class Route:
     table: int
     proto: int
     """RTPROT_*: what set it."""
+    unicast: bool = True
+    """Whether it leads somewhere: it is not for local addresses, and does not refuse what it matches."""
+    destination: IPv4Address | None = None
+    """The first address of the network that it leads to; None: 0.0.0.0."""
+    via: str = ""
+    """The router in the words of `ip route`, "192.0.2.1" or "inet6 fe80::1"; empty: it is on the link."""
+    metric: int = 0
+    source: IPv4Address | None = None
+    """The address that packets by it have if the program chooses none."""
 
     @property
     def ours(self) -> bool:
         return self.proto == PROTOCOL
+
+    @property
+    def network(self) -> IPv4Network:
+        """Where it leads to."""
+        return IPv4Network((self.destination or 0, self.prefixlen))
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbour:
+    """What the kernel knows of another host's hardware address."""
+
+    index: int
+    address: IPv4Address
+    mac: bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,18 +5,19 @@ from __future__ import annotations
 import os
 import socket
 import struct
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
-from autoip.kernel.model import Address, Link, Route
+from autoip.kernel.model import Address, Link, Neighbour, Route
 from autoip.kernel.netlink import Family, Request, nlmsg
 
 # include/uapi/linux/rtnetlink.h
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
+RTM_NEWNEIGH, RTM_GETNEIGH = 28, 30
 RTM_NEWRULE, RTM_DELRULE, RTM_GETRULE = 32, 33, 34
-RTM_NEWQDISC, RTM_DELQDISC = 36, 37
+RTM_NEWQDISC, RTM_DELQDISC, RTM_GETQDISC = 36, 37, 38
 RTM_NEWTFILTER, RTM_DELTFILTER, RTM_GETTFILTER = 44, 45, 46
 RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE = 0x1, 0x10, 0x40
 RTNLGRP_IPV4_ROUTE = 7
@@ -99,6 +100,21 @@ class _RouteMessage(nlmsg):  # type: ignore[misc]
     )
 
 
+class _NeighbourMessage(nlmsg):  # type: ignore[misc]
+    prefix = "NDA_"
+    fields = (
+        ("family", "B"),
+        ("__align", "xxx"),
+        ("index", "i"),
+        ("state", "H"),
+        *_bytes("flags", "type"),
+    )
+    nla_map = (
+        (1, "NDA_DST", "cdata"),
+        (2, "NDA_LLADDR", "cdata"),
+    )
+
+
 class _RuleMessage(nlmsg):  # type: ignore[misc]
     prefix = "FRA_"
     fields = (
@@ -135,6 +151,7 @@ _BY_FIRST_TYPE: dict[int, Any] = {
     RTM_NEWLINK: _LinkMessage,
     RTM_NEWADDR: _AddressMessage,
     RTM_NEWROUTE: _RouteMessage,
+    RTM_NEWNEIGH: _NeighbourMessage,
     RTM_NEWRULE: _RuleMessage,
     RTM_NEWQDISC: _TrafficMessage,
     RTM_NEWTFILTER: _TrafficMessage,
@@ -218,12 +235,34 @@ def read_route(message: Any) -> Route | None:
     if message["family"] != socket.AF_INET or message["type"] == RTN_THROW:
         return None
     table = message.get_attr("RTA_TABLE")
+    destination, source = message.get_attr("RTA_DST"), message.get_attr("RTA_PREFSRC")
     return Route(
         index=message.get_attr("RTA_OIF"),
         prefixlen=message["dst_len"],
         table=message["table"] if table is None else table,
         proto=message["proto"],
+        unicast=message["type"] == RTN_UNICAST,
+        destination=None if destination is None else IPv4Address(destination),
+        via=_router(message),
+        metric=message.get_attr("RTA_PRIORITY") or 0,
+        source=None if source is None else IPv4Address(source),
     )
+
+
+def _router(message: Any) -> str:
+    """The router of a route, as `Route.via` has it."""
+    if (gateway := message.get_attr("RTA_GATEWAY")) is not None:
+        return str(IPv4Address(gateway))
+    via = message.get_attr("RTA_VIA") or b""  # struct rtvia: the family, then the address
+    return f"inet6 {IPv6Address(via[2:])}" if len(via) == 18 else ""
+
+
+def read_neighbour(message: Any) -> Neighbour | None:
+    """The Neighbour of an RTM_NEWNEIGH message; None if its hardware address is not known."""
+    address, mac = message.get_attr("NDA_DST"), message.get_attr("NDA_LLADDR")
+    if message["family"] != socket.AF_INET or address is None or mac is None:
+        return None
+    return Neighbour(message["index"], IPv4Address(address), mac)
 
 
 def promote_secondaries(message: Any) -> int | None:

@@ -21,9 +21,9 @@ _autoip() {
         [[ -d $path ]] && interfaces+=" ${path##*/}"
     done
     # begin COMMANDS
-    commands="run status watch wait refresh reload stop probe hooks help version" module_words="if= ip= delay= debug abandon"
+    commands="run status watch wait refresh reload stop probe doctor hooks help version" module_words="if= ip= delay= debug abandon"
     case ${before[1]} in
-    status | watch | wait | refresh | reload | stop | probe | hooks | help | version) command=${before[1]} ;;
+    status | watch | wait | refresh | reload | stop | probe | doctor | hooks | help | version) command=${before[1]} ;;
     esac
     # end COMMANDS
     # begin VALUES
@@ -33,12 +33,12 @@ _autoip() {
     run:--config | run:--script | run:--trace | hooks:--program) offered="files" ;;
     run:--script-style) offered="avahi zcip" ;;
     run:-o) offered="words" ;;
-    status:--json= | watch:--json= | probe:--json=) offered="short pretty" ;;
+    status:--json= | watch:--json= | probe:--json= | doctor:--json=) offered="short pretty" ;;
     wait:--for) offered="link-local routable any" ;;
     hooks:--client) offered="dhclient ifupdown dhcpcd udhcpc networkd-dispatcher networkmanager" ;;
     hooks:--root) offered="folders" ;;
     hooks:hooks) offered="operand install remove list" ;;
-    help:help) offered="operand run status watch wait refresh reload stop probe hooks help version" ;;
+    help:help) offered="operand run status watch wait refresh reload stop probe doctor hooks help version" ;;
     version:version) offered="operand " ;;
     esac
     # end VALUES
@@ -50,6 +50,7 @@ _autoip() {
     wait) options+=" --timeout --for --any" ;;
     refresh) options+=" --if-waiting" ;;
     probe) options+=" --delay -j --json" ;;
+    doctor) options+=" -j --json" ;;
     hooks) options+=" --client --root --no-conf --program" ;;
     esac
     # end OPTIONS

@@ -84,6 +84,8 @@ class FakeNetworkManager:
         self._bus = bus
         self.devices: dict[str, tuple[str, int]] = {}
         """By object path: name of the interface, number of the state."""
+        self.profiles: dict[str, dict[str, dict[str, tuple[str, object]]]] = {}
+        """By object path of the device: the settings of the profile that is active there."""
         self.method = "auto"
         """`ipv4.method` of the connection that all devices have."""
         self.mute = False
@@ -134,10 +136,19 @@ class FakeNetworkManager:
                 return new_error(call, f"{DEVICE}.NotActive")
             settings = {"ipv4": {"method": ("s", self.method)}, "connection": {"id": ("s", "a")}}
             return new_method_return(call, "a{sa{sv}}t", (settings, 1))
-        assert (member, call.body[0]) == ("Get", DEVICE)
+        if member == "GetSettings":
+            return new_method_return(call, "a{sa{sv}}", (self.profiles[path.removesuffix("/p")],))
+        assert member == "Get"
+        if call.body == (f"{NAME}.Connection.Active", "Connection"):
+            return new_method_return(call, "v", (("o", path.replace("/a", "/p")),))
+        assert call.body[0] == DEVICE
         name, state = self.devices[path]
-        value = ("s", name) if call.body[1] == "Interface" else ("u", state)
-        return new_method_return(call, "v", (value,))
+        values = {
+            "Interface": ("s", name),
+            "State": ("u", state),
+            "ActiveConnection": ("o", f"{path}/a" if path in self.profiles else "/"),
+        }
+        return new_method_return(call, "v", (values[call.body[1]],))
 
     async def signal(
         self, path: str, interface: str, member: str, signature: str, *body: Any, to: str = ""

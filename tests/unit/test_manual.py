@@ -90,7 +90,10 @@ def test_the_readme_has_every_command() -> None:
 
 def test_every_field_is_in_the_manual_with_type_and_unit() -> None:
     text = MANUAL.read_text()
-    for table in (protocol.STATUS, protocol.EVENT, protocol.PROBE):
+    for table in (
+        *(protocol.STATUS, protocol.EVENT, protocol.PROBE),
+        *(protocol.DOCTOR, protocol.FINDING),
+    ):
         for name, field in table.items():
             unit = f", {field.unit}" if field.unit else ""
             assert f".It Cm {name} Pq {field.type}{unit}\n" in text

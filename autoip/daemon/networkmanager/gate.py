@@ -143,6 +143,19 @@ class Kept:
     standings: tuple[tuple[str, Standing, str], ...]
 
 
+def absence(address: str) -> str:
+    """Return in words why NetworkManager cannot be here; empty: it may be.
+
+    Args:
+        address: of the system bus, where the user gave one.
+    """
+    if not address and not os.path.exists(SYSTEM_BUS):
+        return "there is no D-Bus system bus"
+    if not address and not any(map(os.path.exists, INSTALLED)):
+        return "NetworkManager is not installed"
+    return ""
+
+
 @dataclass(slots=True)
 class _Gate:
     """The gate of one interface: its standing, why, and until when."""
@@ -196,10 +209,8 @@ class Follower:
             kept: of the one that this goes on for: all stays so until NetworkManager reports a change.
         """
         self._gates = {name: _Gate() for name in interfaces}
-        if not self._address and not os.path.exists(SYSTEM_BUS):
-            self._all(Trigger.NOT_FOLLOWABLE, "there is no D-Bus system bus")
-        elif not self._address and not any(map(os.path.exists, INSTALLED)):
-            self._all(Trigger.NOT_FOLLOWABLE, "NetworkManager is not installed")
+        if why := absence(self._address):
+            self._all(Trigger.NOT_FOLLOWABLE, why)
         elif find_spec("jeepney") is None:
             self._cannot_follow()
         else:

@@ -1,0 +1,1 @@
+"""`autoip doctor`: facts are gathered, then judged by a table of checks."""
