@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import re
 import statistics
+import subprocess
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -89,7 +90,7 @@ class _Ifupdown(Way):
         machine.write(self.host, "/etc/dhcp/dhclient.conf", "select-timeout 0;\nrequest routers;\n")
 
     def start(self) -> None:
-        self.host.popen(["ifup", "eth0"])
+        self.host.popen(["ifup", "eth0"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     def stop(self) -> None:
         self.host.run("ifdown", "eth0", timeout=_PATIENCE)
