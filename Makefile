@@ -125,9 +125,11 @@ check: $(VENV)/.dev ## linters, types, formats, coverage of the unit tests, C wa
 mutate: $(VENV)/.dev ## change one thing at a time in autoip/core: do its unit tests notice? (ARGS="--sample 150": a part)
 	$(GIVE_BACK) $(PY) -m tools.mutate $(ARGS)
 
-bench: $(VENV)/.dev ## the benchmarks, each beside what it is measured against (root)
+# Not the environment's.
+NAME :=
+bench: $(VENV)/.dev ## the benchmarks, each beside what it is measured against (root; NAME=fallback: one of them)
 	$(DEPS)
-	@exec $(AS_ROOT) $(PY) -m bench $(ARGS)
+	@exec $(AS_ROOT) $(PY) -m bench $(NAME) $(ARGS)
 
 # How long each attack lasts, in seconds.
 TIME ?= 60

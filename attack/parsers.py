@@ -281,7 +281,7 @@ class Transport(asyncio.Transport):
         self.closing = True
 
 
-CHANGES = ("refresh", "reload", "stop")
+CHANGES = ("refresh", "dhcp-failed", "reload", "stop")
 REQUESTS = {"status", "watch", *CHANGES}
 
 
@@ -309,7 +309,9 @@ async def converse(parts: Sequence[bytes]) -> None:
         done.append("reload")
         return "a reason"
 
-    handler = server.Handler(dict, lambda: done.append("refresh"), reload, stop)
+    handler = server.Handler(
+        dict, lambda: done.append("refresh"), lambda: done.append("dhcp-failed"), reload, stop
+    )
     clients = server.Clients()
     serving = server.Server(Path("unused"), handler, clients)
     ours, theirs = socket.socketpair()

@@ -23,6 +23,7 @@ if __package__ in (None, ""):  # called as a file
 from bench import (
     commands,
     defence,
+    fallback,
     hooks,
     idle,
     punctuality,
@@ -46,6 +47,7 @@ BENCHMARKS: dict[str, Callable[[Setting], Result]] = {
     throughput.NAME: throughput.measure,
     commands.NAME: commands.measure,
     hooks.NAME: hooks.measure,
+    fallback.NAME: fallback.measure,
 }
 
 

@@ -415,7 +415,7 @@ static void happen(struct autoip_listener *listener, struct input *input)
         break;
     case 12:
         if (it->open)
-            autoip_socket_close(it->sock);
+            (void)kernel_close(autoip_socket_detach(it->sock));
         else
             adopt(listener, which);
         break;

@@ -8,8 +8,9 @@ import os
 import sys
 
 from autoip import paths
+from autoip.commands import outlook
 from autoip.commands.arguments import aligned, texts, values, write
-from autoip.dhcp import install, trust
+from autoip.dhcp import install, running, trust
 from autoip.dhcp.clients import CLIENTS
 from autoip.dhcp.image import Image
 from autoip.errors import AutoipError, UsageError
@@ -88,12 +89,7 @@ def main(words: Sequence[str]) -> int:
 def _lines(image: Image, arguments: argparse.Namespace) -> Iterable[str]:
     match arguments.action:
         case "install":
-            program = arguments.program or _program()
-            trust.check([program], image.root)
-            if not arguments.program and not image.root:  # what runs here is what hooks start
-                trust.check(trust.below(_PACKAGE))
-            names, interfaces = arguments.clients, arguments.interfaces
-            return install.install(image, names, interfaces, program, conf=arguments.conf)
+            return _install(image, arguments)
         case "remove":
             namespace = None
             if not image.root:
@@ -101,7 +97,50 @@ def _lines(image: Image, arguments: argparse.Namespace) -> Iterable[str]:
                     namespace = paths.network_namespace()
             return install.remove(image, arguments.clients, namespace)
         case _:
-            return _table(image, arguments.clients or CLIENTS)
+            return _tables(image, arguments.clients)
+
+
+def _install(image: Image, arguments: argparse.Namespace) -> Iterable[str]:
+    program = arguments.program or _program()
+    trust.check([program], image.root)
+    if not arguments.program and not image.root:  # what runs here is what hooks start
+        trust.check(trust.below(_PACKAGE))
+    names, interfaces, conf = arguments.clients, arguments.interfaces, arguments.conf
+    if conf and not interfaces and not image.root:
+        beside = "networkmanager" in names if names else install.present(image, "networkmanager")
+        devices = running.networkmanager_devices() if beside else None
+        interfaces = _chosen([name for name, kind in (devices or {}).items() if kind == "ethernet"])
+        conf = bool(interfaces)
+    yield from install.install(image, names, interfaces, program, conf=conf)
+    if interfaces and not image.root:
+        yield from running.start([name for name in interfaces if install.is_enabled(image, name)])
+
+
+def _chosen(devices: Sequence[str]) -> list[str]:
+    """Return those of the interfaces of NetworkManager that the user names, if there are any to be named.
+
+    Raises:
+        AutoipError: nobody is there to be asked, or names none.
+    """
+    if not devices:
+        return []
+    why = "NetworkManager does not report a failure of DHCP, so autoip needs the interfaces' names"
+    command = f"autoip hooks install {' '.join(devices)}"
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise AutoipError(f"{why}; nothing was changed; run: {command}")
+    write(f"{why}. NetworkManager manages: {' '.join(devices)}")
+    try:
+        answer = input("Names, or Enter for all of these: ").split() or devices
+    except EOFError:
+        raise AutoipError(f"no interface was named; nothing was changed; run: {command}") from None
+    return [one_interface_name(name) for name in answer]
+
+
+def _tables(image: Image, names: Sequence[str]) -> Iterable[str]:
+    yield from _table(image, names or CLIENTS)
+    if not names and not image.root and (found := list(outlook.rows(image, os.environ))):
+        yield ""
+        yield from aligned([("INTERFACE", "IF DHCP FAILED NOW"), *found])
 
 
 def _table(image: Image, names: Iterable[str]) -> Iterable[str]:

@@ -9,7 +9,6 @@ import contextlib
 import json
 import time
 from fnmatch import fnmatchcase
-from functools import partial
 
 from autoip.commands import arguments
 from autoip.control.client import Connection, ask, checked, served
@@ -64,7 +63,12 @@ OPTIONS: Mapping[str, tuple[Option, ...]] = {
             read=interface_name, repeat="all", operand="+", offers="interfaces",
         ),
     ),
-    "refresh": (_IFACE,),
+    "refresh": (
+        Option(
+            "if-waiting", "", "only end the waiting of `--after`, since DHCP has failed", into="waiting",
+        ),
+        _IFACE,
+    ),
     "reload": (_IFACES,),
     "stop": (
         Option(
@@ -209,6 +213,14 @@ class _NotHere(AutoipError):
     exit_status = NotRunning.exit_status
 
 
+def refresh(words: Sequence[str], environ: Mapping[str, str]) -> int:
+    """Have the address probed again, or claimed at once; return 0."""
+    found = _parse("refresh", words)
+    request = "dhcp-failed" if found["waiting"] else "refresh"
+    ask(runtime_directory(environ), found["interface"], request)
+    return 0
+
+
 def stop(words: Sequence[str], environ: Mapping[str, str]) -> int:
     """Stop the daemon of an interface, or remove what one that died has left; return 0."""
     found = _parse("stop", words)
@@ -221,12 +233,6 @@ def stop(words: Sequence[str], environ: Mapping[str, str]) -> int:
     from autoip.daemon import leftovers
 
     leftovers.remove(Path(directory), found["interface"])
-    return 0
-
-
-def _order(request: str, words: Sequence[str], environ: Mapping[str, str]) -> int:
-    name = _parse(request, words)["interface"]
-    ask(runtime_directory(environ), name, request)
     return 0
 
 
@@ -361,7 +367,7 @@ COMMANDS: Mapping[str, Callable[[Sequence[str], Mapping[str, str]], int]] = {
     "status": status,
     "watch": watch,
     "wait": wait,
-    "refresh": partial(_order, "refresh"),
+    "refresh": refresh,
     "reload": reload,
     "stop": stop,
 }

@@ -42,7 +42,7 @@ class Connection:
     Args:
         directory: the run-time directory.
         interface: its name.
-        request: status, watch, refresh, reload or stop.
+        request: status, watch, refresh, dhcp-failed, reload or stop.
 
     Raises:
         NotRunning: no daemon serves the interface.

@@ -2,8 +2,8 @@
 
 One Unix stream socket for each interface. A client sends one JSON line,
 ``{"version": 1, "request": NAME}``, and gets one JSON line, after ``watch`` one for each event.
-``status`` and ``watch`` are for everyone, ``refresh``, ``reload`` and ``stop`` for root and the daemon's
-own user; the kernel reports the client's user (SO_PEERCRED).
+``status`` and ``watch`` are for everyone, ``refresh``, ``dhcp-failed``, ``reload`` and ``stop`` for root and
+the daemon's own user; the kernel reports the client's user (SO_PEERCRED).
 
 A client must cost neither the negotiation nor other clients anything: a request has at most
 LINE_MAX bytes and REQUEST_TIME seconds; each user has USER_MAX connections, WATCH_MAX of them
@@ -48,12 +48,14 @@ class Handler:
     Attributes:
         status: its status object.
         refresh: probes the address again.
+        failed: claims an address now, if that waits for DHCP.
         reload: goes on as the program from its file; awaited; returns why it was refused.
         stop: takes off all that is ours; awaited before the answer.
     """
 
     status: Callable[[], dict[str, Any]]
     refresh: Callable[[], None]
+    failed: Callable[[], None]
     reload: Callable[[], Awaitable[str]]
     stop: Callable[[], Awaitable[None]]
 
@@ -334,16 +336,20 @@ class _Client(asyncio.Protocol):
                 handler.refresh()
                 self._answer()
                 self.finish()
+            case "dhcp-failed" if self._may_change():
+                handler.failed()
+                self._answer()
+                self.finish()
             case "stop" if self._may_change():
                 self.stopping = True
                 self._take_time(self._stop(), self.server.tasks)
             case "reload" if self._may_change():
                 self.reloading = True
                 self._take_time(self._reload(), self.server.reloads)
-            case "refresh" | "reload" | "stop":
+            case "refresh" | "dhcp-failed" | "reload" | "stop":
                 self._refuse("only root and the daemon's own user may do that", permission=True)
             case _:
-                self._refuse("not a request: status, watch, refresh, reload or stop")
+                self._refuse("not a request: status, watch, refresh, dhcp-failed, reload or stop")
 
     def _take_time(self, work: Coroutine[Any, Any, None], tasks: set[asyncio.Task[None]]) -> None:
         if self._timeout is not None:

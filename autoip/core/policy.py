@@ -2,7 +2,7 @@
 
 `alongside`: always. `fallback`: while the interface has no routable address:
 
-    Waiting -> (no routable address for `after`) Wanted -> (one comes) Lingering for `linger`
+    Waiting -> (no routable address for `after`, or DHCP has failed) Wanted -> (one comes) Lingering for `linger`
             -> Draining, while connections use the link-local address -> Superseded
     Superseded -> (the routable address goes) Waiting
     Lingering, Draining -> (the routable address goes) Wanted, and nothing was given up
@@ -153,6 +153,11 @@ class Policy:
         self._closed.pop(gate, None)
         if not allowed:
             self._closed[gate] = why
+
+    def failed(self) -> None:
+        """Take in that DHCP has failed: there is nothing to wait for until `after` is over."""
+        if isinstance(self.state, Waiting) and self.state.until is not None:
+            self.state = Wanted()
 
     def connections(self, used: bool, now: float) -> None:
         """Take in the answer to `asks`: whether connections have the address `used`."""

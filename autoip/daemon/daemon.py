@@ -302,6 +302,7 @@ class Daemon(ResumableDaemon):
         handler = Handler(
             status=interface.report,
             refresh=lambda: interface.restart("asked to"),
+            failed=interface.dhcp_failed,
             reload=lambda: asyncio.shield(self._reload.request()),
             stop=stop,
         )

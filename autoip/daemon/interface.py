@@ -282,6 +282,13 @@ class Interface(ResumableInterface):
             self._policy.permit(Gate.MANAGER, allowed, why)
             self._pump()
 
+    def dhcp_failed(self) -> None:
+        """Claim an address now, if that waits for DHCP."""
+        self._news("dhcp-failed")
+        with self._recovery.guarded("dhcp-failed"):
+            self._policy.failed()
+            self._pump()
+
     def restart(self, why: str, *, asked: bool = True) -> None:
         """Probe the address again before using it further; `asked`: a user asked for that."""
         self._news("restart", why=why, asked=asked)

@@ -92,7 +92,9 @@ CLIENTS: Mapping[str, DhcpClient] = {
     ),
     "ifupdown": DhcpClient(
         ("/sbin/ifup", "/usr/sbin/ifup"),
-        tuple(File("ifupdown", f"/etc/network/if-{way}.d/autoip") for way in ("up", "down")),
+        tuple(
+            File("ifupdown", f"/etc/network/if-{way}.d/autoip") for way in ("pre-up", "up", "down")
+        ),
     ),
     "dhcpcd": DhcpClient(
         ("/sbin/dhcpcd", "/usr/sbin/dhcpcd"),
@@ -107,7 +109,7 @@ CLIENTS: Mapping[str, DhcpClient] = {
         ("/usr/bin/networkd-dispatcher",),
         tuple(
             File("networkd-dispatcher", f"/etc/networkd-dispatcher/{state}.d/autoip")
-            for state in ("carrier", "degraded", "routable", "off")
+            for state in ("configuring", "carrier", "degraded", "routable", "off")
         ),
     ),
     "networkmanager": DhcpClient(

@@ -14,7 +14,8 @@ import shlex
 import subprocess
 from pathlib import Path
 
-from autoip.dhcp.clients import CLIENTS, MARK, SHARED, File
+from autoip.dhcp import running
+from autoip.dhcp.clients import CLIENTS, MARK, SHARED, DhcpClient, File
 from autoip.dhcp.image import Found
 from autoip.errors import AutoipError, UsageError
 
@@ -32,6 +33,11 @@ _RUN = "/run/autoip-hooks"
 _UNIT_FOLDERS = ("/etc", "/usr/local/lib", "/usr/lib", "/lib")
 _UNITS = tuple(f"{folder}/systemd/system/autoip@.service" for folder in _UNIT_FOLDERS)
 _WANTS = "/etc/systemd/system/multi-user.target.wants"
+_AVAHI_HOOKS = (
+    "/etc/dhcp/dhclient-exit-hooks.d/zzz_avahi-autoipd",
+    "/etc/network/if-up.d/avahi-autoipd",
+)
+"""What Debian's avahi-autoipd starts its daemon with."""
 _STOP_TIME = 120
 """Seconds that a daemon may take to end."""
 
@@ -90,11 +96,12 @@ def install(
     if not image.exists(program):
         yield f"note: {image.full(program)} is not there yet"
     for name, client in chosen.items():
-        if client.needs is not None and not _has_line(image, *client.needs):
-            path, word = client.needs
-            yield f"note: {name}: {image.full(path)} has to say {word}"
+        if missing := missing_word(image, client):
+            yield f"note: {name}: {missing}"
         for path in client.confs if conf and not interfaces else ():
             yield f"note: {name}: no interface was named, so {path} was not written"
+    for path in filter(image.exists, _AVAHI_HOOKS):
+        yield f"note: {image.full(path)} starts avahi-autoipd as well: remove one of the two"
 
 
 def remove(image: Image, names: Sequence[str], namespace: int | None) -> Iterator[str]:
@@ -103,8 +110,8 @@ def remove(image: Image, names: Sequence[str], namespace: int | None) -> Iterato
     Args:
         image: the root.
         names: of CLIENTS; empty: all.
-        namespace: inode of a network namespace: with the last hook, the daemons that hooks have started
-            in it are stopped; None: daemons are left alone.
+        namespace: inode of a network namespace: the services that are disabled are stopped, and with the last
+            hook the daemons that hooks have started in it; None: daemons are left alone.
 
     Raises:
         AutoipError: the kernel refused something.
@@ -121,6 +128,8 @@ def remove(image: Image, names: Sequence[str], namespace: int | None) -> Iterato
             if image.at(path).target in _UNITS:
                 image.unlink(path)
                 yield f"removed {image.full(path)}"
+                if namespace is not None:
+                    yield from running.stop(path.partition("@")[2].removesuffix(".service"))
     last = not any(image.at(path).is_ours for client in CLIENTS.values() for path in client.paths)
     if last:
         if namespace is not None and image.at(SHARED).is_ours:
@@ -134,6 +143,19 @@ def remove(image: Image, names: Sequence[str], namespace: int | None) -> Iterato
 def present(image: Image, name: str) -> bool:
     """Return whether a DHCP client is installed."""
     return any(image.exists(program) for program in CLIENTS[name].programs)
+
+
+def is_enabled(image: Image, interface: str) -> bool:
+    """Return whether the service of an interface is enabled."""
+    return bool(image.at(f"{_WANTS}/autoip@{interface}.service"))
+
+
+def missing_word(image: Image, client: DhcpClient) -> str:
+    """Return what the DHCP client's configuration has to say for its hook to do anything; empty if it does."""
+    if client.needs is None or _has_line(image, *client.needs):
+        return ""
+    path, word = client.needs
+    return f"{image.full(path)} has to say {word}"
 
 
 def state(image: Image, name: str) -> str:

@@ -48,6 +48,7 @@ _autoip() {
     status) options+=" -j --json" ;;
     watch) options+=" -j --json" ;;
     wait) options+=" --timeout --for --any" ;;
+    refresh) options+=" --if-waiting" ;;
     stop) options+=" --leftovers" ;;
     probe) options+=" --delay -j --json" ;;
     doctor) options+=" -j --json" ;;

@@ -91,6 +91,9 @@ complete -c autoip -n $where -l timeout -x -d 'give up after so many seconds, 0 
 complete -c autoip -n $where -l for -x -a 'link-local routable any' -d 'which address'
 complete -c autoip -n $where -l any -d 'until one of the interfaces has it'
 
+set -l where '__fish_seen_subcommand_from refresh'
+complete -c autoip -n $where -l if-waiting -d 'only end the waiting of --after, since DHCP has failed'
+
 set -l where '__fish_seen_subcommand_from stop'
 complete -c autoip -n $where -l leftovers -d 'remove only what a daemon that died has left on the interface'
 

@@ -6,10 +6,12 @@ import contextlib
 import os
 import re
 import select
+import shlex
 import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,7 +21,7 @@ from lab.daemon import REPOSITORY
 from lab.programs import find_program
 from tests.require import requires_program
 
-from .conftest import MakeDaemon, MakeHost
+from .conftest import MakeDaemon, MakeHost, autoip_command
 from .helpers import NETNS, claim, configuration, wait_until
 from .hooked import Hooked, MakeHooked
 
@@ -96,6 +98,55 @@ def test_while_one_works_one_waits_and_the_others_leave(port: Port, host: Hooked
     host.wait_ended("eth0")
 
 
+def test_early_does_not_replace_a_start_that_is_due(port: Port, host: Hooked) -> None:
+    lock = f"/run/autoip-hooks/{host.host.inode}-eth0.work"
+    host.host.run("mkdir", "-m", "700", "/run/autoip-hooks")
+
+    def started(*actions: str) -> list[str]:
+        """What is started by requests that nobody acts on meanwhile."""
+        with host.host.popen(["flock", "--no-fork", lock, "sleep", "300"]) as busy:
+            wait_until(lambda: host.host.run("sh", "-c", f"flock -n {lock} true || echo no"), "it")
+            for action in actions:
+                host.call(action, "eth0")
+            busy.kill()
+        wait_until(lambda: len(host.daemons("eth0")) == 1, "a daemon")
+        wait_until(lambda: host.state("eth0") not in ("?", "not-running"), "its socket")
+        last = host.starts()[-1]
+        host.autoip("stop", "eth0")
+        host.wait_ended("eth0")
+        wait_until(lambda: not locked(host, "eth0"), "its end")
+        return [last]
+
+    assert started("start", "early") == ["run --hook eth0"]
+    # That `start` was acted on.
+    assert started("early") == ["run --hook --early eth0"]
+    assert started("start", "stop", "early") == ["run --hook --early eth0"]
+    assert started("early", "start") == ["run --hook eth0"]
+    assert host.complaints() == []
+
+
+@pytest.mark.parametrize("next_word", ["", "keep", "start", "early", "idle"])
+def test_idle_stops_only_if_nothing_follows(port: Port, host: Hooked, next_word: str) -> None:
+    host.call("start", "eth0")
+    host.wait_address(port)
+    (daemon,) = host.daemons("eth0")
+    host.call("idle", "eth0")
+    time.sleep(5)
+    assert host.daemons("eth0") == [daemon]
+    if next_word:
+        host.call(next_word, "eth0")
+        time.sleep(11.5)  # the time of the first `idle` is over, that of a second one is not
+        assert host.daemons("eth0") == [daemon]
+    else:
+        host.wait_ended("eth0")
+        # Of what does not run any more `keep` starts nothing.
+        host.call("keep", "eth0")
+        time.sleep(1)
+        assert host.daemons("eth0") == []
+    assert host.starts() == ["run --hook eth0"]
+    assert host.complaints() == []
+
+
 @pytest.mark.parametrize("last", ["start", "stop"])
 def test_the_last_word_counts(port: Port, host: Hooked, last: str) -> None:
     """Start and stop, faster than a daemon can come and go."""
@@ -158,13 +209,72 @@ def test_what_a_daemon_that_died_has_left_goes(port: Port, host: Hooked) -> None
     host.call("start", "eth0")
     host.wait_address(port)
     (daemon,) = host.daemons("eth0")
-    os.kill(daemon, signal.SIGKILL)
+    supervisor = int(Path(f"/proc/{daemon}/stat").read_text().rsplit(")", 1)[1].split()[1])
+    for pid in (supervisor, daemon):
+        os.kill(pid, signal.SIGKILL)
     wait_until(lambda: not locked(host, "eth0"), "its end")
     assert len(port.host.link_local("eth0")) == 1
     host.call("stop", "eth0")
     wait_until(lambda: configuration(port.host) == before, "nothing of it")
     assert host.stops() == ["stop --leftovers eth0"]
-    assert [line for line in host.complaints() if "ended with status 137" not in line] == []
+    assert host.complaints() == []
+
+
+def test_a_daemon_that_dies_is_started_again(port: Port, host: Hooked) -> None:
+    """With longer and longer pauses, by one process, until `stop`."""
+
+    def started(times: int) -> bool:
+        return len(host.starts()) == times
+
+    host.call("start", "eth0")
+    address = host.wait_address(port)
+    for died in (1, 2):
+        port.sniffer.wait_announcement(address, 60)
+        (daemon,) = host.daemons("eth0")
+        os.kill(daemon, signal.SIGKILL)
+        wait_until(partial(started, died + 1), "the next one")
+        since = port.sniffer.mark()
+        port.sniffer.wait_announcement(address, 60, since=since)
+    assert port.host.link_local("eth0") == [address]
+    host.call("start", "eth0")  # changes nothing
+    assert host.starts() == ["run --hook eth0"] * 3
+    assert host.complaints() == [
+        f"hook: eth0: {host.program} run --hook eth0 ended with status 137; starts again in {pause} s"
+        for pause in (1, 2)
+    ]
+    host.call("stop", "eth0")
+    host.wait_ended("eth0")
+    wait_until(lambda: not locked(host, "eth0"), "the end of its supervisor")
+    assert port.host.addresses("eth0") == []
+    time.sleep(2)
+    assert len(host.starts()) == 3
+
+
+def test_stop_between_two_starts(port: Port, host: Hooked) -> None:
+    """Of a daemon that dies at once: no other one is started after that."""
+    host.program.write_text(f"#!/bin/sh\necho $$ $* >>{host.log}; exit 1\n")
+    host.call("start", "eth0")
+    wait_until(lambda: len(host.starts()) == 3, "three starts")  # the next pause has 4 s
+    assert locked(host, "eth0")
+    host.call("stop", "eth0")
+    wait_until(lambda: not locked(host, "eth0"), "the end of its supervisor")
+    time.sleep(5)
+    assert host.starts() == ["run --hook eth0"] * 3
+
+
+def test_what_ends_by_itself_is_not_started_again(port: Port, host: Hooked) -> None:
+
+    def started(times: int) -> bool:
+        return len(host.starts()) == times
+
+    for count, ending in enumerate(("exit 0", "exit 4", "kill -TERM $$"), 1):
+        host.program.write_text(f"#!/bin/sh\necho $$ $* >>{host.log}; {ending}\n")
+        host.call("start", "eth0")
+        wait_until(partial(started, count), "its start")
+        wait_until(lambda: not locked(host, "eth0"), "its end")
+    time.sleep(2)
+    assert len(host.starts()) == 3
+    assert host.complaints() == []
 
 
 @contextlib.contextmanager
@@ -483,10 +593,13 @@ def test_the_unit_reads_what_the_hook_writes(systemd: Systemd) -> None:
     assert "\nExecStart=autoip run %i $AUTOIP_UP $AUTOIP_HOOK " in text
     (line,) = [line for line in text.splitlines() if line.startswith("ExecStopPost=")]
     script = line.partition("'")[2].rstrip("'").replace("%i", "eth0")
-    for result, stays in {"success": False, "signal": True}.items():
-        systemd.call("start")
+    for result, stays in {"success": "", "signal": "AUTOIP_HOOK=--hook\n"}.items():
+        systemd.call("early")
+        assert systemd.marker() == "AUTOIP_HOOK=--hook --early\n"
         systemd._host.run("env", f"SERVICE_RESULT={result}", "sh", "-c", script)
-        assert (systemd.marker() != "") == stays
+        assert systemd.marker() == stays
+        systemd._host.run("env", f"SERVICE_RESULT={result}", "sh", "-c", script)
+        assert systemd.marker() == stays
 
 
 def test_a_name_that_no_unit_can_have(port: Port, host: Hooked, systemd: Systemd) -> None:
@@ -504,6 +617,34 @@ def test_systemd_without_our_unit(host: Hooked, systemd: Systemd) -> None:
     host.host.run("rm", "/etc/systemd/system/autoip@.service")
     assert systemd.call("start") == []
     wait_until(lambda: host.starts() == ["run --hook eth0"], "its start")
+
+
+def test_what_is_enabled_is_started_and_what_is_disabled_is_stopped(
+    host: Hooked, systemd: Systemd
+) -> None:
+    """`hooks install` and `hooks remove` of a client that is told names."""
+
+    def hooks(words: str) -> str:
+        command = f"rm -f /run/systemctl.log; PATH=/run/bin:$PATH {shlex.join(autoip_command())}"
+        return host.host.run("sh", "-c", f"{command} hooks {words} 2>&1; cat /run/systemctl.log")
+
+    told = hooks(f"install --client networkmanager --program {host.program} eth0 eth1")
+    assert told.count("enabled ") == 2
+    assert "\nstarted autoip@eth0.service\nstarted autoip@eth1.service\n" in told
+    assert told.splitlines()[-3:] == [
+        "daemon-reload",
+        "--no-block start autoip@eth0.service",
+        "--no-block start autoip@eth1.service",
+    ]
+    told = hooks("remove --client networkmanager")
+    assert "stopped autoip@eth1.service" in told
+    assert told.splitlines()[-2:] == [
+        "--no-block stop autoip@eth0.service",
+        "--no-block stop autoip@eth1.service",
+    ]
+    host.host.run("touch", "/run/systemctl.broken")
+    told = hooks(f"install --client networkmanager --program {host.program} eth0")
+    assert "note: systemctl start autoip@eth0.service failed: status 1\n" in told
 
 
 @pytest.mark.parametrize("how", ["broken", "silent"])

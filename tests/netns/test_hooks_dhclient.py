@@ -32,7 +32,7 @@ class TestDhclient(Fallback):
     name = "dhclient"
     bound = "BOUND"
     renewed = "RENEW"
-    words = "run --hook"
+    words = "run --hook --early"
     lease = LEASE
     events: ClassVar = {
         "FAIL": ["start eth0"],
@@ -40,7 +40,7 @@ class TestDhclient(Fallback):
         "EXPIRE": ["start eth0"],
         "RELEASE": ["stop eth0"],
         "STOP": ["stop eth0"],
-        "PREINIT": [],
+        "PREINIT": ["early eth0"],
         "BOUND": [],
         "RENEW": [],
         "": [],
@@ -49,9 +49,6 @@ class TestDhclient(Fallback):
     def give_up(self, client: Client) -> None:
         assert isinstance(client, Dhclient)
         client.ask("-r")
-
-    def provoke(self, port: Port, client: Client) -> None:
-        """It fails again by itself."""
 
     def called(self, port: Port, words: str) -> list[str]:
         # It is read by dhclient-script, whose output is dhclient's.
@@ -147,8 +144,72 @@ def test_a_lease_of_another_time(
         host.wait_state("eth0", "bound")
         assert len(port.host.link_local("eth0")) == 1
         assert routable(port) == []
-    assert host.starts() == ["run --hook eth0"]
+    assert host.starts() == ["run --hook --early eth0"]
     assert host.complaints() == []
+
+
+@pytest.mark.parametrize("config", ["", "after = 3\ndelay = 200\n"], ids=["defaults", "soon"])
+def test_an_address_long_before_dhclient_gives_up(
+    port: Port, host: Hooked, stack: contextlib.ExitStack, config: str
+) -> None:
+    """After `after` seconds, though dhclient reports a failure only after its default time-out."""
+    machine.write(port.host, "/etc/autoip.conf", f"[*]\n{config}")
+    client = stack.enter_context(Dhclient(port, timeout=60))
+    client.start()
+    start = client.wait_reason("PREINIT")
+    probe = port.sniffer.wait_probe(timeout=60)
+    assert (probe.ns - start) / 1e9 >= (3 if config else 10)
+    assert host.wait_address(port) == probe.tpa
+    assert client.reasons() == ["PREINIT"]
+    assert host.starts() == ["run --hook --early eth0"]
+    assert host.complaints() == []
+
+
+def test_list_has_what_would_happen(port: Port, host: Hooked, client: Dhclient) -> None:
+    def outlook() -> str:
+        (row,) = [line for line in host.hooks("list").splitlines() if line.startswith("eth0 ")]
+        return row.partition(" ")[2].strip()
+
+    assert outlook() == "nothing: no DHCP client serves it"
+    client.start()
+    host.wait_address(port)
+    assert outlook() == "autoip, which serves it already, claims an address"
+    host.hooks("remove")
+    host.wait_ended("eth0")
+    says = "nothing: hooks of dhclient: no: autoip hooks install --client dhclient"
+    assert outlook() == says
+    machine.write(port.host, "/etc/autoip.conf", "[*]\nhooks = no\n")
+    host.install("--client", "dhclient")
+    assert outlook() == "nothing: the configuration says hooks = no, or does not name it"
+    machine.write(port.host, "/etc/autoip.conf", "")
+    assert outlook() == "the hook of dhclient has autoip claim an address"
+
+
+def test_a_failure_ends_the_waiting(port: Port, host: Hooked, client: Dhclient) -> None:
+    machine.write(port.host, "/etc/autoip.conf", "[*]\nafter = 600\ndelay = 100\n")
+    client.start()
+    failed = client.wait_reason("FAIL")
+    host.wait_address(port)
+    assert all(frame.ns > failed for frame in port.sniffer.probes())
+    assert host.starts() == ["run --hook --early eth0"]
+
+
+def test_a_lease_that_is_over_is_a_failure(
+    port: Port, host: Hooked, server: Dhcpd, client: Dhclient
+) -> None:
+    """EXPIRE and PREINIT come 10 ms apart, and none runs: the one is `start`, which the other does not replace."""
+    machine.write(port.host, "/etc/autoip.conf", "[*]\nafter = 600\ndelay = 100\n")
+    server.set_lease(LEASE)
+    server.start()
+    client.start()
+    client.wait_bound()
+    host.wait_state("eth0", "standby")
+    host.autoip("stop", "eth0")
+    host.wait_ended("eth0")
+    server.stop()
+    client.wait_reason("EXPIRE")
+    host.wait_address(port)
+    assert host.starts() == ["run --hook --early eth0", "run --hook eth0"]
 
 
 # --- connections --------------------------------------------------------------------------------

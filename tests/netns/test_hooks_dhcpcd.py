@@ -34,7 +34,6 @@ class TestDhcpcd(Fallback):
     bound = "BOUND"
     renewed = "RENEW"
     words = "run --hook --early"
-    no_carrier = "NOCARRIER"
     lease = DhcpcdClient.shortest_lease
     events: ClassVar = {
         "PREINIT": [],

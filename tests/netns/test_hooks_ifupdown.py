@@ -70,7 +70,7 @@ def test_no_server_then_down(port: Port, host: Hooked, clients: tuple[str, ...])
     host.wait_ended("eth0")
     assert port.host.addresses("eth0") == []
     # However many hooks there are.
-    assert host.starts() == ["run --hook eth0"]
+    assert host.starts() == ["run --hook --early eth0"]
     assert host.complaints() == []
     ifup(port, "eth0")
     host.wait_address(port)
@@ -120,7 +120,7 @@ def test_what_is_no_dhcp_interface_is_left_alone(
     host.wait_address(port)
     port.host.run("ifdown", "-a", timeout=60)
     host.wait_ended("eth0")
-    assert host.starts() == ["run --hook eth0"]
+    assert host.starts() == ["run --hook --early eth0"]
     assert host.complaints() == []
 
 

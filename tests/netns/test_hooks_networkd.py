@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from typing import ClassVar
 
-from lab import Port
+import pytest
+
+from lab import Port, machine
 from lab.client import Client
 from lab.networkd import NetworkdClient
 from tests.require import requires_program
@@ -28,9 +31,9 @@ class TestNetworkd(Fallback):
     bound = "routable"
     renewed = ""
     words = "run --hook --early"
-    no_carrier = "no-carrier"
     lease = 10
     events: ClassVar = {
+        "configuring configuring": ["early eth0"],
         "carrier configuring": ["early eth0"],
         "degraded configuring": ["early eth0"],
         "routable configuring": ["early eth0"],
@@ -57,7 +60,7 @@ class TestNetworkd(Fallback):
         env = {"IFACE": "eth0", "STATE": state, "AdministrativeState": administrative}
         (called,) = {
             tuple(calls(port, f"/etc/networkd-dispatcher/{folder}.d/autoip", env=env))
-            for folder in ("carrier", "degraded", "routable", "off")
+            for folder in ("configuring", "carrier", "degraded", "routable", "off")
         }
         return list(called)
 
@@ -75,6 +78,26 @@ class TestNetworkd(Fallback):
         client.dispatcher.wait_line("carrier.d/autoip' for interface eth1")
         assert host.starts() == [f"{self.words} eth0"]
         assert port.host.link_local("eth1") == []
+
+    @pytest.mark.parametrize("named", [False, True])
+    def test_a_link_without_dhcp(self, port: Port, make_client: MakeClient, named: bool) -> None:
+        """It is configured by hand, and stays as it is, unless autoip's configuration has a section for it."""
+        host, client = make_client(port, config="[eth0]\nlinger = 3\n" if named else "")
+        assert isinstance(client, NetworkdClient)
+        client.serve("eth0", "DHCP=ipv6\nIPv6AcceptRA=no")
+        drop_in = "/etc/systemd/network/10-eth0.network.d/later.conf"
+        machine.write(port.host, drop_in, "[Network]\nDHCP = no\n[DHCPv4]\nDHCP=yes\n")
+        client.start()
+        client.wait_reason("degraded")
+        if named:
+            host.wait_address(port)
+            return
+        time.sleep(3)
+        assert host.starts() == []
+        machine.write(port.host, drop_in, "[Network]\nDHCP=yes\n")
+        client.networkctl("reload")
+        host.wait_address(port)
+        assert host.starts() == [f"{self.words} eth0"]
 
     def test_routable_by_ipv6_alone(self, port: Port, make_client: MakeClient) -> None:
         host, client = make_client(port)

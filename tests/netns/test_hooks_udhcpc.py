@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from typing import ClassVar
 
 from lab import Port, machine
@@ -10,9 +11,10 @@ from lab.client import Client
 from lab.udhcpc import SCRIPT, Udhcpc
 from tests.require import requires_program
 
-from .conftest import MakeDaemon
+from .conftest import MakeDaemon, MakeHost
 from .fallback import Fallback, MakeClient, calls
-from .helpers import NETNS, bind, configuration
+from .helpers import NETNS, PEER, bind, configuration
+from .talk import Talk
 
 pytestmark = [
     *NETNS,
@@ -32,10 +34,10 @@ class TestUdhcpc(Fallback):
     lease = 10
     expires = False
     events: ClassVar = {
-        "deconfig": ["stop eth0"],
+        "deconfig": ["idle eth0"],
         "leasefail": ["start eth0"],
-        "bound": [],
-        "renew": [],
+        "bound": ["keep eth0"],
+        "renew": ["keep eth0"],
         "nak": [],
         "unknown": [],
     }
@@ -43,9 +45,6 @@ class TestUdhcpc(Fallback):
     def give_up(self, client: Client) -> None:
         assert isinstance(client, Udhcpc)
         client.release()
-
-    def provoke(self, port: Port, client: Client) -> None:
-        """It asks again by itself."""
 
     def called(self, port: Port, words: str) -> list[str]:
         machine.write(port.host, FORMER, "#!/bin/sh\nexit 0\n", 0o755)
@@ -83,6 +82,31 @@ class TestUdhcpc(Fallback):
             assert said(event).splitlines() == text.splitlines()
         host.hooks("remove")
         assert machine.read(port.host, SCRIPT) == recorder
+
+    def test_a_session_goes_on_beyond_deconfig(
+        self, port: Port, make_client: MakeClient, make_host: MakeHost
+    ) -> None:
+        """udhcpc is started anew: deconfig, then leasefail, and again; a session from our address goes on."""
+        peer = make_host(plugged=True)
+        peer.host.ip(f"addr add {PEER}/16 dev eth0")
+        host, client = make_client(port)
+        client.start()
+        address = host.wait_address(port)
+        port.sniffer.wait_announcement(address, 60)
+        (daemon,) = host.daemons("eth0")
+        with Talk(peer.host, PEER, port.host, address) as talk:
+            talk.alive()
+            for _ in range(2):
+                client.stop()
+                since = len(client.reasons())
+                client.start()
+                client.wait_reason("deconfig", since=since)
+                client.wait_reason("leasefail", since=since)
+                talk.alive()
+            time.sleep(16)  # no `idle` of before comes true
+            talk.alive()
+        assert host.daemons("eth0") == [daemon]
+        assert host.complaints() == []
 
     def test_what_its_script_flushes_comes_back(
         self, port: Port, make_client: MakeClient, make_autoip: MakeDaemon

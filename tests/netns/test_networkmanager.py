@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shlex
 import time
 from dataclasses import dataclass
 
@@ -384,11 +385,11 @@ def test_the_hook_starts_and_stops_a_daemon(managed: Managed) -> None:
     profile = managed.nm.add_profile("eth0", ipv6__method="link-local", ipv4__dhcp_timeout="45")
     managed.nm.wait_state("eth0", 100)
     address = managed.hooked.wait_address(managed.port)
-    assert starts(managed) == ["run --hook eth0"]
+    assert starts(managed) == ["run --hook --early eth0"]
     managed.nm.nmcli("device reapply eth0")
     time.sleep(1)
     assert managed.hooked.wait_address(managed.port) == address
-    assert starts(managed)[:1] == ["run --hook eth0"]
+    assert starts(managed)[:1] == ["run --hook --early eth0"]
     assert len(managed.hooked.daemons("eth0")) == 1
     managed.nm.nmcli(f"con down {profile}")
     managed.hooked.wait_ended("eth0")
@@ -396,6 +397,31 @@ def test_the_hook_starts_and_stops_a_daemon(managed: Managed) -> None:
     managed.nm.nmcli(f"con up {profile}")
     assert managed.hooked.wait_address(managed.port) == address
     assert managed.hooked.complaints() == []
+
+
+def test_install_without_names(managed: Managed) -> None:
+    """Where NetworkManager runs, hooks alone would do nothing when DHCP fails."""
+    hooked = managed.hooked
+    hooked.hooks("remove")
+    command = shlex.join([*autoip_command(), "hooks", "install", "--program", str(hooked.program)])
+
+    def install(*words: str) -> str:
+        return managed.host.run("sh", "-c", f"{command} {shlex.join(words)} 2>&1; echo status $?")
+
+    told = install()
+    assert "; nothing was changed; run: autoip hooks install eth0\n" in told
+    assert told.endswith("\nstatus 1\n") and told.count("\n") == 2
+    assert managed.host.run("sh", "-c", "ls /etc/autoip 2>&-; true") == ""
+    (row,) = [line for line in hooked.hooks("list").splitlines() if line.startswith("eth0 ")]
+    assert row.endswith(
+        "nothing: NetworkManager reports no failure of DHCP: autoip hooks install eth0"
+    )
+    told = install("eth0")
+    assert "reloaded NetworkManager's configuration" in told and told.endswith("status 0\n")
+    hooked.hooks("remove")
+    managed.nm.stop()
+    told = install()
+    assert told.endswith("status 0\n") and "no interface was named" not in told
 
 
 def test_the_hook_leaves_others_alone(managed: Managed, server: Dhcpd) -> None:

@@ -66,7 +66,9 @@ class Daemon:
         self.clients = Clients()
         self.loop = asyncio.new_event_loop()
         self.server = Server(
-            self.path, Handler(self._status, self._refresh, self._reload, self._stop), self.clients
+            self.path,
+            Handler(self._status, self._refresh, self._failed, self._reload, self._stop),
+            self.clients,
         )
         self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self._thread.start()
@@ -78,6 +80,9 @@ class Daemon:
 
     def _refresh(self) -> None:
         self.did.append("refresh")
+
+    def _failed(self) -> None:
+        self.did.append("dhcp-failed")
 
     async def _reload(self) -> str:
         await asyncio.sleep(0)
@@ -192,7 +197,8 @@ def test_orders(daemon: Daemon) -> None:
     directory = str(daemon.path.parent)
     assert client.ask(directory, NAME, "refresh") == {"version": 1, "ok": True}
     assert client.ask(directory, NAME, "stop") == {"version": 1, "ok": True}
-    assert daemon.did == ["refresh", "stop"]
+    assert client.ask(directory, NAME, "dhcp-failed") == {"version": 1, "ok": True}
+    assert daemon.did == ["refresh", "stop", "dhcp-failed"]
 
 
 def test_others_may_read_and_not_change(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,7 +206,7 @@ def test_others_may_read_and_not_change(daemon: Daemon, monkeypatch: pytest.Monk
     stranger = os.geteuid() + 1
     monkeypatch.setattr(server, "_user", lambda _: stranger)
     served(daemon)
-    for request in ("refresh", "stop"):
+    for request in ("refresh", "dhcp-failed", "stop"):
         with pytest.raises(NoPermission, match="only root"):
             client.ask(directory, NAME, request)
     assert daemon.did == ["status"]
@@ -249,7 +255,7 @@ def test_garbage(line: bytes, daemon: Daemon, stack: ExitStack) -> None:
     sock.sendall(line + b"\n")
     answer = json.loads(everything(sock))
     assert answer["ok"] is False
-    assert answer["error"] == "not a request: status, watch, refresh, reload or stop"
+    assert answer["error"] == "not a request: status, watch, refresh, dhcp-failed, reload or stop"
     served(daemon)
     assert daemon.did == ["status"]
 
@@ -463,6 +469,7 @@ def test_status(
         ("wait eth9 --timeout 0", "169.254.7.7", 3),
         ("wait eth9 --timeout 0.3", "169.254.7.7", 3),
         ("refresh eth0", None, 0),
+        ("refresh --if-waiting eth0", None, 0),
         ("refresh eth9", None, 3),
         ("stop eth0", None, 0),
         ("stop eth9", None, 3),

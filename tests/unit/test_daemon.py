@@ -1199,6 +1199,25 @@ async def test_control(tmp_path: Path) -> None:
 
 
 @played
+async def test_dhcp_has_failed_meanwhile(tmp_path: Path) -> None:
+    """A claim that waits for DHCP begins at once; an address that is held is not probed again."""
+    waits: dict[str, Any] = {"policy": Kind.FALLBACK, "after": 600.0}
+    async with World(tmp_path, first=A, **waits) as world:
+        await world.until_state("standby")
+        await asyncio.sleep(5)
+        assert world.report()["step"] == "claim"
+        before = world.kernel.clock()
+        await world.asks("dhcp-failed")
+        assert await world.until_bound() == A
+        assert world.kernel.clock() - before < 60
+        probes = len([line for line in world.lines if "probing" in line])
+        await world.asks("dhcp-failed")
+        await asyncio.sleep(5)
+        assert world.report()["state"] == "bound"
+        assert len([line for line in world.lines if "probing" in line]) == probes
+
+
+@played
 async def test_a_control_socket_that_cannot_be_had(tmp_path: Path) -> None:
     deep = tmp_path / ("x" * 100)
     deep.mkdir()

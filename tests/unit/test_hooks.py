@@ -15,7 +15,7 @@ import pytest
 from autoip import config
 from autoip.commands import hooks, main
 from autoip.core.policy import Kind
-from autoip.dhcp import clients, install, trust
+from autoip.dhcp import clients, install, running, trust
 from autoip.dhcp.clients import CLIENTS, MARK, SHARED
 from autoip.dhcp.image import Image
 from autoip.errors import AutoipError, UsageError
@@ -670,6 +670,69 @@ def test_networkmanager_is_told_of_the_named_interfaces_alone(root: Path, run: R
     assert (root / "etc/NetworkManager/conf.d/90-autoip.conf").exists()
     run("remove")
     assert tree(root) == before
+
+
+@pytest.mark.parametrize(
+    ("answer", "names"),
+    [("", ["eth0", "eth1"]), ("eth1", ["eth1"]), (" wlan0  eth0 ", ["wlan0", "eth0"])],
+)
+def test_on_a_terminal_it_asks_for_the_names(
+    answer: str,
+    names: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    asked: list[str] = []
+
+    def ask(prompt: str) -> str:
+        # What it is about comes first.
+        assert "NetworkManager manages: eth0 eth1" in capsys.readouterr().out
+        asked.append(prompt)
+        return answer
+
+    monkeypatch.setattr("builtins.input", ask)
+    assert hooks._chosen(["eth0", "eth1"]) == names
+    assert len(asked) == 1
+    assert hooks._chosen([]) == []
+    assert len(asked) == 1
+
+
+def test_what_is_no_name_is_refused_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("builtins.input", lambda _: "eth/0")
+    with pytest.raises(UsageError):
+        hooks._chosen(["eth0"])
+
+
+def test_the_devices_of_networkmanager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "nmcli"
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    program.write_text(
+        "#!/bin/sh\nprintf '%s\\n' eth0:ethernet:disconnected eth1:ethernet:unmanaged"
+        " wlan0:wifi:connected 'docker0:bridge:connected (externally)'\n"
+    )
+    program.chmod(0o755)
+    assert running.networkmanager_devices() == {
+        "eth0": "ethernet",
+        "wlan0": "wifi",
+        "docker0": "bridge",
+    }
+    program.write_text("#!/bin/sh\necho 'Error: NetworkManager is not running.'; exit 8\n")
+    assert running.networkmanager_devices() is None
+    program.write_text("#!/nowhere\n")
+    assert running.networkmanager_devices() is None
+
+
+def test_hooks_of_avahi_autoipd_are_named(root: Path, run: Run) -> None:
+    foreign = root / "etc/network/if-up.d/avahi-autoipd"
+    foreign.write_text("#!/bin/sh\n")
+    note = "note: /etc/network/if-up.d/avahi-autoipd starts avahi-autoipd as well: remove one of the two"
+    assert note in run("install")
+    foreign.unlink()
+    assert note not in run("install")
 
 
 # --- what no client has so far but the table allows ----------------------------------------------

@@ -88,6 +88,18 @@ def test_link_that_goes_later_changes_nothing() -> None:
     assert wanted(policy)
 
 
+def test_dhcp_fails_before_the_wait_is_over() -> None:
+    policy = fallback(link=False)
+    policy.failed()  # without a link DHCP has not had its chance
+    policy.link(True, 100.0)
+    assert not wanted(policy)
+    policy.failed()
+    assert wanted(policy)
+    policy.addressed(LEASE, 101.0)
+    policy.failed()
+    assert not wanted(policy)
+
+
 def test_fallback_without_wait() -> None:
     assert wanted(fallback(0.0))
     assert not wanted(fallback(0.5))

@@ -1,0 +1,60 @@
+"""What would happen on each interface if DHCP failed now: the second table of `autoip hooks list`."""
+
+from __future__ import annotations
+
+import socket
+
+from autoip import config
+from autoip.control.client import ask, served
+from autoip.dhcp import install, running
+from autoip.dhcp.clients import CLIENTS
+from autoip.errors import AutoipError
+from autoip.paths import runtime_directory
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # `typing` takes milliseconds to import
+    from collections.abc import Iterator, Mapping
+
+    from autoip.dhcp.image import Image
+
+
+def rows(image: Image, environ: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Yield each interface of this network namespace, and what happens on it."""
+    clients = running.dhcp_clients()
+    directory = runtime_directory(environ)
+    here = served(directory)
+    for name in sorted(name for _, name in socket.if_nameindex() if name != "lo"):
+        if name in here and (text := _served(directory, name)):
+            yield name, text
+        else:
+            yield name, _not_served(image, name, clients.get(name))
+
+
+def _served(directory: str, name: str) -> str:
+    """Return what the daemon that serves the interface does; empty if there is none."""
+    try:
+        policy = ask(directory, name, "status")["status"]["policy"]
+    except AutoipError:
+        return ""
+    return {
+        "alongside": "nothing changes: autoip serves it, with or without DHCP",
+        "fallback": "autoip, which serves it already, claims an address",
+    }.get(policy, f"nothing: autoip serves it with the policy {policy}")
+
+
+def _not_served(image: Image, name: str, client: str | None) -> str:
+    if client is None:
+        return "nothing: no DHCP client serves it"
+    if not config.load().hooks(name):
+        return "nothing: the configuration says hooks = no, or does not name it"
+    if client == "networkmanager":
+        if install.is_enabled(image, name):
+            return (
+                f"nothing: autoip@{name} is enabled and does not run: systemctl start autoip@{name}"
+            )
+        return f"nothing: NetworkManager reports no failure of DHCP: autoip hooks install {name}"
+    if (state := install.state(image, client)) != "installed":
+        return f"nothing: hooks of {client}: {state}: autoip hooks install --client {client}"
+    if missing := install.missing_word(image, CLIENTS[client]):
+        return f"nothing: {missing}"
+    return f"the hook of {client} has autoip claim an address"

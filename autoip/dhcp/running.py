@@ -1,0 +1,110 @@
+"""What runs on this machine and bears on a failure of DHCP: DHCP clients, NetworkManager, systemd's services."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+from pathlib import Path
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # `typing` takes milliseconds to import
+    from collections.abc import Iterator, Sequence
+
+_PROGRAMS = {"dhclient": "dhclient", "dhcpcd": "dhcpcd", "udhcpc": "udhcpc"}
+"""Names of processes that serve the interface on their command line, and of their DHCP clients."""
+_LINKS = Path("/run/systemd/netif/links")
+_MANAGER = "/run/systemd/system"
+"""The directory exists where systemd is the service manager."""
+_TIME = 30
+"""Seconds that a command of another program may take."""
+
+
+def networkmanager_devices() -> dict[str, str] | None:
+    """Return the type of each interface that NetworkManager manages; None: it does not run, or has no nmcli."""
+    words = ("nmcli", "--terse", "--fields", "DEVICE,TYPE,STATE", "device")
+    status, text = _run(*words)
+    if status != 0:
+        return None
+    rows = (line.rsplit(":", 2) for line in text.splitlines() if line.count(":") >= 2)
+    return {name: kind for name, kind, state in rows if not state.startswith("unmanaged")}
+
+
+def dhcp_clients() -> dict[str, str]:
+    """Return the name in `CLIENTS` of the DHCP client that serves each interface of this network namespace."""
+    found = {}
+    for index, name in socket.if_nameindex():
+        try:
+            state = (_LINKS / str(index)).read_text()
+        except OSError:
+            continue
+        if "ADMIN_STATE=unmanaged" not in state:
+            found[name] = "networkd-dispatcher"
+    names = [name for _, name in socket.if_nameindex()]
+    for words in _command_lines():
+        client = _PROGRAMS.get(os.path.basename(words[0].partition(":")[0]))
+        if client is not None:
+            # dhcpcd without names serves all interfaces, and says so in its title.
+            wanted = {word for text in words for word in text.split()}
+            found |= {name: client for name in names if name in wanted}
+    return found | dict.fromkeys(networkmanager_devices() or (), "networkmanager")
+
+
+def _command_lines() -> Iterator[list[str]]:
+    """Yield the command lines of the processes of this network namespace."""
+    here = os.stat("/proc/self/ns/net").st_ino
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            text = (folder / "cmdline").read_bytes().decode(errors="replace")
+            if text and (folder / "ns/net").stat().st_ino == here:
+                yield text.rstrip("\0").split("\0")
+        except OSError:  # it has ended, or is not ours to look at
+            continue
+
+
+def start(interfaces: Sequence[str]) -> Iterator[str]:
+    """Have NetworkManager read its files, and start the services of interfaces; yield a line for each thing done."""
+    if _run("nmcli", "general", "reload", "conf")[0] == 0:
+        yield "reloaded NetworkManager's configuration, which counts from the next activation on"
+    if not interfaces:
+        return
+    if not os.path.isdir(_MANAGER):
+        yield f"note: systemd does not run here, so nothing was started: autoip {' '.join(interfaces)}"
+        return
+    _run("systemctl", "daemon-reload")
+    for name in interfaces:
+        yield from _systemctl("start", name)
+
+
+def stop(interface: str) -> Iterator[str]:
+    """Stop the service of an interface that is not enabled any more; yield what was done."""
+    if os.path.isdir(_MANAGER):
+        yield from _systemctl("stop", interface)
+
+
+def _systemctl(verb: str, interface: str) -> Iterator[str]:
+    unit = f"autoip@{interface}.service"
+    status, text = _run("systemctl", "--no-block", verb, unit)
+    if status == 0:
+        yield f"{'started' if verb == 'start' else 'stopped'} {unit}"
+    else:
+        yield f"note: systemctl {verb} {unit} failed: {text.strip() or f'status {status}'}"
+
+
+def _run(*words: str) -> tuple[int, str]:
+    """Return the exit status and the output of a command; 127 if it cannot be run."""
+    try:
+        ended = subprocess.run(
+            words,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            env={**os.environ, "LC_ALL": "C"},
+            timeout=_TIME,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as problem:
+        return 127, str(problem)
+    return ended.returncode, ended.stdout
