@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 if TYPE_CHECKING:
     from autoip.daemon.handover import Handover
+    from autoip.daemon.trace import Trace
 
 _DESCRIPTION = """\
 Give network interfaces an IPv4 link-local address (169.254.0.0/16) by the rules of RFC 3927,
@@ -359,6 +360,17 @@ def _configuration(arguments: Arguments, handed: Handover | None, logger: loggin
     )
 
 
+def _trace(file: str | None, handed: Handover | None, logger: logging.Logger) -> Trace | None:
+    """Return the trace that the user asked for: the open one after a reload."""
+    if file is None:
+        return None
+    from autoip.daemon.trace import Trace
+
+    if handed is not None and handed.trace is not None:
+        return Trace(handed.trace, logger)
+    return Trace.open(file, logger)
+
+
 def _serve(
     arguments: Arguments,
     environ: Mapping[str, str],
@@ -393,14 +405,7 @@ def _serve(
     program = arp_socket.load_broadcast() if handed is None else handed.program
     state = [paths.state_directory(environ)] if arguments.keep_state else []
     directories = [paths.runtime_directory(environ), *state]
-    trace = None
-    if arguments.trace is not None:
-        from autoip.daemon.trace import Trace
-
-        if handed is not None and handed.trace is not None:
-            trace = Trace(handed.trace, logger)
-        else:
-            trace = Trace.open(arguments.trace, logger)
+    trace = _trace(arguments.trace, handed, logger)
     limits = _give_up(arguments, directories, handed, logger)
     settings = daemon.Settings(
         interfaces=arguments.interfaces,

@@ -24,7 +24,7 @@ from ipaddress import IPv4Address
 from random import Random
 from typing import TypeAlias
 
-from autoip.core.arp import ArpPacket, announcement, probe
+from autoip.core.arp import ArpPacket, announcement, format_mac, probe
 from autoip.core.constants import (
     ANNOUNCE_INTERVAL,
     ANNOUNCE_NUM,
@@ -193,6 +193,12 @@ class Conflict:
     address: IPv4Address
     packet: ArpPacket
     in_use: bool
+
+    @property
+    def why(self) -> str:
+        """Who did what, in words."""
+        verb = "claims" if self.packet.spa == self.address else "probes for"
+        return f"conflict: {format_mac(self.packet.sha)} {verb} {self.address}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from typing import TypeAlias
 
 from autoip.core import acd, candidates
 from autoip.core.acd import Acd, Defence, Listen
-from autoip.core.arp import ArpPacket, format_mac
+from autoip.core.arp import ArpPacket
 from autoip.core.candidates import ALL, Candidates, Pool
 from autoip.core.constants import (
     ANNOUNCE_NUM,
@@ -514,9 +514,7 @@ class Ipv4ll(_Resumable):
     def _after_conflict(self, conflict: acd.Conflict, now: float) -> None:
         """Take the next candidate: at once, or when the rate limit of section 2.2.1 allows it."""
         self._take_next(conflict.address, now, conflict=True)
-        verb = "claims" if conflict.packet.spa == conflict.address else "probes for"
-        why = f"conflict: {format_mac(conflict.packet.sha)} {verb} {conflict.address}"
-        self._report(why, Cause.CONFLICT)
+        self._report(conflict.why, Cause.CONFLICT)
 
     def _take_next(self, lost: IPv4Address, now: float, *, conflict: bool) -> None:
         self.conflicts.happened(now)

@@ -18,6 +18,7 @@ from autoip.control.server import Clients, Handler, Server
 from autoip.core.constants import LINK_LOCAL_NETWORK
 from autoip.core.policy import Kind
 from autoip.daemon.address_store import AddressStore
+from autoip.daemon.distribution import Distribution
 from autoip.daemon.foreign_default_route import ForeignDefaultRoute
 from autoip.daemon.handover import Handover
 from autoip.daemon.host import Host
@@ -36,14 +37,8 @@ from autoip.kernel import tcp_connections
 from autoip.kernel.arp_socket import ArpListener
 from autoip.kernel.capabilities import as_owner
 from autoip.kernel.model import (
-    AddressAdded,
-    AddressRemoved,
-    Event,
     Link,
-    LinkChanged,
-    LinkRemoved,
     Resync,
-    RouteRemoved,
     ethernet_like,
 )
 from autoip.kernel.network import Network
@@ -141,7 +136,6 @@ class Daemon(ResumableDaemon):
         foreign.exists = self._handed.foreign_default
         self._host = Host(foreign)
         self._follower = Follower(self._permit, log, settings.environ)
-        self._own_macs: frozenset[bytes] = frozenset()
         self._stop = asyncio.Event()
         self._reload = Reload(self, settings.executable, kernel.listener, self._notifier, log)
         self._hangup = Hangup(
@@ -155,6 +149,9 @@ class Daemon(ResumableDaemon):
         self._served: Served | None = None
         if settings.selection is not None:
             self._served = Served(settings.selection, self, log)
+        self._distribution = Distribution(
+            lambda: self._interfaces, self._host, kernel.listener, self._served, log
+        )
         directory = Path(state_directory(settings.environ)) if settings.keep_state else None
         self._shared = Shared(
             kernel=kernel,
@@ -180,7 +177,7 @@ class Daemon(ResumableDaemon):
         links, addresses = await self._network.snapshot()
         _try_packet_socket(self._kernel, links)
         self._host.apply(Resync(tuple(links), tuple(addresses)))
-        self._know_own_macs()
+        self._distribution.know_own_macs()
         handed = self._handed
         if self._served is None:
             self._names = names_of(self._settings.interfaces, links, handed)
@@ -201,7 +198,7 @@ class Daemon(ResumableDaemon):
             # Before any link is known: NetworkManager must not find an address that this daemon claimed too early.
             names = [interface.name for interface in self._interfaces]
             self._follower.start(names, self._handed.networkmanager)
-            self._on_event(Resync(tuple(links), tuple(addresses)))
+            self._distribution.event(Resync(tuple(links), tuple(addresses)))
             if self._settings.handed is not None:
                 await self._go_on(self._handed)
             if self._served is not None:
@@ -336,66 +333,15 @@ class Daemon(ResumableDaemon):
 
     async def _watch(self) -> None:
         while True:
-            event = await self._network.next_event()
-            try:
-                self._on_event(event)
-            except Exception:  # noqa: BLE001 (a bug must not end the process)
-                self._log.exception("internal error in %s", type(event).__name__)
+            self._distribution.event(await self._network.next_event())
 
     async def _watch_losses(self) -> None:
         while True:
-            indexes = await self._network.next_losses()
-            for interface in self._interfaces:
-                link = interface.link
-                if link is not None and (indexes is None or link.index in indexes):
-                    interface.lost_belongings()
-
-    def _on_event(self, event: Event) -> None:
-        new = self._host.apply(event)
-        match event:
-            case LinkChanged() | LinkRemoved():
-                self._links_changed()
-            case AddressAdded(address=address):
-                for interface in self._interfaces:
-                    interface.address_added(address, new=new)
-            case AddressRemoved(address=address):
-                for interface in self._on_link(address.index):
-                    interface.address_removed(address)
-            case RouteRemoved(route=route) if route.ours and route.index is not None:
-                for interface in self._on_link(route.index):
-                    interface.lost_belongings()
-            case Resync():
-                self._links_changed()
-                for interface in self._interfaces:
-                    interface.resynchronise()
-
-    def _on_link(self, index: int) -> list[Interface]:
-        return [i for i in self._interfaces if i.link is not None and i.link.index == index]
-
-    def _know_own_macs(self) -> None:
-        if self._own_macs != self._host.macs:
-            self._own_macs = self._host.macs
-            self._kernel.listener.own(self._own_macs)
-
-    def _links_changed(self) -> None:
-        self._know_own_macs()
-        for interface in self._interfaces:
-            link = self._host.link(interface.name)
-            # The master of a port may have another name.
-            if link is None or link != interface.link or link.is_port:
-                interface.link_changed(link)
-        if self._served is not None:
-            self._served.follow(self._host.links)
+            self._distribution.losses(await self._network.next_losses())
 
     def handle_frames(self) -> None:
         """Handle the conflicts that wait in the listener's queue."""
-        by_token = {i.token: i for i in self._interfaces if i.token is not None}
-        before = self._kernel.listener.lost
-        for received in self._kernel.listener.drain():
-            if (interface := by_token.get(received.token)) is not None:
-                interface.received(received)
-        if lost := self._kernel.listener.lost - before:
-            self._log.debug("%d conflicts dropped: more came at once than the queue holds", lost)
+        self._distribution.frames()
 
     def _on_timer(self) -> None:
         self._kernel.timer.acknowledge()

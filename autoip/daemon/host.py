@@ -95,6 +95,11 @@ class Host:
         """Return the IPv4 addresses of the interface `index`, whoever set them."""
         return [address for address in self._addresses.values() if address.index == index]
 
+    def others(self, link: Link | None, served: Served) -> list[Address]:
+        """Return the addresses of a link that are not those that this daemon has put there for `served`."""
+        there = self.addresses(link.index) if link is not None else ()
+        return [a for a in there if not served.has_put(a.index, a.address)]
+
     def is_sibling(self, mac: bytes) -> bool:
         """Return whether a hardware address is one of this host's."""
         return mac in self.macs

@@ -26,6 +26,7 @@ from autoip.daemon.belongings import Belongings
 from autoip.daemon.host import Host
 from autoip.daemon.lock_file import LockFile
 from autoip.daemon.negotiator import IDLE, Negotiator, new_core
+from autoip.daemon.no_script import NoScript
 from autoip.daemon.owned_address import REQUEST_TIMEOUT, OwnedAddress
 from autoip.daemon.owned_routes import OwnedRoutes
 from autoip.daemon.protocols import Kernel
@@ -78,7 +79,7 @@ class Interface(ResumableInterface):
         self.name = reporter.name
         self.reporter = reporter
         self.options = options
-        self.link: Link | None = None
+        self.link = self._ending = self._resumed = None
         self._shared = shared
         self._host = shared.host
         self._clock = shared.kernel.clock
@@ -89,9 +90,8 @@ class Interface(ResumableInterface):
         self._memory = AddressMemory(reporter, shared.store, options)
         self._recovery = Recovery(reporter, self._abandon, lambda: self.link_changed(self.link))
         self._requests = SerialTasks(WORK_TIMEOUT, self._recovery.request_failed, self.tick)
-        self._negotiator = Negotiator(
-            shared.kernel.listener.open, self._clock, self._make_core, reporter.frame_failed
-        )
+        opener, failed = self._kernel.listener.open, reporter.frame_failed
+        self._negotiator = Negotiator(opener, self._clock, self._make_core, failed)
         self._lock_file = lock_file
         self._owned = OwnedAddress(
             reporter, lock_file, shared.kernel, self._requests, self._negotiator, self._take_events
@@ -101,9 +101,7 @@ class Interface(ResumableInterface):
         self._stranded = StrandedRoutes(reporter, self._network, self._requests)
         self._belongings = Belongings(reporter, self._network, self._requests, self._negotiator)
         self._rivals = Rivals(reporter)
-        self._script: ScriptRunner | None = None
-        self._ending: asyncio.Task[None] | None = None
-        self._resumed = None
+        self._script: ScriptRunner | NoScript = NoScript()
         self._host.join(self._owned)
 
     # --- questions ---------------------------------------------------------------------------
@@ -128,13 +126,8 @@ class Interface(ResumableInterface):
     def report(self) -> dict[str, Any]:
         """The status object: see `protocol.STATUS`."""
         limits = [*self._network.limits, *self._shared.limits, *self._owned.limits]
-        chosen, parts = self.options, (self._policy, self._negotiator)
-        return status(self.reporter, chosen, self.link, *parts, self._others(), limits)
-
-    def _others(self) -> list[Address]:
-        """The interface's addresses that are not owned."""
-        there = self._host.addresses(self.link.index) if self.link is not None else ()
-        return [a for a in there if not self._owned.has_put(a.index, a.address)]
+        parts = (self._policy, self._negotiator, self._host.others(self.link, self._owned))
+        return status(self.reporter, self.options, self.link, *parts, limits)
 
     # --- from the start to the end -----------------------------------------------------------
 
@@ -146,8 +139,7 @@ class Interface(ResumableInterface):
         """
         from autoip.daemon import script
 
-        resumed = self._resumed
-        before = None if resumed is None else (resumed.reported,)
+        before = None if self._resumed is None else (self._resumed.reported,)
         self._script = await script.start(file, style, self.reporter, self._owned.repair, before)
 
     async def stop(self) -> None:
@@ -158,9 +150,8 @@ class Interface(ResumableInterface):
 
     async def _stop(self) -> None:
         self._recovery.close()
-        if self._script is not None:
-            # The script may take the address off itself: the address is defended until the script ends.
-            await self._script.stop()
+        # The script may take the address off itself: the address is defended until the script ends.
+        await self._script.stop()
         self._routes.close()
         with self._recovery.guarded("stop"):
             self._lose_link("stopped", asked=True)
@@ -304,13 +295,13 @@ class Interface(ResumableInterface):
     def _addresses_changed(self) -> None:
         """Pass the present addresses to the policy and to what else depends on them."""
         with self._recovery.guarded("addresses"):
-            others = self._others()
+            others = self._host.others(self.link, self._owned)
             routable = next((other.address for other in others if other.routable), None)
             self._policy.addressed(routable, self._clock())
             self._stranded.update(self.link, others, self._owned.address)
             self._pump()
             if self._ending is None:
-                self._rivals.check(self._others)
+                self._rivals.check(lambda: self._host.others(self.link, self._owned))
 
     # --- what follows ------------------------------------------------------------------------
 
@@ -323,8 +314,8 @@ class Interface(ResumableInterface):
         if self._negotiator.core is not None:
             self._follow_policy()
             self._take_events()
-            usable = self._negotiator.attached
-            self._routes.update(self._policy, self._negotiator.address, usable=usable)
+            held, usable = self._negotiator.address, self._negotiator.attached
+            self._routes.update(self._policy, held, usable=usable)
         due = True
         while due and not self._requests.busy:
             due = self._negotiator.poll()
@@ -361,27 +352,23 @@ class Interface(ResumableInterface):
                     self._owned.remove(address, reset=conflict)
                     if conflict:
                         self._memory.forget()
-                    if self._script is not None:
-                        self._script.lost(conflict=conflict)
+                    self._script.lost(conflict=conflict)
                 case ipv4ll.Transition(new=State.BOUND, address=address) if address is not None:
                     self._memory.remember(core.mac, address)  # not earlier: many are lost at once
                 case ipv4ll.Claimed(address=address):
-                    if self._script is not None:
-                        self._script.bound(address)
+                    self._script.bound(address)
         held = self._negotiator.address is not None
         self._policy.negotiated(self._negotiator.candidate, held=held)
-        if self._script is not None and not held:
+        if not held:
             self._script.lost()  # somebody else removed the address
 
     async def _look_for_connections(self) -> None:
-        used = await self._owned.is_used(self._policy.used)
-        self._policy.connections(used, self._clock())
+        self._policy.connections(await self._owned.is_used(self._policy.used), self._clock())
 
     def _abandon(self) -> None:
         """Give up everything, whatever its state: there is a bug."""
         self._negotiator.abandon()
-        if self._script is not None:
-            self._script.lost()
+        self._script.lost()
         self._owned.remove_any()
 
 

@@ -15,6 +15,7 @@ from autoip.daemon.belongings import Belongings
 from autoip.daemon.handover import KeptInterface, KeptLock
 from autoip.daemon.lock_file import LockFile
 from autoip.daemon.negotiator import Negotiator
+from autoip.daemon.no_script import NoScript
 from autoip.daemon.owned_address import OwnedAddress
 from autoip.daemon.owned_routes import OwnedRoutes
 from autoip.daemon.protocols import Kernel
@@ -49,7 +50,7 @@ class ResumableInterface(ABC):
     _resumed: KeptInterface | None
     _rivals: Rivals
     _routes: OwnedRoutes
-    _script: ScriptRunner | None
+    _script: ScriptRunner | NoScript
     _stranded: StrandedRoutes
 
     @abstractmethod
@@ -70,7 +71,7 @@ class ResumableInterface(ABC):
         parts = (self._memory, self._rivals, self._script)
         doubtful = self._owned.doubtful_until >= self._clock()
         busy = self._requests.busy or self._ending is not None or doubtful
-        return not busy and all(part is None or part.quiet for part in parts)
+        return not busy and all(part.quiet for part in parts)
 
     def keep(self) -> KeptInterface:
         """Return what `resume` takes, but for the control socket."""
@@ -86,7 +87,7 @@ class ResumableInterface(ABC):
             self._routes.keep(),
             self._memory.leftover,
             self._stranded.others_on,
-            self._script.reported if self._script is not None else None,
+            self._script.reported,
             tuple(self._rivals.reported),
         )
 

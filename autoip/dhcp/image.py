@@ -141,7 +141,9 @@ class Image:
         with contextlib.ExitStack() as undo:
             for path in self.missing(entries):
                 with self._parent(path) as (directory, name):
-                    os.mkdir(name, dir_fd=directory)
+                    os.mkdir(
+                        name, 0o755, dir_fd=directory
+                    )  # never open to others, not even for a moment
                     undo.callback(self.rmdir, path)
                     # Whatever the umask is, everybody may enter it.
                     os.chmod(name, 0o755, dir_fd=directory)  # noqa: S103 (a directory of /etc)

@@ -30,10 +30,10 @@ class World:
         self.gate = self.follower._gates["eth0"]
 
     def go(self, trigger: Trigger, why: str = "") -> None:
-        self.follower._go("eth0", trigger, why)
+        self.follower._gates.go("eth0", trigger, why)
 
     def stand(self, standing: Standing) -> None:
-        self.follower._enter("eth0", standing, standing.value)
+        self.follower._gates.enter("eth0", standing, standing.value)
 
 
 @pytest.fixture(autouse=True)

@@ -277,3 +277,19 @@ def test_a_circle_is_found(tmp_path: Path) -> None:
 def test_what_is_allowed_passes(tmp_path: Path, name: str, source: str) -> None:
     plant(tmp_path, name, source)
     assert violations(tmp_path) == []
+
+
+CLASS_MAX, FUNCTION_MAX = 300, 60
+"""Lines, from the first decorator's line after it to the last."""
+
+
+@pytest.mark.parametrize("file", sorted(PACKAGE.rglob("*.py")), ids=lambda file: str(file.name))
+def test_nothing_is_too_long_to_read(file: Path) -> None:
+    long = [
+        (node.name, length)
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        and (length := (node.end_lineno or 0) - node.lineno + 1)
+        > (CLASS_MAX if isinstance(node, ast.ClassDef) else FUNCTION_MAX)
+    ]
+    assert long == []

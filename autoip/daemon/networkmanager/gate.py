@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from importlib.util import find_spec
@@ -181,6 +181,68 @@ class _Gate:
             self.timer = None
 
 
+class _Gates:
+    """The gates of all interfaces, by name.
+
+    Args:
+        permit: called at every change.
+    """
+
+    def __init__(self, permit: Permit) -> None:
+        self._permit = permit
+        self._gates: dict[str, _Gate] = {}
+        self._last: tuple[Trigger, str] = (Trigger.APPEARED, "")  # what all got last
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([*self._gates])
+
+    def __getitem__(self, name: str) -> _Gate:
+        return self._gates[name]
+
+    def begin(self, names: Iterable[str]) -> None:
+        """Have a gate for each of these, which stands nowhere yet."""
+        self._gates = {name: _Gate() for name in names}
+
+    def add(self, name: str) -> None:
+        """Have one more gate; what all got last counts for it."""
+        self._gates[name] = _Gate()
+        self.go(name, *self._last)
+
+    def drop(self, name: str) -> None:
+        """Forget a gate. Harmless when repeated."""
+        if (gate := self._gates.pop(name, None)) is not None:
+            gate.close()
+
+    def all(self, trigger: Trigger, why: str = "") -> None:
+        """`go` for each."""
+        self._last = trigger, why
+        for name in self._gates:
+            self.go(name, trigger, why)
+
+    def go(self, name: str, trigger: Trigger, why: str = "") -> None:
+        """Follow the table; `why`: the reason, if not the standing's own."""
+        if name not in self._gates:
+            return  # dropped, before the answer came
+        before = self._gates[name].standing
+        sources, standing = TRANSITIONS[trigger]
+        if before is None or before in sources:
+            self.enter(name, standing, why or standing.value)
+
+    def enter(self, name: str, standing: Standing, why: str) -> None:
+        """Change the standing; the only place that does."""
+        gate = self._gates[name]
+        gate.close()
+        before = gate.standing is not None and (allows(gate.standing), gate.why)
+        gate.standing, gate.why = standing, why
+        if standing in WAITS:
+            seconds, then = WAITS[standing]
+            reason = why if then is Standing.OPEN else then.value
+            loop = asyncio.get_running_loop()
+            gate.timer = loop.call_later(seconds, self.enter, name, then, reason)
+        if before != (allows(standing), why):
+            self._permit(name, allows(standing), why)
+
+
 class Follower:
     """Follows NetworkManager for some interfaces. No method raises.
 
@@ -198,48 +260,45 @@ class Follower:
     ) -> None:
         self.limits: list[str] = []
         """What cannot be done here, one line each, for the status."""
-        self._permit = permit
         self._log = log
         self._address = environ.get("DBUS_SYSTEM_BUS_ADDRESS", "")
-        self._gates: dict[str, _Gate] = {}
+        self._gates = _Gates(permit)
         self._task: asyncio.Task[None] | None = None
         self._bus: Bus | None = None
         self._answers: dict[int, Callable[[Message], None]] = {}
         self._owner = ""  # NetworkManager's unique name
         self._devices: dict[str, str] = {}  # D-Bus path of a device: name of its interface
-        self._last: tuple[Trigger, str] = (Trigger.APPEARED, "")  # what all gates got last
         self._states: dict[str, int] = {}  # path of a device: number of its last known state
 
     # --- its life ----------------------------------------------------------------------------
 
     def start(self, interfaces: Iterable[str], kept: Kept = NEW) -> None:
         """Begin to follow, and permit or forbid an address for each interface, by name, at once; `kept`: as before."""
-        self._gates = {name: _Gate() for name in interfaces}
+        self._gates.begin(interfaces)
         if why := absence(self._address):
-            self._all(Trigger.NOT_FOLLOWABLE, why)
+            self._gates.all(Trigger.NOT_FOLLOWABLE, why)
         elif find_spec("jeepney") is None:
             self._cannot_follow()
         else:
             self._owner = kept.owner
             for name in self._gates:
-                self._enter(name, *kept.of(name))
+                self._gates.enter(name, *kept.of(name))
             self._task = asyncio.get_running_loop().create_task(self._run())
 
     def add(self, name: str) -> None:
         """Follow for one more interface: permit or forbid an address at once."""
-        self._gates[name] = _Gate()
-        self._go(name, *self._last)
+        self._gates.add(name)
         if self._owner:
             self._look_up(name)
 
     def drop(self, name: str) -> None:
         """Follow no longer for an interface. Harmless when repeated."""
-        if (gate := self._gates.pop(name, None)) is not None:
-            gate.close()
+        self._gates.drop(name)
 
     def keep(self) -> Kept:
         """Return what `start` of the next one takes."""
-        return Kept(self._owner, tuple((n, g.standing, g.why) for n, g in self._gates.items()))
+        gates = [(name, self._gates[name]) for name in self._gates]
+        return Kept(self._owner, tuple((name, gate.standing, gate.why) for name, gate in gates))
 
     async def stop(self) -> None:
         """End. Nothing is permitted or forbidden any more."""
@@ -248,11 +307,11 @@ class Follower:
             # More than once: before Python 3.12 wait_for() may forget it.
             self._task.cancel()
             await asyncio.wait([self._task], timeout=0.1)
-        for gate in self._gates.values():
-            gate.close()
+        for name in self._gates:
+            self._gates[name].close()
 
     def _cannot_follow(self) -> None:
-        self._all(Trigger.NOT_FOLLOWABLE)
+        self._gates.all(Trigger.NOT_FOLLOWABLE)
         if not os.path.exists(RUNTIME):
             return  # installed, and has not run since the boot
         text = (
@@ -338,13 +397,13 @@ class Follower:
         if owner != self._owner:
             self._forget()
             self._owner = owner
-            self._all(Trigger.APPEARED)
+            self._gates.all(Trigger.APPEARED)
         for name in self._gates:
             self._look_up(name)
 
     def _is_away(self) -> None:
         """Forget NetworkManager, which is not, or no longer, on the bus."""
-        self._all(Trigger.DISAPPEARED if self._owner else Trigger.ABSENT)
+        self._gates.all(Trigger.DISAPPEARED if self._owner else Trigger.ABSENT)
         self._forget()
 
     def _look_up(self, name: str) -> None:
@@ -417,7 +476,7 @@ class Follower:
     def _is_unknown(self, name: str) -> None:
         """NetworkManager has no such device: it has each interface within moments, managed or not."""
         if name not in self._devices.values():
-            self._go(name, Trigger.UNKNOWN)
+            self._gates.go(name, Trigger.UNKNOWN)
 
     def _judge(self, path: str, state: int, *, new: bool = False) -> None:
         if (name := self._devices.get(path)) is None:
@@ -427,9 +486,9 @@ class Follower:
         if IP_CONFIG <= state <= ACTIVATED:
             self._ask_method(path, state, why)
         elif state == UNMANAGED:
-            self._go(name, Trigger.FIRST_UNMANAGED if new else Trigger.ALLOWS, why)
+            self._gates.go(name, Trigger.FIRST_UNMANAGED if new else Trigger.ALLOWS, why)
         else:
-            self._go(name, Trigger.FORBIDS, why)
+            self._gates.go(name, Trigger.FORBIDS, why)
 
     def _ask_method(self, path: str, state: int, why: str) -> None:
         """Allow an address in this state, unless the connection that the device has now forbids one."""
@@ -440,39 +499,11 @@ class Follower:
                 return  # a later state, which came before this answer, has been judged
             match message.arguments(dict, int):
                 case [{"ipv4": {"method": (_, str(method))}}, _] if method in FORBIDDEN:
-                    self._go(name, Trigger.FORBIDS, FORBIDDEN[method])
+                    self._gates.go(name, Trigger.FORBIDS, FORBIDDEN[method])
                 case _:  # also where NetworkManager is too old to answer
-                    self._go(name, Trigger.ALLOWS, why)
+                    self._gates.go(name, Trigger.ALLOWS, why)
 
         self._call(answered, path, DEVICE, "GetAppliedConnection", "u", 0)
-
-    def _all(self, trigger: Trigger, why: str = "") -> None:
-        self._last = trigger, why
-        for name in self._gates:
-            self._go(name, trigger, why)
-
-    def _go(self, name: str, trigger: Trigger, why: str = "") -> None:
-        """Follow the table; `why`: the reason, if not the standing's own."""
-        if name not in self._gates:
-            return  # dropped, before the answer came
-        before = self._gates[name].standing
-        sources, standing = TRANSITIONS[trigger]
-        if before is None or before in sources:
-            self._enter(name, standing, why or standing.value)
-
-    def _enter(self, name: str, standing: Standing, why: str) -> None:
-        """Change the standing; the only place that does."""
-        gate = self._gates[name]
-        gate.close()
-        before = gate.standing is not None and (allows(gate.standing), gate.why)
-        gate.standing, gate.why = standing, why
-        if standing in WAITS:
-            seconds, then = WAITS[standing]
-            reason = why if then is Standing.OPEN else then.value
-            loop = asyncio.get_running_loop()
-            gate.timer = loop.call_later(seconds, self._enter, name, then, reason)
-        if before != (allows(standing), why):
-            self._permit(name, allows(standing), why)
 
     # --- calls -------------------------------------------------------------------------------
 
