@@ -17,7 +17,7 @@ from typing import ClassVar
 
 from lab import AddressMonitor, Daemon, Dhclient, Dhcpd, LabError, Namespace, Port, Switch, machine
 from lab import NetworkManager as Manager
-from lab.dhcpcd import DhcpcdClient, give_own_hooks
+from lab.dhcpcd import DhcpcdClient
 from lab.networkd import NetworkdClient
 from lab.networkmanager import SystemBus
 from lab.udhcpc import Udhcpc
@@ -98,9 +98,6 @@ class _Ifupdown(Way):
 
 class _Dhcpcd(Way):
     name = "dhcpcd"
-
-    def prepare(self) -> None:
-        give_own_hooks(self.host)
 
     def start(self) -> None:
         self.client = self.stack.enter_context(DhcpcdClient(self.port))

@@ -8,26 +8,12 @@ from pathlib import Path
 from . import machine
 from .client import Client
 from .link import Port
-from .namespace import Namespace
-
-HOOKS = "/usr/lib/dhcpcd"
-"""dhcpcd's script, and the folder of the hooks that it reads."""
 
 CONFIG = "/etc/dhcpcd.conf"
 
 
-def give_own_hooks(namespace: Namespace) -> None:
-    """Give the host its own folder of dhcpcd's hooks, which goes with the namespace."""
-    script = (
-        f"mkdir /run/lab-hooks && mount -t tmpfs -o mode=755 autoip-lab /run/lab-hooks"
-        f" && cp -a {HOOKS}/. /run/lab-hooks && mount --bind /run/lab-hooks {HOOKS}"
-        " && umount /run/lab-hooks && rmdir /run/lab-hooks"
-    )
-    namespace.run("sh", "-c", script)
-
-
 class DhcpcdClient(Client):
-    """dhcpcd with DHCP alone, unless `ipv4ll`; the host has its own hooks (`give_own_hooks`) as well."""
+    """dhcpcd with DHCP alone, unless `ipv4ll`; the host has files of its own (`machine.give_own_files`)."""
 
     program = "dhcpcd"
     package = "dhcpcd-base"
@@ -41,7 +27,7 @@ class DhcpcdClient(Client):
         # The last hook: when it is read, all others have ended.
         machine.write(
             port.host,
-            f"{HOOKS}/dhcpcd-hooks/99-lab-{port.name}",
+            f"{machine.DHCPCD}/dhcpcd-hooks/99-lab-{port.name}",
             f'[ "$interface" != {port.name} ] || {{ {self.log_line("$reason")}; }}\n',
         )
 

@@ -6,12 +6,15 @@ from pathlib import Path
 
 from .namespace import Namespace
 
+DHCPCD = "/usr/lib/dhcpcd"
+"""dhcpcd's script, and the folder of the hooks that it reads."""
+
 _FOREIGN_HOOKS = ("avahi-autoipd", "zzz_avahi-autoipd", "resolved", "timesyncd")
 """Hooks of packages that happen to be installed, which would act on their own."""
 
 
 def give_own_files(namespace: Namespace) -> None:
-    """Give the host its own /etc and /var/lib, which go with the namespace."""
+    """Give the host its own /etc, /var/lib and folder of dhcpcd's hooks, which go with the namespace."""
     script = """
         set -e
         mkdir /run/lab-etc
@@ -23,10 +26,19 @@ def give_own_files(namespace: Namespace) -> None:
         mkdir /var/lib/dhcp
         umount /run/lab-etc
         rmdir /run/lab-etc
+        if [ -d {dhcpcd} ]; then
+            mkdir /run/lab-hooks
+            mount -t tmpfs -o mode=755 autoip-lab /run/lab-hooks
+            cp -a {dhcpcd}/. /run/lab-hooks
+            mount --bind /run/lab-hooks {dhcpcd}
+            umount /run/lab-hooks
+            rmdir /run/lab-hooks
+        fi
         find /etc/dhcp /etc/network -type f \\( {foreign} \\) -delete
     """
     foreign = " -o ".join(f"-name {name}" for name in _FOREIGN_HOOKS)
-    namespace.run("sh", "-c", script.replace("{foreign}", foreign))
+    script = script.replace("{foreign}", foreign).replace("{dhcpcd}", DHCPCD)
+    namespace.run("sh", "-c", script)
 
 
 def read(namespace: Namespace, path: str) -> str:

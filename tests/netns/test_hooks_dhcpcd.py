@@ -11,7 +11,7 @@ import pytest
 from lab import AddressMonitor, Dhcpd, Port, machine
 from lab.client import Client
 from lab.dhcpcd import CONFIG as CONFIG_FILE
-from lab.dhcpcd import DhcpcdClient, give_own_hooks
+from lab.dhcpcd import DhcpcdClient
 from tests.require import requires_program
 
 from .conftest import MakeDaemon
@@ -54,9 +54,6 @@ class TestDhcpcd(Fallback):
         "STOP6 if_down=true": [],
         "ROUTERADVERT if_up=true": [],
     }
-
-    def prepare(self, port: Port) -> None:
-        give_own_hooks(port.host)
 
     def give_up(self, client: Client) -> None:
         assert isinstance(client, DhcpcdClient)
