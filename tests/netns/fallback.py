@@ -50,9 +50,6 @@ class Fallback:
 
     # --- what differs ----------------------------------------------------------------------------
 
-    def prepare(self, port: Port) -> None:
-        """More files of the host's own that the client or its hooks need."""
-
     def give_up(self, client: Client) -> None:
         """The client is told to let the interface go."""
         raise NotImplementedError
@@ -86,7 +83,6 @@ class Fallback:
         ) -> tuple[Hooked, Client]:
             host = make_hooked(port.host)
             machine.write(port.host, "/etc/autoip.conf", CONFIG + config)
-            self.prepare(port)
             client = stack.enter_context(self.kind(port))
             if hooks:
                 host.install("--client", self.name)
