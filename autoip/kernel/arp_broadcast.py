@@ -126,14 +126,18 @@ class Broadcast:
         """Undo `add`, also that of an instance that crashed."""
         self._filters.pop(index, None)
         self._refusals.pop(index, None)
-        ours = [found for found in await filters(self._requests, index, EGRESS) if found.ours]
+        there = await filters(self._requests, index, EGRESS)
+        ours = [found for found in there if found.ours]
+        # The kernel lists our filter's priority as well, with no handle.
+        lists = {(found.priority, 0) for found in ours}
+        others = [f for f in there if f not in ours and (f.priority, f.handle) not in lists]
+        with_hook = any(found.handle == HANDLE_WITH_HOOK for found in ours)
+        if with_hook and not others and not await filters(self._requests, index, INGRESS):
+            # With the filter in it: a clsact alone, which a crash between the two would leave, could be anybody's.
+            await self._requests.delete(_hook(rtnetlink.RTM_DELQDISC, index))
+            return
         for found in ours:
             await self._delete(index, found)
-        if any(found.handle == HANDLE_WITH_HOOK for found in ours):
-            for parent in (EGRESS, INGRESS):
-                if await filters(self._requests, index, parent):
-                    return
-            await self._requests.delete(_hook(rtnetlink.RTM_DELQDISC, index))
 
     async def _add(self, index: int) -> None:
         ours = self._filters.pop(index, None)
