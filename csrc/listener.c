@@ -16,6 +16,7 @@
 
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/prctl.h>
 
 /*
  * The queue. One socket's conflicts may take only a part of it, so that a flood on one link
@@ -298,6 +299,10 @@ static void *listener_run(void *argument)
     struct autoip_listener *listener = argument;
     struct epoll_event ready[READY_AT_ONCE];
 
+    /* By the thread itself: for another one the C library writes to /proc, which may be
+     * forbidden. */
+    (void)prctl(PR_SET_NAME, "autoip-arp");
+
     for (;;) {
         int count = epoll_wait(listener->epoll, ready, READY_AT_ONCE,
                                listener->rest_until == 0 ? -1 : REST_MS);
@@ -333,7 +338,6 @@ static int listener_start(struct autoip_listener *listener)
     if (result != 0)
         return -result;
     listener->running = true;
-    (void)pthread_setname_np(listener->thread, "autoip-arp");
     return 0;
 }
 

@@ -38,7 +38,7 @@ TESTS: Mapping[str, tuple[str, ...]] = {
     "arp.py": ("arp", "negotiation"),
 }
 """The tests of a file, where they are fewer than all of `TESTS_ALL`."""
-TESTS_ALL = ("transitions", "policy", "proxy_arp", "arp", "negotiation")
+TESTS_ALL = ("transitions", "policy", "proxy_arp", "arp", "candidates", "negotiation")
 PRELOADED = ("asyncio", "hypothesis.strategies", "lab.journal", "pyroute2.netlink", "pytest")
 KILLED_AT_LEAST = 0.95
 CPU_SECONDS = 6  # the tests take 1 to 2; they never wait, so only an endless loop takes more

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
@@ -325,6 +326,8 @@ def _give_up(
         try:
             kept.append(confinement.confine(folders, read))
         except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                raise  # the daemon needs more of them than this
             kept.append(f"system calls and files are not confined: {error.strerror}")
     limits = [line for line in kept if line is not None]
     for line in limits:

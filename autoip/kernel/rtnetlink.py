@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import struct
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import AddressValueError, IPv4Address, IPv6Address
 from typing import Any
 
 from autoip.kernel.model import PROTOCOL, Address, Link, Neighbour, Route
@@ -243,17 +243,16 @@ def read_route(message: Any) -> Route | None:
     if message["family"] != socket.AF_INET or message["type"] == RTN_THROW:
         return None
     table = message.get_attr("RTA_TABLE")
-    destination, source = message.get_attr("RTA_DST"), message.get_attr("RTA_PREFSRC")
     return Route(
         index=message.get_attr("RTA_OIF"),
         prefixlen=message["dst_len"],
         table=message["table"] if table is None else table,
         proto=message["proto"],
         unicast=message["type"] == RTN_UNICAST,
-        destination=None if destination is None else IPv4Address(destination),
+        destination=_ipv4(message.get_attr("RTA_DST")),
         via=_router(message),
         metric=message.get_attr("RTA_PRIORITY") or 0,
-        source=None if source is None else IPv4Address(source),
+        source=_ipv4(message.get_attr("RTA_PREFSRC")),
     )
 
 
@@ -267,20 +266,28 @@ def may_be_default_or_ours(kind: int, message: bytes) -> bool:
     return message[_ROUTE_DST_LEN_AT] == 0 or message[_ROUTE_PROTOCOL_AT] == PROTOCOL
 
 
+def _ipv4(value: bytes | str | None) -> IPv4Address | None:
+    """Return the address of an attribute; None: there is none, or one of another length."""
+    try:
+        return None if value is None else IPv4Address(value)
+    except AddressValueError:
+        return None
+
+
 def _router(message: Any) -> str:
     """The router of a route, as `Route.via` has it."""
-    if (gateway := message.get_attr("RTA_GATEWAY")) is not None:
-        return str(IPv4Address(gateway))
+    if (gateway := _ipv4(message.get_attr("RTA_GATEWAY"))) is not None:
+        return str(gateway)
     via = message.get_attr("RTA_VIA") or b""  # struct rtvia: the family, then the address
     return f"inet6 {IPv6Address(via[2:])}" if len(via) == 18 else ""
 
 
 def read_neighbour(message: Any) -> Neighbour | None:
     """The Neighbour of an RTM_NEWNEIGH message; None if its hardware address is not known."""
-    address, mac = message.get_attr("NDA_DST"), message.get_attr("NDA_LLADDR")
+    address, mac = _ipv4(message.get_attr("NDA_DST")), message.get_attr("NDA_LLADDR")
     if message["family"] != socket.AF_INET or address is None or mac is None:
         return None
-    return Neighbour(message["index"], IPv4Address(address), mac)
+    return Neighbour(message["index"], address, mac)
 
 
 def promote_secondaries(message: Any) -> int | None:

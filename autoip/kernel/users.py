@@ -25,6 +25,11 @@ SERVICE_USER = "autoip"
 SPARE_IDS = range(65527, 65534)
 """User and group ids where there is no user `autoip`: neither Debian nor systemd gives these to anybody."""
 
+NOBODY = "nobody"
+"""Who the daemon becomes instead where there is a D-Bus system bus: it refuses ids without a name, and without it
+NetworkManager cannot be followed."""
+SYSTEM_BUS = "/run/dbus/system_bus_socket"
+
 UID_MAP = Path("/proc/self/uid_map")
 
 _ENTRIES = (".lock", ".sock", ".json")
@@ -88,6 +93,9 @@ def _service_ids() -> tuple[int, int]:
     """
     with suppress(KeyError):
         return _ids(SERVICE_USER)
+    if os.path.exists(SYSTEM_BUS):
+        with suppress(KeyError):
+            return _ids(NOBODY)
     for number in SPARE_IDS:
         try:
             pwd.getpwuid(number)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
+import socket
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
 from typing import Any
 
 from lab import ArpFrame, Daemon, LabError, Namespace, Port, frames
@@ -164,3 +168,16 @@ def harmless(host: str, address: IPv4Address, number: int = 0) -> dict[str, byte
         "only a header": good[:14],
         "another Ethernet type": good[:12] + b"\x80\x35" + good[14:],
     }
+
+
+@contextlib.contextmanager
+def notify_socket() -> Iterator[socket.socket]:
+    """A service manager's socket, which every user reaches, as that of systemd."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver,
+    ):
+        Path(folder).chmod(0o755)
+        receiver.bind(f"{folder}/notify")
+        Path(folder, "notify").chmod(0o777)
+        yield receiver

@@ -6,8 +6,6 @@ Bonds and VRFs, which few kernels for tests have, are in tests/unit/test_daemon.
 from __future__ import annotations
 
 import contextlib
-import socket
-from pathlib import Path
 
 import pytest
 
@@ -16,7 +14,18 @@ from tests.require import requires_kernel_feature
 
 from .commands import report, run
 from .conftest import MakeDaemon, autoip_command
-from .helpers import NETNS, PATIENCE, PEER, A, B, bind, claimed, wait_ready, wait_until
+from .helpers import (
+    NETNS,
+    PATIENCE,
+    PEER,
+    A,
+    B,
+    bind,
+    claimed,
+    notify_socket,
+    wait_ready,
+    wait_until,
+)
 
 pytestmark = NETNS
 
@@ -111,17 +120,14 @@ def test_a_port_from_the_start(port: Port, make_autoip: MakeDaemon) -> None:
 
 
 @pytest.mark.parametrize("options", [(), ("--hook",)])
-def test_a_tunnel(
-    port: Port, make_autoip: MakeDaemon, tmp_path: Path, options: tuple[str, ...]
-) -> None:
+def test_a_tunnel(port: Port, make_autoip: MakeDaemon, options: tuple[str, ...]) -> None:
     """A hook is called for tunnels as well: that is no error, and the service manager starts nothing again."""
     port.host.ip("tuntap add name tun0 mode tun")
     daemon = make_autoip(port, *options)
     daemon.command = [word if word != "eth0" else "tun0" for word in daemon.command]
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
-        manager.bind(str(tmp_path / "notify"))
+    with notify_socket() as manager:
         manager.setblocking(False)
-        daemon.env["NOTIFY_SOCKET"] = str(tmp_path / "notify")
+        daemon.env["NOTIFY_SOCKET"] = manager.getsockname()
         daemon.start()
         assert daemon.wait() == (0 if options else 5)
         if options:

@@ -159,7 +159,7 @@ def test_as_nobody_with_the_two_capabilities(port: Port, make_program: MakeProgr
     since = port.sniffer.mark()
     port.send(frames.conflict_request(RIVAL, A))
     port.sniffer.wait_announcement(A, since=since)
-    assert list(daemon.state.glob("*.json"))
+    wait_until(lambda: list(daemon.state.glob("*.json")), "the saved address")
     assert daemon.stop() == 0
     assert configuration(port.host) == before
     [warning] = [line for line in daemon.lines if re.search("permi|cannot", line)]

@@ -8,22 +8,20 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from lab import Daemon, Port, frames
 
-from .helpers import NETNS, RIVAL
+from .helpers import NETNS, RIVAL, notify_socket
 
 pytestmark = NETNS
 
 
 @pytest.fixture
-def manager(tmp_path: Path) -> Iterator[socket.socket]:
+def manager() -> Iterator[socket.socket]:
     """The service manager's socket."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
-        receiver.bind(str(tmp_path / "notify"))
+    with notify_socket() as receiver:
         receiver.settimeout(10)
         yield receiver
 
