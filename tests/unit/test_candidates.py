@@ -227,3 +227,33 @@ async def test_a_remembered_address_outside_of_the_range_is_not_tried(tmp_path: 
     async with World(tmp_path, network=network) as world:
         assert await world.until_bound() == address
         assert not world.logged("again, which")
+
+
+def test_what_candidates_hand_over() -> None:
+    """The next ones are those that would have come without."""
+    one = Candidates(Random(5), lambda _: False, [A, B, C], Pool())
+    one.take()
+    one.lose(A)
+    other = Candidates(Random(5), lambda _: False, (), Pool())
+    other.resume(one.keep())
+    assert other.keep() == one.keep()
+    assert [other.take() for _ in range(2)] == [B, C]
+    assert [one.take() for _ in range(2)] == [B, C]
+    drawn = one.take()
+    one.lose(drawn)
+    one.preferred = D
+    third = Candidates(Random(5), lambda _: False, [A], Pool())
+    third.resume(one.keep())
+    assert third.keep() == one.keep() and third.keep().lost == (A, drawn)
+    assert [third.take() for _ in range(3)] == [one.take() for _ in range(3)]
+    assert third.keep().drawn == 3
+
+
+def test_the_mac_gives_both_octets() -> None:
+    chosen = pool("169.254.10.0/23")
+    assert chosen.of_mac(bytes.fromhex("0200000000ff")) == IPv4Address("169.254.10.255")
+    assert chosen.of_mac(bytes.fromhex("020000000a07")) == IPv4Address("169.254.10.7")
+    assert chosen.of_mac(bytes.fromhex("02000000fe07")) == IPv4Address("169.254.11.7")
+    narrow = pool("169.254.10.64/30")
+    assert narrow.of_mac(bytes.fromhex("020000000a00")) == IPv4Address("169.254.10.64")
+    assert narrow.of_mac(bytes.fromhex("020000000aff")) == IPv4Address("169.254.10.67")

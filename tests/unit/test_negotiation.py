@@ -1043,3 +1043,56 @@ def test_addresses_elsewhere_are_rate_limited() -> None:
         host.core.elsewhere(host.core.candidate, link.now)
         host.pump()
     assert host.state() is State.RATE_LIMITED
+
+
+def gone_on(host: Host) -> None:
+    """Another core takes over, and has all that the one before had."""
+    before = host.core
+    host.reload()
+    after = host.core
+    assert after is not before and after.keep() == before.keep()
+    assert (after.state, after.candidate, after.address) == (
+        before.state,
+        before.candidate,
+        before.address,
+    )
+    assert (after.next_timer(), after.listen, after.reflex) == (
+        before.next_timer(),
+        before.listen,
+        before.reflex,
+    )
+
+
+def test_another_core_goes_on_in_each_state() -> None:
+    link, host = alone(1)
+    seen = set()
+    for _ in range(constants.MAX_CONFLICTS):
+        for _ in range(30):
+            seen.add(host.core.state)
+            gone_on(host)
+            link.run(0.4)
+        assert host.core.address is not None
+        for _ in range(2):
+            host.receive(reply(host.core.candidate or A))
+            gone_on(host)
+    assert host.core.state is State.RATE_LIMITED
+    kept = host.core.keep()
+    assert kept.conflicts == constants.MAX_CONFLICTS and kept.last_conflict == link.now
+    host.link_down()
+    gone_on(host)
+    host.link_up()
+    assert host.core.state is State.RATE_LIMITED  # the limit outlives the link, and the program
+    gone_on(host)
+    link.run(constants.RATE_LIMIT_INTERVAL + 30)
+    gone_on(host)
+    assert host.core.state is State.BOUND and host.core.keep().held_since is not None
+    assert seen >= {State.PROBING, State.ANNOUNCE_WAIT, State.ANNOUNCING, State.BOUND}
+    host.on_interface = None
+    host.core.removed(link.now)
+    host.pump()
+    gone_on(host)
+    assert host.core.keep().removals == 1
+
+
+def test_a_kernel_that_refuses_is_asked_every_10_s_at_most() -> None:
+    assert constants.SEND_RETRY_MAX == 10.0

@@ -199,6 +199,35 @@ def test_no_order_of_events_ends_a_connection(seed: int) -> None:
     assert released > 10
 
 
+def test_what_is_remembered_ends_with_the_last_connection() -> None:
+    policy = held()
+    policy.addressed(LEASE, 200.0)
+    policy.handle_timer(320.0)
+    policy.connections(False, 320.0)
+    assert policy.used is None
+    policy.negotiated(OURS, held=True)  # it is being taken off
+    assert policy.used is None
+    policy.addressed(None, 400.0)
+    policy.handle_timer(410.0)
+    policy.addressed(LEASE, 411.0)  # before a new claim
+    assert not wanted(policy)
+
+
+@pytest.mark.parametrize("kind", [Kind.FALLBACK, Kind.ALONGSIDE])
+def test_what_a_policy_hands_over(kind: Kind) -> None:
+    policy = held()
+    policy.addressed(LEASE, 200.0)
+    policy.permit(Gate.MASTER, False, "belongs to br0")
+    other = Policy(kind, AFTER, LINGER)
+    other.resume(policy.keep(), 201.0)
+    assert not wanted(other) and other.why == "belongs to br0"
+    assert other.routable == LEASE
+    if kind is Kind.FALLBACK:
+        assert other.keep() == policy.keep() and other.next_timer() == 320.0
+    else:
+        assert other.used is None and other.next_timer() is None
+
+
 def test_linger_then_release() -> None:
     policy = held()
     policy.addressed(LEASE, 200.0)
