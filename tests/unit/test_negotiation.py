@@ -1075,17 +1075,17 @@ def test_another_core_goes_on_in_each_state() -> None:
         for _ in range(2):
             host.receive(reply(host.core.candidate or A))
             gone_on(host)
-    assert host.core.state is State.RATE_LIMITED
+    assert host.state() is State.RATE_LIMITED
     kept = host.core.keep()
     assert kept.conflicts == constants.MAX_CONFLICTS and kept.last_conflict == link.now
     host.link_down()
     gone_on(host)
     host.link_up()
-    assert host.core.state is State.RATE_LIMITED  # the limit outlives the link, and the program
+    assert host.state() is State.RATE_LIMITED  # the limit outlives the link, and the program
     gone_on(host)
     link.run(constants.RATE_LIMIT_INTERVAL + 30)
     gone_on(host)
-    assert host.core.state is State.BOUND and host.core.keep().held_since is not None
+    assert host.state() is State.BOUND and host.core.keep().held_since is not None
     assert seen >= {State.PROBING, State.ANNOUNCE_WAIT, State.ANNOUNCING, State.BOUND}
     host.on_interface = None
     host.core.removed(link.now)
