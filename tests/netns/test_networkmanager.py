@@ -169,13 +169,14 @@ def test_a_lease_that_runs_out(managed: Managed, server: Dhcpd) -> None:
     assert managed.nm.active("eth0") == profile
 
 
+@pytest.mark.long(160)
 def test_a_lost_lease_is_replaced_after_a_change_of_the_network(
     managed: Managed, server: Dhcpd, make_host: MakeHost
 ) -> None:
     """NetworkManager asks for the old address until it begins anew. Each time: one claim, and the session lives."""
     conf = "/etc/NetworkManager/conf.d/90-autoip.conf"
     managed.nm.stop()
-    managed.host.run("sed", "-i", f"s/dhcp-timeout={DHCP_TIMEOUT}$/dhcp-timeout=15/", conf)
+    managed.host.run("sed", "-i", f"s/dhcp-timeout={DHCP_TIMEOUT}$/dhcp-timeout=25/", conf)
     managed.nm.start()
     server.set_lease(LEASE)
     server.start()
@@ -188,7 +189,7 @@ def test_a_lost_lease_is_replaced_after_a_change_of_the_network(
     peer.host.ip(f"addr add {PEER}/16 dev {peer.name} scope link")
     with Talk(managed.host, address, peer.host, PEER) as talk:
         # More often than NetworkManager would by default.
-        for _ in range(6):
+        for _ in range(5):
             since, lines = managed.port.sniffer.mark(), len(managed.nm.lines)
             managed.nm.wait_line(r"\(eth0\): state change: ip-config -> failed", 60, since=lines)
             assert claimed(managed.port, since=since) == address
