@@ -189,7 +189,10 @@ def test_a_lost_lease_is_replaced_after_a_change_of_the_network(
     peer.host.ip(f"addr add {PEER}/16 dev {peer.name} scope link")
     with Talk(managed.host, address, peer.host, PEER) as talk:
         # More often than NetworkManager would by default.
+        since = 0
         for _ in range(5):
+            # The last announcement of the claim before must not be taken for one of the next.
+            managed.port.sniffer.wait_count(lambda f: f.is_announcement, 2, 30, since=since)
             since, lines = managed.port.sniffer.mark(), len(managed.nm.lines)
             managed.nm.wait_line(r"\(eth0\): state change: ip-config -> failed", 60, since=lines)
             assert claimed(managed.port, since=since) == address
