@@ -278,18 +278,8 @@ def test_rate_limit(case: Case) -> None:
     recovered = (announced.ns - max(f.ns for f in sniffer.arp(from_host=False))) / 1e9
     case.require(recovered < LONGEST_PAUSE, f"claimed {seconds(recovered)} after the last conflict")
     case.quiet(machine)
-    # The count begins anew: another conflict is not a reason to wait.
-    since = sniffer.mark()
-    sent = case.conflict(machine.port, address)
-    time.sleep(0.5)
-    if address in machine.link_local():
-        sent = case.conflict(machine.port, address)
-    fresh = case.probe(machine, "after a claim, a conflict: no other candidate", since=since)
-    wait = (fresh.ns - sent) / 1e9
-    case.require(wait < RATE_LIMIT_INTERVAL / 2, f"the count did not restart: {seconds(wait)}")
     case.holds(
-        f"{seconds(pause)} between two candidates, claimed {seconds(recovered)} after the last"
-        f" conflict; after the next one another candidate in {seconds(wait)}"
+        f"{seconds(pause)} between two candidates, claimed {seconds(recovered)} after the last conflict"
     )
 
 
