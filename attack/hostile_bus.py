@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,11 @@ BODIES: list[tuple[str, tuple[Any, ...]]] = [
     ("v", (("v", ("v", ("u", 100))),)),
     ("sa{sv}as", (DEVICE, {"Interface": ("s", "eth0")}, [])),
     ("sa{sv}as", (DEVICE, {"Interface": ("u", 3)}, ["x"])),
+    ("sa{sv}as", (DEVICE, {"Dhcp4Config": ("o", "/")}, [])),
+    ("sa{sv}as", (f"{NAME}.IP4Config", {"Addresses": ("aau", [])}, [])),
+    ("a{sa{sv}}t", ({"ipv4": {"method": ("s", "disabled")}}, 1)),
+    ("a{sa{sv}}t", ({"ipv4": {"method": ("u", 3)}}, 1)),
+    ("a{sa{sv}}t", ({"ipv6": {}}, 1)),
     ("aau", ([[1], []],)),
     ("d", (float("nan"),)),
 ]
@@ -74,13 +79,27 @@ class Script:
     steps: list[Step] = field(default_factory=list)
 
 
+_RIGHT = b"OK 0123456789abcdef0123456789abcdef\r\n"
+_STEP = Step("right", ("", ()), [], [], b"")
+_NAMED: tuple[str, tuple[Any, ...]] = ("sa{sv}as", (DEVICE, {"Interface": ("s", "eth0")}, []))
+
+FOUND = [
+    # A path that is none, as the answer to GetDeviceByIpIface: after Hello, five AddMatch and GetNameOwner.
+    Script(_RIGHT, [_STEP] * 8 + [replace(_STEP, answer="other", body=("s", ("",)))]),
+    # A signal without a sender, while NetworkManager is not known yet.
+    Script(
+        _RIGHT, [_STEP, replace(_STEP, signals=[("", (PROPERTIES, "PropertiesChanged"), _NAMED)])]
+    ),
+]
+"""What once broke the follower."""
+
+
 def scripts() -> st.SearchStrategy[Script]:
     """Buses of all kinds."""
-    right = b"OK 0123456789abcdef0123456789abcdef\r\n"
     greeting = st.one_of(
-        st.just(right),
-        st.just(right),
-        st.just(right),
+        st.just(_RIGHT),
+        st.just(_RIGHT),
+        st.just(_RIGHT),
         st.sampled_from([b"", b"REJECTED EXTERNAL\r\n", b"OK\r\n", b"DATA\r\n", b"x" * 70_000]),
         st.binary(max_size=40),
     )
@@ -118,6 +137,9 @@ def _right(call: Message) -> Message:
             return _from(new_return(call, "s", (MANAGER,)), BUS)
         case "GetDeviceByIpIface":
             return _from(new_return(call, "o", (f"{PATH}/Devices/2",)), MANAGER)
+        case "GetAppliedConnection":
+            settings = {"ipv4": {"method": ("s", "auto")}}
+            return _from(new_return(call, "a{sa{sv}}t", (settings, 1)), MANAGER)
         case _:
             value = ("s", "eth0") if call.body[1] == "Interface" else ("u", 100)
             return _from(new_return(call, "v", (value,)), MANAGER)

@@ -399,7 +399,9 @@ def targets(folder: Path, stack: contextlib.ExitStack) -> dict[str, Callable[[],
         ),
         "answers": lambda: of_bytes("answers", check_answers(folder, stack)),
         "bus": lambda: Target(
-            hostile_bus.scripts(), lambda script: wait(hostile_bus.check(folder, script))
+            hostile_bus.scripts(),
+            lambda script: wait(hostile_bus.check(folder, script)),
+            hostile_bus.FOUND,
         ),
     }
 

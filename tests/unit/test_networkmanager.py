@@ -540,6 +540,17 @@ async def test_calls_without_answers_are_bounded(bus: PrivateBus) -> None:
 
 
 @bounded
+async def test_a_path_that_cannot_be_called(bus: PrivateBus) -> None:
+    """NetworkManager has sent it as a string, say: the connection is given up, which is no bug of ours."""
+    async with network_manager(bus):
+        connection = await Bus.connect(str(bus.socket))
+        for path in ("", "eth0", "/a//b"):
+            with pytest.raises(BusLost, match="Nothing cannot be called"):
+                connection.call(NAME, path, NAME, "Nothing")
+        connection.close()
+
+
+@bounded
 async def test_stopped_in_the_middle(bus: PrivateBus) -> None:
     world = World(bus.address)
     async with world:

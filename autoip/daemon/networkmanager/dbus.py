@@ -161,16 +161,20 @@ class Bus:
         `destination` is a unique name, or the bus; only its answer counts.
 
         Raises:
-            BusLost: too many calls have no answer.
+            BusLost: too many calls have no answer, or `path`, which NetworkManager sent, cannot be an object's.
         """
         if len(self._unanswered) >= _UNANSWERED:
             raise BusLost(f"{_UNANSWERED} calls were not answered")
+        try:
+            address = DBusAddress(path, bus_name=destination, interface=interface)
+            message = new_method_call(address, member, signature or None, arguments)
+            message.header.flags |= MessageFlag.no_auto_start
+            data = message.serialise(self._serial + 1)
+        except ValueError as error:  # of DBusAddress or serialise, by jeepney's version
+            raise BusLost(f"{member} cannot be called: {error}") from None
         self._serial += 1
         self._unanswered[self._serial] = destination
-        address = DBusAddress(path, bus_name=destination, interface=interface)
-        message = new_method_call(address, member, signature or None, arguments)
-        message.header.flags |= MessageFlag.no_auto_start
-        self._writer.write(message.serialise(self._serial))
+        self._writer.write(data)
         return self._serial
 
     def subscribe(self, **rule: str) -> int:

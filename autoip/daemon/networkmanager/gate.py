@@ -374,7 +374,7 @@ class Follower:
                     answer(message)
             elif message.from_bus:
                 self._on_name_owner_changed(message)
-            elif message.sender == self._owner:
+            elif self._owner and message.sender == self._owner:
                 self._on_signal(message)
 
     def _on_owner(self, message: Message) -> None:
