@@ -56,7 +56,7 @@ ROWS: Final[Mapping[str, Row]] = {
     "claim-unicast-probe": Row("users", "a probe that came by unicast is no conflict"),
     "claim-rate": Row(
         "M 2.2.1, B",
-        "after 10 conflicts one new candidate a minute, never a pause over 120 s",
+        "after 10 conflicts one new candidate a minute, never a pause over 120 s, also after a claim",
     ),
     "claim-before-use": Row("M 2.2", "the address is used only after the claim"),
     "announce": Row("M 2.4", "2 announcements, 2 s apart, by broadcast"),

@@ -79,11 +79,6 @@ def hand_on() -> None:
     limit(pass_on=True)
 
 
-def next_user() -> tuple[int, int]:
-    """Return user and group id that the process has after `hand_on`."""
-    return os.getresuid()[2], os.getresgid()[2]
-
-
 def trusted_users() -> frozenset[int]:
     """Return the users that may own the files of this process: root, its own, the service's."""
     _, effective, saved = os.getresuid()

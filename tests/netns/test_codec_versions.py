@@ -133,7 +133,7 @@ def test_a_resynchronisation_after_lost_messages(
         daemon.signal(signal.SIGSTOP)
         try:
             for _ in range(10):
-                port.host.run("ip", "-batch", "-", stdin=STORM)
+                port.host.run("ip", "-batch", "-", stdin=STORM, timeout=120)
                 if _drops(port):
                     break
             dropped = _drops(port)

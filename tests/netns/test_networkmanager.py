@@ -169,6 +169,47 @@ def test_a_lease_that_runs_out(managed: Managed, server: Dhcpd) -> None:
     assert managed.nm.active("eth0") == profile
 
 
+@pytest.mark.long(160)
+def test_a_lost_lease_is_replaced_after_a_change_of_the_network(
+    managed: Managed, server: Dhcpd, make_host: MakeHost
+) -> None:
+    """NetworkManager asks for the old address until it begins anew. Each time: one claim, and the session lives."""
+    conf = "/etc/NetworkManager/conf.d/90-autoip.conf"
+    managed.nm.stop()
+    managed.host.run("sed", "-i", f"s/dhcp-timeout={DHCP_TIMEOUT}$/dhcp-timeout=25/", conf)
+    managed.nm.start()
+    server.set_lease(LEASE)
+    server.start()
+    daemon = managed.autoip()
+    managed.connected()
+    managed.nm.wait_state("eth0", 100)
+    server.stop()
+    address = daemon.wait_address(60)
+    peer = make_host("peer0", plugged=True)
+    peer.host.ip(f"addr add {PEER}/16 dev {peer.name} scope link")
+    with Talk(managed.host, address, peer.host, PEER) as talk:
+        # More often than NetworkManager would by default.
+        since = 0
+        for _ in range(5):
+            # The last announcement of the claim before must not be taken for one of the next.
+            # (NetworkManager announces its own address as well.)
+            managed.port.sniffer.wait_count(
+                lambda f: f.is_announcement and f.spa == address, 2, 30, since=since
+            )
+            since, lines = managed.port.sniffer.mark(), len(managed.nm.lines)
+            managed.nm.wait_line(r"\(eth0\): state change: \S+ -> failed", 60, since=lines)
+            assert claimed(managed.port, since=since) == address
+            talk.alive()
+            assert len(managed.port.sniffer.probes(address, since)) == 3
+        other = managed.stack.enter_context(
+            Dhcpd(peer, network="10.99.0.0/24", authoritative=False)
+        )
+        other.start()
+        managed.nm.wait_state("eth0", 100, timeout=100)
+        assert routable(managed.port) == [other.leases()[managed.port.mac]]
+        talk.alive()
+
+
 def test_nothing_while_it_is_not_activated(managed: Managed) -> None:
     # An address that NetworkManager finds there would keep it from ever connecting the profile.
     daemon = managed.autoip()
