@@ -110,6 +110,13 @@ def _service_ids() -> tuple[int, int]:
     )
 
 
+def _stand_ins() -> list[int]:
+    """Return the user ids that a daemon may have had where there was no user `autoip`."""
+    with suppress(KeyError):
+        return [*SPARE_IDS, _ids(NOBODY)[0]]
+    return [*SPARE_IDS]
+
+
 def _is_another_user_outside() -> bool:
     """Return whether root of this user namespace, which has no further user, is not root outside of it."""
     with suppress(OSError):
@@ -130,8 +137,8 @@ def _make(directory: Path) -> bool:
 def _give(directory: Path, user: int, group: int) -> None:
     """Make the directory for this user, or give the user one of root's with what is ours in it.
 
-    What a process without a name's ids has made is given as well: the user `autoip` came later. A process of those ids
-    could replace an entry meanwhile, so each is opened, and changed only if its owner is the directory's.
+    What another user has made in the place of `autoip` is given as well: `autoip` came later. A process of those
+    ids could replace an entry meanwhile, so each is opened, and changed only if its owner is the directory's.
     """
     _make(directory)
     with suppress(OSError):
@@ -139,7 +146,7 @@ def _give(directory: Path, user: int, group: int) -> None:
         try:
             status = os.fstat(handle)
             names = os.listdir(handle)
-            theirs = status.st_uid != user and status.st_uid in (0, *SPARE_IDS)
+            theirs = status.st_uid != user and status.st_uid in (0, *_stand_ins())
             if theirs and status.st_mode & 0o22 == 0 and all(n.endswith(_ENTRIES) for n in names):
                 for name in names:
                     _give_entry(handle, name, status.st_uid, user, group)

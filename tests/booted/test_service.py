@@ -108,6 +108,32 @@ def test_what_the_unit_allows_is_enough(guest: Booted, wire: Sniffer) -> None:
     assert "by unicast" not in "".join(lines)
 
 
+def test_the_end_of_the_service_does_not_end_its_script(guest: Booted) -> None:
+    """The service manager ends the daemon; a call of the script that runs meanwhile is completed, and STOP follows."""
+    guest.write(
+        "/opt/script", '#!/bin/sh\necho "$*" >>/run/calls\nsleep 2\necho "$1 done" >>/run/calls\n'
+    )
+    guest.run("chmod", "755", "/opt/script")
+    guest.run("install", "-m", "666", "/dev/null", "/run/calls")
+    drop_in(
+        guest,
+        "autoip@eth0",
+        '[Service]\nEnvironment="AUTOIP_OPTIONS=--delay 50 --script /opt/script"\n',
+    )
+    start(guest)
+    guest.run(
+        "sh", "-c", "for i in $(seq 600); do test -s /run/calls && exit; sleep 0.1; done; exit 1"
+    )
+    guest.run("systemctl", "stop", "autoip@eth0")
+    address = guest.run("cat", "/run/calls").split()[2]
+    assert guest.run("cat", "/run/calls").splitlines() == [
+        f"BIND eth0 {address}",
+        "BIND done",
+        f"STOP eth0 {address}",
+        "STOP done",
+    ]
+
+
 def test_who_sets_it_down_is_obeyed(guest: Booted) -> None:
     start(guest)
     wait_bound(guest)

@@ -18,6 +18,7 @@ import pytest
 from autoip.kernel import capabilities, users
 
 USER = 62345
+NOBODY = 65534
 """Stands for the user `autoip`, who need not exist here."""
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for users")
@@ -33,7 +34,7 @@ from autoip.daemon.address_store import AddressStore
 where, state, secret = map(Path, sys.argv[1:])
 MAC = bytes(6)
 def named(name):
-    number = {{"autoip": {USER}, "root": 0}}[name]
+    number = {{"autoip": {USER}, "nobody": {NOBODY}, "root": 0}}[name]
     return pwd.struct_passwd((name, "x", number, number, "", "/", "/bin/false"))
 def unnamed(name):
     if name != "root":
@@ -53,6 +54,11 @@ IDENTITY = {
     "by hand": "pwd.getpwnam = named; become()",
     "stays root": "pwd.getpwnam = named; become('root')",
     "without that user": "pwd.getpwnam = unnamed; become()",
+    "without that user, with a bus": """
+pwd.getpwnam = lambda name: unnamed(name) if name == "autoip" else named(name)
+users.SYSTEM_BUS = "/"
+become()
+""",
     "service": f"""
 os.setgroups([])
 os.setresgid({USER}, {USER}, {USER})
@@ -250,6 +256,8 @@ def test_ids_of_their_own(folder: Path) -> None:
     assert output(folder, "by hand", IDS) == f"{USER} " * 6 + "[]"
     spare = users.SPARE_IDS[0]
     assert output(folder, "without that user", IDS) == f"{spare} " * 6 + "[]"
+    # A bus refuses ids without a name.
+    assert output(folder, "without that user, with a bus", IDS) == f"{NOBODY} " * 6 + "[]"
     assert output(folder, "stays root", "print(*os.getresuid())") == f"0 0 {USER}"
 
 
@@ -267,7 +275,11 @@ print(os.getuid(), os.getgid())
 
 def test_the_user_comes_later(folder: Path) -> None:
     """What ids without a name have left is the service's from then on, and so is what root's has made before."""
-    for who, owner in (("without that user", users.SPARE_IDS[0]), ("by hand", USER)):
+    for who, owner in (
+        ("without that user", users.SPARE_IDS[0]),
+        ("without that user, with a bus", NOBODY),
+        ("by hand", USER),
+    ):
         output(
             folder,
             who,
