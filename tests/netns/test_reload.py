@@ -21,8 +21,9 @@ import pytest
 from lab import Daemon, LabError, Namespace, Port, frames
 from lab.daemon import REPOSITORY
 
+from .commands import report
 from .conftest import MakeDaemon, MakeHost
-from .helpers import NETNS, PATIENCE, RIVAL, A, B, bind, configuration, wait_until
+from .helpers import NETNS, PATIENCE, RIVAL, A, B, bind, claimed_other, configuration, wait_until
 
 pytestmark = NETNS
 
@@ -112,6 +113,29 @@ class Traffic:
         self._stop.set()
         for thread in self._threads:
             thread.join(PATIENCE)
+
+
+def test_the_kernel_defends_meanwhile(port: Port, make_autoip: MakeDaemon) -> None:
+    """A conflict is answered while no program runs that could; the one that goes on counts it."""
+    daemon = make_autoip(port, *FAST)
+    bind(port, daemon)
+    if any("does not defend" in limit for limit in report(daemon)["limits"]):
+        pytest.skip("needs tcx of the kernel (Linux 6.6)")
+    reload(daemon)  # what is handed over twice is tried, too
+    said, since = len(daemon.lines), port.sniffer.mark()
+    daemon.signal(signal.SIGHUP)
+    wait_until(lambda: in_between(daemon), "the exec")
+    daemon.signal(signal.SIGSTOP)
+    assert in_between(daemon), "stopped too late to prove anything"
+    port.send(frames.conflict_request(RIVAL, A))
+    port.sniffer.wait_announcement(A, PATIENCE, since=since)
+    daemon.signal(signal.SIGCONT)
+    daemon.wait_line("reloaded", since=said)
+    wait_until(lambda: report(daemon)["defences"] == 1, "the report of the defence")
+    since = port.sniffer.mark()
+    port.send(frames.conflict_request(RIVAL, A))
+    claimed_other(port, A, since=since)
+    assert not port.sniffer.announcements(A, since=since)
 
 
 def test_fifty_reloads(
