@@ -144,20 +144,25 @@ static bool listener_is_own(const struct autoip_listener *listener, const uint8_
 }
 
 /*
- * Takes what is armed: returns true if the caller must send it. As the kernel does (defence.c),
- * which may be faster. Without the kernel the program arms again, in its own time.
+ * Takes what is armed: returns true if the caller must send it. Beside the kernel (defence.c),
+ * which may be faster, by the same rule: the frame's own time counts, which is in the event then.
+ * Without the kernel the program arms again, in its own time, so that the answer does not wait
+ * for a clock.
  */
-static bool listener_claim(struct autoip_socket *sock)
+static bool listener_claim(struct autoip_socket *sock, struct autoip_event *event)
 {
     struct autoip_slot *slot = sock->slot;
     uint64_t ready_at = __atomic_load_n(&slot->ready_at, __ATOMIC_ACQUIRE);
-    uint64_t now = autoip_now();
     uint64_t next = AUTOIP_NEVER;
 
-    if (ready_at > now || slot->address != htonl(sock->watched.address))
+    if (ready_at >= AUTOIP_YIELDED || slot->address != htonl(sock->watched.address))
         return false;
-    if (slot != &sock->private)
-        next = now + sock->listener->shared->interval_ns;
+    if (slot != &sock->private) {
+        event->received_ns = autoip_packet_received(sock->fd);
+        if (event->received_ns < ready_at)
+            return false;
+        next = event->received_ns + sock->listener->shared->interval_ns;
+    }
     return __atomic_compare_exchange_n(&slot->ready_at, &ready_at, next, false, __ATOMIC_SEQ_CST,
                                        __ATOMIC_SEQ_CST);
 }
@@ -191,13 +196,14 @@ static enum autoip_verdict listener_answer(struct autoip_socket *sock, const uin
         autoip_filter_accepts(frame, length, sock->mac, sock->watched.address, phase);
 
     *answered = false;
-    event->defended_ns = 0;
+    event->defended_ns = event->received_ns = 0;
     if (verdict != AUTOIP_NOTHING && phase != AUTOIP_PROBE &&
         listener_is_own(sock->listener, frame + AUTOIP_SHA_AT))
         verdict = AUTOIP_NOTHING;
     if (verdict == AUTOIP_QUESTION) {
         *answered = listener_reply(sock, frame);
-    } else if (verdict == AUTOIP_CONFLICT && phase != AUTOIP_PROBE && listener_claim(sock)) {
+    } else if (verdict == AUTOIP_CONFLICT && phase != AUTOIP_PROBE &&
+               listener_claim(sock, event)) {
         *answered = autoip_packet_send(sock->fd, sock->slot->frame) == 0;
         if (*answered)
             event->defended_ns = autoip_now();
@@ -313,7 +319,8 @@ static bool listener_on_frame(struct autoip_socket *sock, const uint8_t *frame, 
         *news = true;
     verdict = listener_answer(sock, frame, length, &event, &answered);
     if (verdict == AUTOIP_CONFLICT) {
-        event.received_ns = autoip_packet_received(sock->fd);
+        if (event.received_ns == 0)
+            event.received_ns = autoip_packet_received(sock->fd);
         /* Without a time stamp of the kernel it is later than the answer. */
         if (event.defended_ns != 0 && event.received_ns > event.defended_ns)
             event.received_ns = event.defended_ns;

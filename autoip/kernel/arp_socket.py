@@ -36,6 +36,7 @@ _NS = 1_000_000_000
 _EVENT = struct.Struct("@QQII42s6x")
 _DRAIN_AT_ONCE = 256
 _READ_TIME_MS = 50
+_DETACH_TIME_MS = 5000
 
 
 class Phase(enum.IntEnum):
@@ -115,6 +116,11 @@ class ArpListener:
     def fileno(self) -> int:
         """Return a descriptor that is readable while events wait; -1 after close()."""
         return self._fd
+
+    @property
+    def in_kernel(self) -> bool:
+        """Whether the kernel answers conflicts where it can."""
+        return self._defence is not None
 
     @property
     def lost(self) -> int:
@@ -410,13 +416,18 @@ class _Hook:
 
     def _attach(self, program: int) -> None:
         result: int = lib.autoip_defence_attach(program, self.index)
+        for _ in range(_DETACH_TIME_MS):
+            if result != -errno.EEXIST or self._closed:
+                break
+            time.sleep(0.001)  # the kernel still detaches it from a socket before this one
+            result = lib.autoip_defence_attach(program, self.index)
         with self._lock:
             if result >= 0 and not self._closed:
                 self.descriptor = result
                 return
         if result >= 0:
             os.close(result)
-        elif result != -errno.ENODEV:
+        elif result != -errno.ENODEV and not self._closed:
             self._refused(f"{NOT_IN_KERNEL}: {_WHY.get(-result, os.strerror(-result))}")
 
     def close(self) -> None:
