@@ -21,8 +21,8 @@ NATIVE = ROOT / "attack" / "native"
 BUILD = ROOT / "build" / "attack"
 SOURCES = {
     "filter": ("filter.c", "assembler.c"),
-    "listener": ("filter.c", "assembler.c"),
-    "broadcast": ("broadcast.c", "assembler.c", "timer.c"),
+    "listener": ("filter.c", "defence.c", "ebpf.c", "assembler.c"),
+    "broadcast": ("broadcast.c", "ebpf.c", "assembler.c", "timer.c"),
 }
 """Of each target, by name: what of csrc/ is linked to it."""
 NAMES = tuple(SOURCES)

@@ -276,6 +276,18 @@ static int defence_prepare(int memory, uint64_t interval_ns, uint32_t *seal)
     return 0;
 }
 
+/* Whether the kernel has tcx: it is asked for the programs of the loopback interface. */
+static bool defence_has_tcx(void)
+{
+    union bpf_attr attributes;
+
+    memset(&attributes, 0, sizeof attributes);
+    attributes.query.target_fd = 1;
+    attributes.query.attach_type = AUTOIP_TCX_INGRESS;
+    return syscall(SYS_bpf, BPF_PROG_QUERY, &attributes, sizeof attributes) == 0 ||
+           errno == ENOENT;
+}
+
 int autoip_defence_load(uint64_t interval_ns, int *memory, int *ring)
 {
     struct bpf_insn program[AUTOIP_DEFENCE_MAX];
@@ -294,6 +306,11 @@ int autoip_defence_load(uint64_t interval_ns, int *memory, int *ring)
         result =
             autoip_ebpf_load(program, autoip_defence_build(program, AUTOIP_DEFENCE_MAX, *memory,
                                                            *ring, seal, interval_ns));
+    /* Asked last: who may not load a program may not ask either. */
+    if (result >= 0 && !defence_has_tcx()) {
+        close(result);
+        result = -EOPNOTSUPP;
+    }
     if (result < 0) {
         close(*memory);
         if (*ring >= 0)

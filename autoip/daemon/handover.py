@@ -49,7 +49,7 @@ class KeptNegotiator:
         phase, address: those of the socket's filter.
         armed: whether the next conflict is answered at once.
         generation: the socket's.
-        hook: index of the interface, and descriptor of the kernel's defence on it; None: it is not attached.
+        attached: index of the interface, and descriptor of the kernel's defence on it; None: it is not attached.
     """
 
     mac: bytes = b""
@@ -60,7 +60,7 @@ class KeptNegotiator:
     armed: bool = False
     answers: bool = False
     generation: int = 1
-    hook: tuple[int, int] | None = None
+    attached: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +126,8 @@ class KeptInterface:
         for one in (self.lock.directory, self.lock.file, self.negotiator.descriptor):
             if one is not None:
                 yield one
-        if self.negotiator.hook is not None:
-            yield self.negotiator.hook[1]
+        if self.negotiator.attached is not None:
+            yield self.negotiator.attached[1]
 
 
 @dataclass(frozen=True, slots=True)

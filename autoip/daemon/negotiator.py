@@ -201,7 +201,15 @@ class Negotiator:
             return KeptNegotiator(mac if self.core is None else self.core.mac, core)
         phase, address = at.watched or (Phase.SILENT, None)
         sock = at.socket
-        parts = (sock.fileno(), phase, address, at.armed, self.answers, sock.generation, sock.hook)
+        parts = (
+            sock.fileno(),
+            phase,
+            address,
+            at.armed,
+            self.answers,
+            sock.generation,
+            sock.attached,
+        )
         return KeptNegotiator(mac, core, *parts)
 
     def resume(self, kept: KeptNegotiator, core: Ipv4ll | None, listener: ArpListener) -> None:
@@ -212,7 +220,7 @@ class Negotiator:
         # As it was, not as it would be now: what waits in the socket came before now.
         armed = core.reflex.emit() if kept.armed and core is not None and core.reflex else None
         watched = (kept.mac, kept.phase, kept.address)
-        more = (armed, kept.generation, kept.hook)
+        more = (armed, kept.generation, kept.attached)
         socket = listener.take_over(kept.descriptor, *watched, *more)
         self._attachment = _Attachment(socket, (kept.phase, kept.address), armed is not None)
 

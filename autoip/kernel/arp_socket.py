@@ -161,7 +161,7 @@ class ArpListener:
             raise ValueError(f"interface index: {index}")
         out = ffi.new("struct autoip_socket **")
         check(lib.autoip_socket_open(listener, index, _bytes(mac, 6, "mac"), out))
-        opened = ArpSocket(self, out[0], self._hook(index))
+        opened = ArpSocket(self, out[0], self._attach(index))
         self._sockets[opened.token] = opened
         return opened
 
@@ -173,7 +173,7 @@ class ArpListener:
         address: IPv4Address | None,
         armed: bytes | None,
         generation: int = 1,
-        hook: tuple[int, int] | None = None,
+        attached: tuple[int, int] | None = None,
     ) -> ArpSocket:
         """Go on with the socket of the program that this process was before.
 
@@ -186,7 +186,7 @@ class ArpListener:
             address: of its filter.
             armed: the frame that answers the first conflict; None: it is not answered.
             generation: that of the other socket.
-            hook: of the other socket.
+            attached: of the other socket.
 
         Raises:
             OSError: it is not a socket.
@@ -197,18 +197,18 @@ class ArpListener:
         number = 0 if address is None else int(address)
         words = (mac, phase, number, generation, frame, out)
         check(lib.autoip_socket_take_over(self._open(), fd, *words))
-        attached = self._hook(*hook) if hook is not None else None
-        if attached is None and hook is not None:
-            os.close(hook[1])  # otherwise it would go on without us
-        opened = ArpSocket(self, out[0], attached)
+        place = self._attach(*attached) if attached is not None else None
+        if place is None and attached is not None:
+            os.close(attached[1])  # otherwise it would go on without us
+        opened = ArpSocket(self, out[0], place)
         opened.generation, opened.watched = generation, (phase, address)
         self._sockets[opened.token] = opened
         return opened
 
-    def _hook(self, index: int, descriptor: int | None = None) -> _Hook | None:
+    def _attach(self, index: int, descriptor: int | None = None) -> _Attached | None:
         if self._defence is None:
             return None
-        return _Hook(self._defence[0], index, self._refused, descriptor)
+        return _Attached(self._defence[0], index, self._refused, descriptor)
 
     def pause(self) -> None:
         """End the thread, and nothing else: frames wait in the sockets, events in the queue."""
@@ -273,10 +273,12 @@ class ArpSocket:
         watched: phase and address.
     """
 
-    def __init__(self, listener: ArpListener, pointer: ffi.CData, hook: _Hook | None) -> None:
+    def __init__(
+        self, listener: ArpListener, pointer: ffi.CData, attached: _Attached | None
+    ) -> None:
         self._listener = listener
         self._pointer: ffi.CData | None = pointer
-        self._hook = hook
+        self._attached = attached
         self.watched: tuple[Phase, IPv4Address | None] = Phase.SILENT, None
         self._sent = ffi.new("uint64_t *")
         self.token: int = lib.autoip_socket_token(pointer)
@@ -287,11 +289,11 @@ class ArpSocket:
         return lib.autoip_socket_fd(self._open())
 
     @property
-    def hook(self) -> tuple[int, int] | None:
+    def attached(self) -> tuple[int, int] | None:
         """The interface to which the defence in the kernel is attached, and the descriptor of that; None: it is not."""
-        if self._hook is None or self._hook.descriptor is None:
+        if self._attached is None or self._attached.descriptor is None:
             return None
-        return self._hook.index, self._hook.descriptor
+        return self._attached.index, self._attached.descriptor
 
     def watch(self, phase: Phase, address: IPv4Address | None) -> None:
         """Report conflicts for this address from now on, under a new generation if it is another one.
@@ -375,8 +377,8 @@ class ArpSocket:
             # In a thread: the kernel waits meanwhile until no processor delivers a frame to it.
             _in_thread(os.close, lib.autoip_socket_detach(self._pointer))
             self._pointer = None
-            if self._hook is not None:
-                self._hook.close()
+            if self._attached is not None:
+                self._attached.close()
             self._listener._forget(self.token)  # noqa: SLF001 (the two belong together)
 
     def __enter__(self) -> ArpSocket:
@@ -391,7 +393,7 @@ class ArpSocket:
         return self._pointer
 
 
-class _Hook:
+class _Attached:
     """The defence in the kernel on one interface; attached and detached in threads, since the kernel waits for that.
 
     Until it is attached, and if it cannot be, the helper's thread defends.
@@ -443,7 +445,7 @@ NOT_IN_KERNEL = "the kernel does not defend the address itself, the daemon does"
 _WHY = {
     errno.EPERM: "no permission to load a program; CAP_BPF gives it",
     errno.EACCES: "no permission to load a program; CAP_BPF gives it",
-    errno.EINVAL: "that needs Linux 6.6",
+    errno.EOPNOTSUPP: "that needs Linux 6.6, with CONFIG_NET_CLS_ACT",
 }
 
 

@@ -107,7 +107,7 @@ class Wire:
         """A socket; if the kernel defends, it does so from now on."""
         opened = self.namespace.call(listener.open, self.namespace.index(name), OUR_MAC)
         if listener.in_kernel:
-            wait_until(lambda: opened.hook is not None, "the program at the interface")
+            wait_until(lambda: opened.attached is not None, "the program at the interface")
         return opened
 
     def run(self, code: str, who: str = "thread") -> subprocess.Popen[bytes]:
@@ -252,7 +252,7 @@ listener = ArpListener(load_defence({INTERVAL}) if "kernel" in sys.argv else Non
 sock = listener.open(if_nametoindex("own"), {OUR_MAC!r})
 sock.watch(Phase.DEFEND, IPv4Address("{OURS}"))
 sock.arm({ANNOUNCEMENT!r})
-while listener.in_kernel and sock.hook is None: time.sleep(0.01)
+while listener.in_kernel and sock.attached is None: time.sleep(0.01)
 """
 EITHER = pytest.mark.parametrize("who", ["thread", "kernel"])
 """Who answers in a HOLDER."""

@@ -87,7 +87,7 @@ class FakeSocket:
         self._clock = clock
         self._transmit = transmit
 
-    hook: tuple[int, int] | None = None
+    attached: tuple[int, int] | None = None
 
     def fileno(self) -> int:
         return _NUMBERS + self.token  # not a descriptor of the process
@@ -268,7 +268,7 @@ class FakeListener(_Readable):
         address: IPv4Address | None,
         armed: bytes | None,
         generation: int = 1,
-        hook: tuple[int, int] | None = None,
+        attached: tuple[int, int] | None = None,
     ) -> FakeSocket:
         self.handed = False
         if self.refuse_take_over:
@@ -278,7 +278,12 @@ class FakeListener(_Readable):
         assert (before.mac, before.phase, before.address) == (mac, phase, address)
         before.closed = True
         sock = FakeSocket(len(self.opened) + 1, mac, self._clock, before._transmit)
-        sock.phase, sock.address, sock.generation, sock.hook = phase, address, generation, hook
+        sock.phase, sock.address, sock.generation, sock.attached = (
+            phase,
+            address,
+            generation,
+            attached,
+        )
         sock.armed = None if armed is None else parse(armed)
         sock.waiting = before.waiting
         sock.queue, sock.wake = self._waiting, self.wake

@@ -178,7 +178,7 @@ class _Taken(FakeListener):
         address: IPv4Address | None,
         armed: bytes | None,
         generation: int = 1,
-        hook: tuple[int, int] | None = None,
+        attached: tuple[int, int] | None = None,
     ) -> FakeSocket:
         socket = self._socket
         assert (fd, mac, phase, address) == (
