@@ -1,4 +1,4 @@
-"""The targets in C (`attack/native`): packet filter, listener, and the program at an interface's egress.
+"""The targets in C (`attack/native`): packet filter, listener, and the programs at an interface.
 
 With clang's libFuzzer, which looks for inputs that reach new code; where that is missing, with gcc and a plain loop of
 random changes. Both with the address and undefined-behaviour sanitizers. What was compiled is in `build/attack`.
@@ -22,6 +22,7 @@ BUILD = ROOT / "build" / "attack"
 SOURCES = {
     "filter": ("filter.c", "assembler.c"),
     "listener": ("filter.c", "defence.c", "ebpf.c", "assembler.c"),
+    "defence": ("defence.c", "ebpf.c", "assembler.c"),
     "broadcast": ("broadcast.c", "ebpf.c", "assembler.c", "timer.c"),
 }
 """Of each target, by name: what of csrc/ is linked to it."""

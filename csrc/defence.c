@@ -110,7 +110,7 @@ static void defence_find_slot(struct autoip_asm *p, int memory)
     IF(BPF_JNE, 2, 3, PASS);
 }
 
-/* Goes to PASS for a frame from this host. */
+/* Goes to PASS for a frame from this host; also for a SHA of zeros, a free place of the table. */
 static void defence_check_sender(struct autoip_asm *p, int memory)
 {
     LOAD(BPF_W, 5, 10, COPY_OF(AUTOIP_SHA_AT + 2)); /* r5 <- the SHA, as autoip_mac_number() */
