@@ -50,7 +50,7 @@ static struct autoip_slot *take_slot(struct input *input, struct trial *trial, u
     if (word % 8u == 0)
         slot->ready_at = word % 16u == 0 ? AUTOIP_NEVER : AUTOIP_YIELDED;
     else
-        slot->ready_at = now + word - 128u; /* some before, some after */
+        slot->ready_at = now + word % 7u - 3u; /* some before, some after */
     shared.own_full = take_byte(input) % 16u == 0;
     for (size_t i = 0; i < OWN; i++) {
         uint64_t number;
@@ -75,6 +75,23 @@ static bool is_own(const uint8_t *mac)
     return false;
 }
 
+/* Makes most frames a conflict, but for one byte at most: chance alone hardly ever would. */
+static void make_conflict(struct input *input, struct trial *trial)
+{
+    static const uint8_t fixed[] = {0x08, 0x06, 0, 1, 0x08, 0, 6, 4, 0, 1};
+    uint8_t how = take_byte(input);
+    uint8_t at = take_byte(input);
+
+    if (how % 4u == 0)
+        return;
+    trial->length = how % 8u < 4 ? AUTOIP_FRAME_LEN : 60;
+    memcpy(trial->frame + 12, fixed, sizeof fixed);
+    trial->frame[21] = (uint8_t)(1 + how / 8u % 2u);
+    put_word(trial->frame + AUTOIP_SPA_AT, trial->address);
+    if (at < AUTOIP_FRAME_LEN)
+        trial->frame[at] = take_byte(input);
+}
+
 static void try_frame(struct input *input, struct trial *trial, uint64_t now)
 {
     struct autoip_slot *slot = take_slot(input, trial, now);
@@ -95,9 +112,8 @@ static void try_frame(struct input *input, struct trial *trial, uint64_t now)
     take_frame(input, trial);
     if (take_byte(input) % 8u == 0)
         memcpy(trial->frame + AUTOIP_SHA_AT, own[flags % OWN], 6);
+    make_conflict(input, trial);
     flags = take_byte(input);
-    if (flags % 4u == 0)
-        trial->length = 60;
     e.about.len = (uint32_t)trial->length;
     e.about.ifindex = flags / 4u % 8u == 0 ? slot->ifindex ^ AUTOIP_SLOTS : slot->ifindex;
     e.about.pkt_type = flags / 32u == 0 ? take_byte(input) % 5u : PACKET_BROADCAST;
