@@ -144,6 +144,12 @@ def test_idle_stops_only_if_nothing_follows(port: Port, host: Hooked, next_word:
         time.sleep(1)
         assert host.daemons("eth0") == []
     assert host.starts() == ["run --hook eth0"]
+    if not next_word:
+        # It may also be the beginning.
+        host.call("idle", "eth0")
+        wait_until(lambda: host.starts()[1:] == ["run --hook --early eth0"], "its start")
+        host.call("stop", "eth0")
+        host.wait_ended("eth0")
     assert host.complaints() == []
 
 
