@@ -95,7 +95,10 @@ def _networkmanager_policy(interfaces: Sequence[str]) -> str:
 CLIENTS: Mapping[str, DhcpClient] = {
     "dhclient": DhcpClient(
         ("/sbin/dhclient", "/usr/sbin/dhclient"),
-        (File("dhclient", "/etc/dhcp/dhclient-exit-hooks.d/autoip", 0o644),),
+        (
+            File("dhclient", "/etc/dhcp/dhclient-exit-hooks.d/autoip", 0o644),
+            File("dhclient-enter", "/etc/dhcp/dhclient-enter-hooks.d/autoip", 0o644),
+        ),
     ),
     "ifupdown": DhcpClient(
         ("/sbin/ifup", "/usr/sbin/ifup"),

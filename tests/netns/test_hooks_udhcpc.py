@@ -12,7 +12,7 @@ from lab.udhcpc import SCRIPT, Udhcpc
 from tests.require import requires_program
 
 from .conftest import MakeDaemon, MakeHost
-from .fallback import Fallback, MakeClient, calls
+from .fallback import MakeClient, MakesRoom, calls
 from .helpers import NETNS, PEER, bind, configuration
 from .talk import Talk
 
@@ -25,7 +25,7 @@ pytestmark = [
 FORMER = f"{SCRIPT}.before-autoip"
 
 
-class TestUdhcpc(Fallback):
+class TestUdhcpc(MakesRoom):
     kind = Udhcpc
     name = "udhcpc"
     bound = "bound"

@@ -79,6 +79,7 @@ def test_installed_for_what_is_there(root: Path, run: Run) -> None:
         assert run("install") == [
             f"wrote {SHARED}",
             "wrote /etc/dhcp/dhclient-exit-hooks.d/autoip",
+            "wrote /etc/dhcp/dhclient-enter-hooks.d/autoip",
             f"note: {PROGRAM} is not there yet",
         ]
     finally:
@@ -89,13 +90,18 @@ def test_installed_for_what_is_there(root: Path, run: Run) -> None:
         "etc/autoip/hook",
         "etc/autoip/made",
         "etc/dhcp",
+        "etc/dhcp/dhclient-enter-hooks.d",
+        "etc/dhcp/dhclient-enter-hooks.d/autoip",
         "etc/dhcp/dhclient-exit-hooks.d",
         "etc/dhcp/dhclient-exit-hooks.d/autoip",
     }
     assert {path: after[path] for path in before} == before
     assert after["etc/dhcp"] == "755"
     made = (root / "etc/autoip/made").read_text().splitlines()
-    assert made[2:] == ["directory /etc/dhcp", "directory /etc/dhcp/dhclient-exit-hooks.d"]
+    folders = [
+        f"/etc/dhcp{name}" for name in ("", "/dhclient-enter-hooks.d", "/dhclient-exit-hooks.d")
+    ]
+    assert made[2:] == [f"directory {folder}" for folder in folders]
     exit_hook = root / "etc/dhcp/dhclient-exit-hooks.d/autoip"
     assert exit_hook.read_bytes() == (HOOKS / "dhclient").read_bytes()
     assert stat.S_IMODE(exit_hook.stat().st_mode) == 0o644
