@@ -21,7 +21,7 @@ C_SOURCES := $(filter-out csrc/_%,$(wildcard csrc/*.c))
 C_FLAGS := -std=gnu11 -O2 -D_GNU_SOURCE -pthread -Icsrc @csrc/warnings -Werror
 C_FORMATTED := $(C_SOURCES) $(wildcard csrc/*.h tests/c/*.[ch] bench/*.c attack/native/*.[ch])
 SHELL_FILES := $(wildcard .ci/run share/completions/*.bash tools/*.sh) \
-	$(shell grep -lsE '^\#!.*[/ ](ba|da)?sh( |$$)' hooks/* hooks/*/* conformance/adapters/*)
+	$(shell grep -lsE '^\#!.*[/ ](ba|da)?sh( |$$)' debian/* hooks/* hooks/*/* conformance/adapters/*)
 # The sanitizers of older compilers cannot place their shadow memory where the kernel spreads its
 # mappings over 32 bits; a container may forbid to ask for less.
 NO_ASLR := $(shell setarch -R true 2>/dev/null && echo setarch -R)
@@ -37,7 +37,8 @@ BINDIR := $(PREFIX)/bin
 PROGRAMDIR := $(PREFIX)/lib/autoip
 UNITDIR ?= $(PREFIX)/lib/systemd/system
 SYSUSERSDIR ?= $(PREFIX)/lib/sysusers.d
-MANDIR := $(PREFIX)/share/man/man8
+MANDIR := $(PREFIX)/share/man
+MANUALS := $(notdir $(wildcard share/autoip*.[1-8]))
 BASHDIR := $(PREFIX)/share/bash-completion/completions
 ZSHDIR := $(PREFIX)/share/zsh/site-functions
 FISHDIR := $(PREFIX)/share/fish/vendor_completions.d
@@ -67,6 +68,7 @@ endif
 # The groups of Debian packages of tools/deps.sh that a target needs: the first make installs them all at once.
 NEEDS := build
 run: NEEDS += $(if $(strip $(IFACE)),,demo)
+deb: NEEDS := deb
 test bench conformance: NEEDS += test
 check: NEEDS += check
 attack fuzz chaos scale party: NEEDS += test attack
@@ -158,6 +160,16 @@ conformance: $(VENV)/.dev ## measure autoip and other programs anew, for docs/co
 build: $(VENV)/.dev ## source distribution and wheel, into dist/
 	$(AS_OWNER) $(PY) -m build --no-isolation --outdir dist .
 
+# In a copy: a build writes into its tree. With Debian's own Python, also where another one comes first in the path.
+deb: ## Debian packages, into dist/: for Debian 12 and newer, if built on Debian 12
+	$(DEPS)
+	$(AS_OWNER) rm -rf build/deb
+	$(AS_OWNER) mkdir -p build/deb/autoip dist
+	$(AS_OWNER) tar --exclude='./.[a-z]*' --exclude=./build --exclude=./dist --exclude='*.egg-info' --exclude='*.so' \
+		--exclude=__pycache__ --exclude=./tests/c/bin -cf - . | $(AS_OWNER) tar -C build/deb/autoip -xf -
+	cd build/deb/autoip && $(AS_OWNER) env -u MAKEFLAGS PATH=/usr/sbin:/usr/bin:/sbin:/bin dpkg-buildpackage -b -us -uc
+	$(AS_OWNER) mv build/deb/*.deb dist
+
 # The program and the packages that it needs in a folder of its own, for one Python. No other program finds
 # them, and autoip finds them before any others of the same name. Not an environment, so it does
 # not depend on this tree, and nothing that a distribution installed is touched.
@@ -166,7 +178,8 @@ install: install-program install-data ## into PREFIX (/usr/local), below DESTDIR
 	@echo "autoip: installed. The service: systemd-sysusers; systemctl daemon-reload;"
 	@echo "        systemctl enable --now autoip@eth0; or autoip.service for all, see autoip(8)"
 
-FOLDERS := $(UNITDIR) $(SYSUSERSDIR) $(MANDIR) $(BASHDIR) $(ZSHDIR) $(FISHDIR) $(EXAMPLEDIR)
+MANDIRS := $(addprefix $(MANDIR)/man,$(sort $(patsubst .%,%,$(suffix $(MANUALS)))))
+FOLDERS := $(UNITDIR) $(SYSUSERSDIR) $(MANDIRS) $(BASHDIR) $(ZSHDIR) $(FISHDIR) $(EXAMPLEDIR)
 # The list of the folders that were not there before, for uninstall.
 FOLDERS_MADE := $(PROGRAMDIR)/.folders
 ifneq ($(filter install,$(MAKECMDGOALS)),)
@@ -195,7 +208,9 @@ install-data:
 			>"$(DESTDIR)$(UNITDIR)/$$unit" && chmod 644 "$(DESTDIR)$(UNITDIR)/$$unit" || exit 1; \
 	done
 	install -m 644 share/autoip.sysusers "$(DESTDIR)$(SYSUSERSDIR)/autoip.conf"
-	install -m 644 share/autoip.8 "$(DESTDIR)$(MANDIR)/autoip.8"
+	for page in $(MANUALS); do \
+		install -m 644 "share/$$page" "$(DESTDIR)$(MANDIR)/man$${page##*.}/$$page" || exit 1; \
+	done
 	install -m 644 share/completions/autoip.bash "$(DESTDIR)$(BASHDIR)/autoip"
 	install -m 644 share/completions/_autoip "$(DESTDIR)$(ZSHDIR)/_autoip"
 	install -m 644 share/completions/autoip.fish "$(DESTDIR)$(FISHDIR)/autoip.fish"
@@ -217,7 +232,7 @@ uninstall: ## with the same PREFIX and DESTDIR
 	fi
 	rm -f $(foreach file,$(BINDIR)/autoip $(UNITDIR)/autoip.service $(UNITDIR)/autoip@.service $(UNITDIR)/autoip-wait@.service \
 		$(SYSUSERSDIR)/autoip.conf \
-		$(MANDIR)/autoip.8 $(BASHDIR)/autoip $(ZSHDIR)/_autoip $(FISHDIR)/autoip.fish \
+		$(foreach page,$(MANUALS),$(MANDIR)/man$(patsubst .%,%,$(suffix $(page)))/$(page)) $(BASHDIR)/autoip $(ZSHDIR)/_autoip $(FISHDIR)/autoip.fish \
 		$(EXAMPLEDIR)/90-autoip.rules,"$(DESTDIR)$(file)")
 	@folders=$$(cat "$(DESTDIR)$(FOLDERS_MADE)" 2>/dev/null); \
 	echo 'rm -rf "$(DESTDIR)$(PROGRAMDIR)"'; rm -rf "$(DESTDIR)$(PROGRAMDIR)"; \
@@ -249,5 +264,5 @@ $(VENV)/.dev: pyproject.toml setup.py | $(VENV)/.ready
 	@$(AS_OWNER) $(PIP) install --no-build-isolation -e '.[bench,dev,test]'
 	@$(AS_OWNER) touch $@
 
-.PHONY: help setup run test check mutate bench attack $(ATTACKS) conformance build install install-folders install-program \
+.PHONY: help setup run test check mutate bench attack $(ATTACKS) conformance build deb install install-folders install-program \
 	install-data uninstall clean remake

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import email.parser
+import email.utils
 import re
 import shutil
 import subprocess
@@ -18,6 +19,9 @@ import autoip
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = f"autoip-{autoip.__version__}"
+
+LEFT_OUT = {".gitignore", "autoip/dhcp/hookfiles"}
+"""What a clone has and the source distribution has not: a link's files are in its place."""
 
 
 def has(package: str, major: int) -> bool:
@@ -39,7 +43,9 @@ pytestmark = [
 def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder with both, built from a copy: a build writes into its source tree."""
     folder = tmp_path_factory.mktemp("packaging")
-    ignore = shutil.ignore_patterns(".*", "*.so", "*.o", "*.egg-info", "build", "dist")
+    ignore = shutil.ignore_patterns(
+        ".git", ".venv", ".*_cache", "*.so", "*.o", "*.egg-info", "build", "dist"
+    )
     shutil.copytree(ROOT, folder / "source", ignore=ignore)
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder / "dist")]
     built = subprocess.run(
@@ -65,6 +71,9 @@ def test_source_distribution_holds_the_sources_and_no_results(dist: Path) -> Non
         for path in (ROOT / folder).rglob("*")
         if path.suffix in {".py", ".h"} or (path.suffix == ".c" and path.name[0] != "_")
     }
+    if (ROOT / ".git").exists():
+        listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+        expected |= {name for name in listed.stdout.split() if name not in LEFT_OUT}
     expected |= {"setup.py", "pyproject.toml", "LICENSE", "README.md", "CHANGELOG.md", "Makefile"}
     expected |= {f"hooks/{path.name}" for path in (ROOT / "hooks").iterdir()}
     assert expected <= names
@@ -97,6 +106,27 @@ def test_wheel_holds_the_package_for_every_python(dist: Path) -> None:
 def test_the_change_log_knows_the_version() -> None:
     text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert re.search(rf"^## \[(Unreleased|{re.escape(autoip.__version__)})\]", text, re.MULTILINE)
+
+
+def test_debian_has_the_versions_of_the_change_log() -> None:
+    """The same versions with the same dates, newest first; what is not released is UNRELEASED."""
+    ours = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    released = re.findall(r"^## \[([0-9.]+)\] - (\S+)$", ours, re.MULTILINE)
+    debian = (ROOT / "debian" / "changelog").read_text(encoding="utf-8")
+    heads = re.findall(r"^autoip \((\S+)-[0-9]+\) (\S+); ", debian, re.MULTILINE)
+    dates = [
+        str(email.utils.parsedate_to_datetime(date).date())
+        for date in re.findall(r"^ -- .*>  (.*)$", debian, re.MULTILINE)
+    ]
+    assert heads[0][0] == autoip.__version__
+    entries = list(zip(heads, dates, strict=True))
+    assert [
+        (version, date) for (version, suite), date in entries if suite != "UNRELEASED"
+    ] == released
+    unreleased = [version for (version, suite), _ in entries if suite == "UNRELEASED"]
+    assert unreleased == [
+        version for version in [autoip.__version__] if version not in dict(released)
+    ]
 
 
 def test_the_version_stands_in_one_place() -> None:
