@@ -69,6 +69,7 @@ endif
 NEEDS := build
 run: NEEDS += $(if $(strip $(IFACE)),,demo)
 deb: NEEDS := deb
+release: NEEDS := build deb
 test bench conformance: NEEDS += test
 check: NEEDS += check
 attack fuzz chaos scale party: NEEDS += test attack
@@ -170,6 +171,13 @@ deb: ## Debian packages, into dist/: for Debian 12 and newer, if built on Debian
 	cd build/deb/autoip && $(AS_OWNER) env -u MAKEFLAGS PATH=/usr/sbin:/usr/bin:/sbin:/bin dpkg-buildpackage -b -us -uc
 	$(AS_OWNER) mv build/deb/*.deb dist
 
+release: $(VENV)/.dev ## all of these with checksums and a bill of materials, of a committed version of CHANGELOG.md
+	$(AS_OWNER) $(PY) -m tools.release check
+	$(AS_OWNER) rm -rf dist
+	$(MAKE) --no-print-directory build
+	$(MAKE) --no-print-directory deb
+	$(AS_OWNER) $(PY) -m tools.release finish
+
 # The program and the packages that it needs in a folder of its own, for one Python. No other program finds
 # them, and autoip finds them before any others of the same name. Not an environment, so it does
 # not depend on this tree, and nothing that a distribution installed is touched.
@@ -261,8 +269,8 @@ $(VENV)/.ready: $(VENV)/.made pyproject.toml setup.py $(EXTENSION)
 
 $(VENV)/.dev: pyproject.toml setup.py | $(VENV)/.ready
 	@echo "autoip: installing what the tests and checks need"
-	@$(AS_OWNER) $(PIP) install --no-build-isolation -e '.[bench,dev,test]'
+	@$(AS_OWNER) $(PIP) install --no-build-isolation -e '.[bench,dev,release,test]'
 	@$(AS_OWNER) touch $@
 
-.PHONY: help setup run test check mutate bench attack $(ATTACKS) conformance build deb install install-folders install-program \
+.PHONY: help setup run test check mutate bench attack $(ATTACKS) conformance build deb release install install-folders install-program \
 	install-data uninstall clean remake
