@@ -5,96 +5,56 @@ The tests of one Debian are steps: each goes on with what the one before has lef
 
 from __future__ import annotations
 
-import re
-import subprocess
+import shutil
+import socket
 from collections.abc import Iterator
+from ipaddress import IPv4Address
+from pathlib import Path
 
 import pytest
 
 import autoip
 from lab import LabError, Sniffer
 from lab.booted import CABLES, Booted
+from lab.debian_package import DIST, MACHINE, bring, build, build_dependencies, build_older
 from lab.roots import SUITES, Bare, make_root
+from lab.traffic import Traffic
 
 from .helpers import BOOTED, REPOSITORY, show, wait_bound
 
 pytestmark = BOOTED
 
-DEPENDENCIES = ["python3-cffi-backend", "python3-jeepney", "python3-pyroute2"]
-"""Of the package: a booted machine has no network."""
-MACHINE = ["systemd", "systemd-sysv", "udev", "dbus", "iproute2", *DEPENDENCIES]
 VERSION = f"{autoip.__version__}-1"
 BEFORE = "0.0.9"
-
-_BUILD = r"""
-set -eu
-umask "$2"
-mkdir -p "$1"
-tar -C /source --exclude=./.git --exclude=./.venv --exclude=./build --exclude=./dist -cf - . | tar -C "$1" -xf -
-cd "$1"
-unshare --net make deb >log 2>&1 || { tail -n 30 log; exit 1; }
-"""
-"""$1: the folder; $2: the umask. There is no network."""
-
-_OLDER = rf"""
-set -eu
-cd /root/tree/dist
-dpkg-deb -R autoip_{VERSION}_*.deb older
-sed -i 's/^Version: .*/Version: {BEFORE}/' older/DEBIAN/control
-sed -i 's/^__version__ = .*/__version__ = "{BEFORE}"/' older/usr/lib/python3/dist-packages/autoip/__init__.py
-dpkg-deb -b older /root/tree/dist/older.deb
-rm -rf older
-"""
-"""The version before: the same package, with another version of package and program."""
-
+CLAIM = "debian/tests/claim-and-defence"
+WAS_THERE = "find / -xdev ( -path /root -o -path /proc ) -prune -o -name *autoip* -print"
 
 PARAMETERS = [
     pytest.param(suite, marks=pytest.mark.xdist_group(f"package-{suite}")) for suite in SUITES
 ]
 
 
-def build_dependencies() -> list[str]:
-    """What debian/control names, and what Debian takes for granted."""
-    text = (REPOSITORY / "debian" / "control").read_text()
-    (field,) = re.findall(r"^Build-Depends: (.*(?:\n .*)*)", text, re.MULTILINE)
-    return ["build-essential", *(item.split()[0] for item in field.split(","))]
-
-
-@pytest.fixture(
-    scope="module",
-    params=PARAMETERS,
-)
+@pytest.fixture(scope="module", params=PARAMETERS)
 def built(request: pytest.FixtureRequest) -> Iterator[Bare]:
-    """A bare machine of the release in which the packages have been built, below /root/tree/dist."""
-    packages = build_dependencies()
+    """A bare machine of the release in which the packages have been built, in DIST."""
+    packages = build_dependencies(REPOSITORY)
     if request.param == SUITES[-1]:
         packages.append("lintian")
     with Bare(make_root(request.param, packages), REPOSITORY) as bare:
-        build(bare, "/root/tree", "022")
+        build(bare)
         yield bare
-
-
-def build(bare: Bare, folder: str, umask: str) -> None:
-    bare.run(["bash", "-c", _BUILD, "bash", folder, umask])
 
 
 @pytest.fixture(scope="module")
 def machine(built: Bare) -> Iterator[Booted]:
-    """A booted machine with what the package depends on, and with the packages in /root."""
+    """A booted machine with what the package depends on, and with the packages in DIST."""
     suite = built.base.name.split("-")[0]
+    build_older(built, BEFORE)
     with Booted(make_root(suite, MACHINE), f"package-{suite}") as machine:
-        built.run(_OLDER)
-        pack = built.command("cd /root/tree/dist && tar -cf - *.deb")
-        with subprocess.Popen(pack, stdout=subprocess.PIPE) as archive:
-            assert archive.stdout is not None
-            machine.unpack(archive.stdout, "root")
+        bring(built, machine)
         machine.write("/root/claim-and-defence", (REPOSITORY / CLAIM).read_text())
         machine.boot()
         yield machine
-
-
-CLAIM = "debian/tests/claim-and-defence"
-WAS_THERE = "find / -xdev ( -path /root -o -path /proc ) -prune -o -name *autoip* -print"
 
 
 def apt(machine: Booted, *words: str) -> str:
@@ -105,8 +65,8 @@ def apt(machine: Booted, *words: str) -> str:
 
 def debs(machine: Booted, *names: str) -> list[str]:
     """The files of the packages whose file names begin like this."""
-    found = machine.run("sh", "-c", f"ls /root/*_{VERSION}_*.deb").split()
-    return [path for path in found if path.startswith(tuple(f"/root/{name}" for name in names))]
+    found = machine.run("sh", "-c", f"ls {DIST}/*_{VERSION}_*.deb").split()
+    return [path for path in found if path.startswith(tuple(f"{DIST}/{name}" for name in names))]
 
 
 def journal_of(machine: Booted) -> str:
@@ -116,8 +76,19 @@ def journal_of(machine: Booted) -> str:
 @pytest.mark.parametrize("built", PARAMETERS[1:], indirect=True)
 def test_lintian_finds_nothing(built: Bare) -> None:
     command = "lintian --allow-root --display-info --pedantic"
-    found = built.run(f"cd /root/tree/dist && {command} autoip_{VERSION}_*.deb autoip-*_all.deb")
+    found = built.run(f"cd {DIST} && {command} autoip_{VERSION}_*.deb autoip-*_all.deb")
     assert found.stdout == ""
+
+
+@pytest.mark.parametrize("built", PARAMETERS[:1], indirect=True)
+def test_built_on_the_oldest_it_fits_the_newest(built: Bare, tmp_path: Path) -> None:
+    for path in (built.root / DIST.lstrip("/")).glob(f"autoip_{VERSION}_*.deb"):
+        shutil.copy(path, tmp_path / "autoip.deb")
+    shutil.copy(REPOSITORY / CLAIM, tmp_path)
+    with Bare(make_root(SUITES[-1], MACHINE), tmp_path) as other:
+        other.run("apt-get install -y /source/autoip.deb")
+        claimed = other.run("unshare --net python3 /source/claim-and-defence")
+        assert "defended: 169.254." in claimed.stdout
 
 
 @pytest.mark.parametrize("built", PARAMETERS[:1], indirect=True)
@@ -126,15 +97,14 @@ def test_two_builds_are_the_same(built: Bare) -> None:
     build(built, "/root/another/place", "027")
     sums = "for deb in autoip*.deb; do sha256sum $deb; done"
     first, second = (
-        built.run(f"cd {tree}/dist && {sums}").stdout
-        for tree in ("/root/tree", "/root/another/place")
+        built.run(f"cd {dist} && {sums}").stdout for dist in (DIST, "/root/another/place/dist")
     )
     assert first == second and len(first.splitlines()) == 3  # with the symbols for a debugger
 
 
 def test_installed_it_starts_nothing(machine: Booted) -> None:
     before = machine.run("ip", "-d", "address")
-    apt(machine, "install", "/root/older.deb")
+    apt(machine, "install", f"{DIST}/older.deb")
     assert machine.run("autoip", "--version") == f"autoip {BEFORE}\n"
     assert machine.run("ip", "-d", "address") == before
     assert machine.run("systemctl", "list-units", "--plain", "--no-legend", "autoip*") == ""
@@ -150,6 +120,13 @@ def test_claim_and_defence(machine: Booted) -> None:
     assert "defended: 169.254." in machine.run("python3", "/root/claim-and-defence")
 
 
+def session(machine: Booted, address: IPv4Address) -> Traffic:
+    """Packets from the other end of eth0's cable to the address."""
+    machine.lan.ip(f"addr replace 169.254.1.1/16 dev {CABLES[0]}")
+    listener = machine.call(socket.create_server, (str(address), 7000))
+    return Traffic(listener, machine.lan.call(socket.create_connection, (str(address), 7000), 20))
+
+
 def test_an_upgrade_reloads(machine: Booted) -> None:
     fast = '[Service]\nEnvironment="AUTOIP_OPTIONS=--delay 50"\n'
     machine.write("/etc/systemd/system/autoip@eth0.service.d/test.conf", fast)
@@ -158,8 +135,13 @@ def test_an_upgrade_reloads(machine: Booted) -> None:
     address, pid = wait_bound(machine), show(machine, "autoip@eth0", "MainPID")
     with Sniffer(machine.lan, CABLES[0]) as wire:
         since = wire.mark()
-        apt(machine, "install", *debs(machine, "autoip_", "autoip-avahi-compat_"))
-        assert wire.arp(since) == []
+        traffic = session(machine, address)
+        try:
+            apt(machine, "install", *debs(machine, "autoip_", "autoip-avahi-compat_"))
+        finally:
+            traffic.stop()
+        assert not [frame for frame in wire.arp(since) if frame.is_probe or frame.is_announcement]
+    assert traffic.got == list(range(traffic.sent)) and traffic.sent > 1000
     assert f"version {autoip.__version__} goes on for {BEFORE}" in journal_of(machine)
     assert (wait_bound(machine), show(machine, "autoip@eth0", "MainPID")) == (address, pid)
     assert machine.run("readlink", "-f", "/usr/sbin/avahi-autoipd") == "/usr/bin/autoip\n"
