@@ -37,8 +37,7 @@ BINDIR := $(PREFIX)/bin
 PROGRAMDIR := $(PREFIX)/lib/autoip
 UNITDIR ?= $(PREFIX)/lib/systemd/system
 SYSUSERSDIR ?= $(PREFIX)/lib/sysusers.d
-MANDIR := $(PREFIX)/share/man
-MANUALS := $(notdir $(wildcard share/autoip*.[1-8]))
+MANDIR := $(PREFIX)/share/man/man8
 BASHDIR := $(PREFIX)/share/bash-completion/completions
 ZSHDIR := $(PREFIX)/share/zsh/site-functions
 FISHDIR := $(PREFIX)/share/fish/vendor_completions.d
@@ -186,8 +185,7 @@ install: install-program install-data ## into PREFIX (/usr/local), below DESTDIR
 	@echo "autoip: installed. The service: systemd-sysusers; systemctl daemon-reload;"
 	@echo "        systemctl enable --now autoip@eth0; or autoip.service for all, see autoip(8)"
 
-MANDIRS := $(addprefix $(MANDIR)/man,$(sort $(patsubst .%,%,$(suffix $(MANUALS)))))
-FOLDERS := $(UNITDIR) $(SYSUSERSDIR) $(MANDIRS) $(BASHDIR) $(ZSHDIR) $(FISHDIR) $(EXAMPLEDIR)
+FOLDERS := $(UNITDIR) $(SYSUSERSDIR) $(MANDIR) $(BASHDIR) $(ZSHDIR) $(FISHDIR) $(EXAMPLEDIR)
 # The list of the folders that were not there before, for uninstall.
 FOLDERS_MADE := $(PROGRAMDIR)/.folders
 ifneq ($(filter install,$(MAKECMDGOALS)),)
@@ -216,9 +214,7 @@ install-data:
 			>"$(DESTDIR)$(UNITDIR)/$$unit" && chmod 644 "$(DESTDIR)$(UNITDIR)/$$unit" || exit 1; \
 	done
 	install -m 644 share/autoip.sysusers "$(DESTDIR)$(SYSUSERSDIR)/autoip.conf"
-	for page in $(MANUALS); do \
-		install -m 644 "share/$$page" "$(DESTDIR)$(MANDIR)/man$${page##*.}/$$page" || exit 1; \
-	done
+	install -m 644 share/autoip.8 "$(DESTDIR)$(MANDIR)/autoip.8"
 	install -m 644 share/completions/autoip.bash "$(DESTDIR)$(BASHDIR)/autoip"
 	install -m 644 share/completions/_autoip "$(DESTDIR)$(ZSHDIR)/_autoip"
 	install -m 644 share/completions/autoip.fish "$(DESTDIR)$(FISHDIR)/autoip.fish"
@@ -240,7 +236,7 @@ uninstall: ## with the same PREFIX and DESTDIR
 	fi
 	rm -f $(foreach file,$(BINDIR)/autoip $(UNITDIR)/autoip.service $(UNITDIR)/autoip@.service $(UNITDIR)/autoip-wait@.service \
 		$(SYSUSERSDIR)/autoip.conf \
-		$(foreach page,$(MANUALS),$(MANDIR)/man$(patsubst .%,%,$(suffix $(page)))/$(page)) $(BASHDIR)/autoip $(ZSHDIR)/_autoip $(FISHDIR)/autoip.fish \
+		$(MANDIR)/autoip.8 $(BASHDIR)/autoip $(ZSHDIR)/_autoip $(FISHDIR)/autoip.fish \
 		$(EXAMPLEDIR)/90-autoip.rules,"$(DESTDIR)$(file)")
 	@folders=$$(cat "$(DESTDIR)$(FOLDERS_MADE)" 2>/dev/null); \
 	echo 'rm -rf "$(DESTDIR)$(PROGRAMDIR)"'; rm -rf "$(DESTDIR)$(PROGRAMDIR)"; \
