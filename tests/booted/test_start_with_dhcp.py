@@ -8,15 +8,15 @@ from __future__ import annotations
 import contextlib
 import re
 import socket
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 
 import pytest
 
-from lab import ArpFrame, Dhcpd, LabError, Namespace, Sniffer, Switch
+from lab import ArpFrame, Dhcpd, Namespace, Sniffer, Switch
 from lab.booted import Booted
+from tests.netns.helpers import wait_until
 from tests.require import requires_program
 from tools import recipes
 
@@ -118,7 +118,8 @@ class Site:
         self.guest.run("autoip", "hooks", "remove")
         # While dhclient asks in vain, ifdown waits for ifup.
         self.guest.run("systemctl", "kill", "--signal=KILL", "ifup@eth0", check=False)
-        self.guest.run("systemctl", "stop", "ifup@eth0", *self.way.units)
+        self.guest.run("systemctl", "stop", "ifup@eth0")
+        self.guest.run("systemctl", "disable", "-q", "--now", *self.way.units)
         self.guest.run("rm", "-f", *self.way.files)
         mask(self.guest, *DHCP_SERVICES)
         self.guest.run("systemctl", "daemon-reload")
@@ -138,7 +139,7 @@ class Site:
         return wait_bound(self.guest)
 
     def lease(self) -> IPv4Address:
-        """Wait until it has a lease, and its daemon knows that; return its address."""
+        """Wait until it has a lease; return its address."""
         until(lambda: len(routable(self.guest)) == 1, "a lease", LEASE)
         return routable(self.guest)[0]
 
@@ -173,12 +174,8 @@ def routable(guest: Booted) -> list[IPv4Address]:
 
 
 def until(true: Callable[[], object], what: str, limit: float = PATIENCE) -> None:
-    """Wait until `true()`. Raises LabError."""
-    end = time.monotonic() + limit
-    while not true():
-        if time.monotonic() > end:
-            raise LabError(f"not within {limit} s: {what}")
-        time.sleep(0.1)
+    """Wait until `true()`, which starts a program in the machine. Raises LabError."""
+    wait_until(true, what, limit, pause=0.1)
 
 
 @pytest.fixture(scope="module")
