@@ -201,6 +201,11 @@ install-data:
 	install -m 644 share/completions/autoip.fish "$(DESTDIR)$(FISHDIR)/autoip.fish"
 	install -m 644 share/90-autoip.rules "$(DESTDIR)$(EXAMPLEDIR)/90-autoip.rules"
 
+# Beside autoip, in the folder that comes before the real one's in PATH. See docs/avahi-autoipd.md.
+install-compat:
+	ln -sfn autoip "$(DESTDIR)$(BINDIR)/avahi-autoipd"
+	install -D -m 644 share/avahi-autoipd.8 "$(DESTDIR)$(MANDIR)/avahi-autoipd.8"
+
 # A service that is enabled or running would break: then nothing is removed. Hooks that would call the removed
 # program go first; below DESTDIR the program does not run. The folders that `install` made go
 # if they are empty.
@@ -214,6 +219,9 @@ uninstall: ## with the same PREFIX and DESTDIR
 	fi
 	@if [ -z "$(DESTDIR)" ] && grep -qsxF "AUTOIP=$(BINDIR)/autoip" /etc/autoip/hook; then \
 		"$(BINDIR)/autoip" hooks remove; \
+	fi
+	@if [ "$$(readlink "$(DESTDIR)$(BINDIR)/avahi-autoipd")" = autoip ]; then \
+		rm -f "$(DESTDIR)$(BINDIR)/avahi-autoipd" "$(DESTDIR)$(MANDIR)/avahi-autoipd.8"; \
 	fi
 	rm -f $(foreach file,$(BINDIR)/autoip $(UNITDIR)/autoip.service $(UNITDIR)/autoip@.service $(UNITDIR)/autoip-wait@.service \
 		$(SYSUSERSDIR)/autoip.conf \
@@ -250,4 +258,4 @@ $(VENV)/.dev: pyproject.toml setup.py | $(VENV)/.ready
 	@$(AS_OWNER) touch $@
 
 .PHONY: help setup run test check mutate bench attack $(ATTACKS) conformance build install install-folders install-program \
-	install-data uninstall clean remake
+	install-data install-compat uninstall clean remake

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from attack import page
 from autoip import config, options
-from autoip.commands import about, doctor, hooks, probe, query
+from autoip.commands import about, avahi_autoipd, doctor, hooks, probe, query
 from autoip.commands.diagnosis.checks import CHECKS
 from autoip.control import protocol
 from autoip.control.protocol import Field
@@ -31,6 +31,7 @@ README = ROOT / "README.md"
 USAGE = ROOT / "docs" / "usage.md"
 OPERATION = ROOT / "docs" / "operation.md"
 MANUAL = ROOT / "share" / "autoip.8"
+AVAHI = ROOT / "share" / "avahi-autoipd.8"
 DESIGN = ROOT / "docs" / "design.md"
 RELIABILITY = ROOT / "docs" / "reliability.md"
 SCALE = ROOT / "docs" / "scale.svg"
@@ -119,10 +120,10 @@ def flag(row: Option) -> str:
     return f"Fl {row.flag[1:]} Ar {row.metavar}" if row.metavar else f"Fl {row.flag[1:]}"
 
 
-def descriptions(command: str) -> str:
+def descriptions(rows: Iterable[Option]) -> str:
     """Return the options of a command, as a list of mdoc(7)."""
     lines = [".Bl -tag -width Ds"]
-    for row in TABLES[command]:
+    for row in rows:
         if not row.operand:
             short = f"Fl {row.letter} , " if row.letter else ""
             lines += [f".It {short}{flag(row)}", mdoc(f"{sentence(row.help)} {row.more}".rstrip())]
@@ -195,7 +196,7 @@ PARTS: Mapping[Path, Mapping[str, Callable[[], str]]] = {
     MANUAL: {
         "SYNOPSIS": synopsis,
         **{
-            f"OPTIONS OF {command}": partial(descriptions, command)
+            f"OPTIONS OF {command}": partial(descriptions, rows)
             for command, rows in TABLES.items()
             if completions.named(rows)
         },
@@ -209,6 +210,7 @@ PARTS: Mapping[Path, Mapping[str, Callable[[], str]]] = {
         "DOCTOR": lambda: fields(protocol.DOCTOR),
         "FINDING": lambda: fields(protocol.FINDING),
     },
+    AVAHI: {"OPTIONS": partial(descriptions, avahi_autoipd.OPTIONS)},
     OPERATION: {"CHECKS": cures},
     DESIGN: {"STATES": diagram},
     RELIABILITY: {"TRIED": page.tried, "PARTY": page.party, "SCALE": page.scale},

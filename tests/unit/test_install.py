@@ -95,10 +95,13 @@ def test_install_and_uninstall(source: Path, tmp_path: Path) -> None:
     before = folders(destination)
     for _ in range(2):  # over an older one as well
         make(source, "install", f"DESTDIR={destination}", "PREFIX=/opt")
+    make(source, "install-compat", f"DESTDIR={destination}", "PREFIX=/opt")
 
     assert folders(destination) > before
     found = {name for name in files(prefix) if not name.startswith("lib/autoip/")}
-    assert found == {*FILES, "share/man/man8/other.8"}
+    compat = {"bin/avahi-autoipd", "share/man/man8/avahi-autoipd.8"}
+    assert found == {*FILES, *compat, "share/man/man8/other.8"}
+    assert (prefix / "bin/avahi-autoipd").samefile(prefix / "bin/autoip")
     for name, mode in FILES.items():
         assert stat.S_IMODE((prefix / name).stat().st_mode) == mode, name
     assert files(destination) == {f"opt/{name}" for name in files(prefix)}

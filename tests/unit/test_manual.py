@@ -54,9 +54,10 @@ def of_manual() -> dict[str, Options]:
 
 
 @requires_program("mandoc", "mandoc")
-def test_lint() -> None:
+@pytest.mark.parametrize("page", sorted(MANUAL.parent.glob("*.[58]")), ids=lambda page: page.name)
+def test_lint(page: Path) -> None:
     result = subprocess.run(
-        ["mandoc", "-Tlint", "-Wwarning", str(MANUAL)], capture_output=True, text=True
+        ["mandoc", "-Tlint", "-Wwarning", str(page)], capture_output=True, text=True
     )
     assert (result.stdout, result.returncode) == ("", 0)
 
