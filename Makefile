@@ -37,7 +37,7 @@ BINDIR := $(PREFIX)/bin
 PROGRAMDIR := $(PREFIX)/lib/autoip
 UNITDIR ?= $(PREFIX)/lib/systemd/system
 SYSUSERSDIR ?= $(PREFIX)/lib/sysusers.d
-MANDIR := $(PREFIX)/share/man/man8
+MANDIR := $(PREFIX)/share/man
 BASHDIR := $(PREFIX)/share/bash-completion/completions
 ZSHDIR := $(PREFIX)/share/zsh/site-functions
 FISHDIR := $(PREFIX)/share/fish/vendor_completions.d
@@ -166,7 +166,7 @@ install: install-program install-data ## into PREFIX (/usr/local), below DESTDIR
 	@echo "autoip: installed. The service: systemd-sysusers; systemctl daemon-reload;"
 	@echo "        systemctl enable --now autoip@eth0; or autoip.service for all, see autoip(8)"
 
-FOLDERS := $(UNITDIR) $(SYSUSERSDIR) $(MANDIR) $(BASHDIR) $(ZSHDIR) $(FISHDIR) $(EXAMPLEDIR)
+FOLDERS := $(UNITDIR) $(SYSUSERSDIR) $(MANDIR)/man5 $(MANDIR)/man8 $(BASHDIR) $(ZSHDIR) $(FISHDIR) $(EXAMPLEDIR)
 # The list of the folders that were not there before, for uninstall.
 FOLDERS_MADE := $(PROGRAMDIR)/.folders
 ifneq ($(filter install,$(MAKECMDGOALS)),)
@@ -195,7 +195,8 @@ install-data:
 			>"$(DESTDIR)$(UNITDIR)/$$unit" && chmod 644 "$(DESTDIR)$(UNITDIR)/$$unit" || exit 1; \
 	done
 	install -m 644 share/autoip.sysusers "$(DESTDIR)$(SYSUSERSDIR)/autoip.conf"
-	install -m 644 share/autoip.8 "$(DESTDIR)$(MANDIR)/autoip.8"
+	install -m 644 share/autoip.conf.5 "$(DESTDIR)$(MANDIR)/man5"
+	install -m 644 share/autoip.8 share/autoip-hooks.8 "$(DESTDIR)$(MANDIR)/man8"
 	install -m 644 share/completions/autoip.bash "$(DESTDIR)$(BASHDIR)/autoip"
 	install -m 644 share/completions/_autoip "$(DESTDIR)$(ZSHDIR)/_autoip"
 	install -m 644 share/completions/autoip.fish "$(DESTDIR)$(FISHDIR)/autoip.fish"
@@ -204,7 +205,7 @@ install-data:
 # Beside autoip, in the folder that comes before the real one's in PATH. See docs/avahi-autoipd.md.
 install-compat:
 	ln -sfn autoip "$(DESTDIR)$(BINDIR)/avahi-autoipd"
-	install -D -m 644 share/avahi-autoipd.8 "$(DESTDIR)$(MANDIR)/avahi-autoipd.8"
+	install -D -m 644 share/avahi-autoipd.8 "$(DESTDIR)$(MANDIR)/man8/avahi-autoipd.8"
 
 # A service that is enabled or running would break: then nothing is removed. Hooks that would call the removed
 # program go first; below DESTDIR the program does not run. The folders that `install` made go
@@ -221,11 +222,11 @@ uninstall: ## with the same PREFIX and DESTDIR
 		"$(BINDIR)/autoip" hooks remove; \
 	fi
 	@if [ "$$(readlink "$(DESTDIR)$(BINDIR)/avahi-autoipd")" = autoip ]; then \
-		rm -f "$(DESTDIR)$(BINDIR)/avahi-autoipd" "$(DESTDIR)$(MANDIR)/avahi-autoipd.8"; \
+		rm -f "$(DESTDIR)$(BINDIR)/avahi-autoipd" "$(DESTDIR)$(MANDIR)/man8/avahi-autoipd.8"; \
 	fi
 	rm -f $(foreach file,$(BINDIR)/autoip $(UNITDIR)/autoip.service $(UNITDIR)/autoip@.service $(UNITDIR)/autoip-wait@.service \
 		$(SYSUSERSDIR)/autoip.conf \
-		$(MANDIR)/autoip.8 $(BASHDIR)/autoip $(ZSHDIR)/_autoip $(FISHDIR)/autoip.fish \
+		$(MANDIR)/man5/autoip.conf.5 $(MANDIR)/man8/autoip.8 $(MANDIR)/man8/autoip-hooks.8 $(BASHDIR)/autoip $(ZSHDIR)/_autoip $(FISHDIR)/autoip.fish \
 		$(EXAMPLEDIR)/90-autoip.rules,"$(DESTDIR)$(file)")
 	@folders=$$(cat "$(DESTDIR)$(FOLDERS_MADE)" 2>/dev/null); \
 	echo 'rm -rf "$(DESTDIR)$(PROGRAMDIR)"'; rm -rf "$(DESTDIR)$(PROGRAMDIR)"; \

@@ -31,6 +31,8 @@ README = ROOT / "README.md"
 USAGE = ROOT / "docs" / "usage.md"
 OPERATION = ROOT / "docs" / "operation.md"
 MANUAL = ROOT / "share" / "autoip.8"
+CONFIGURATION = ROOT / "share" / "autoip.conf.5"
+HOOKS = ROOT / "share" / "autoip-hooks.8"
 AVAHI = ROOT / "share" / "avahi-autoipd.8"
 DESIGN = ROOT / "docs" / "design.md"
 RELIABILITY = ROOT / "docs" / "reliability.md"
@@ -92,7 +94,7 @@ def macro(word: str) -> str:
         return f"Pa {word}"
     if word.startswith("["):
         return f"Sx {word[1:-1]}"
-    if found := re.fullmatch(r"(\w+)\((\d)\)", word):
+    if found := re.fullmatch(r"([\w.-]+)\((\d)\)", word):
         return f"Xr {found[1]} {found[2]}"
     if found := re.fullmatch(r"(\w+)=(\w+)", word):
         return f"Cm {found[1]} Ns = Ns Ar {found[2]}"
@@ -101,16 +103,20 @@ def macro(word: str) -> str:
 
 def synopsis() -> str:
     """Return all commands with their options, for mdoc(7)."""
-    lines = []
-    for command, rows in TABLES.items():
-        lines += [".Nm", ".Op Cm run" if command == "run" else f".Cm {command}"]
-        for row in rows:
-            if row.operand:
-                operand = f"Ar {row.metavar}" + (" ..." if row.operand in "+*" else "")
-                lines.append(f".Op {operand}" if row.operand in "?*" else f".{operand}")
-            elif row.name != "version":
-                lines.append(f".Op {flag(row)}")
+    lines = [synopsis_of(command) for command in TABLES]
     return "\n".join([*lines, ".Nm", ".Fl -version"])
+
+
+def synopsis_of(command: str) -> str:
+    """Return a command with its options, for mdoc(7)."""
+    lines = [".Nm autoip", ".Op Cm run" if command == "run" else f".Cm {command}"]
+    for row in TABLES[command]:
+        if row.operand:
+            operand = f"Ar {row.metavar}" + (" ..." if row.operand in "+*" else "")
+            lines.append(f".Op {operand}" if row.operand in "?*" else f".{operand}")
+        elif row.name != "version":
+            lines.append(f".Op {flag(row)}")
+    return "\n".join(lines)
 
 
 def flag(row: Option) -> str:
@@ -131,11 +137,15 @@ def descriptions(rows: Iterable[Option]) -> str:
 
 
 def configured() -> str:
-    """Return the names of the configuration file, as a list of mdoc(7)."""
-    lines = [".Bl -tag -width Ds -compact"]
+    """Return the names of the configuration file with their meaning, as a list of mdoc(7)."""
+    lines = [".Bl -tag -width Ds"]
     for row in [*options.CONFIGURED.values(), *config.OWN]:
         value = f"Ar {row.metavar}" if row.metavar else "Cm yes No or Cm no"
-        lines.append(f".It Cm {row.name} No = {value}")
+        meaning = mdoc(f"{sentence(row.help)} {row.more}".rstrip())
+        there = re.sub(
+            r"^\.Sx (.+?)( \.)?$", r".Sy \1\nin\n.Xr autoip 8\2", meaning, flags=re.MULTILINE
+        )
+        lines += [f".It Cm {row.name} No = {value}", there]
     return "\n".join([*lines, ".El"])
 
 
@@ -198,9 +208,8 @@ PARTS: Mapping[Path, Mapping[str, Callable[[], str]]] = {
         **{
             f"OPTIONS OF {command}": partial(descriptions, rows)
             for command, rows in TABLES.items()
-            if completions.named(rows)
+            if completions.named(rows) and command != "hooks"
         },
-        "CONFIGURATION NAMES": configured,
         "STATUS": lambda: fields(protocol.STATUS),
         "STATES": lambda: words(protocol.STATES),
         "EVENT": lambda: fields(protocol.EVENT),
@@ -209,6 +218,11 @@ PARTS: Mapping[Path, Mapping[str, Callable[[], str]]] = {
         "CHECKS": checks,
         "DOCTOR": lambda: fields(protocol.DOCTOR),
         "FINDING": lambda: fields(protocol.FINDING),
+    },
+    CONFIGURATION: {"NAMES": configured},
+    HOOKS: {
+        "SYNOPSIS OF hooks": partial(synopsis_of, "hooks"),
+        "OPTIONS OF hooks": partial(descriptions, hooks.OPTIONS),
     },
     AVAHI: {"OPTIONS": partial(descriptions, avahi_autoipd.OPTIONS)},
     OPERATION: {"CHECKS": cures},

@@ -26,6 +26,8 @@ FILES = {
     "share/bash-completion/completions/autoip": 0o644,
     "share/doc/autoip/examples/90-autoip.rules": 0o644,
     "share/fish/vendor_completions.d/autoip.fish": 0o644,
+    "share/man/man5/autoip.conf.5": 0o644,
+    "share/man/man8/autoip-hooks.8": 0o644,
     "share/man/man8/autoip.8": 0o644,
     "share/zsh/site-functions/_autoip": 0o644,
 }
