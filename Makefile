@@ -20,7 +20,7 @@ EXTENSION := $(wildcard csrc/*.c csrc/*.h csrc/*.py csrc/warnings csrc/system_ca
 C_SOURCES := $(filter-out csrc/_%,$(wildcard csrc/*.c))
 C_FLAGS := -std=gnu11 -O2 -D_GNU_SOURCE -pthread -Icsrc @csrc/warnings -Werror
 C_FORMATTED := $(C_SOURCES) $(wildcard csrc/*.h tests/c/*.[ch] bench/*.c attack/native/*.[ch])
-SHELL_FILES := $(wildcard .ci/run share/completions/*.bash tools/*.sh) \
+SHELL_FILES := $(wildcard .ci/run share/completions/*.bash share/autoip.init share/autoip.openrc tools/*.sh) \
 	$(shell grep -lsE '^\#!.*[/ ](ba|da)?sh( |$$)' hooks/* hooks/*/* conformance/adapters/*)
 # The sanitizers of older compilers cannot place their shadow memory where the kernel spreads its
 # mappings over 32 bits; a container may forbid to ask for less.
@@ -201,6 +201,10 @@ install-data:
 	install -m 644 share/completions/_autoip "$(DESTDIR)$(ZSHDIR)/_autoip"
 	install -m 644 share/completions/autoip.fish "$(DESTDIR)$(FISHDIR)/autoip.fish"
 	install -m 644 share/90-autoip.rules "$(DESTDIR)$(EXAMPLEDIR)/90-autoip.rules"
+	for script in share/autoip.init share/autoip.openrc; do \
+		sed 's|@BINDIR@|$(BINDIR)|' "$$script" >"$(DESTDIR)$(EXAMPLEDIR)/$${script#share/}" \
+			&& chmod 755 "$(DESTDIR)$(EXAMPLEDIR)/$${script#share/}" || exit 1; \
+	done
 
 # Beside autoip, in the folder that comes before the real one's in PATH. See docs/avahi-autoipd.md.
 install-compat:
@@ -227,7 +231,7 @@ uninstall: ## with the same PREFIX and DESTDIR
 	rm -f $(foreach file,$(BINDIR)/autoip $(UNITDIR)/autoip.service $(UNITDIR)/autoip@.service $(UNITDIR)/autoip-wait@.service \
 		$(SYSUSERSDIR)/autoip.conf \
 		$(MANDIR)/man5/autoip.conf.5 $(MANDIR)/man8/autoip.8 $(MANDIR)/man8/autoip-hooks.8 $(BASHDIR)/autoip $(ZSHDIR)/_autoip $(FISHDIR)/autoip.fish \
-		$(EXAMPLEDIR)/90-autoip.rules,"$(DESTDIR)$(file)")
+		$(EXAMPLEDIR)/90-autoip.rules $(EXAMPLEDIR)/autoip.init $(EXAMPLEDIR)/autoip.openrc,"$(DESTDIR)$(file)")
 	@folders=$$(cat "$(DESTDIR)$(FOLDERS_MADE)" 2>/dev/null); \
 	echo 'rm -rf "$(DESTDIR)$(PROGRAMDIR)"'; rm -rf "$(DESTDIR)$(PROGRAMDIR)"; \
 	bash tools/folders.sh remove "$(DESTDIR)" "$$folders"

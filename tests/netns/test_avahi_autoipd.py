@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
@@ -18,7 +17,7 @@ from lab.daemon import REPOSITORY
 from tests.require import requires_program
 
 from .conftest import MakeHost
-from .helpers import NETNS, A, python_for_all, wait_until
+from .helpers import NETNS, A, wait_until
 
 pytestmark = [*NETNS, requires_program("avahi-autoipd", "avahi-autoipd")]
 
@@ -50,20 +49,6 @@ def rows() -> Iterator[Call]:
 HOSTS = {name: list(calls) for name, calls in groupby(rows(), lambda call: call.host)}
 
 
-@pytest.fixture(scope="module")
-def program() -> Iterator[Path]:
-    """autoip as it is installed, where the daemon's user finds it after a reload."""
-    text = (REPOSITORY / "share" / "autoip.in").read_text().replace("@PROGRAMDIR@", str(REPOSITORY))
-    words = [word for word in python_for_all() if word != "env"]
-    options = [] if len(words) > 1 else ["-I"]
-    with tempfile.TemporaryDirectory(prefix="autoip-test-") as folder:
-        Path(folder).chmod(0o755)
-        made = Path(folder, "autoip")
-        made.write_text(text.replace("/usr/bin/python3 -I", " ".join([*words, *options])))
-        made.chmod(0o755)
-        yield made
-
-
 def replaced(host: Namespace, program: Path | None) -> None:
     """Give the host its own files and that program as /usr/sbin/avahi-autoipd; None: it stays the real one."""
     machine.give_own_files(host)
@@ -93,11 +78,11 @@ def made(host: Namespace, command: str, expected: str) -> None:
 
 
 @pytest.mark.parametrize("name", HOSTS)
-def test_side_by_side(make_host: MakeHost, program: Path, name: str) -> None:
+def test_side_by_side(make_host: MakeHost, installed: Path, name: str) -> None:
     """Both at once: the real one knows no shorter times than those of the RFC."""
     ports = {kind: make_host(up=name != "link down") for kind in ("autoip", "real")}
     for kind, port in ports.items():
-        replaced(port.host, program if kind == "autoip" else None)
+        replaced(port.host, installed if kind == "autoip" else None)
         if name == "with 192.0.2.1":
             port.host.ip("address add 192.0.2.1/24 dev eth0")
 
@@ -130,11 +115,11 @@ def keep_debians(host: Namespace, path: str) -> None:
 
 
 @requires_program("ifup", "ifupdown")
-def test_ifupdown(make_host: MakeHost, program: Path) -> None:
+def test_ifupdown(make_host: MakeHost, installed: Path) -> None:
     """The method ipv4ll, and the package's own scripts beside a static address."""
     port = make_host(up=False)
     port.switch.attach(port.host, "eth1")
-    replaced(port.host, program)
+    replaced(port.host, installed)
     for folder in ("if-up.d", "if-down.d"):
         keep_debians(port.host, f"/etc/network/{folder}/avahi-autoipd")
     machine.write(
@@ -157,10 +142,10 @@ def test_ifupdown(make_host: MakeHost, program: Path) -> None:
 
 @requires_program("dhclient", "isc-dhcp-client")
 @requires_program("dhcpd", "isc-dhcp-server")
-def test_dhclient(make_host: MakeHost, program: Path) -> None:
+def test_dhclient(make_host: MakeHost, installed: Path) -> None:
     """The package's two hooks: an address after FAIL, none after BOUND."""
     port, other = make_host(plugged=True), make_host(plugged=True)
-    replaced(port.host, program)
+    replaced(port.host, installed)
     keep_debians(port.host, "/etc/dhcp/dhclient-enter-hooks.d/avahi-autoipd")
     keep_debians(port.host, "/etc/dhcp/dhclient-exit-hooks.d/zzz_avahi-autoipd")
     with Dhclient(port) as client, Dhcpd(other) as server:
@@ -172,9 +157,9 @@ def test_dhclient(make_host: MakeHost, program: Path) -> None:
         assert machine.read(port.host, PID_FILE) == ""
 
 
-def test_script_without_debians(port: Port, program: Path) -> None:
+def test_script_without_debians(port: Port, installed: Path) -> None:
     """A script of the user's, by its contract; and without any, autoip sets the default route itself."""
-    replaced(port.host, program)
+    replaced(port.host, installed)
     machine.write(port.host, "/run/script", '#!/bin/sh\necho "$* $(id -u)" >>/run/calls\n', 0o755)
     for words, uid in ((["--no-drop-root"], "0"), ([], None)):
         machine.write(port.host, "/run/calls", "", 0o666)
@@ -189,12 +174,12 @@ def test_script_without_debians(port: Port, program: Path) -> None:
     wait_until(lambda: "default" in routes(port.host), "autoip's own default route")
 
 
-def test_reload(port: Port, program: Path) -> None:
+def test_reload(port: Port, installed: Path) -> None:
     """The program of a reload neither goes to the background again nor takes itself for a second daemon."""
-    replaced(port.host, program)
+    replaced(port.host, installed)
     port.host.run(REAL, "-wD", "eth0")
     pid, held = machine.read(port.host, PID_FILE), port.host.link_local("eth0")
-    port.host.run(str(program), "reload", "eth0")
+    port.host.run(str(installed), "reload", "eth0")
     assert (machine.read(port.host, PID_FILE), port.host.link_local("eth0")) == (pid, held)
     # As a service manager ends it: each process of the service, and the other one outlives the daemon.
     for process in port.host.processes():
@@ -215,19 +200,19 @@ esac
 """
 
 
-def test_zcip(port: Port, program: Path) -> None:
+def test_zcip(port: Port, installed: Path) -> None:
     """By that name: back when there is an address, and the script's three calls."""
     machine.give_own_files(port.host)
     machine.write(port.host, "/etc/autoip.conf", FAST)
     machine.write(port.host, "/run/script", ZCIP, 0o755)
     machine.write(port.host, "/run/calls", "", 0o666)
-    name = program.with_name("zcip")
-    name.symlink_to(program)
+    name = installed.with_name("zcip")
+    name.symlink_to(installed)
     with pytest.raises(LabError, match=r"exit status 2: autoip: -l 10\.0\.0\.0: allowed are 169"):
         port.host.run(str(name), "-l", "10.0.0.0", "eth0", "/run/script")
     port.host.run(str(name), "-r", str(A), "eth0", "/run/script")
     assert port.host.link_local("eth0") == [A]
-    port.host.run(str(program), "stop", "eth0")
+    port.host.run(str(installed), "stop", "eth0")
     wait_until(lambda: not port.host.processes(), "the end of all processes")
     calls = machine.read(port.host, "/run/calls").splitlines()
     assert calls == ["init eth0 ", f"config eth0 {A}", f"deconfig eth0 {A}"]

@@ -25,6 +25,8 @@ FILES = {
     "lib/sysusers.d/autoip.conf": 0o644,
     "share/bash-completion/completions/autoip": 0o644,
     "share/doc/autoip/examples/90-autoip.rules": 0o644,
+    "share/doc/autoip/examples/autoip.init": 0o755,
+    "share/doc/autoip/examples/autoip.openrc": 0o755,
     "share/fish/vendor_completions.d/autoip.fish": 0o644,
     "share/man/man5/autoip.conf.5": 0o644,
     "share/man/man8/autoip-hooks.8": 0o644,
@@ -110,6 +112,9 @@ def test_install_and_uninstall(source: Path, tmp_path: Path) -> None:
     own = {path.name for path in (prefix / "lib" / "autoip").iterdir()}
     assert {"autoip", "cffi", "jeepney", "pyroute2"} <= own
     assert "bin" not in own
+    examples = prefix / "share" / "doc" / "autoip" / "examples"
+    assert "\nPROGRAM=/opt/bin/autoip\n" in (examples / "autoip.init").read_text()
+    assert ' --exec "/opt/bin/autoip" -- ' in (examples / "autoip.openrc").read_text()
     units = prefix / "lib" / "systemd" / "system"
     assert "\nExecStart=/opt/bin/autoip run %i " in (units / "autoip@.service").read_text()
     assert "\nExecReload=/opt/bin/autoip reload %i\n" in (units / "autoip@.service").read_text()
