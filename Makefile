@@ -158,6 +158,12 @@ conformance: $(VENV)/.dev ## measure autoip and other programs anew, for docs/co
 build: $(VENV)/.dev ## source distribution and wheel, into dist/
 	$(AS_OWNER) $(PY) -m build --no-isolation --outdir dist .
 
+# The healthcheck is a part of Docker's format alone.
+IMAGE ?= autoip
+image: ## a container image, by buildah (IMAGE=autoip; BASE=debian:trixie-slim: another base)
+	@command -v buildah >/dev/null || { echo >&2 "autoip: there is no buildah here; or: docker build -t $(IMAGE) ."; exit 1; }
+	buildah build --format docker $(if $(BASE),--build-arg BASE=$(BASE)) -t $(IMAGE) .
+
 # The program and the packages that it needs in a folder of its own, for one Python. No other program finds
 # them, and autoip finds them before any others of the same name. Not an environment, so it does
 # not depend on this tree, and nothing that a distribution installed is touched.
@@ -262,5 +268,5 @@ $(VENV)/.dev: pyproject.toml setup.py | $(VENV)/.ready
 	@$(AS_OWNER) $(PIP) install --no-build-isolation -e '.[bench,dev,test]'
 	@$(AS_OWNER) touch $@
 
-.PHONY: help setup run test check mutate bench attack $(ATTACKS) conformance build install install-folders install-program \
+.PHONY: help setup run test check mutate bench attack $(ATTACKS) conformance build image install install-folders install-program \
 	install-data install-compat uninstall clean remake
