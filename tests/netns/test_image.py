@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 from lab import Namespace, Port, machine
 from lab.daemon import REPOSITORY
@@ -28,9 +29,9 @@ def words(instruction: str) -> list[str]:
 
 
 def contained() -> list[str]:
-    """How a container's first process begins: root with the capabilities of the Dockerfile's own `docker run`."""
-    names = [name.lower() for name in re.findall(r"--cap-add (\w+)", RUN)]
-    assert "--cap-drop ALL" in RUN and {"net_raw", "net_admin"} < set(names)
+    """How a container's first process begins: root with the capabilities that the Dockerfile names, BPF among them."""
+    names = [name.lower() for name in re.findall(r"--cap-add (\w+)", TEXT)]
+    assert "--cap-drop ALL" in RUN and {"net_raw", "net_admin", "bpf"} < set(names)
     bounding = ",".join(["-all", *(f"+{name}" for name in names)])
     assert "no-new-privileges" in RUN
     return ["setpriv", "--bounding-set", bounding, "--inh-caps", "-all", "--no-new-privs", "--"]
@@ -53,6 +54,10 @@ def test_a_container_in_all_but_name(port: Port) -> None:
     port.carrier(True)
     wait_until(lambda: healthy(port.host) == 0, "healthy with an address")
     assert len(port.host.link_local("eth0")) == 1
+    assert Path(f"/proc/{daemon.pid}").stat().st_uid != 0
+    status = [*words("ENTRYPOINT"), "status", "--json", "eth0"]
+    [report] = json.loads(port.host.run("env", "-C", str(REPOSITORY), *status))["interfaces"]
+    assert report["limits"] == []
     daemon.terminate()  # STOPSIGNAL
     assert daemon.wait(20) == 0
     assert port.host.link_local("eth0") == []
