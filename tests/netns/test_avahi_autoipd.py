@@ -179,10 +179,14 @@ def test_script_without_debians(port: Port, installed: Path) -> None:
     wait_until(lambda: "default" in routes(port.host), "autoip's own default route")
 
 
-def test_reload(port: Port, installed: Path) -> None:
+def test_reload_in_the_background(port: Port, installed: Path) -> None:
     """The program of a reload neither goes to the background again nor takes itself for a second daemon."""
     replaced(port.host, installed)
-    port.host.run(REAL, "-wD", "eth0")
+    # As started by a program that has closed its own streams.
+    port.host.run("sh", "-c", f"exec {REAL} -wD eth0 <&- >&- 2>&-")
+    for name in ("0", "1", "2"):
+        stream = Path("/proc", machine.read(port.host, PID_FILE).strip(), "fd", name)
+        assert stream.readlink() == Path("/dev/null")
     pid, held = machine.read(port.host, PID_FILE), port.host.link_local("eth0")
     port.host.run(str(installed), "reload", "eth0")
     assert (machine.read(port.host, PID_FILE), port.host.link_local("eth0")) == (pid, held)
