@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import socket
@@ -236,16 +237,21 @@ def _write_pid_file(interface: str) -> None:
     """Write the file, and start a process that removes it: the daemon gives up the right to do so.
 
     Raises:
+        AlreadyRunning: another daemon has written it meanwhile.
         AutoipError: it cannot be written.
     """
-    pid = os.getpid()
-    path = pid_file(interface)
+    pid, path = os.getpid(), pid_file(interface)
+    new = f"{path}.{pid}"
     try:
-        with suppress(FileNotFoundError):
-            os.unlink(path)  # of a daemon that was killed together with that process
-        number = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-        with open(number, "w", encoding="ascii") as file:
+        lock = os.open(os.path.dirname(path), os.O_RDONLY)  # the process ends if what follows fails
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if (other := daemon_of(interface)) is not None:  # several were started at once
+            raise AlreadyRunning(interface, other)
+        with open(new, "w", encoding="ascii") as file:
+            os.fchmod(file.fileno(), 0o644)
             file.write(f"{pid}\n")
+        os.replace(new, path)
+        os.close(lock)
     except OSError as error:
         raise AutoipError(f"{path}: {error.strerror}") from error
     daemon = os.pidfd_open(pid)
@@ -255,10 +261,9 @@ def _write_pid_file(interface: str) -> None:
     import select
 
     os.setsid()
+    # A service manager sends these to all processes of the service; this one ends with the daemon.
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
-        signal.signal(
-            number, signal.SIG_IGN
-        )  # sent to the whole service, of which this is the last
+        signal.signal(number, signal.SIG_IGN)
     select.select([daemon], [], [])
     _remove(interface, pid)
     os._exit(0)

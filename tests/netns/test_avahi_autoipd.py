@@ -119,6 +119,21 @@ def keep_debians(host: Namespace, path: str) -> None:
     machine.write(host, path, text, 0o755)
 
 
+def test_several_starts_at_once(port: Port, installed: Path) -> None:
+    """One of them wins, and the pid file is the winner's, also where a file was left."""
+    replaced(port.host, installed)
+    machine.write(port.host, PID_FILE, "4194305\n")
+    command = f"umask 077; for n in 1 2 3 4; do {REAL} -D eth0 & done; wait"
+    port.host.run("sh", "-c", command, timeout=40)
+    wait_until(lambda: len(port.host.processes()) == 2, "one daemon, and who removes its file")
+    pid = int(machine.read(port.host, PID_FILE))
+    assert pid in port.host.processes()
+    listed = port.host.run("sh", "-c", "stat -c '%n %a' /run/avahi-autoipd.*")
+    assert listed == f"{PID_FILE} 644\n"
+    port.host.run(REAL, "-k", "eth0")
+    wait_until(lambda: not port.host.processes(), "the end of all processes")
+
+
 @requires_program("ifup", "ifupdown")
 def test_ifupdown(make_host: MakeHost, installed: Path) -> None:
     """The method ipv4ll, and the package's own scripts beside a static address."""
