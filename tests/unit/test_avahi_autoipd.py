@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import threading
 from pathlib import Path
 
 import pytest
 
 from autoip.commands import arguments, avahi_autoipd, main
 from autoip.commands.run import parse
+from autoip.errors import AlreadyRunning
 
 USUAL = "--up --policy fallback --after 0 --linger 0"
 WITHOUT_SCRIPT = f"{USUAL} --default-route"
@@ -83,6 +86,34 @@ def test_a_pid_file_of_a_process_that_is_gone(
     file.write_text("7\n")
     avahi_autoipd._remove("eth0", 7)
     assert not file.exists()
+
+
+def test_of_two_starts_the_second_one_leaves_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second one looks once more when it is alone: the file may have come after its first look."""
+    file = tmp_path / "pid"
+    monkeypatch.setattr(avahi_autoipd, "pid_file", lambda interface: str(file))
+    raised: list[AlreadyRunning] = []
+
+    def second() -> None:
+        try:
+            avahi_autoipd._write_pid_file("eth0")
+        except AlreadyRunning as error:
+            raised.append(error)
+
+    first = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(first, fcntl.LOCK_EX)
+    thread = threading.Thread(target=second)
+    thread.start()
+    thread.join(0.2)
+    assert thread.is_alive()
+    file.write_text("1\n")
+    os.close(first)
+    thread.join(20)
+    assert [str(error) for error in raised] == ["eth0: already running (pid 1)"]
+    assert file.read_text() == "1\n"
+    assert os.listdir(tmp_path) == ["pid"]
 
 
 @pytest.mark.parametrize(
