@@ -107,9 +107,9 @@ def synopsis() -> str:
     return "\n".join([*lines, ".Nm", ".Fl -version"])
 
 
-def synopsis_of(command: str) -> str:
-    """Return a command with its options, for mdoc(7)."""
-    lines = [".Nm autoip", ".Op Cm run" if command == "run" else f".Cm {command}"]
+def synopsis_of(command: str, name: str = ".Nm") -> str:
+    """Return a command with its options, for mdoc(7); `name`: of the program, where the page has another one."""
+    lines = [name, ".Op Cm run" if command == "run" else f".Cm {command}"]
     for row in TABLES[command]:
         if row.operand:
             operand = f"Ar {row.metavar}" + (" ..." if row.operand in "+*" else "")
@@ -221,7 +221,7 @@ PARTS: Mapping[Path, Mapping[str, Callable[[], str]]] = {
     },
     CONFIGURATION: {"NAMES": configured},
     HOOKS: {
-        "SYNOPSIS OF hooks": partial(synopsis_of, "hooks"),
+        "SYNOPSIS OF hooks": partial(synopsis_of, "hooks", ".Nm autoip"),
         "OPTIONS OF hooks": partial(descriptions, hooks.OPTIONS),
     },
     AVAHI: {"OPTIONS": partial(descriptions, avahi_autoipd.OPTIONS)},
