@@ -224,7 +224,7 @@ def serve(arguments: Arguments, environ: Mapping[str, str]) -> None:
     _reserve_standard_streams()
     handed = executable.inherited(os.environ)
     if arguments.hook and handed is None:
-        _close_inherited()
+        close_inherited()
     # Nobody reads the standard error of a hook, unless the service manager keeps it.
     unread = arguments.hook and not journal.is_stream(environ, sys.stderr.fileno())
     logger = log.set_up(
@@ -268,7 +268,7 @@ def _reserve_standard_streams() -> None:
         os.close(descriptor)
 
 
-def _close_inherited() -> None:
+def close_inherited() -> None:
     """Close a DHCP client's lease file, sockets and pipes: a process that waits for their end would wait for ours."""
     with suppress(FileNotFoundError):  # without /proc nothing can be served: the error comes later
         for name in os.listdir("/proc/self/fd"):

@@ -9,7 +9,6 @@ import shlex
 import shutil
 import signal
 import socket
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -22,30 +21,17 @@ from lab.daemon import REPOSITORY
 from lab.traffic import Traffic
 
 from .conftest import MakeDaemon, MakeHost
-from .helpers import NETNS, PATIENCE, RIVAL, A, B, bind, configuration, wait_until
+from .helpers import NETNS, PATIENCE, RIVAL, A, B, bind, configuration, python_for_all, wait_until
 
 pytestmark = NETNS
 
 FAST = ("--delay", "50", "--ip", str(A))
 
 
-def _python() -> list[str]:
-    """A Python that the daemon's user may run: this one can be in root's home."""
-    folders = Path(sys.executable).resolve().parents
-    if all(folder.stat().st_mode & 0o001 for folder in folders):
-        return [sys.executable]
-    packages = os.pathsep.join(path for path in sys.path if path.endswith("site-packages"))
-    name = f"python{sys.version_info.major}.{sys.version_info.minor}"
-    other = shutil.which(name, path="/usr/local/bin:/usr/bin")
-    if other is None:
-        pytest.skip(f"needs a {name} that every user may run")
-    return ["env", f"PYTHONPATH={packages}", other]
-
-
 @pytest.fixture(autouse=True)
 def _for_every_user(monkeypatch: pytest.MonkeyPatch) -> None:
     if not os.environ.get("AUTOIP_COMMAND"):
-        monkeypatch.setenv("AUTOIP_COMMAND", shlex.join([*_python(), "-m", "autoip"]))
+        monkeypatch.setenv("AUTOIP_COMMAND", shlex.join([*python_for_all(), "-m", "autoip"]))
 
 
 @pytest.fixture
@@ -171,7 +157,7 @@ def copy(tmp_path: Path) -> Path:
 def copied(port: Port, stack: contextlib.ExitStack, copy: Path) -> Daemon:
     """The program of that folder; not started."""
     start = ["sh", "-c", f'cd {copy.parent} && exec "$@"', "sh"]
-    command = [*start, *_python(), "-m", "autoip", "run", port.name]
+    command = [*start, *python_for_all(), "-m", "autoip", "run", port.name]
     environ = {"PYTHONDONTWRITEBYTECODE": "1"}
     return stack.enter_context(Daemon(port.host, port.name, command, env=environ))
 
