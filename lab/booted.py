@@ -12,12 +12,16 @@ import itertools
 import os
 import subprocess
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, final
+from typing import IO, ParamSpec, TypeVar, final
 
 from . import journal
-from .namespace import LabError, Namespace
+from .namespace import LabError, Namespace, enter
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 BOOT_LIMIT = 60.0
 """Seconds in which the guest must be up."""
@@ -222,6 +226,12 @@ class Booted:
         return self.lan.run(
             *enter, *_ENVIRONMENT, *bounded, *command, timeout=timeout + 20, check=check
         )
+
+    def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run `function` of this process in its network namespace; return its result. For a socket there."""
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(enter, f"/proc/{self._init}/ns/net").result()
+            return thread.submit(function, *args, **kwargs).result()
 
     def cable(self, on: bool, which: str = CABLES[0]) -> None:
         """Put a cable in, or pull it, at its other end; all cables are out after a boot without `cable`."""
