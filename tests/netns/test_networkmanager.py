@@ -22,10 +22,10 @@ from lab import (
     SystemBus,
     machine,
 )
-from tests.require import requires_program
+from tests.require import requires_kernel_feature, requires_program
 
 from .conftest import MakeHost, autoip_command
-from .helpers import NETNS, PEER, claimed, wait_until
+from .helpers import LINK_LOCAL, NETNS, PEER, claimed, wait_until
 from .hooked import Hooked, MakeHooked, routable
 from .talk import Talk
 
@@ -430,6 +430,24 @@ def test_install_without_names(managed: Managed) -> None:
     managed.nm.stop()
     told = install()
     assert told.endswith("status 0\n") and "no interface was named" not in told
+
+
+@requires_kernel_feature("bridge")
+def test_a_port_of_a_bridge(managed: Managed) -> None:
+    """Reported to the dispatcher as connected without IPv4: a daemon is started, which leaves the port alone."""
+    address = "ipv4.method manual ipv4.addresses 192.0.2.9/24 ipv6.method disabled"
+    managed.nm.nmcli(f"con add type bridge con-name br0 ifname br0 bridge.stp no {address}")
+    managed.nm.nmcli("con add type ethernet con-name port ifname eth0 master br0")
+    managed.nm.wait_state("eth0", 100)
+    wait_until(lambda: starts(managed) == ["run --hook --early eth0"], "the hook's start")
+    managed.hooked.wait_state("eth0", "standby")
+    wait_until(lambda: managed.why() == "belongs to br0", "the reason")
+    since = managed.port.sniffer.mark()
+    managed.hooked.call("start", "eth0")  # the end of all waiting
+    time.sleep(3)
+    assert [f for f in managed.port.sniffer.probes(since=since) if f.tpa in LINK_LOCAL] == []
+    assert managed.host.link_local("eth0") == []
+    assert managed.hooked.complaints() == []
 
 
 def test_patterns(managed: Managed) -> None:
