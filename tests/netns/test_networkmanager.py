@@ -463,7 +463,9 @@ def test_patterns(managed: Managed) -> None:
         return [row[1] for row in rows if row and row[0] in ("eth0", "eth1")]
 
     without = "nothing: NetworkManager reports no failure of DHCP: autoip hooks install eth1"
-    off = "nothing: autoip.service is enabled and does not run: systemctl start autoip.service"
+    off = (
+        "nothing: autoip.service is enabled and does not serve it: systemctl restart autoip.service"
+    )
     wait_until(lambda: outlook() == [off, without], "eth1 to be NetworkManager's", 30)
     machine.write(managed.host, "/etc/autoip.conf", "[*]\nafter = 1\ndelay = 100\n")
     service = [*autoip_command(), "run", "--configured", "--up"]
