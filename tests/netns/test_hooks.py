@@ -533,7 +533,7 @@ class Systemd:
         script = """#!/bin/sh
             echo "$*" >>/run/systemctl.log
             case $1 in
-            show) cat /run/systemctl.state ;;
+            show) ! rm /run/systemctl.busy 2>/dev/null && cat /run/systemctl.state ;;
             is-enabled) [ -f /run/systemctl.enabled ] ;;
             --quiet) grep -qx "$3" /run/systemctl.active ;;
             *) [ ! -f /run/systemctl.broken ] ;;
@@ -706,3 +706,10 @@ def test_systemctl_fails(host: Hooked, systemd: Systemd, how: str) -> None:
     systemd.call("start")
     host.syslog.wait_line(says)
     assert len(host.complaints()) == 1
+
+
+def test_systemd_does_not_answer_for_a_moment(host: Hooked, systemd: Systemd) -> None:
+    """It executes itself anew, as at its upgrade or by `systemctl daemon-reexec`."""
+    host.host.run("touch", "/run/systemctl.busy")
+    assert systemd.call("start") == [START]
+    assert host.complaints() == []
