@@ -67,6 +67,7 @@ need_peers() {
     need tcpdump tcpdump
     need strace strace
     need avahi-autoipd avahi-autoipd
+    need avahi-daemon avahi-daemon
     need dhcpcd-base dhcpcd
     [[ -x /lib/systemd/systemd-networkd ]] || packages+=(systemd)
 }

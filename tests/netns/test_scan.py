@@ -18,6 +18,8 @@ from lab import LabError, Port, answers_probes, frames
 from lab.crowd import answers
 from lab.daemon import REPOSITORY
 from lab.devices import Camera, NetworkCamera
+from lab.peers import AvahiDaemon
+from tests.require import requires_program
 
 from .conftest import MakeDaemon, MakeHost, autoip_command
 from .helpers import NEIGHBOUR, NETNS, PATIENCE, PEER, A, bind, wait_until
@@ -123,6 +125,23 @@ def test_a_scan_without_an_address_claims_one_and_gives_it_back(make_host: MakeH
     assert len([f for f in sent if f.is_probe and str(f.tpa) == sender]) == 3
     assert not port.host.addresses("eth0")
     assert any(f.op == frames.REPLY and str(f.spa) == sender for f in sent)
+
+
+@requires_program(AvahiDaemon.program, AvahiDaemon.package)
+def test_avahi_gives_a_host_a_name_and_its_services(make_host: MakeHost) -> None:
+    port = make_host(plugged=True)
+    device = make_host(plugged=True)
+    port.host.ip(f"address add {OURS}/16 dev eth0")
+    device.host.ip("address add 169.254.44.55/16 dev eth0")
+    with AvahiDaemon(device) as avahi:
+        avahi.start()
+        avahi.wait_line("Server startup complete", PATIENCE)
+        found, _ = scan(port, "--net", "169.254.44.0/24")
+    last = found[-1]
+    assert (last["address"], last["mac"]) == ("169.254.44.55", device.mac)
+    assert {AvahiDaemon.NAME, "Front page"} <= set(last["names"])
+    assert "_http._tcp" in last["kinds"]
+    assert "mdns" in last["via"]
 
 
 def test_a_running_daemon_is_neither_disturbed_nor_needed(
