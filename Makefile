@@ -69,6 +69,7 @@ NEEDS := build
 run: NEEDS += $(if $(strip $(IFACE)),,demo)
 test bench conformance: NEEDS += test
 check: NEEDS += check
+bench: NEEDS += bench
 attack fuzz chaos scale party: NEEDS += test attack
 DEPS = @bash tools/deps.sh $(NEEDS)
 

@@ -28,6 +28,7 @@ from bench import (
     idle,
     punctuality,
     reload,
+    scan,
     startup,
     throughput,
     unrelated,
@@ -48,6 +49,7 @@ BENCHMARKS: dict[str, Callable[[Setting], Result]] = {
     commands.NAME: commands.measure,
     hooks.NAME: hooks.measure,
     fallback.NAME: fallback.measure,
+    scan.NAME: scan.measure,
 }
 
 

@@ -27,7 +27,9 @@
 
 #define AT_TYPE 12
 #define AT_FRAGMENT 20
+#define AT_OPERATION 20
 #define AT_PROTOCOL 23
+#define AT_THA 32
 #define AT_TPA 38
 
 enum { ACCEPT, REJECT, NEXT = AUTOIP_ASM_NEXT };
@@ -161,43 +163,60 @@ int autoip_bulk_send(int fd, const uint8_t request[AUTOIP_FRAME_LEN], const uint
     return (int)done;
 }
 
+/* Writes what a frame says; false if it is not ARP for IPv4 over Ethernet. */
+static bool bulk_read(struct autoip_heard *out, const uint8_t *frame, size_t length)
+{
+    static const uint8_t arp[] = {8, 6, 0, 1, 8, 0, 6, 4};
+
+    if (length < AUTOIP_FRAME_LEN || memcmp(frame + AT_TYPE, arp, sizeof arp) != 0)
+        return false;
+    out->operation = (uint16_t)(frame[AT_OPERATION] << 8 | frame[AT_OPERATION + 1]);
+    memcpy(out->sha, frame + AUTOIP_SHA_AT, sizeof out->sha);
+    memcpy(&out->spa, frame + AUTOIP_SPA_AT, sizeof out->spa);
+    memcpy(out->tha, frame + AT_THA, sizeof out->tha);
+    memcpy(&out->tpa, frame + AT_TPA, sizeof out->tpa);
+    out->spa = ntohl(out->spa);
+    out->tpa = ntohl(out->tpa);
+    return true;
+}
+
 int autoip_bulk_receive(int fd, struct autoip_heard *out, size_t capacity)
 {
-    static const uint8_t arp[] = {8, 6, 0, 1, 8, 0, 6, 4}; /* for IPv4 over Ethernet */
     union {
         struct cmsghdr aligned;
         uint8_t bytes[CMSG_SPACE(sizeof(struct timespec))];
     } about[BULK];
+    uint8_t frames[BULK][AUTOIP_FRAME_LEN];
     struct iovec parts[BULK];
     struct mmsghdr messages[BULK];
-    const size_t limit = capacity < BULK ? capacity : BULK;
-    int kept = 0;
+    size_t kept = 0;
     int count;
 
+    if (capacity < BULK || capacity > INT32_MAX)
+        return -EINVAL;
     memset(messages, 0, sizeof messages);
-    for (size_t i = 0; i < limit; i++) {
-        parts[i] = (struct iovec){.iov_base = out[i].frame, .iov_len = AUTOIP_FRAME_LEN};
+    for (size_t i = 0; i < BULK; i++) {
+        parts[i] = (struct iovec){.iov_base = frames[i], .iov_len = AUTOIP_FRAME_LEN};
         messages[i].msg_hdr.msg_iov = &parts[i];
         messages[i].msg_hdr.msg_iovlen = 1;
         messages[i].msg_hdr.msg_control = &about[i];
-        messages[i].msg_hdr.msg_controllen = sizeof about[i];
     }
-    count = recvmmsg(fd, messages, (unsigned int)limit, MSG_DONTWAIT, NULL);
-    if (count < 0)
-        return errno == EAGAIN || errno == EINTR ? 0 : -errno;
-    for (int i = 0; i < count; i++) {
-        const struct cmsghdr *header = CMSG_FIRSTHDR(&messages[i].msg_hdr);
-        struct timespec at = {0};
+    do {
+        for (size_t i = 0; i < BULK; i++)
+            messages[i].msg_hdr.msg_controllen = sizeof about[i];
+        count = recvmmsg(fd, messages, BULK, MSG_DONTWAIT, NULL);
+        if (count < 0 && errno != EAGAIN && errno != EINTR)
+            return kept ? (int)kept : -errno;
+        for (int i = 0; i < count; i++) {
+            const struct cmsghdr *header = CMSG_FIRSTHDR(&messages[i].msg_hdr);
+            struct timespec at = {0};
 
-        /* A frame too short would leave bytes of an older one. */
-        if (messages[i].msg_len < AUTOIP_FRAME_LEN ||
-            memcmp(out[i].frame + AT_TYPE, arp, sizeof arp) != 0)
-            continue;
-        if (header && header->cmsg_type == SCM_TIMESTAMPNS)
-            memcpy(&at, CMSG_DATA(header), sizeof at);
-        out[kept] = out[i];
-        out[kept].at_ns = (uint64_t)at.tv_sec * 1000000000u + (uint64_t)at.tv_nsec;
-        kept++;
-    }
-    return kept;
+            if (!bulk_read(&out[kept], frames[i], messages[i].msg_len))
+                continue;
+            if (header && header->cmsg_type == SCM_TIMESTAMPNS)
+                memcpy(&at, CMSG_DATA(header), sizeof at);
+            out[kept++].at_ns = (uint64_t)at.tv_sec * 1000000000u + (uint64_t)at.tv_nsec;
+        }
+    } while (count == BULK && capacity - kept >= BULK);
+    return (int)kept;
 }

@@ -200,10 +200,14 @@ int autoip_broadcast_before(int ifindex);
 /* At most this many ports belong to one socket. */
 #define AUTOIP_PORTS_MAX 32
 
-/* A frame that a scan has received: its first bytes. */
+/* An ARP packet that a scan has received. */
 struct autoip_heard {
     uint64_t at_ns; /* when the kernel received it, on CLOCK_REALTIME */
-    uint8_t frame[AUTOIP_FRAME_LEN];
+    uint32_t spa;
+    uint32_t tpa;
+    uint16_t operation;
+    uint8_t sha[6];
+    uint8_t tha[6];
 };
 
 /*
@@ -220,8 +224,8 @@ int autoip_bulk_open(int ifindex, const uint16_t *ports, size_t count);
 int autoip_bulk_send(int fd, const uint8_t request[AUTOIP_FRAME_LEN], const uint32_t *targets,
                      size_t count);
 
-/* Reads frames that wait, up to `capacity` and 64. Returns how many it wrote to `out`; a frame
- * that is not ARP for IPv4 over Ethernet is dropped. */
+/* Reads packets that wait, up to `capacity`, which is 64 at least. Returns how many it wrote to
+ * `out`, or a negative errno; what is not ARP for IPv4 over Ethernet is dropped. */
 int autoip_bulk_receive(int fd, struct autoip_heard *out, size_t capacity);
 
 /* -- timer.c -------------------------------------------------------------------------- */

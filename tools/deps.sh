@@ -7,6 +7,7 @@
 #   demo    the tools that `make run` without IFACE needs besides
 #   test    the tools and the other link-local programs that the tests run (root)
 #   check   the tools of `make check`
+#   bench   the programs that `make bench` compares with besides
 #   attack  libFuzzer, for `make attack`
 #   roots   the tools that make bare Debian machines (lab/roots.py)
 #   ci      build, test, check, attack
@@ -132,6 +133,10 @@ collect() {
         need shellcheck shellcheck
         need valgrind valgrind
         ;;
+    bench)
+        need arp-scan arp-scan
+        need nmap nmap
+        ;;
     attack)
         need_fuzzer
         ;;
@@ -146,7 +151,7 @@ collect() {
         collect check
         collect attack
         ;;
-    *) fail "unknown group: $1 (build, demo, test, check, attack, roots, ci)" ;;
+    *) fail "unknown group: $1 (build, demo, test, check, bench, attack, roots, ci)" ;;
     esac
 }
 

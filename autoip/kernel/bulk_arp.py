@@ -15,11 +15,9 @@ if TYPE_CHECKING:  # a scan must start fast
 PORTS_MAX: int = lib.AUTOIP_PORTS_MAX
 """Ports that `open_datagrams` takes, at most."""
 
-_AT = struct.Struct("@Q48x")
-_WIRE = struct.Struct("!8x20xH6sI6sI6x")
-"""The two halves of a `struct autoip_heard`: the time in the machine's order, the frame in the network's."""
-_AT_ONCE = 64
-_NS = 1_000_000_000
+_HEARD = struct.Struct("@QIIH6s6s2x")
+READ_MAX = 256
+"""Packets that `BulkArp.receive` returns, at most."""
 
 
 class BulkArp:
@@ -36,11 +34,11 @@ class BulkArp:
     def __init__(self, index: int, mac: bytes) -> None:
         if len(mac) != 6:
             raise ValueError(f"mac: 6 bytes, not {len(mac)}")
-        if ffi.sizeof("struct autoip_heard") != _AT.size:
+        if ffi.sizeof("struct autoip_heard") != _HEARD.size:
             raise ImportError("autoip.kernel._native does not belong to this version of autoip")
         self._mac = mac
         self._socket = socket.socket(fileno=check(lib.autoip_bulk_open(index, ffi.NULL, 0)))
-        self._heard = ffi.new("struct autoip_heard[]", _AT_ONCE)
+        self._heard = ffi.new("struct autoip_heard[]", READ_MAX)
         self._buffer = ffi.buffer(self._heard)
 
     def fileno(self) -> int:
@@ -70,21 +68,17 @@ class BulkArp:
         wanted = ffi.from_buffer("uint32_t[]", targets)
         return check(lib.autoip_bulk_send(self.fileno(), request, wanted, len(targets)))
 
-    def receive(self) -> list[tuple[float, tuple[int, bytes, int, bytes, int]]]:
-        """Read the ARP packets that wait, up to 64.
+    def receive(self) -> list[tuple[int, int, int, int, bytes, bytes]]:
+        """Read the ARP packets that wait.
 
         Returns:
-            Of each, CLOCK_REALTIME in seconds, and operation, SHA, SPA, THA and TPA.
+            Of each, CLOCK_REALTIME in nanoseconds, SPA, TPA, operation, SHA and THA.
 
         Raises:
             OSError: ENETDOWN.
         """
-        count = check(lib.autoip_bulk_receive(self.fileno(), self._heard, _AT_ONCE))
-        data = self._buffer[: count * _AT.size]
-        times = _AT.iter_unpack(data)
-        return [
-            (at / _NS, packet) for (at,), packet in zip(times, _WIRE.iter_unpack(data), strict=True)
-        ]
+        count = check(lib.autoip_bulk_receive(self.fileno(), self._heard, READ_MAX))
+        return list(_HEARD.iter_unpack(self._buffer[: count * _HEARD.size]))
 
     def close(self) -> None:
         """Close the socket."""

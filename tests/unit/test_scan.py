@@ -377,23 +377,26 @@ def test_the_command_that_reaches_a_host(address: int, mask: int | None, how: st
 
 
 def test_vendors_come_from_the_systems_list(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    hwdb = tmp_path / "oui"
+    hwdb, oui = tmp_path / "hwdb", tmp_path / "oui.txt"
     hwdb.write_text(
         "# list\n\nOUI:00111C*\n ID_OUI_FROM_DATABASE=Pleora Technologies\n\n"
         "OUI:0050C2*\n ID_OUI_FROM_DATABASE=IEEE Registration Authority\n\n"
         "OUI:0050C2001*\n ID_OUI_FROM_DATABASE=JMBS Developpements\n"
     )
-    monkeypatch.setattr(vendor, "_HWDB", (str(hwdb),))
-    monkeypatch.setattr(vendor, "_IEEE", ())
-    for cached in (vendor._lists, vendor._listed):
-        cached.cache_clear()
+    oui.write_text("00-11-1C   (hex)\t\tPleora\n00111C     (base 16)\t\tPleora\n\t\t\t\tQuebec\n")
+    of_hwdb, *_, of_ieee = vendor._LISTS.values()
+    monkeypatch.setattr(vendor, "_LISTS", {str(tmp_path / "none"): b"", str(hwdb): of_hwdb})
+    vendor._listed.cache_clear()
     assert vendor.vendor(MAC) == "Pleora Technologies"
     assert vendor.vendor(bytes.fromhex("0050c2001234")) == "JMBS Developpements"
     assert vendor.vendor(bytes.fromhex("0050c2fff234")) == "IEEE Registration Authority"
     assert vendor.vendor(bytes.fromhex("001122334455")) is None
     assert vendor.vendor(b"\2" + MAC[1:]) == "locally administered"
-    for cached in (vendor._lists, vendor._listed):
-        cached.cache_clear()
+    monkeypatch.setattr(vendor, "_LISTS", {str(oui): of_ieee})
+    vendor._listed.cache_clear()
+    assert vendor.vendor(MAC) == "Pleora"
+    monkeypatch.undo()
+    vendor._listed.cache_clear()
 
 
 # --- words -----------------------------------------------------------------------------------------

@@ -7,7 +7,6 @@ import select
 import signal
 import sys
 import time
-from collections import deque
 from contextlib import ExitStack
 
 from autoip.commands import arguments
@@ -208,7 +207,7 @@ class Output:
         self._wanted = 1 if found["first"] else found["count"]
         self._mac: bytes = found["mac"] or b""
         self._style: str = found["json"] or ""
-        self._held: deque[tuple[float, Host]] = deque()
+        self._held: dict[Host, float] = {}
         self._progress_at = 0.0
         self._terminal = sys.stderr is not None and sys.stderr.isatty()
 
@@ -219,14 +218,11 @@ class Output:
 
     def report(self, host: Host, new: bool) -> None:
         """Show a host, now if it says what it is, else soon."""
-        if not host.mac.startswith(self._mac):
+        if self.enough or not host.mac.startswith(self._mac):
             return
         if new and not (host.names or host.kinds or host.notes):
-            self._held.append((time.monotonic() + _HOLD, host))
-        elif new:
-            self._show(host)
-        elif any(held is host for _, held in self._held):
-            self._held = deque(entry for entry in self._held if entry[1] is not host)
+            self._held[host] = time.monotonic() + _HOLD
+        elif new or self._held.pop(host, None) is not None:
             self._show(host)
         else:
             self._write(host)
@@ -240,9 +236,8 @@ class Output:
 
     def step(self, now: float, segments: Sequence[Segment]) -> float | None:
         """Show the hosts that waited, and the progress; return the seconds until the next step."""
-        while self._held and self._held[0][0] <= now and not self.enough:
-            self._show(self._held.popleft()[1])
-        waits = [self._held[0][0] - now] if self._held else []
+        self._show_held(now)
+        waits = [at - now for at in list(self._held.values())[:1]]
         if self._terminal:
             if now >= self._progress_at:
                 self._progress_at = now + _PROGRESS
@@ -253,14 +248,19 @@ class Output:
 
     def finish(self) -> None:
         """Show what waits still, then what all hosts together mean."""
-        while self._held and not self.enough:
-            self._show(self._held.popleft()[1])
+        self._show_held(float("inf"))
         self._clear()
         for line in self.hosts.findings():
             if self._style:
                 self.say(line)
             else:
                 arguments.write(line)
+
+    def _show_held(self, now: float) -> None:
+        # All wait equally long, so the first one is the first that is due.
+        while self._held and self._held[host := next(iter(self._held))] <= now:
+            del self._held[host]
+            self._show(host)
 
     def _show(self, host: Host) -> None:
         if not self.enough:

@@ -212,12 +212,8 @@ class Segment:
 
     def read(self) -> None:
         """Read what waits, but never for long."""
-        for _ in range(_READ_AT_ONCE // 64):
-            found = self._arp.receive()
-            for at, packet in found:
-                self._heard_arp(at, *packet)
-            if len(found) < 64:
-                break
+        for packet in self._arp.receive():
+            self._heard_arp(*packet)
         for _ in range(_READ_AT_ONCE):
             try:
                 frame = self._datagrams.recv(_FRAME_MAX)
@@ -226,8 +222,8 @@ class Segment:
             if (datagram := udp.parse(frame)) is not None:
                 self._heard_datagram(datagram)
 
-    def _heard_arp(self, at: float, kind: int, sha: bytes, spa: int, tha: bytes, tpa: int) -> None:
-        rtt = None
+    def _heard_arp(self, ns: int, spa: int, tpa: int, kind: int, sha: bytes, tha: bytes) -> None:
+        at, rtt = ns / 1e9, None
         if kind != _REQUEST:
             via = "arp"
             if tha == self._mac and self.sweep is not None:

@@ -2,52 +2,35 @@
 
 from __future__ import annotations
 
-import mmap
+import re
 from contextlib import suppress
-from functools import cache, lru_cache
+from functools import cache
 
 LOCAL = "locally administered"
 """In the place of a vendor, for an address that software made up."""
 
-_HWDB = ("/usr/lib/udev/hwdb.d/20-OUI.hwdb", "/lib/udev/hwdb.d/20-OUI.hwdb")
-_IEEE = ("/usr/share/ieee-data/oui.txt", "/var/lib/ieee-data/oui.txt")
-_LINE_MAX = 200
-_SHARED = "IEEE Registration Authority"
-"""Has the prefixes of six digits that are shared out among vendors, by prefixes of seven and nine."""
+_LISTS = {
+    "/usr/lib/udev/hwdb.d/20-OUI.hwdb": rb"\nOUI:([0-9A-F]{6,9})\*\n ID_OUI_FROM_DATABASE=(.*)",
+    "/lib/udev/hwdb.d/20-OUI.hwdb": rb"\nOUI:([0-9A-F]{6,9})\*\n ID_OUI_FROM_DATABASE=(.*)",
+    "/usr/share/ieee-data/oui.txt": rb"\n([0-9A-F]{6}) +\(base 16\)\s*(.*)",
+}
+"""Files, and how a prefix and its vendor are written there. Only the first that exists is read."""
 
 
 def vendor(mac: bytes) -> str | None:
     """Return the vendor of a hardware address; None: not known."""
     if mac[0] & 2:
         return LOCAL
-    digits = mac.hex().upper()
-    name = _listed(digits[:6])
-    if name == _SHARED:
-        name = _listed(digits[:7]) or _listed(digits[:9]) or name
-    return name
+    digits = mac.hex().upper().encode()
+    for length in (9, 7, 6):  # of the prefixes that IEEE assigns
+        if name := _listed().get(digits[:length]):
+            return name.decode("utf-8", "replace").strip()
+    return None
 
 
 @cache
-def _lists() -> list[tuple[mmap.mmap, str, bytes]]:
-    """Return each list that is there, with how a prefix is written in it and what is before the name."""
-    found = []
-    for paths, form, before in (
-        (_HWDB, "\nOUI:{}*", b"ID_OUI_FROM_DATABASE="),
-        (_IEEE, "\n{} ", b"(base 16)"),
-    ):
-        for path in paths:
-            with suppress(OSError, ValueError), open(path, "rb") as file:
-                text = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-                found.append((text, form, before))
-                break
-    return found
-
-
-@lru_cache(1024)
-def _listed(prefix: str) -> str | None:
-    for text, form, before in _lists():
-        at = text.find(form.format(prefix).encode())
-        if at >= 0:
-            line = text[at : at + _LINE_MAX].split(before, 1)[-1].split(b"\n", 1)[0]
-            return line.decode("utf-8", "replace").strip() or None
-    return None
+def _listed() -> dict[bytes, bytes]:
+    for path, pattern in _LISTS.items():
+        with suppress(OSError), open(path, "rb") as file:
+            return dict(re.findall(pattern, file.read()))
+    return {}
