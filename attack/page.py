@@ -15,6 +15,7 @@ WHAT = {
     "listener": "listener: reflex, answers and queue do what a model of them says",
     "broadcast": "the program at the egress: its instructions, the kernel and the RFC agree",
     "arp": "ARP packets",
+    "scan": "what hosts answer to a scan: GVCP, DNS, WS-Discovery, SSDP, VXI-11, DHCP",
     "netlink": "netlink: links, addresses, routes, rules",
     "connections": "netlink: TCP connections",
     "config": "configuration file",

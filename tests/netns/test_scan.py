@@ -224,3 +224,37 @@ def test_without_the_capability_a_scan_is_refused_and_without_hosts_it_fails(
     assert b"CAP_NET_RAW missing" in err
     found, _ = scan(addressed, "--net", "169.254.9.0/30", "--timeout", "2", status=1)
     assert found == []
+
+
+def test_an_interface_that_goes_down_ends_its_scan_and_who_has_read_enough_another(
+    addressed: Port,
+) -> None:
+    def await_shown(child: subprocess.Popen[bytes]) -> None:
+        def shown() -> bool:
+            addressed.send(frames.announcement(NEIGHBOUR, PEER))
+            assert child.stdout is not None
+            return str(PEER).encode() in child.stdout.readline()
+
+        assert child.stdout is not None
+        os.set_blocking(child.stdout.fileno(), False)
+        wait_until(shown, "a host was shown")
+
+    with started(addressed, "--listen") as child:
+        await_shown(child)
+        addressed.down()
+        _, err = child.communicate(timeout=PATIENCE)
+    assert child.returncode == 6
+    assert err.splitlines()[-1] == b"autoip: scan: Network is down"
+    addressed.up()
+    addressed.host.ip(f"address replace {OURS}/16 dev eth0")
+    with started(addressed, "--listen") as child:
+        await_shown(child)
+        assert child.stdout is not None
+        child.stdout.close()
+
+        def another() -> bool:
+            addressed.send(frames.announcement("02:00:00:00:00:cc", PEER))
+            return child.poll() is not None
+
+        wait_until(another, "it has ended")
+    assert child.returncode == 0

@@ -133,7 +133,10 @@ def main(words: Sequence[str]) -> int:
         ended = _INTERRUPTED
     except PermissionError:
         raise NoPermission("no permission: CAP_NET_RAW missing; run as root") from None
+    except BrokenPipeError:
+        raise
     except OSError as error:
+        output.finish()
         raise CannotTell(f"scan: {error.strerror}") from error
     output.finish()
     return 0 if output.shown else ended
@@ -166,30 +169,38 @@ def _segments(found: dict[str, Any], output: Output, stack: ExitStack) -> list[S
     return segments
 
 
-def _scan(segments: Sequence[Segment], found: dict[str, Any], output: Output) -> None:
-    """Ask and read until all is done, or enough was found."""
+def _scan(segments: list[Segment], found: dict[str, Any], output: Output) -> None:
+    """Ask and read until all is done, or enough was found, or no interface is left.
+
+    Raises:
+        OSError: the last interface has gone.
+    """
     until = None if found["timeout"] is None else time.monotonic() + found["timeout"]
-    waiting = select.poll()
-    registered: set[int] = set()
     while True:
         now = time.monotonic()
+        waiting = select.poll()
         waits = [] if until is None else [max(0.0, until - now)]
-        for segment in segments:
-            if (wait := segment.step(now)) is not None:
-                waits.append(wait)
-            for fd in {*segment.filenos()} - registered:
+        for segment in tuple(segments):
+            try:
+                segment.read()
+                wait = segment.step(now)
+            except OSError as error:
+                output.say(f"{segment.name}: {error.strerror}")
+                segments.remove(segment)
+                if not segments:
+                    raise
+                continue
+            waits += [] if wait is None else [wait]
+            for fd in segment.filenos():
                 waiting.register(fd, select.POLLIN)
-                registered.add(fd)
         if (wait := output.step(now, segments)) is not None:
             waits.append(wait)
         if output.enough or (until is not None and now >= until):
             return
         if all(segment.over(now) for segment in segments):
             return
-        # Rounded up, unless it is due: a wait that is too short would be a busy loop.
+        # Rounded up: a wait that is too short would be a busy loop.
         waiting.poll(None if not waits else int(min(waits) * 1000 + 0.999))
-        for segment in segments:
-            segment.read()
 
 
 class Output:
