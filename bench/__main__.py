@@ -26,6 +26,7 @@ from bench import (
     fallback,
     hooks,
     idle,
+    package,
     punctuality,
     reload,
     scan,
@@ -50,6 +51,7 @@ BENCHMARKS: dict[str, Callable[[Setting], Result]] = {
     hooks.NAME: hooks.measure,
     fallback.NAME: fallback.measure,
     scan.NAME: scan.measure,
+    package.NAME: package.measure,
 }
 
 
