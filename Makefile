@@ -71,6 +71,7 @@ deb: NEEDS := deb
 release: NEEDS := build deb
 test bench conformance: NEEDS += test
 check: NEEDS += check
+bench: NEEDS += bench
 attack fuzz chaos scale party: NEEDS += test attack
 DEPS = @bash tools/deps.sh $(NEEDS)
 

@@ -10,6 +10,7 @@ ffibuilder.cdef(
     #define AUTOIP_FRAME_LEN ...
     #define AUTOIP_FILTER_MAX ...
     #define AUTOIP_OWN_MAX ...
+    #define AUTOIP_PORTS_MAX ...
     #define CAP_BPF ...
     #define CAP_NET_ADMIN ...
     #define CAP_NET_RAW ...
@@ -72,6 +73,11 @@ ffibuilder.cdef(
     int autoip_broadcast_load(void);
     int autoip_broadcast_before(int ifindex);
 
+    struct autoip_heard { uint64_t at_ns; ...; };
+    int autoip_bulk_open(int ifindex, const uint16_t *ports, size_t count);
+    int autoip_bulk_send(int fd, const uint8_t *request, const uint32_t *targets, size_t count);
+    int autoip_bulk_receive(int fd, struct autoip_heard *out, size_t capacity);
+
     int autoip_timer_new(void);
     int autoip_timer_set(int fd, uint64_t at_ns);
     int autoip_clock_watch_new(void);
@@ -107,6 +113,7 @@ ffibuilder.set_source(
     sources=[
         "csrc/assembler.c",
         "csrc/broadcast.c",
+        "csrc/bulk.c",
         "csrc/capabilities.c",
         "csrc/confinement.c",
         "csrc/defence.c",

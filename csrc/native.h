@@ -223,6 +223,39 @@ int autoip_broadcast_load(void);
  */
 int autoip_broadcast_before(int ifindex);
 
+/* -- bulk.c --------------------------------------------------------------------------- */
+
+/* At most this many ports belong to one socket. */
+#define AUTOIP_PORTS_MAX 32
+
+/* An ARP packet that a scan has received. */
+struct autoip_heard {
+    uint64_t at_ns; /* when the kernel received it, on CLOCK_REALTIME */
+    uint32_t spa;
+    uint32_t tpa;
+    uint16_t operation;
+    uint8_t sha[6];
+    uint8_t tha[6];
+};
+
+/*
+ * Opens a packet socket that never waits, for what other hosts send on an interface
+ * (CAP_NET_RAW): with `count` 0 all ARP, else UDP over IPv4 to one of these ports, whatever group
+ * or address it is for. Returns the descriptor, closed on exec, or a negative errno.
+ */
+int autoip_bulk_open(int ifindex, const uint16_t *ports, size_t count);
+
+/*
+ * Sends the request once for each target, with that target as its TPA, as many as the kernel
+ * takes without a wait. Returns how many, or a negative errno if it took none.
+ */
+int autoip_bulk_send(int fd, const uint8_t request[AUTOIP_FRAME_LEN], const uint32_t *targets,
+                     size_t count);
+
+/* Reads packets that wait, up to `capacity`, which is 64 at least. Returns how many it wrote to
+ * `out`, or a negative errno; what is not ARP for IPv4 over Ethernet is dropped. */
+int autoip_bulk_receive(int fd, struct autoip_heard *out, size_t capacity);
+
 /* -- timer.c -------------------------------------------------------------------------- */
 
 /* CLOCK_BOOTTIME now. */

@@ -91,6 +91,27 @@ PROBE: Mapping[str, Field] = {
 }
 """`autoip probe --json`."""
 
+SCAN: Mapping[str, Field] = {
+    "version": Field("integer", "", "version of this object"),
+    "interface": Field("string", "", "name of the interface"),
+    "address": Field("string or null", "", "the host's address; null: it has not got one yet"),
+    "mac": Field("string", "", "its hardware address"),
+    "vendor": Field(
+        "string or null",
+        "",
+        "who made the card; locally administered: software made the address up",
+    ),
+    "names": Field("array of strings", "", "what the host calls itself"),
+    "kinds": Field("array of strings", "", "what it says it is, or does"),
+    "via": Field("array of strings", "", "the protocols by which it was found"),
+    "rtt_ms": Field(
+        "number or null", "ms", "from the ARP request to the answer; null: it was not asked by ARP"
+    ),
+    "first_seen": Field("number", "s since 1970", "when its first packet came"),
+    "notes": Field("array of strings", "", "what is wrong, and the command that helps"),
+}
+"""`autoip scan --json`, an object for each host; the same host again when more is known of it."""
+
 DOCTOR: Mapping[str, Field] = {
     "version": Field("integer", "", "version of this object"),
     "findings": Field(
