@@ -26,7 +26,18 @@ from lab import Daemon, Namespace, Port, frames
 
 from .commands import report
 from .conftest import MakeDaemon
-from .helpers import NETNS, PATIENCE, RIVAL, A, B, autoip_command, bind, claimed_other, wait_until
+from .helpers import (
+    NETNS,
+    PATIENCE,
+    RIVAL,
+    A,
+    B,
+    autoip_command,
+    bind,
+    claimed_other,
+    link,
+    wait_until,
+)
 
 pytestmark = NETNS
 
@@ -130,6 +141,17 @@ def test_abandon_never_arms(port: Port, make_autoip: MakeDaemon) -> None:
     assert not defended(port, since)
     daemon.signal(signal.SIGCONT)
     claimed_other(port, A, since=since)
+
+
+def test_in_another_namespace(port: Port, bound: Daemon, stack: contextlib.ExitStack) -> None:
+    """An interface that goes there, under another name, takes no defence along."""
+    other = stack.enter_context(Namespace("other"))
+    other = stack.enter_context(Namespace("other"))
+    port.host.ip(f"link set {port.name} netns {other.path} name elsewhere")
+    bound.wait_line("there is no such interface")
+    other.ip("link set elsewhere up")
+    wait_until(lambda: link(other, "elsewhere")["operstate"] == "UP", "the other end of the move")
+    assert not defended(port, conflict(port))
 
 
 def test_without_the_kernel_the_thread_defends(port: Port, stack: contextlib.ExitStack) -> None:
