@@ -21,7 +21,7 @@ C_SOURCES := $(filter-out csrc/_%,$(wildcard csrc/*.c))
 C_FLAGS := -std=gnu11 -O2 -D_GNU_SOURCE -pthread -Icsrc @csrc/warnings -Werror
 C_FORMATTED := $(C_SOURCES) $(wildcard csrc/*.h tests/c/*.[ch] bench/*.c attack/native/*.[ch])
 SHELL_FILES := $(wildcard .ci/run share/completions/*.bash share/autoip.init share/autoip.openrc tools/*.sh) \
-	$(shell grep -lsE '^\#!.*[/ ](ba|da)?sh( |$$)' hooks/* hooks/*/* conformance/adapters/*)
+	$(shell grep -lsE '^\#!.*[/ ](ba|da)?sh( |$$)' debian/* hooks/* hooks/*/* conformance/adapters/*)
 # The sanitizers of older compilers cannot place their shadow memory where the kernel spreads its
 # mappings over 32 bits; a container may forbid to ask for less.
 NO_ASLR := $(shell setarch -R true 2>/dev/null && echo setarch -R)
@@ -67,6 +67,8 @@ endif
 # The groups of Debian packages of tools/deps.sh that a target needs: the first make installs them all at once.
 NEEDS := build
 run: NEEDS += $(if $(strip $(IFACE)),,demo)
+deb: NEEDS := deb
+release: NEEDS := build deb
 test bench conformance: NEEDS += test
 check: NEEDS += check
 attack fuzz chaos scale party: NEEDS += test attack
@@ -163,6 +165,23 @@ IMAGE ?= autoip
 image: ## a container image, by buildah (IMAGE=autoip; BASE=debian:trixie-slim: another base)
 	@command -v buildah >/dev/null || { echo >&2 "autoip: there is no buildah here; or: docker build -t $(IMAGE) ."; exit 1; }
 	buildah build --format docker $(if $(BASE),--build-arg BASE=$(BASE)) -t $(IMAGE) .
+
+# In a copy: a build writes into its tree. With Debian's own Python, also where another one comes first in the path.
+deb: ## Debian packages, into dist/: for Debian 12 and newer, if built on Debian 12
+	$(DEPS)
+	$(AS_OWNER) rm -rf build/deb
+	$(AS_OWNER) mkdir -p build/deb/autoip dist
+	$(AS_OWNER) tar --exclude='./.[a-z]*' --exclude=./build --exclude=./dist --exclude='*.egg-info' --exclude='*.so' \
+		--exclude=__pycache__ --exclude=./tests/c/bin -cf - . | $(AS_OWNER) tar -C build/deb/autoip -xf -
+	cd build/deb/autoip && $(AS_OWNER) env -u MAKEFLAGS PATH=/usr/sbin:/usr/bin:/sbin:/bin dpkg-buildpackage -b -us -uc
+	$(AS_OWNER) mv build/deb/*.deb dist
+
+release: $(VENV)/.dev ## all of these with checksums and a bill of materials, of a committed version of CHANGELOG.md
+	$(AS_OWNER) $(PY) -m tools.release check
+	$(AS_OWNER) rm -rf dist
+	$(MAKE) --no-print-directory build
+	$(MAKE) --no-print-directory deb
+	$(AS_OWNER) $(PY) -m tools.release finish
 
 # The program and the packages that it needs in a folder of its own, for one Python. No other program finds
 # them, and autoip finds them before any others of the same name. Not an environment, so it does
@@ -265,8 +284,8 @@ $(VENV)/.ready: $(VENV)/.made pyproject.toml setup.py $(EXTENSION)
 
 $(VENV)/.dev: pyproject.toml setup.py | $(VENV)/.ready
 	@echo "autoip: installing what the tests and checks need"
-	@$(AS_OWNER) $(PIP) install --no-build-isolation -e '.[bench,dev,test]'
+	@$(AS_OWNER) $(PIP) install --no-build-isolation -e '.[bench,dev,release,test]'
 	@$(AS_OWNER) touch $@
 
-.PHONY: help setup run test check mutate bench attack $(ATTACKS) conformance build image install install-folders install-program \
+.PHONY: help setup run test check mutate bench attack $(ATTACKS) conformance build deb release image install install-folders install-program \
 	install-data install-compat uninstall clean remake

@@ -8,6 +8,7 @@
 #   test    the tools and the other link-local programs that the tests run (root)
 #   check   the tools of `make check`
 #   attack  libFuzzer, for `make attack`
+#   deb     what debian/control needs for `make deb`
 #   roots   the tools that make bare Debian machines (lab/roots.py)
 #   ci      build, test, check, attack
 #
@@ -111,6 +112,15 @@ need_fuzzer() {
         packages+=("libclang-rt${version:+-${version%%.*}}-dev")
 }
 
+# The names of the build dependencies in debian/control, and what Debian takes for granted.
+need_deb() {
+    dpkg-checkbuilddeps 2>/dev/null && return
+    local names
+    mapfile -t names < <(sed -n '/^Build-Depends:/,/^[A-Z]/p' debian/control |
+        sed -nE 's/^(Build-Depends:)? +([a-z0-9-]+).*/\2/p')
+    packages+=(build-essential "${names[@]}")
+}
+
 collect() {
     case $1 in
     build)
@@ -134,6 +144,9 @@ collect() {
     attack)
         need_fuzzer
         ;;
+    deb)
+        need_deb
+        ;;
     roots)
         need debootstrap debootstrap
         need git git
@@ -145,7 +158,7 @@ collect() {
         collect check
         collect attack
         ;;
-    *) fail "unknown group: $1 (build, demo, test, check, attack, roots, ci)" ;;
+    *) fail "unknown group: $1 (build, demo, test, check, attack, deb, roots, ci)" ;;
     esac
 }
 

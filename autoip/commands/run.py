@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from autoip import config, journal, paths
 from autoip.commands.arguments import COMMANDS, texts
 from autoip.config import SERVE, Config, Section
+from autoip.control.client import ask
 from autoip.core.policy import Kind
 from autoip.errors import AlreadyRunning, AutoipError, NotArp, UsageError
 from autoip.kernel import interface_names
@@ -236,18 +237,25 @@ def serve(arguments: Arguments, environ: Mapping[str, str]) -> None:
             # DHCP clients and network managers call their hooks for tunnels as well.
             _nothing_to_serve(str(error), environ, logger)
             return
-        # A DHCP client fails again and again, and each time its hook starts autoip.
-        often = unread and isinstance(error, AlreadyRunning)
-        if (arguments.to_syslog or unread) and not often:
+        if arguments.hook and isinstance(error, AlreadyRunning):
+            if not arguments.early:
+                with suppress(AutoipError):  # it may be another user's
+                    ask(paths.runtime_directory(environ), error.interface, "dhcp-failed")
+            # A DHCP client fails again and again, and each time its hook starts autoip.
+            _nothing_to_serve(str(error), environ, logger, logging.DEBUG)
+            return
+        if arguments.to_syslog or unread:
             log.failed_to_syslog(str(error))  # `main` writes it to stderr
         raise
 
 
-def _nothing_to_serve(why: str, environ: Mapping[str, str], logger: logging.Logger) -> None:
+def _nothing_to_serve(
+    why: str, environ: Mapping[str, str], logger: logging.Logger, level: int = logging.INFO
+) -> None:
     """Log why a hook started this for nothing, and report success to the service manager."""
     from autoip.daemon.sd_notify import Notifier
 
-    logger.info("%s", why)
+    logger.log(level, "%s", why)
     # A service that ends before it was ready has failed for the service manager, which starts it again.
     Notifier(environ).ready()
 

@@ -54,7 +54,9 @@ STATUS: Mapping[str, Field] = {
     "defences": Field("integer", "", "conflicts that were defended against"),
     "last_conflict": Field("object or null", "", "its mac, address, and at (s since 1970)"),
     "limits": Field(
-        "array of strings", "", "what kernel, privileges or a missing package do not allow"
+        "array of strings",
+        "",
+        "what kernel, privileges, a setting or a missing package do not allow",
     ),
     "notes": Field("array of strings", "", "what other programs and hosts do that is in the way"),
 }

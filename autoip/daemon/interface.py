@@ -35,7 +35,7 @@ from autoip.daemon.reporter import Reporter
 from autoip.daemon.resumable import ResumableInterface
 from autoip.daemon.rivals import Rivals
 from autoip.daemon.serial_tasks import SerialTasks
-from autoip.daemon.status import status, summary
+from autoip.daemon.status import dropped, status, summary
 from autoip.daemon.stranded_routes import StrandedRoutes
 from autoip.kernel.arp_socket import Received
 from autoip.kernel.model import Address, Link
@@ -82,9 +82,8 @@ class Interface(ResumableInterface):
         self.link = self._ending = self._resumed = None
         self._shared = shared
         self._host = shared.host
-        self._clock = shared.kernel.clock
         self._kernel = shared.kernel
-        self._network = shared.kernel.network
+        self._clock, self._network = shared.kernel.clock, shared.kernel.network
         self._trace = None if shared.trace is None else shared.trace.of(self.name, self._clock)
         self._policy = Policy(options.policy, options.after, options.linger)
         self._memory = AddressMemory(reporter, shared.store, options)
@@ -125,7 +124,8 @@ class Interface(ResumableInterface):
 
     def report(self) -> dict[str, Any]:
         """The status object: see `protocol.STATUS`."""
-        limits = [*self._network.limits, *self._shared.limits, *self._owned.limits]
+        more = (*self._shared.limits, *self._owned.limits)
+        limits = [*self._network.limits, *more, *dropped(self._network, self._host, self.link)]
         parts = (self._policy, self._negotiator, self._host.others(self.link, self._owned))
         return status(self.reporter, self.options, self.link, *parts, limits)
 

@@ -57,13 +57,15 @@ def python_for_all() -> list[str]:
     return ["env", f"PYTHONPATH={packages}", other]
 
 
-def wait_until(true: Callable[[], object], what: str, timeout: float = PATIENCE) -> None:
-    """Until `true()`. Raises LabError."""
+def wait_until(
+    true: Callable[[], object], what: str, timeout: float = PATIENCE, *, pause: float = 0.01
+) -> None:
+    """Until `true()`, which is called every `pause` seconds. Raises LabError."""
     until = time.monotonic() + timeout
     while not true():
         if time.monotonic() > until:
             raise LabError(f"not within {timeout} s: {what}")
-        time.sleep(0.01)
+        time.sleep(pause)
 
 
 def claim(port: Port, daemon: Daemon, *arguments: str) -> IPv4Address:

@@ -13,7 +13,7 @@ from lab.client import Client
 from tests.require import requires_program
 
 from .conftest import MakeHost
-from .fallback import Fallback, calls
+from .fallback import MakesRoom, calls
 from .helpers import NETNS
 from .hooked import CONFIG, LINGER, Hooked, MakeHooked, routable
 
@@ -27,7 +27,7 @@ LEASE = 9
 """Seconds, where a lease is to run out."""
 
 
-class TestDhclient(Fallback):
+class TestDhclient(MakesRoom):
     kind = Dhclient
     name = "dhclient"
     bound = "BOUND"

@@ -20,6 +20,7 @@ from lab import (
     NetworkManager,
     Port,
     SystemBus,
+    machine,
 )
 from tests.require import requires_program
 
@@ -429,6 +430,41 @@ def test_install_without_names(managed: Managed) -> None:
     managed.nm.stop()
     told = install()
     assert told.endswith("status 0\n") and "no interface was named" not in told
+
+
+def test_patterns(managed: Managed) -> None:
+    """The one service for all interfaces serves what a pattern matches, and NetworkManager knows the same ones."""
+    managed.hooked.hooks("remove")
+    unit = "/etc/systemd/system/autoip.service"
+    machine.write(managed.host, unit, "")
+    managed.hooked.install("--client", "networkmanager", "e*0")
+    managed.port.switch.attach(managed.host, "eth1", plugged=True)
+
+    def outlook() -> list[str]:
+        rows = [line.split(maxsplit=1) for line in managed.hooked.hooks("list").splitlines()]
+        return [row[1] for row in rows if row and row[0] in ("eth0", "eth1")]
+
+    without = "nothing: NetworkManager reports no failure of DHCP: autoip hooks install eth1"
+    off = "nothing: autoip.service is enabled and does not run: systemctl start autoip.service"
+    wait_until(lambda: outlook() == [off, without], "eth1 to be NetworkManager's", 30)
+    machine.write(managed.host, "/etc/autoip.conf", "[*]\nafter = 1\ndelay = 100\n")
+    service = [*autoip_command(), "run", "--configured", "--up"]
+    daemon = managed.stack.enter_context(Daemon(managed.host, "eth0", service))
+    del daemon.env["RUNTIME_DIRECTORY"]
+    daemon.start()
+    wait_until(lambda: managed.status().get("policy") == "fallback", "to be served")
+    assert outlook() == ["autoip, which serves it already, claims an address", without]
+    managed.connected()
+    waits = rf"dhcp4 \(eth0\): activation: beginning transaction.*timeout in {DHCP_TIMEOUT} s"
+    managed.nm.wait_line(waits, 30)
+    address = daemon.wait_address(60)
+    # The dispatcher's hook leaves it to the service, and says that DHCP has failed.
+    before = len(managed.hooked.daemons("eth0"))
+    managed.hooked.call("start", "eth0")
+    wait_until(lambda: starts(managed) == ["run --hook eth0"], "the hook's start")
+    wait_until(lambda: len(managed.hooked.daemons("eth0")) == before, "the hook's end")
+    assert daemon.addresses() == [address]
+    assert managed.hooked.complaints() == []
 
 
 def test_the_hook_leaves_others_alone(managed: Managed, server: Dhcpd) -> None:

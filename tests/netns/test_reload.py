@@ -10,7 +10,6 @@ import shutil
 import signal
 import socket
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ import pytest
 
 from lab import Daemon, LabError, Namespace, Port, frames
 from lab.daemon import REPOSITORY
+from lab.traffic import Traffic
 
 from .conftest import MakeDaemon, MakeHost
 from .helpers import NETNS, PATIENCE, RIVAL, A, B, bind, configuration, python_for_all, wait_until
@@ -26,8 +26,6 @@ from .helpers import NETNS, PATIENCE, RIVAL, A, B, bind, configuration, python_f
 pytestmark = NETNS
 
 FAST = ("--delay", "50", "--ip", str(A))
-INTERVAL = 0.001
-"""Seconds between two packets."""
 
 
 @pytest.fixture(autouse=True)
@@ -67,39 +65,6 @@ def kept(host: Namespace) -> list[str]:
     return texts
 
 
-class Traffic:
-    """A TCP session to the address, a packet with its number each millisecond."""
-
-    def __init__(self, host: Namespace, other: Namespace) -> None:
-        self.sent = 0
-        self.got: list[int] = []
-        self._stop = threading.Event()
-        with host.call(socket.create_server, (str(A), 7000)) as listener:
-            self._client = other.call(socket.create_connection, (str(A), 7000), PATIENCE)
-            self._server, _ = listener.accept()
-        self._client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._server.settimeout(PATIENCE)
-        self._threads = [threading.Thread(target=each) for each in (self._send, self._receive)]
-        for thread in self._threads:
-            thread.start()
-
-    def _send(self) -> None:
-        while not self._stop.wait(INTERVAL):
-            self._client.sendall(self.sent.to_bytes(8, "big"))
-            self.sent += 1
-        self._client.close()
-
-    def _receive(self) -> None:
-        with self._server, self._server.makefile("rb") as stream:
-            while data := stream.read(8):
-                self.got.append(int.from_bytes(data, "big"))
-
-    def stop(self) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join(PATIENCE)
-
-
 def test_fifty_reloads(
     make_host: MakeHost, make_autoip: MakeDaemon, stack: contextlib.ExitStack
 ) -> None:
@@ -111,7 +76,9 @@ def test_fifty_reloads(
     before = kept(port.host)
     # Where the packets of the session do not come.
     pid, since = daemon.pid, third.sniffer.mark()
-    traffic = Traffic(port.host, other.host)
+    listener = port.host.call(socket.create_server, (str(A), 7000))
+    client = other.host.call(socket.create_connection, (str(A), 7000), PATIENCE)
+    traffic = Traffic(listener, client)
     stack.callback(traffic.stop)
     last = 0.0
     for number in range(50):

@@ -282,6 +282,8 @@ class FakeNetwork:
 
     def __init__(self) -> None:
         self.limits: list[str] = []
+        self.strict: set[str] = set()
+        """Names of the links with rp_filter = 1."""
         self.links: dict[int, Link] = {}
         self.present: dict[tuple[int, IPv4Address], Address] = {}
         self.routes: dict[tuple[str, int], IPv4Address] = {}
@@ -465,6 +467,9 @@ class FakeNetwork:
 
     def follow_routes(self) -> None:
         self.follows_routes = True
+
+    def is_strict(self, link: Link) -> bool:
+        return link.name in self.strict
 
     def by_unicast(self, _index: int) -> str | None:
         return self.unicast

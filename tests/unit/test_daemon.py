@@ -219,6 +219,25 @@ async def test_an_answer_to_who_asks_where_the_kernel_sends_by_unicast(tmp_path:
 
 
 @played
+async def test_strict_rp_filter_is_a_limit_where_two_links_have_an_address(tmp_path: Path) -> None:
+    async with World(tmp_path, first=A) as world:
+        world.network.strict = {"eth0"}
+        await world.until_bound()
+        assert world.report()["limits"] == []
+        world.network.plug(link_of(3, "eth1"))
+        world.network.put(3, "192.0.2.7")
+        await asyncio.sleep(0.1)
+        assert world.report()["limits"] == []
+        world.network.put(3, str(B), 16)  # whoever set it
+        await asyncio.sleep(0.1)
+        (limit,) = world.report()["limits"]
+        assert limit.startswith("rp_filter = 1: of eth0, eth1, ")
+        assert limit.endswith(": sysctl -w net/ipv4/conf/eth0/rp_filter=2")
+        world.network.strict = {"eth1"}
+        assert world.report()["limits"] == []
+
+
+@played
 async def test_frames_that_the_kernel_does_not_take_do_not_count(tmp_path: Path) -> None:
     async with World(tmp_path, first=A) as world:
         world.kernel.listener.refuse_send = 4
