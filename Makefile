@@ -71,6 +71,7 @@ deb: NEEDS := deb
 release: NEEDS := build deb
 test bench conformance: NEEDS += test
 check: NEEDS += check
+bench: NEEDS += bench
 attack fuzz chaos scale party: NEEDS += test attack
 DEPS = @bash tools/deps.sh $(NEEDS)
 
@@ -160,12 +161,6 @@ conformance: $(VENV)/.dev ## measure autoip and other programs anew, for docs/co
 build: $(VENV)/.dev ## source distribution and wheel, into dist/
 	$(AS_OWNER) $(PY) -m build --no-isolation --outdir dist .
 
-# The healthcheck is a part of Docker's format alone.
-IMAGE ?= autoip
-image: ## a container image, by buildah (IMAGE=autoip; BASE=debian:trixie-slim: another base)
-	@command -v buildah >/dev/null || { echo >&2 "autoip: there is no buildah here; or: docker build -t $(IMAGE) ."; exit 1; }
-	buildah build --format docker $(if $(BASE),--build-arg BASE=$(BASE)) -t $(IMAGE) .
-
 # In a copy: a build writes into its tree. With Debian's own Python, also where another one comes first in the path.
 deb: ## Debian packages, into dist/: for Debian 12 and newer, if built on Debian 12
 	$(DEPS)
@@ -182,6 +177,12 @@ release: $(VENV)/.dev ## all of these with checksums and a bill of materials, of
 	$(MAKE) --no-print-directory build
 	$(MAKE) --no-print-directory deb
 	$(AS_OWNER) $(PY) -m tools.release finish
+
+# The healthcheck is a part of Docker's format alone.
+IMAGE ?= autoip
+image: ## a container image, by buildah (IMAGE=autoip; BASE=debian:trixie-slim: another base)
+	@command -v buildah >/dev/null || { echo >&2 "autoip: there is no buildah here; or: docker build -t $(IMAGE) ."; exit 1; }
+	buildah build --format docker $(if $(BASE),--build-arg BASE=$(BASE)) -t $(IMAGE) .
 
 # The program and the packages that it needs in a folder of its own, for one Python. No other program finds
 # them, and autoip finds them before any others of the same name. Not an environment, so it does
@@ -287,5 +288,5 @@ $(VENV)/.dev: pyproject.toml setup.py | $(VENV)/.ready
 	@$(AS_OWNER) $(PIP) install --no-build-isolation -e '.[bench,dev,release,test]'
 	@$(AS_OWNER) touch $@
 
-.PHONY: help setup run test check mutate bench attack $(ATTACKS) conformance build deb release image install install-folders install-program \
-	install-data install-compat uninstall clean remake
+.PHONY: help setup run test check mutate bench attack $(ATTACKS) conformance build deb release image install install-folders \
+	install-program install-data install-compat uninstall clean remake

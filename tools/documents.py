@@ -19,6 +19,7 @@ from attack import page
 from autoip import config, options
 from autoip.commands import about, avahi_autoipd, doctor, hooks, probe, query
 from autoip.commands.diagnosis.checks import CHECKS
+from autoip.commands.scan import command as scan
 from autoip.control import protocol
 from autoip.control.protocol import Field
 from autoip.core import acd, ipv4ll
@@ -43,6 +44,7 @@ TABLES: Mapping[str, tuple[Option, ...]] = {
     "run": options.RUN,
     **query.OPTIONS,
     "probe": probe.OPTIONS,
+    "scan": scan.OPTIONS,
     "doctor": doctor.OPTIONS,
     "hooks": hooks.OPTIONS,
     **about.OPTIONS,
@@ -214,6 +216,7 @@ PARTS: Mapping[Path, Mapping[str, Callable[[], str]]] = {
         "STATES": lambda: words(protocol.STATES),
         "EVENT": lambda: fields(protocol.EVENT),
         "PROBE": lambda: fields(protocol.PROBE),
+        "SCAN": lambda: fields(protocol.SCAN),
         "EVENTS": lambda: words(protocol.EVENTS),
         "CHECKS": checks,
         "DOCTOR": lambda: fields(protocol.DOCTOR),

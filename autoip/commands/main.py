@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # `typing` takes milliseconds to import
 
 _ASKING = ("status", "watch", "wait", "refresh", "reload", "stop")
 INTERRUPTED = 130
-"""Exit status of an interrupted `wait` or `probe`, 128 + SIGINT as in a shell: there is no answer."""
+"""Exit status of an interrupted `wait`, `probe` or `scan`, 128 + SIGINT as in a shell: there is no answer."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _drop_output()
         return 0
     except KeyboardInterrupt:
-        return INTERRUPTED if words[:1] in (["wait"], ["probe"], ["doctor"]) else 0
+        return INTERRUPTED if words[:1] in (["wait"], ["probe"], ["scan"], ["doctor"]) else 0
 
 
 def _called(name: str, words: list[str]) -> int:
@@ -75,6 +75,11 @@ def _dispatch(words: list[str]) -> int:
 
         _catch_interrupt()
         return probe.main(words[1:])
+    if command == "scan":
+        from autoip.commands.scan import command as scan
+
+        _catch_interrupt()
+        return scan.main(words[1:])
     if command == "doctor":
         from autoip.commands import doctor
 
