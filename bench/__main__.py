@@ -29,6 +29,7 @@ from bench import (
     package,
     punctuality,
     reload,
+    scan,
     startup,
     throughput,
     unrelated,
@@ -49,6 +50,7 @@ BENCHMARKS: dict[str, Callable[[Setting], Result]] = {
     commands.NAME: commands.measure,
     hooks.NAME: hooks.measure,
     fallback.NAME: fallback.measure,
+    scan.NAME: scan.measure,
     package.NAME: package.measure,
 }
 

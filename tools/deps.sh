@@ -7,6 +7,7 @@
 #   demo    the tools that `make run` without IFACE needs besides
 #   test    the tools and the other link-local programs that the tests run (root)
 #   check   the tools of `make check`
+#   bench   the programs that `make bench` compares with besides
 #   attack  libFuzzer, for `make attack`
 #   deb     what debian/control needs for `make deb`
 #   roots   the tools that make bare Debian machines (lab/roots.py)
@@ -68,6 +69,7 @@ need_peers() {
     need tcpdump tcpdump
     need strace strace
     need avahi-autoipd avahi-autoipd
+    need avahi-daemon avahi-daemon
     need dhcpcd-base dhcpcd
     [[ -x /lib/systemd/systemd-networkd ]] || packages+=(systemd)
 }
@@ -141,6 +143,10 @@ collect() {
         need shellcheck shellcheck
         need valgrind valgrind
         ;;
+    bench)
+        need arp-scan arp-scan
+        need nmap nmap
+        ;;
     attack)
         need_fuzzer
         ;;
@@ -158,7 +164,7 @@ collect() {
         collect check
         collect attack
         ;;
-    *) fail "unknown group: $1 (build, demo, test, check, attack, deb, roots, ci)" ;;
+    *) fail "unknown group: $1 (build, demo, test, check, bench, attack, deb, roots, ci)" ;;
     esac
 }
 
