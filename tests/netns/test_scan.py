@@ -9,11 +9,13 @@ import struct
 import subprocess
 import sys
 import time
+from array import array
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from autoip.kernel.bulk_arp import BulkArp
 from lab import LabError, Port, answers_probes, frames
 from lab.crowd import answers
 from lab.daemon import REPOSITORY
@@ -241,8 +243,26 @@ def test_without_the_capability_a_scan_is_refused_and_without_hosts_it_fails(
     _, err = child.communicate(timeout=PATIENCE)
     assert (child.returncode, err.count(b"\n")) == (4, 1)
     assert b"CAP_NET_RAW missing" in err
-    found, _ = scan(addressed, "--net", "169.254.9.0/30", "--timeout", "2", status=1)
-    assert found == []
+    # Without a name it looks on all interfaces that are like Ethernet and have a carrier: not on lo.
+    command = [*autoip_command(), "scan", "--net", "169.254.9.0/30", "--timeout", "1"]
+    child = addressed.host.popen(
+        command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    out, err = child.communicate(timeout=PATIENCE)
+    assert (child.returncode, out) == (1, b"")
+    assert err == f"eth0: asks as {OURS}\n".encode()
+
+
+def test_a_request_without_a_sender_is_never_sent(port: Port) -> None:
+    sock = port.host.call(BulkArp, port.host.index("eth0"), frames.mac_bytes(port.mac))
+    with contextlib.closing(sock):
+        for sender in (0, 1 << 32):
+            with pytest.raises(ValueError, match="sender"):
+                sock.send(sender, array("I", [int(PEER)]))
+        with pytest.raises(TypeError, match="type I"):
+            sock.send(int(A), array("H", [1]))
+        assert sock.send(int(A), array("I", [int(PEER)])) == 1
+    port.sniffer.wait_for(lambda f: f.tpa == PEER, PATIENCE)
 
 
 def test_an_interface_that_goes_down_ends_its_scan_and_who_has_read_enough_another(
