@@ -249,7 +249,7 @@ _ROWS = (
         " that there is. See `[SERVICE]`.",
     ),
     Option(
-        "config", "FILE", f"read `FILE` instead of `{FILE}` and `{FOLDER}/*.conf`", "See `[CONFIGURATION]`.",
+        "config", "FILE", f"read `FILE` instead of `{FILE}` and `{FOLDER}/*.conf`", "See `autoip.conf(5)`.",
         offers="files",
     ),
     Option(

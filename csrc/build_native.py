@@ -66,6 +66,10 @@ ffibuilder.cdef(
     int autoip_socket_pending(struct autoip_socket *sock);
     int autoip_socket_detach(struct autoip_socket *sock);
 
+    int autoip_defence_load(uint64_t interval_ns, int *memory, int *ring);
+    int autoip_defence_attach(int program, int ifindex);
+    int autoip_listener_defend(struct autoip_listener *listener, int memory, int ring);
+
     int autoip_broadcast_load(void);
     int autoip_broadcast_before(int ifindex);
 
@@ -112,12 +116,20 @@ ffibuilder.set_source(
         "csrc/bulk.c",
         "csrc/capabilities.c",
         "csrc/confinement.c",
+        "csrc/defence.c",
+        "csrc/ebpf.c",
         "csrc/filter.c",
         "csrc/listener.c",
         "csrc/socket.c",
         "csrc/timer.c",
     ],
-    depends=["csrc/assembler.h", "csrc/internal.h", "csrc/native.h", "csrc/system_calls"],
+    depends=[
+        "csrc/assembler.h",
+        "csrc/ebpf.h",
+        "csrc/internal.h",
+        "csrc/native.h",
+        "csrc/system_calls",
+    ],
     include_dirs=["csrc"],
     define_macros=[("_GNU_SOURCE", None)],
     # Hidden: calls between the files of the helper need no table of symbols.

@@ -107,6 +107,14 @@ int autoip_listener_fd(const struct autoip_listener *listener);
 int autoip_listener_own(struct autoip_listener *listener, const uint8_t *macs, size_t count);
 
 /*
+ * Has the kernel answer conflicts on all interfaces to which the program is attached, by what
+ * autoip_socket_arm() and the others say; the thread answers the rest. Call this before a socket
+ * is opened, and with the thread paused if the memory was another process image's: then resume
+ * when its sockets are taken over. The descriptors stay the caller's.
+ */
+int autoip_listener_defend(struct autoip_listener *listener, int memory, int ring);
+
+/*
  * Moves up to `capacity` events to `out`, the oldest first, and returns how many. *lost is
  * the number of conflicts, since the start, for which there was no room.
  */
@@ -158,12 +166,15 @@ int autoip_socket_send(struct autoip_socket *sock, const uint8_t frame[AUTOIP_FR
                        uint64_t *sent_ns);
 
 /*
- * Arms the reflex: the thread answers the next conflict in phase AUTOIP_DEFEND or AUTOIP_ANSWER
- * with this frame, once. -EINVAL if the frame's sender IP is not the watched address.
+ * Arms the reflex: the next conflict in phase AUTOIP_DEFEND or AUTOIP_ANSWER is answered with
+ * this frame, by the thread once, or by the kernel once in each interval. One that is armed stays
+ * so. Returns 1, with nothing changed, while the conflict for which the kernel has disarmed
+ * itself waits to be drained. -EINVAL if the frame's sender IP is not the watched address.
  */
 int autoip_socket_arm(struct autoip_socket *sock, const uint8_t frame[AUTOIP_FRAME_LEN]);
 
-/* Disarms. Once this has returned, the thread does not answer conflicts any more. */
+/* Disarms. Once this has returned, neither the thread nor the kernel answers conflicts any more,
+ * and what they have answered is in the queue. */
 void autoip_socket_disarm(struct autoip_socket *sock);
 
 /*
@@ -178,6 +189,23 @@ int autoip_socket_pending(struct autoip_socket *sock);
  * some 10 ms for a packet socket. The socket's events that wait in the queue stay there.
  */
 int autoip_socket_detach(struct autoip_socket *sock);
+
+/* -- defence.c ------------------------------------------------------------------------ */
+
+/*
+ * Loads the program that answers conflicts at the ingress of an interface (CAP_BPF and
+ * CAP_NET_ADMIN), not more than one in `interval_ns`. Returns a descriptor, closed on exec, with
+ * which it can be attached to any number of interfaces, and sets the descriptors of its memory
+ * and of its ring for autoip_listener_defend(); or a negative errno.
+ */
+int autoip_defence_load(uint64_t interval_ns, int *memory, int *ring);
+
+/*
+ * Attaches it to an interface, before all other programs (CAP_NET_ADMIN; Linux 6.6). Returns a
+ * descriptor, closed on exec: with that one closed, also by the end of the process, it is
+ * detached. Or a negative errno. Either takes the kernel some 10 ms.
+ */
+int autoip_defence_attach(int program, int ifindex);
 
 /* -- broadcast.c ---------------------------------------------------------------------- */
 

@@ -23,6 +23,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status (see `errors` and ``--help``)."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
+        # The program of a reload gets the words of `run`, whatever name its file has.
+        if arguments is None and "AUTOIP_HANDOVER" not in os.environ:
+            return _called(os.path.basename(sys.argv[0]), words)
         return _dispatch(words)
     except SystemExit as ended:  # argparse has shown the help or the version
         return int(ended.code or 0)
@@ -37,6 +40,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except KeyboardInterrupt:
         return INTERRUPTED if words[:1] in (["wait"], ["probe"], ["scan"], ["doctor"]) else 0
+
+
+def _called(name: str, words: list[str]) -> int:
+    """Do what the program of this name does with the words; of any name but another program's: what autoip does."""
+    if name not in ("avahi-autoipd", "zcip"):
+        return _dispatch(words)
+    _catch_interrupt()
+    if name == "zcip":
+        from autoip.commands import zcip
+
+        return zcip.main(words, os.environ)
+    from autoip.commands import avahi_autoipd
+
+    return avahi_autoipd.main(words, os.environ)
 
 
 def _drop_output() -> None:

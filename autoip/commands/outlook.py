@@ -69,9 +69,7 @@ def _not_served(
         return "nothing: the configuration says hooks = no, or does not name it"
     if client == "networkmanager":
         if enabled:
-            return (
-                f"nothing: {enabled[0]} is enabled and does not run: systemctl start {enabled[0]}"
-            )
+            return f"nothing: {enabled[0]} is enabled and does not serve it: systemctl restart {enabled[0]}"
         return f"nothing: NetworkManager reports no failure of DHCP: autoip hooks install {name}"
     if (state := install.state(image, client)) != "installed":
         return f"nothing: hooks of {client}: {state}: autoip hooks install --client {client}"

@@ -17,6 +17,7 @@ from autoip import config, journal, paths
 from autoip.commands.arguments import COMMANDS, texts
 from autoip.config import SERVE, Config, Section
 from autoip.control.client import ask
+from autoip.core.constants import DEFEND_INTERVAL
 from autoip.core.policy import Kind
 from autoip.errors import AlreadyRunning, AutoipError, NotArp, UsageError
 from autoip.kernel import interface_names
@@ -224,7 +225,7 @@ def serve(arguments: Arguments, environ: Mapping[str, str]) -> None:
     _reserve_standard_streams()
     handed = executable.inherited(os.environ)
     if arguments.hook and handed is None:
-        _close_inherited()
+        close_inherited()
     # Nobody reads the standard error of a hook, unless the service manager keeps it.
     unread = arguments.hook and not journal.is_stream(environ, sys.stderr.fileno())
     logger = log.set_up(
@@ -268,7 +269,7 @@ def _reserve_standard_streams() -> None:
         os.close(descriptor)
 
 
-def _close_inherited() -> None:
+def close_inherited() -> None:
     """Close a DHCP client's lease file, sockets and pipes: a process that waits for their end would wait for ours."""
     with suppress(FileNotFoundError):  # without /proc nothing can be served: the error comes later
         for name in os.listdir("/proc/self/fd"):
@@ -414,6 +415,7 @@ def _serve(
 
     # This needs privileges that `limit` gives up.
     program = arp_socket.load_broadcast() if handed is None else handed.program
+    defence = arp_socket.load_defence(DEFEND_INTERVAL) if handed is None else handed.defence
     state = [paths.state_directory(environ)] if arguments.keep_state else []
     directories = [paths.runtime_directory(environ), *state]
     trace = _trace(arguments.trace, handed, logger)
@@ -427,6 +429,7 @@ def _serve(
         script=arguments.script,
         script_style=arguments.script_style,
         program=program,
+        defence=defence,
         trace=trace,
         selection=selection(arguments, configuration),
         limits=limits,

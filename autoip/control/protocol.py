@@ -76,7 +76,7 @@ EVENT: Mapping[str, Field] = {
     "mac": Field("string", "", "conflict, defence: the other host"),
     "in_use": Field("boolean", "", "conflict: the address was in use and is given up"),
     "delay": Field("number", "s", "defence: from the conflict to our announcement"),
-    "reflex": Field("boolean", "", "defence: sent by the helper at once"),
+    "reflex": Field("boolean", "", "defence: sent at once, by the kernel or the helper"),
     "prefixlen": Field("integer", "", "address-added, address-removed: its prefix length"),
     "status": Field("object", "", "status: the object of `autoip status`"),
 }

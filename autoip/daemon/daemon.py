@@ -34,7 +34,7 @@ from autoip.daemon.served import Selection, Served
 from autoip.daemon.terminal import Hangup
 from autoip.errors import AutoipError, KernelRefused, NoPermission, NotArp, UsageError
 from autoip.kernel import tcp_connections
-from autoip.kernel.arp_socket import ArpListener
+from autoip.kernel.arp_socket import ArpListener, Defence
 from autoip.kernel.capabilities import as_owner
 from autoip.kernel.model import (
     Link,
@@ -73,6 +73,7 @@ class Settings:
         script: absolute path of the script to which each address is reported; None: no script.
         script_style: a key of `script.STYLES`.
         program: result of `arp_socket.load_broadcast`.
+        defence: result of `arp_socket.load_defence`; empty: the kernel was not asked.
         trace: records all that happens; None: no trace.
         limits: what cannot be done in this process, one line each; logged already.
         handed: what the program before in this process has handed over; None: this is the first one.
@@ -87,6 +88,7 @@ class Settings:
     script: str | None = None
     script_style: str = ""
     program: int | str = "no program was loaded"
+    defence: Defence | str = ""
     trace: Trace | None = None
     selection: Selection | None = None
     limits: Sequence[str] = ()
@@ -105,10 +107,12 @@ async def run(settings: Settings, log: logging.Logger) -> None:
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
     network = Network(_label_suffix(settings), settings.program)
+    defence = None if isinstance(settings.defence, str) else settings.defence
+    paused = settings.handed is not None  # until the sockets are taken over
     await network.open()
     try:
         with (
-            ArpListener() as listener,
+            ArpListener(defence, network.limit, paused=paused) as listener,
             contextlib.closing(Timer()) as timer,
             contextlib.closing(ClockWatch()) as clock_watch,
         ):
@@ -145,6 +149,8 @@ class Daemon(ResumableDaemon):
         known = kernel.network.limits
         known += [limit for limit in self._handed.limits if limit not in known]
         self._limits_logged = len(kernel.network.limits)
+        if settings.defence and isinstance(settings.defence, str):
+            kernel.network.limit(settings.defence)
         self._status = ""
         self._served: Served | None = None
         if settings.selection is not None:
@@ -186,6 +192,8 @@ class Daemon(ResumableDaemon):
             self._served.resume([*self._names, *handed.stopped])
         if (begun := handed.begun(self._names)) or self._served is None:
             self._interfaces = self._open(begun, links)
+        if self._settings.handed is not None:
+            self._kernel.listener.resume()
         self.handle_frames()  # those that waited during a reload came before all that follows
         self._interfaces = await _scripted(self._settings, self._interfaces, self._log)
         readers = {

@@ -1074,6 +1074,41 @@ async def test_fallback(tmp_path: Path) -> None:
         assert world.network.owned(2) == [A]
 
 
+@pytest.mark.parametrize("what", ["sleep", "refresh", "link", "removed"])
+@played
+async def test_a_session_beside_the_lease_outlives_a_probe(tmp_path: Path, what: str) -> None:
+    """co-session: during the linger and after it, while a connection uses the address."""
+    options: dict[str, Any] = {"policy": Kind.FALLBACK, "after": 0.0, "linger": 50.0}
+    async with World(tmp_path, first=A, **options) as world:
+        await world.until_bound()
+        world.kernel.connections.open.add(A)
+        world.network.put(2, "192.0.2.7")
+        await world.until(lambda: world.network.demoted == {2: A})
+        for pause in (0, 100):
+            await asyncio.sleep(pause)
+            if what == "sleep":
+                world.kernel.clock_watch.sleep()
+            elif what == "refresh":
+                world.interface().restart("refreshed")
+            elif what == "link":
+                world.network.plug(link_of(2, flags=IFF_UP))
+                await world.until_state("no-link")
+                world.network.plug(link_of(2))
+            else:
+                for _ in range(2):  # the second time soon after the first: it is probed
+                    world.network.take(2, A)
+                    await world.until(lambda: world.network.owned(2) == [])
+                    await world.until(lambda: world.network.owned(2) == [A])
+            if what != "removed":
+                await world.until_state("probing")
+            assert await world.until_bound() == A
+            assert "192.0.2.7" in world.report()["why"]
+        await asyncio.sleep(3 * CONNECTIONS_INTERVAL)
+        assert world.address() == A
+        world.kernel.connections.open.clear()
+        await world.until_state("standby")
+
+
 @played
 async def test_fallback_where_connections_cannot_be_asked_for(tmp_path: Path) -> None:
     options: dict[str, Any] = {"policy": Kind.FALLBACK, "after": 0.0, "linger": 1.0}
