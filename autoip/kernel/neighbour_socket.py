@@ -25,8 +25,9 @@ from autoip.kernel.netlink_filter import attach
 
 READ_MAX = 128
 """Frames that are read at once."""
-KNOWN_MAX = 512
-"""Pairs of address and hardware address in the filter."""
+KNOWN_MAX = 440
+"""Pairs of address and hardware address in the filter, at most: 20 KB have room for two such filters, and the kernel
+counts the former one until it is replaced."""
 
 # include/uapi/linux/if_ether.h, if_packet.h
 _ETH_P_ALL = 0x0003

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import shlex
+import shutil
 import socket
 import sys
 import tempfile
@@ -14,6 +15,8 @@ from collections.abc import Callable, Iterator
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from lab import ArpFrame, Daemon, LabError, Namespace, Port, frames
 from tests.require import requires_kernel_feature, requires_root
@@ -39,6 +42,26 @@ PATIENCE = 30.0
 def autoip_command() -> list[str]:
     """How the tests start autoip: AUTOIP_COMMAND (shell words) or this Python's `-m autoip`."""
     return shlex.split(os.environ.get("AUTOIP_COMMAND", "")) or [sys.executable, "-m", "autoip"]
+
+
+def python_for_every_user() -> list[str]:
+    """A Python that the daemon's user may run, as for a reload: this one can be in root's home."""
+    folders = Path(sys.executable).resolve().parents
+    if all(folder.stat().st_mode & 0o001 for folder in folders):
+        return [sys.executable]
+    packages = os.pathsep.join(path for path in sys.path if path.endswith("site-packages"))
+    name = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    other = shutil.which(name, path="/usr/local/bin:/usr/bin")
+    if other is None:
+        pytest.skip(f"needs a {name} that every user may run")
+    return ["env", f"PYTHONPATH={packages}", other]
+
+
+def for_every_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start autoip by that Python from now on."""
+    if not os.environ.get("AUTOIP_COMMAND"):
+        command = shlex.join([*python_for_every_user(), "-m", "autoip"])
+        monkeypatch.setenv("AUTOIP_COMMAND", command)
 
 
 def wait_until(true: Callable[[], object], what: str, timeout: float = PATIENCE) -> None:

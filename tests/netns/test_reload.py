@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
-import shlex
 import shutil
 import signal
 import socket
-import sys
 import tempfile
 import threading
 import time
@@ -22,7 +19,18 @@ from lab import Daemon, LabError, Namespace, Port, frames
 from lab.daemon import REPOSITORY
 
 from .conftest import MakeDaemon, MakeHost
-from .helpers import NETNS, PATIENCE, RIVAL, A, B, bind, configuration, wait_until
+from .helpers import (
+    NETNS,
+    PATIENCE,
+    RIVAL,
+    A,
+    B,
+    bind,
+    configuration,
+    for_every_user,
+    python_for_every_user,
+    wait_until,
+)
 
 pytestmark = NETNS
 
@@ -31,23 +39,9 @@ INTERVAL = 0.001
 """Seconds between two packets."""
 
 
-def _python() -> list[str]:
-    """A Python that the daemon's user may run: this one can be in root's home."""
-    folders = Path(sys.executable).resolve().parents
-    if all(folder.stat().st_mode & 0o001 for folder in folders):
-        return [sys.executable]
-    packages = os.pathsep.join(path for path in sys.path if path.endswith("site-packages"))
-    name = f"python{sys.version_info.major}.{sys.version_info.minor}"
-    other = shutil.which(name, path="/usr/local/bin:/usr/bin")
-    if other is None:
-        pytest.skip(f"needs a {name} that every user may run")
-    return ["env", f"PYTHONPATH={packages}", other]
-
-
 @pytest.fixture(autouse=True)
 def _for_every_user(monkeypatch: pytest.MonkeyPatch) -> None:
-    if not os.environ.get("AUTOIP_COMMAND"):
-        monkeypatch.setenv("AUTOIP_COMMAND", shlex.join([*_python(), "-m", "autoip"]))
+    for_every_user(monkeypatch)
 
 
 @pytest.fixture
@@ -204,7 +198,7 @@ def copy(tmp_path: Path) -> Path:
 def copied(port: Port, stack: contextlib.ExitStack, copy: Path) -> Daemon:
     """The program of that folder; not started."""
     start = ["sh", "-c", f'cd {copy.parent} && exec "$@"', "sh"]
-    command = [*start, *_python(), "-m", "autoip", "run", port.name]
+    command = [*start, *python_for_every_user(), "-m", "autoip", "run", port.name]
     environ = {"PYTHONDONTWRITEBYTECODE": "1"}
     return stack.enter_context(Daemon(port.host, port.name, command, env=environ))
 

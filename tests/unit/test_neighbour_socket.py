@@ -6,7 +6,6 @@ What leaves the host is in tests/netns/test_cables.py: a socket pair has no dire
 from __future__ import annotations
 
 import socket
-import struct
 from collections.abc import Iterator
 from ipaddress import IPv4Address
 
@@ -117,10 +116,3 @@ def test_kernel_and_python_have_one_digest(
 
 def test_the_digest_is_another_one_for_each_socket() -> None:
     assert len({_Digest().of(X, ONE) for _ in range(10)}) > 1
-
-
-def test_the_filter_fits_where_options_may_take_20_kilobytes() -> None:
-    """net.core.optmem_max before Linux 6.7; the filter before it counts until it is replaced."""
-    known = [(X + number, mac_of(number)) for number in range(KNOWN_MAX)]
-    length = len(assemble(MAC, known, _Digest())) // struct.calcsize("=HBBI")
-    assert 2 * 8 * (length + 60) < 20480
