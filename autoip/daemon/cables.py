@@ -94,6 +94,7 @@ class Cables:
         self._given_up: GivenUp | None = None
         self._watching: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._followed: object = None
         self._begun = False
         self._troubles: set[str] = set()
 
@@ -103,7 +104,11 @@ class Cables:
         return self._requests.busy
 
     def update(self, interfaces: Sequence[Interface]) -> None:
-        """Follow what the interfaces of this process, and this host, have now."""
+        """Follow what the interfaces of this process, and this host, have now. Costs little if nothing has changed."""
+        now = [(one.link, one.leads) for one in interfaces], self._host.autoip_links
+        if self._followed == now:
+            return
+        self._followed = now
         linked = {one.link.index: one for one in interfaces if one.link is not None}
         sources = {index: one.leads for index, one in linked.items() if one.leads is not None}
         wanted = set(sources)
@@ -288,8 +293,9 @@ class Cables:
 
     def _ask(self, index: int, address: IPv4Address, source: IPv4Address) -> None:
         """Ask the link for an address: by broadcast, as RFC 3927 section 2.5 demands of a link-local sender."""
-        self._ignore(index)  # the answer must be let through
         cable = self._cables[index]
+        if cable.ignored:
+            self._ignore(index)  # the answer must be let through
         try:
             cable.socket.send(arp.question(cable.mac, source, address).emit())
         except OSError as problem:

@@ -1,9 +1,10 @@
 """A packet socket for the ARP of one link, to learn who is there; only while several links lead to 169.254/16.
 
 It also receives the ARP requests that this host itself sends: so it shows at once that the kernel looks for an
-address on this link, where netlink reports after 3 s that nobody has answered.
+address on this link, where netlink reports after 3 s that nobody has answered. And it receives IPv4 datagrams to all: a
+device may answer a question of mDNS so before it sends any ARP.
 
-The kernel's filter drops what teaches nothing: other protocols, other networks, and each neighbour that is
+The kernel's filter drops what teaches nothing: other packets, other networks, and each neighbour that is
 known already, as address and hardware address. For each of these the filter has one comparison with a digest, since
 net.core.optmem_max bounds its length. The numbers that make the digest are random: nobody can have another host's
 frames dropped on purpose.
@@ -19,20 +20,28 @@ from collections.abc import Iterable
 from ipaddress import IPv4Address
 from typing import final
 
-from autoip.core.arp import ETHERTYPE_ARP, FRAME, ArpPacket, parse
+from autoip.core.arp import (
+    ETHERTYPE_ARP,
+    FRAME,
+    NO_ADDRESS,
+    NO_HARDWARE,
+    ArpPacket,
+    Operation,
+    parse,
+)
 from autoip.core.constants import LINK_LOCAL_NETWORK
 from autoip.kernel.netlink_filter import attach
 
 READ_MAX = 128
 """Frames that are read at once."""
-KNOWN_MAX = 440
+KNOWN_MAX = 400
 """Pairs of address and hardware address in the filter, at most: 20 KB have room for two such filters, and the kernel
 counts the former one until it is replaced."""
 
 # include/uapi/linux/if_ether.h, if_packet.h
-_ETH_P_ALL = 0x0003
+_ETH_P_ALL, _ETHERTYPE_IPV4 = 0x0003, 0x0800
 _SOL_PACKET, _PACKET_STATISTICS = 263, 6
-_PACKET_MULTICAST, _PACKET_OUTGOING = 2, 4
+_PACKET_BROADCAST, _PACKET_MULTICAST, _PACKET_OUTGOING = 1, 2, 4
 # include/uapi/linux/filter.h
 _LOAD_WORD, _LOAD_HALF, _LENGTH = 0x20, 0x28, 0x80
 _MULTIPLY, _ADD_X, _XOR_X, _AND, _MOVE_A_TO_X = 0x24, 0x0C, 0xAC, 0x54, 0x07
@@ -40,7 +49,8 @@ _JUMP, _IF_EQUAL, _IF_GREATER, _IF_NOT_LESS, _IF_EQUAL_X = 0x05, 0x15, 0x25, 0x3
 _END = 0x06
 _DIRECTION, _VLAN_TAG = ((-0x1000 + about) & 0xFFFFFFFF for about in (4, 48))
 # Where a frame has what.
-_TYPE, _TYPES, _OPERATION, _SHA, _SPA, _TPA = 12, 14, 18, 22, 28, 38
+_SOURCE, _TYPE, _TYPES, _OPERATION, _SHA, _SPA, _TPA = 6, 12, 14, 18, 22, 28, 38
+_IP_SOURCE = 26
 _ETHERNET_AND_IPV4, _REQUEST, _REPLY = 0x00010800, 0x06040001, 0x06040002
 
 _LINK_LOCAL = int(LINK_LOCAL_NETWORK.network_address) >> 16
@@ -87,23 +97,61 @@ class _Digest:
         value = (value ^ high) * second & 0xFFFFFFFF
         return (value + low) * third & 0x7FFFFFFF
 
-    @property
-    def program(self) -> list[_Instruction]:
-        """A <- the digest of the sender."""
+    def program(self, address: int, mac: int) -> list[_Instruction]:
+        """A <- the digest of the sender, whose addresses are at these places."""
         first, second, third = self._factors
         return [
-            (_LOAD_HALF, 0, 0, _SPA + 2),
+            (_LOAD_HALF, 0, 0, address + 2),
             (_MULTIPLY, 0, 0, first),
             (_MOVE_A_TO_X, 0, 0, 0),
-            (_LOAD_WORD, 0, 0, _SHA),
+            (_LOAD_WORD, 0, 0, mac),
             (_XOR_X, 0, 0, 0),
             (_MULTIPLY, 0, 0, second),
             (_MOVE_A_TO_X, 0, 0, 0),
-            (_LOAD_HALF, 0, 0, _SHA + 4),
+            (_LOAD_HALF, 0, 0, mac + 4),
             (_ADD_X, 0, 0, 0),
             (_MULTIPLY, 0, 0, third),
             (_AND, 0, 0, 0x7FFFFFFF),
         ]
+
+
+def _from_neighbour(address: int, mac: int, own: bytes, digest: _Digest) -> list[_Instruction]:
+    """Drop the frame if its sender is not a link-local neighbour. A <- the sender's digest.
+
+    Before: A = the frame's direction.
+
+    Args:
+        address: where the frame has that of its sender.
+        mac: where it has the sender's hardware address.
+        own: the interface's hardware address.
+        digest: of this socket.
+    """
+    high, low = struct.unpack("!IH", own)
+    return [
+        *_must_not(_IF_GREATER, _PACKET_MULTICAST),
+        (_LOAD_HALF, 0, 0, address),
+        *_must(_IF_EQUAL, _LINK_LOCAL),
+        (_LOAD_WORD, 0, 0, mac),
+        (_IF_EQUAL, 0, 3, high),
+        (_LOAD_HALF, 0, 0, mac + 4),
+        *_must_not(_IF_EQUAL, low),
+        *digest.program(address, mac),
+    ]
+
+
+_QUESTION = [
+    (_LOAD_WORD, 0, 0, _OPERATION),
+    *_must(_IF_EQUAL, _REQUEST),
+    (_LOAD_HALF, 0, 0, _TPA),
+    *_must(_IF_EQUAL, _LINK_LOCAL),
+    (_LOAD_WORD, 0, 0, _SPA),
+    *_must_not(_IF_EQUAL, 0),
+    (_MOVE_A_TO_X, 0, 0, 0),
+    (_LOAD_WORD, 0, 0, _TPA),
+    *_must_not(_IF_EQUAL_X, 0),
+    (_LOAD_HALF, 0, 0, _TPA + 2),
+]
+"""Drop the packet if it is not a question for a link-local address: a probe or an announcement. A <- half of that."""
 
 
 def assemble(mac: bytes, known: Iterable[tuple[IPv4Address, bytes]], digest: _Digest) -> bytes:
@@ -115,14 +163,20 @@ def assemble(mac: bytes, known: Iterable[tuple[IPv4Address, bytes]], digest: _Di
         digest: of this socket.
     """
     known = [*known][:KNOWN_MAX]
-    high, low = struct.unpack("!IH", mac)
     begin = [
-        (_LOAD_HALF, 0, 0, _TYPE),
-        *_must(_IF_EQUAL, ETHERTYPE_ARP),
         (_LENGTH, 0, 0, 0),
         *_must(_IF_NOT_LESS, FRAME.size),
         (_LOAD_WORD, 0, 0, _VLAN_TAG),
         *_must(_IF_EQUAL, 0),
+        (_LOAD_HALF, 0, 0, _TYPE),
+    ]
+    datagram = [
+        *_must(_IF_EQUAL, _ETHERTYPE_IPV4),
+        (_LOAD_WORD, 0, 0, _DIRECTION),
+        *_must(_IF_NOT_LESS, _PACKET_BROADCAST),
+        *_from_neighbour(_IP_SOURCE, _SOURCE, mac, digest),
+    ]
+    packet = [
         (_LOAD_WORD, 0, 0, _TYPES),
         *_must(_IF_EQUAL, _ETHERNET_AND_IPV4),
         (_LOAD_WORD, 0, 0, _OPERATION),
@@ -130,37 +184,22 @@ def assemble(mac: bytes, known: Iterable[tuple[IPv4Address, bytes]], digest: _Di
         *_must(_IF_EQUAL, _REPLY),
         (_LOAD_WORD, 0, 0, _DIRECTION),
     ]
-    # What comes: from a link-local address, and not from this interface.
-    coming = [
-        *_must_not(_IF_GREATER, _PACKET_MULTICAST),
-        (_LOAD_HALF, 0, 0, _SPA),
-        *_must(_IF_EQUAL, _LINK_LOCAL),
-        (_LOAD_WORD, 0, 0, _SHA),
-        (_IF_EQUAL, 0, 3, high),
-        (_LOAD_HALF, 0, 0, _SHA + 4),
-        *_must_not(_IF_EQUAL, low),
-        *digest.program,
-        *_none_of({digest.of(address, mac) for address, mac in known}),
-        _ACCEPT,
-    ]
-    # What leaves: a question for a link-local address, not a probe or an announcement.
-    leaving = [
-        (_LOAD_WORD, 0, 0, _OPERATION),
-        *_must(_IF_EQUAL, _REQUEST),
-        (_LOAD_HALF, 0, 0, _TPA),
-        *_must(_IF_EQUAL, _LINK_LOCAL),
-        (_LOAD_WORD, 0, 0, _SPA),
-        *_must_not(_IF_EQUAL, 0),
-        (_MOVE_A_TO_X, 0, 0, 0),
-        (_LOAD_WORD, 0, 0, _TPA),
-        *_must_not(_IF_EQUAL_X, 0),
-        (_LOAD_HALF, 0, 0, _TPA + 2),
-        *_none_of({int(address) & 0xFFFF for address, _ in known}),
-        _ACCEPT,
-    ]
-    outgoing = [(_IF_EQUAL, 0, 1, _PACKET_OUTGOING), (_JUMP, 0, 0, len(coming))]
-    program = [*begin, *outgoing, *coming, *leaving]
+    coming = _from_neighbour(_SPA, _SHA, mac, digest)
+    not_known = [*_none_of({digest.of(*one) for one in known}), _ACCEPT]
+    leaving = [*_QUESTION, *_none_of({int(address) & 0xFFFF for address, _ in known}), _ACCEPT]
+    packet += [(_IF_EQUAL, 0, 1, _PACKET_OUTGOING), (_JUMP, 0, 0, len(coming) + len(not_known))]
+    datagram.append((_JUMP, 0, 0, len(packet) + len(coming)))
+    begin += [(_IF_EQUAL, 0, 1, ETHERTYPE_ARP), (_JUMP, 0, 0, len(datagram))]
+    program = [*begin, *datagram, *packet, *coming, *not_known, *leaving]
     return b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
+
+
+def _heard(frame: bytes) -> ArpPacket | None:
+    """Return what a frame shows of its sender; a datagram to all shows as much as an ARP reply to nobody."""
+    if len(frame) < FRAME.size or int.from_bytes(frame[_TYPE:_TYPES], "big") != _ETHERTYPE_IPV4:
+        return parse(frame)
+    mac, source = frame[_SOURCE:_TYPE], IPv4Address(frame[_IP_SOURCE : _IP_SOURCE + 4])
+    return ArpPacket(Operation.REPLY, mac, source, NO_HARDWARE, NO_ADDRESS)
 
 
 @final
@@ -203,7 +242,7 @@ class NeighbourSocket:
         found = []
         for _ in range(READ_MAX):
             try:
-                packet = parse(self._socket.recv(FRAME.size))
+                packet = _heard(self._socket.recv(FRAME.size))
             except BlockingIOError:
                 break
             if packet is not None:

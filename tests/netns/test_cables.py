@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 
 from autoip.core import arp
-from autoip.core.arp import ArpPacket
 from autoip.kernel.neighbour_socket import KNOWN_MAX, NeighbourSocket
 from lab import Daemon, Namespace, Port, Switch, frames
 
@@ -355,6 +354,16 @@ def test_known_neighbours_do_not_wake_the_daemon(make_bench: Callable[[int], Ben
     assert spent.voluntary <= 3
 
 
+SENDER = bytes.fromhex("020000000077")
+
+
+def _datagram(destination: str, source: IPv4Address) -> bytes:
+    """A frame of UDP; to all if it ends with ff."""
+    to = b"\xff" * 6 if destination.endswith("ff") else frames.mac_bytes(destination)
+    header = b"\x45\x00\x00\x1c" + bytes(4) + b"\x01\x11\x00\x00"
+    return to + SENDER + b"\x08\x00" + header + source.packed + bytes([224, 0, 0, 251]) + bytes(8)
+
+
 @pytest.fixture
 def eth0(make_bench: Callable[[int], Bench]) -> Cable:
     return make_bench(1).cables[0]
@@ -378,14 +387,22 @@ def test_the_filter_of_what_leaves(eth0: Cable) -> None:
         for address in (wanted[0], X, IPv4Address("192.0.2.9"), wanted[1]):
             host.send_udp(address)
             eth0.port.sniffer.wait_for(lambda f, a=address: f.tpa == a, PATIENCE, since=since)  # type: ignore[misc]
+        # A datagram to all shows who is there; one to this host alone, and one from elsewhere, do not.
+        for destination, source in (
+            ("ff", "169.254.66.1"),
+            ("01", "169.254.66.2"),
+            ("ff", "10.0.0.1"),
+        ):
+            eth0.port.send(_datagram(eth0.port.mac[:-2] + destination, IPv4Address(source)))
         opened.send(arp.question(mac, IPv4Address("169.254.1.1"), X + 5000).emit())
         eth0.port.send(frames.announcement(eth0.port.mac, IPv4Address("169.254.1.1")))
-        found: list[ArpPacket] = []
+        shown: set[tuple[bytes, IPv4Address]] = {(SENDER, IPv4Address("169.254.66.1"))}
+        shown |= {(mac, address) for address in wanted}
+        found: set[tuple[bytes, IPv4Address]] = set()
 
-        def both() -> bool:
-            found.extend(opened.read())
-            return len({packet.tpa for packet in found}) == len(wanted)
+        def all_of_them() -> bool:
+            found.update((p.sha, p.tpa if p.sha == mac else p.spa) for p in opened.read())
+            return found >= shown
 
-        wait_until(both, "both questions")
-        assert {packet.tpa for packet in found} == {*wanted}
-        assert {packet.sha for packet in found} == {mac}
+        wait_until(all_of_them, "both questions, and the datagram")
+        assert found == shown

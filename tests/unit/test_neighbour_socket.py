@@ -84,6 +84,12 @@ def test_one_changed_field_does_not(pair: Pair, frame: bytes) -> None:
     assert not pair.passes(frame)
 
 
+def test_a_datagram_to_one_host_does_not(pair: Pair) -> None:
+    """All that a socket pair carries is to one host."""
+    pair.ignore([])
+    assert not pair.passes(ONE + MAC + b"\x08\x00" + bytes(12) + X.packed + bytes(20))
+
+
 @pytest.mark.parametrize("count", [1, 2, 199, 200, 201, 400, KNOWN_MAX])
 def test_a_known_neighbour_does_not(pair: Pair, count: int) -> None:
     known = [(X + number, mac_of(1000 + number)) for number in range(count)]
