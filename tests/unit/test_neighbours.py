@@ -260,9 +260,22 @@ def test_each_address_has_one_route_and_it_is_the_one_that_is_believed(
     joined = {*_LINKS}
     routes: dict[IPv4Address, int] = {}
     asked: dict[tuple[IPv4Address, int], list[float]] = {}
+
+    def follow(effects: list[Effect]) -> None:
+        for effect in effects:
+            match effect:
+                case AddRoute(one, by):
+                    assert routes.setdefault(one, by) == by
+                case RemoveRoute(one, by):
+                    assert routes.pop(one) == by
+                case Ask(one, by):
+                    asked.setdefault((one, by), []).append(now)
+                    assert by in joined
+
     for what, link, address, mac, pause in steps:
         now += pause
-        effects = core.handle_timer(now)
+        follow(core.handle_timer(now))
+        effects: list[Effect] = []
         match what:
             case "learn":
                 before = routes.get(address)
@@ -282,15 +295,7 @@ def test_each_address_has_one_route_and_it_is_the_one_that_is_believed(
             case "leave":
                 effects += core.leave(link, now)
                 joined.discard(link)
-        for effect in effects:
-            match effect:
-                case AddRoute(one, by):
-                    assert routes.setdefault(one, by) == by
-                case RemoveRoute(one, by):
-                    assert routes.pop(one) == by
-                case Ask(one, by):
-                    asked.setdefault((one, by), []).append(now)
-                    assert by in joined
+        follow(effects)
         believed = {one.address: one.link for each in _LINKS for one in core.on(each)}
         assert believed == routes
         assert {*routes.values()} <= joined
