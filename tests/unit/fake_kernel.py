@@ -329,14 +329,14 @@ class FakeArp(_Readable):
     def ignore(self, known: Iterable[tuple[IPv4Address, bytes]]) -> None:
         self.known = {*known}
 
-    def comes(self, *packets: ArpPacket) -> None:
-        """Frames come, or leave if they are from the interface itself."""
+    def comes(self, *packets: ArpPacket, quietly: bool = False) -> None:
+        """Frames come, or leave if they are from the interface itself; `quietly`: the loop is busy."""
         for packet in packets:
             about = packet.tpa if packet.sha == self.mac else packet.spa
             ignored = {one for one, _ in self.known} if packet.sha == self.mac else self.known
             if (about if packet.sha == self.mac else (about, packet.sha)) not in ignored:
                 self._waiting.append(packet)
-        if self._waiting:
+        if self._waiting and not quietly:
             self.wake()
 
     def read(self) -> list[ArpPacket]:

@@ -194,11 +194,25 @@ async def test_who_moves_and_who_stays(tmp_path: Path) -> None:
 
 
 @played
+async def test_an_answer_is_let_through_and_read_before_silence_counts(tmp_path: Path) -> None:
+    async with World(tmp_path, "eth0", "eth1") as world:
+        first, _ = await two(world)
+        await learned(world, 2, X)
+        await asyncio.sleep(FILTER_PAUSE)
+        await learned(world, 2, X)  # from now on the filter drops it
+        await learned(world, 3, X, OTHER)
+        world.kernel.arp_of(2).comes(arp.announcement(ONE, X), quietly=True)
+        await asyncio.sleep(2 * SILENCE)
+        assert routes(world) == {X: (2, first)}
+
+
+@played
 async def test_whom_the_kernel_gives_up(tmp_path: Path) -> None:
     async with World(tmp_path, "eth0", "eth1") as world:
         await two(world)
         await learned(world, 2, X)
-        world.kernel.given_up[-1].gives_up(9, X)
+        for address in (X, Y):
+            world.kernel.given_up[-1].gives_up(9, address)
         await asyncio.sleep(0.1)
         assert [*routes(world)] == [X] and asked(world, 3) == []
         world.kernel.given_up[-1].gives_up(2, X)

@@ -119,6 +119,27 @@ def test_the_rival_is_reached_when_the_link_of_the_first_goes() -> None:
     assert effects == [RemoveRoute(Y, HERE), RemoveRoute(X, HERE), AddRoute(X, THERE)]
 
 
+def test_an_address_is_checked_once_a_second_and_once_at_a_time() -> None:
+    core = on(HERE, THERE, THIRD)
+    core.learn(HERE, X, ONE, 0)
+    assert core.learn(THERE, X, OTHER, 10) == [Ask(X, HERE)]
+    assert core.learn(THIRD, X, OTHER, 10 + 1.1 * ASK_INTERVAL) == []
+    core.learn(HERE, X, ONE, 11.15)
+    assert core.learn(THIRD, X, OTHER, 11.2) == [Ask(X, HERE)]
+    core.learn(HERE, X, ONE, 11.3)
+    assert core.learn(THIRD, X, mac_of(3), 11.2 + 0.9 * ASK_INTERVAL) == []
+    assert core.learn(THIRD, X, mac_of(3), 11.2 + 1.1 * ASK_INTERVAL) == [Ask(X, HERE)]
+
+
+def test_nobody_is_ambiguous_with_a_host_on_a_link_that_is_gone() -> None:
+    core = on(HERE, THERE)
+    core.learn(HERE, X, ONE, 0)
+    core.learn(THERE, X, OTHER, 10)
+    core.learn(HERE, X, ONE, 10.1)
+    core.leave(THERE, 11)
+    assert [one.rival for one in core.on(HERE)] == [None]
+
+
 def test_a_check_ends_with_its_link() -> None:
     core = on(HERE, THERE, THIRD)
     core.learn(HERE, X, ONE, 0)
