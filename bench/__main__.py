@@ -26,6 +26,7 @@ from bench import (
     fallback,
     hooks,
     idle,
+    neighbours,
     punctuality,
     reload,
     startup,
@@ -48,6 +49,7 @@ BENCHMARKS: dict[str, Callable[[Setting], Result]] = {
     commands.NAME: commands.measure,
     hooks.NAME: hooks.measure,
     fallback.NAME: fallback.measure,
+    neighbours.NAME: neighbours.measure,
 }
 
 
