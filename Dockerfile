@@ -1,6 +1,6 @@
 # autoip in a container, for an interface of the host:
 #
-#   docker build -t autoip .
+#   make image                      with buildah; or docker build -t autoip .
 #   docker run --network host --cap-drop ALL --cap-add NET_RAW --cap-add NET_ADMIN \
 #       --cap-add SETUID --cap-add SETGID --cap-add CHOWN \
 #       --security-opt no-new-privileges -v autoip:/var/lib/autoip autoip eth0
@@ -59,4 +59,7 @@ RUN useradd --system --no-create-home --home-dir / --shell /usr/sbin/nologin aut
 WORKDIR /
 # Also the default; said because the address is taken off on this signal.
 STOPSIGNAL SIGTERM
+# Healthy: each interface that is served holds an address. A cable that is out, or a lease beside the policy fallback, is
+# unhealthy as well, so this is for who looks, not for who would start the container again.
+HEALTHCHECK --interval=30s --timeout=5s --start-period=30s CMD ["python", "-m", "autoip", "status"]
 ENTRYPOINT ["python", "-m", "autoip"]

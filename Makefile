@@ -20,8 +20,8 @@ EXTENSION := $(wildcard csrc/*.c csrc/*.h csrc/*.py csrc/warnings csrc/system_ca
 C_SOURCES := $(filter-out csrc/_%,$(wildcard csrc/*.c))
 C_FLAGS := -std=gnu11 -O2 -D_GNU_SOURCE -pthread -Icsrc @csrc/warnings -Werror
 C_FORMATTED := $(C_SOURCES) $(wildcard csrc/*.h tests/c/*.[ch] bench/*.c attack/native/*.[ch])
-SHELL_FILES := $(wildcard .ci/run share/completions/*.bash tools/*.sh) \
-	$(shell grep -lsE '^\#!.*[/ ](ba|da)?sh( |$$)' hooks/* hooks/*/* conformance/adapters/*)
+SHELL_FILES := $(wildcard .ci/run share/completions/*.bash share/autoip.init share/autoip.openrc tools/*.sh) \
+	$(shell grep -lsE '^\#!.*[/ ](ba|da)?sh( |$$)' debian/* hooks/* hooks/*/* conformance/adapters/*)
 # The sanitizers of older compilers cannot place their shadow memory where the kernel spreads its
 # mappings over 32 bits; a container may forbid to ask for less.
 NO_ASLR := $(shell setarch -R true 2>/dev/null && echo setarch -R)
@@ -37,7 +37,7 @@ BINDIR := $(PREFIX)/bin
 PROGRAMDIR := $(PREFIX)/lib/autoip
 UNITDIR ?= $(PREFIX)/lib/systemd/system
 SYSUSERSDIR ?= $(PREFIX)/lib/sysusers.d
-MANDIR := $(PREFIX)/share/man/man8
+MANDIR := $(PREFIX)/share/man
 BASHDIR := $(PREFIX)/share/bash-completion/completions
 ZSHDIR := $(PREFIX)/share/zsh/site-functions
 FISHDIR := $(PREFIX)/share/fish/vendor_completions.d
@@ -67,8 +67,11 @@ endif
 # The groups of Debian packages of tools/deps.sh that a target needs: the first make installs them all at once.
 NEEDS := build
 run: NEEDS += $(if $(strip $(IFACE)),,demo)
+deb: NEEDS := deb
+release: NEEDS := build deb
 test bench conformance: NEEDS += test
 check: NEEDS += check
+bench: NEEDS += bench
 attack fuzz chaos scale party: NEEDS += test attack
 DEPS = @bash tools/deps.sh $(NEEDS)
 
@@ -158,6 +161,29 @@ conformance: $(VENV)/.dev ## measure autoip and other programs anew, for docs/co
 build: $(VENV)/.dev ## source distribution and wheel, into dist/
 	$(AS_OWNER) $(PY) -m build --no-isolation --outdir dist .
 
+# In a copy: a build writes into its tree. With Debian's own Python, also where another one comes first in the path.
+deb: ## Debian packages, into dist/: for Debian 12 and newer, if built on Debian 12
+	$(DEPS)
+	$(AS_OWNER) rm -rf build/deb
+	$(AS_OWNER) mkdir -p build/deb/autoip dist
+	$(AS_OWNER) tar --exclude='./.[a-z]*' --exclude=./build --exclude=./dist --exclude='*.egg-info' --exclude='*.so' \
+		--exclude=__pycache__ --exclude=./tests/c/bin -cf - . | $(AS_OWNER) tar -C build/deb/autoip -xf -
+	cd build/deb/autoip && $(AS_OWNER) env -u MAKEFLAGS PATH=/usr/sbin:/usr/bin:/sbin:/bin dpkg-buildpackage -b -us -uc
+	$(AS_OWNER) mv build/deb/*.deb dist
+
+release: $(VENV)/.dev ## all of these with checksums and a bill of materials, of a committed version of CHANGELOG.md
+	$(AS_OWNER) $(PY) -m tools.release check
+	$(AS_OWNER) rm -rf dist
+	$(MAKE) --no-print-directory build
+	$(MAKE) --no-print-directory deb
+	$(AS_OWNER) $(PY) -m tools.release finish
+
+# The healthcheck is a part of Docker's format alone.
+IMAGE ?= autoip
+image: ## a container image, by buildah (IMAGE=autoip; BASE=debian:trixie-slim: another base)
+	@command -v buildah >/dev/null || { echo >&2 "autoip: there is no buildah here; or: docker build -t $(IMAGE) ."; exit 1; }
+	buildah build --format docker $(if $(BASE),--build-arg BASE=$(BASE)) -t $(IMAGE) .
+
 # The program and the packages that it needs in a folder of its own, for one Python. No other program finds
 # them, and autoip finds them before any others of the same name. Not an environment, so it does
 # not depend on this tree, and nothing that a distribution installed is touched.
@@ -166,7 +192,7 @@ install: install-program install-data ## into PREFIX (/usr/local), below DESTDIR
 	@echo "autoip: installed. The service: systemd-sysusers; systemctl daemon-reload;"
 	@echo "        systemctl enable --now autoip@eth0; or autoip.service for all, see autoip(8)"
 
-FOLDERS := $(UNITDIR) $(SYSUSERSDIR) $(MANDIR) $(BASHDIR) $(ZSHDIR) $(FISHDIR) $(EXAMPLEDIR)
+FOLDERS := $(UNITDIR) $(SYSUSERSDIR) $(MANDIR)/man5 $(MANDIR)/man8 $(BASHDIR) $(ZSHDIR) $(FISHDIR) $(EXAMPLEDIR)
 # The list of the folders that were not there before, for uninstall.
 FOLDERS_MADE := $(PROGRAMDIR)/.folders
 ifneq ($(filter install,$(MAKECMDGOALS)),)
@@ -195,11 +221,21 @@ install-data:
 			>"$(DESTDIR)$(UNITDIR)/$$unit" && chmod 644 "$(DESTDIR)$(UNITDIR)/$$unit" || exit 1; \
 	done
 	install -m 644 share/autoip.sysusers "$(DESTDIR)$(SYSUSERSDIR)/autoip.conf"
-	install -m 644 share/autoip.8 "$(DESTDIR)$(MANDIR)/autoip.8"
+	install -m 644 share/autoip.conf.5 "$(DESTDIR)$(MANDIR)/man5"
+	install -m 644 share/autoip.8 share/autoip-hooks.8 "$(DESTDIR)$(MANDIR)/man8"
 	install -m 644 share/completions/autoip.bash "$(DESTDIR)$(BASHDIR)/autoip"
 	install -m 644 share/completions/_autoip "$(DESTDIR)$(ZSHDIR)/_autoip"
 	install -m 644 share/completions/autoip.fish "$(DESTDIR)$(FISHDIR)/autoip.fish"
 	install -m 644 share/90-autoip.rules "$(DESTDIR)$(EXAMPLEDIR)/90-autoip.rules"
+	for script in share/autoip.init share/autoip.openrc; do \
+		sed 's|@BINDIR@|$(BINDIR)|' "$$script" >"$(DESTDIR)$(EXAMPLEDIR)/$${script#share/}" \
+			&& chmod 755 "$(DESTDIR)$(EXAMPLEDIR)/$${script#share/}" || exit 1; \
+	done
+
+# Beside autoip, in the folder that comes before the real one's in PATH. See docs/avahi-autoipd.md.
+install-compat:
+	ln -sfn autoip "$(DESTDIR)$(BINDIR)/avahi-autoipd"
+	install -D -m 644 share/avahi-autoipd.8 "$(DESTDIR)$(MANDIR)/man8/avahi-autoipd.8"
 
 # A service that is enabled or running would break: then nothing is removed. Hooks that would call the removed
 # program go first; below DESTDIR the program does not run. The folders that `install` made go
@@ -215,10 +251,13 @@ uninstall: ## with the same PREFIX and DESTDIR
 	@if [ -z "$(DESTDIR)" ] && grep -qsxF "AUTOIP=$(BINDIR)/autoip" /etc/autoip/hook; then \
 		"$(BINDIR)/autoip" hooks remove; \
 	fi
+	@if [ "$$(readlink "$(DESTDIR)$(BINDIR)/avahi-autoipd")" = autoip ]; then \
+		rm -f "$(DESTDIR)$(BINDIR)/avahi-autoipd" "$(DESTDIR)$(MANDIR)/man8/avahi-autoipd.8"; \
+	fi
 	rm -f $(foreach file,$(BINDIR)/autoip $(UNITDIR)/autoip.service $(UNITDIR)/autoip@.service $(UNITDIR)/autoip-wait@.service \
 		$(SYSUSERSDIR)/autoip.conf \
-		$(MANDIR)/autoip.8 $(BASHDIR)/autoip $(ZSHDIR)/_autoip $(FISHDIR)/autoip.fish \
-		$(EXAMPLEDIR)/90-autoip.rules,"$(DESTDIR)$(file)")
+		$(MANDIR)/man5/autoip.conf.5 $(MANDIR)/man8/autoip.8 $(MANDIR)/man8/autoip-hooks.8 $(BASHDIR)/autoip $(ZSHDIR)/_autoip $(FISHDIR)/autoip.fish \
+		$(EXAMPLEDIR)/90-autoip.rules $(EXAMPLEDIR)/autoip.init $(EXAMPLEDIR)/autoip.openrc,"$(DESTDIR)$(file)")
 	@folders=$$(cat "$(DESTDIR)$(FOLDERS_MADE)" 2>/dev/null); \
 	echo 'rm -rf "$(DESTDIR)$(PROGRAMDIR)"'; rm -rf "$(DESTDIR)$(PROGRAMDIR)"; \
 	bash tools/folders.sh remove "$(DESTDIR)" "$$folders"
@@ -246,8 +285,8 @@ $(VENV)/.ready: $(VENV)/.made pyproject.toml setup.py $(EXTENSION)
 
 $(VENV)/.dev: pyproject.toml setup.py | $(VENV)/.ready
 	@echo "autoip: installing what the tests and checks need"
-	@$(AS_OWNER) $(PIP) install --no-build-isolation -e '.[bench,dev,test]'
+	@$(AS_OWNER) $(PIP) install --no-build-isolation -e '.[bench,dev,release,test]'
 	@$(AS_OWNER) touch $@
 
-.PHONY: help setup run test check mutate bench attack $(ATTACKS) conformance build install install-folders install-program \
-	install-data uninstall clean remake
+.PHONY: help setup run test check mutate bench attack $(ATTACKS) conformance build deb release image install install-folders \
+	install-program install-data install-compat uninstall clean remake

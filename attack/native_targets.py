@@ -1,4 +1,4 @@
-"""The targets in C (`attack/native`): packet filter, listener, and the program at an interface's egress.
+"""The targets in C (`attack/native`): packet filter, listener, and the programs at an interface.
 
 With clang's libFuzzer, which looks for inputs that reach new code; where that is missing, with gcc and a plain loop of
 random changes. Both with the address and undefined-behaviour sanitizers. What was compiled is in `build/attack`.
@@ -21,8 +21,9 @@ NATIVE = ROOT / "attack" / "native"
 BUILD = ROOT / "build" / "attack"
 SOURCES = {
     "filter": ("filter.c", "assembler.c"),
-    "listener": ("filter.c", "assembler.c"),
-    "broadcast": ("broadcast.c", "assembler.c", "timer.c"),
+    "listener": ("filter.c", "defence.c", "ebpf.c", "assembler.c"),
+    "defence": ("defence.c", "ebpf.c", "assembler.c"),
+    "broadcast": ("broadcast.c", "ebpf.c", "assembler.c", "timer.c"),
 }
 """Of each target, by name: what of csrc/ is linked to it."""
 NAMES = tuple(SOURCES)

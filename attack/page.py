@@ -13,8 +13,10 @@ from .results import Results, load
 WHAT = {
     "filter": "packet filter: the kernel's program, its rule in C and the RFC agree",
     "listener": "listener: reflex, answers and queue do what a model of them says",
+    "defence": "the program at the ingress: its instructions and the RFC agree, and the frame stays as it was",
     "broadcast": "the program at the egress: its instructions, the kernel and the RFC agree",
     "arp": "ARP packets",
+    "scan": "what hosts answer to a scan: GVCP, DNS, WS-Discovery, SSDP, VXI-11, DHCP",
     "netlink": "netlink: links, addresses, routes, rules",
     "connections": "netlink: TCP connections",
     "config": "configuration file",

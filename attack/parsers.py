@@ -27,6 +27,9 @@ from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
 from autoip import config
+from autoip.commands.scan import report, udp
+from autoip.commands.scan.hosts import Host
+from autoip.commands.scan.questions import dhcp, gvcp, mdns, ssdp, vxi11, wsd
 from autoip.control import client, protocol, server
 from autoip.core import arp
 from autoip.core.constants import is_candidate
@@ -45,6 +48,7 @@ from .inputs import like, seeds
 T = TypeVar("T")
 MAC = b"\x02\x00\x00\x00\x00\x01"
 A = IPv4Address("169.254.20.20")
+HEARD = {"gvcp": gvcp, "mdns": mdns, "wsd": wsd, "ssdp": ssdp, "vxi-11": vxi11, "dhcp": dhcp}
 EXAMPLES = 500
 """Inputs of one round; between rounds the clock is looked at."""
 
@@ -100,6 +104,25 @@ def check_arp(data: bytes) -> None:
     assert packet.claims(A, MAC) == (other.spa == A and packet.sha != MAC)
     if packet.probes(A, MAC):
         assert other.broadcast and other.op == frames.REQUEST and other.tpa == A
+
+
+# --- answers to a scan -------------------------------------------------------------------------------
+
+
+def check_scan(data: bytes) -> None:
+    """Whatever a host answers becomes lines and objects that are bounded, and cannot command a terminal."""
+    udp.parse(data)
+    for via, module in HEARD.items():
+        answer = module.answer(data)
+        if answer is None:
+            continue
+        assert answer.mac is None or len(answer.mac) == 6
+        assert answer.address is None or 0 <= answer.address < 1 << 32
+        host = Host("eth0", answer.address, answer.mac or MAC, 1.0)
+        host.learn(via, answer.names, answer.kinds)
+        line = report.line(host)
+        assert line.isprintable() and len(line) < 2000
+        assert len(json.dumps(report.value(host))) < 20_000
 
 
 # --- netlink ----------------------------------------------------------------------------------------
@@ -387,6 +410,7 @@ def targets(folder: Path, stack: contextlib.ExitStack) -> dict[str, Callable[[],
 
     return {
         "arp": lambda: of_bytes("arp", check_arp, ARP),
+        "scan": lambda: of_bytes("scan", check_scan),
         "netlink": lambda: of_netlink("netlink"),
         "connections": lambda: of_netlink("connections"),
         "config": lambda: of_bytes("config", check_config(folder)),

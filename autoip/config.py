@@ -27,8 +27,21 @@ from autoip.errors import NoPermission, UsageError
 from autoip.option_table import Option
 from autoip.options import CONFIGURED, CONTAINERS, FILE, FOLDER
 
-HOOKS = Option("hooks", "", "whether hooks of DHCP clients may start autoip", configured=True)
-SERVE = Option("serve", "", "whether `autoip.service` serves the interface", configured=True)
+HOOKS = Option(
+    "hooks",
+    "",
+    "whether hooks of DHCP clients may start autoip for the interface",
+    "The default is `yes`, but for"
+    f" {' '.join(f'`{name}*`' for name in CONTAINERS)} `no`, unless the pattern is another one than `*`.",
+    configured=True,
+)
+SERVE = Option(
+    "serve",
+    "",
+    "whether `autoip.service`, and `autoip run` without names, serve the interface when it appears",
+    "The default is `no`. See `[SERVICE]`.",
+    configured=True,
+)
 OWN = (HOOKS, SERVE)
 """The names of the configuration file alone."""
 

@@ -249,14 +249,15 @@ _ROWS = (
         " that there is. See `[SERVICE]`.",
     ),
     Option(
-        "config", "FILE", f"read `FILE` instead of `{FILE}` and `{FOLDER}/*.conf`", "See `[CONFIGURATION]`.",
+        "config", "FILE", f"read `FILE` instead of `{FILE}` and `{FOLDER}/*.conf`", "See `autoip.conf(5)`.",
         offers="files",
     ),
     Option(
         "hook", "", "started by a DHCP client's hook: `fallback`, and at once",
         "The configuration and the command line go before this."
-        " Ends with status 0 if the configuration does not let hooks start anything on this interface, or if the"
-        " interface does not speak ARP over Ethernet.",
+        " Ends with status 0 if the configuration does not let hooks start anything on this interface, if the"
+        " interface does not speak ARP over Ethernet, or if another daemon serves it, which without `--early` waits for"
+        " DHCP no longer.",
     ),
     Option("early", "", f"with `--hook`: DHCP has not had its chance yet, so `--after` is {AFTER_DEFAULT:g}"),
     Option("no-state", "", "neither read nor write the last address", read="no".__eq__, into="keep_state"),

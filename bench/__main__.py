@@ -27,8 +27,10 @@ from bench import (
     hooks,
     idle,
     neighbours,
+    package,
     punctuality,
     reload,
+    scan,
     startup,
     throughput,
     unrelated,
@@ -50,6 +52,8 @@ BENCHMARKS: dict[str, Callable[[Setting], Result]] = {
     hooks.NAME: hooks.measure,
     fallback.NAME: fallback.measure,
     neighbours.NAME: neighbours.measure,
+    scan.NAME: scan.measure,
+    package.NAME: package.measure,
 }
 
 

@@ -5,6 +5,10 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from statistics import median
+from typing import Any
 
 from lab import Namespace
 from lab.frames import arp
@@ -14,11 +18,12 @@ from . import cables
 from .cables import Cable
 from .costs import Cost, cost
 from .report import Result, Target, number
-from .setting import STRANGER, Setting, autoip, optional
+from .setting import STRANGER, Setting, autoip, helper, optional
 
 NAME = "unrelated"
 
 REQUESTS = 300_000
+FLOODS = 5
 
 
 def measure(setting: Setting) -> Result:
@@ -54,6 +59,7 @@ def measure(setting: Setting) -> Result:
             if running is not None:
                 cables.wait_held(laid, 30)
         time.sleep(4)  # the announcements are over
+        more = _program(setting, enter, flood, question, result)
         rounds = [row("autoip", ours[0], lambda: [daemon.pid]) for _ in range(2)]
         # Avahi's has a helper process; the shell around it sleeps.
         if avahi is not None:
@@ -63,11 +69,41 @@ def measure(setting: Setting) -> Result:
     result.targets = [
         Target("wake-ups of autoip", 0, max(spent.wakeups for spent in rounds), ""),
         Target("CPU of autoip", 0, max(spent.cpu for spent in rounds) * 1e3, "ms"),
+        Target("the program at the ingress, for each frame", 100, more, "ns"),
     ]
     result.notes = [
         (
             "Wake-ups: voluntary context switches of all threads; CPU: their run time as the scheduler counts"
             " it, in ns. autoip: two floods, both shown, the worse one counts."
         ),
+        (
+            "The program at the ingress: floods of the same frames to a process with the kernel's defence and to"
+            " one without, in turn; the difference of the medians."
+        ),
     ]
     return result
+
+
+def _program(
+    setting: Setting,
+    enter: Callable[[AbstractContextManager[Any]], Any],
+    flood: Path,
+    question: str,
+    result: Result,
+) -> float:
+    """How much longer a frame takes with the kernel's defence, in nanoseconds."""
+    yonder = enter(Namespace("far"))
+    took: dict[str, list[float]] = {"without": [], "with": []}
+    ends = {}
+    for name, options in (("without", ()), ("with", ("--kernel",))):
+        [cable] = cables.lay(yonder, enter(Namespace(name)))
+        words = (cable.name, cable.raw_mac.hex(), "169.254.77.1", *options)
+        enter(helper(setting, cable, "reflex", *words))
+        ends[name] = cable
+    for _ in range(FLOODS):
+        for name, cable in ends.items():
+            ran = cable.yonder.run(flood, cable.far, question, str(REQUESTS), timeout=120)
+            took[name].append(int(ran) / REQUESTS)
+    found = {name: median(times) for name, times in took.items()}
+    result.numbers["program"] = {f"{name}_ns": time for name, time in found.items()}
+    return found["with"] - found["without"]

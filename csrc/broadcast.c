@@ -13,16 +13,13 @@
  * It is a filter with "direct action" for the egress of a clsact qdisc, where a frame begins with
  * its Ethernet header.
  */
-#include "assembler.h"
+#include "ebpf.h"
 #include "internal.h"
 
 #include <errno.h>
-#include <stddef.h>
 #include <string.h>
 #include <unistd.h>
 
-#include <asm/byteorder.h>
-#include <linux/bpf.h>
 #include <linux/if_ether.h>
 #include <linux/pkt_cls.h>
 #include <sys/syscall.h>
@@ -41,32 +38,8 @@
 /* Interfaces whose indexes have the same last bits share one. */
 #define BUCKETS 256
 
-/* Instructions of program `p`, with BPF_REG_n as numbers. */
-#define DO(...) autoip_asm_extended(p, (struct bpf_insn){__VA_ARGS__})
-#define MOVE(to, from) DO(.code = BPF_ALU64 | BPF_MOV | BPF_X, .dst_reg = (to), .src_reg = (from))
-#define SET(to, value) DO(.code = BPF_ALU64 | BPF_MOV | BPF_K, .dst_reg = (to), .imm = (value))
-#define ADD(to, value) DO(.code = BPF_ALU64 | BPF_ADD | BPF_K, .dst_reg = (to), .imm = (value))
-#define LOAD(size, to, base, offset)                                                             \
-    DO(.code = BPF_LDX | (size) | BPF_MEM, .dst_reg = (to), .src_reg = (base), .off = (offset))
-#define STORE(size, base, offset, value)                                                         \
-    DO(.code = BPF_ST | (size) | BPF_MEM, .dst_reg = (base), .off = (offset), .imm = (value))
-#define AND(to, value) DO(.code = BPF_ALU64 | BPF_AND | BPF_K, .dst_reg = (to), .imm = (value))
-#define PUT(size, base, offset, from)                                                            \
-    DO(.code = BPF_STX | (size) | BPF_MEM, .dst_reg = (base), .src_reg = (from), .off = (offset))
-#define CALL(function) DO(.code = BPF_JMP | BPF_CALL, .imm = (function))
-#define EXIT() DO(.code = BPF_JMP | BPF_EXIT)
-#define UNLESS_EQUAL(register, value, label)                                                     \
-    autoip_asm_extended_jump(p,                                                                  \
-                             (struct bpf_insn){.code = BPF_JMP | BPF_JNE | BPF_K,                \
-                                               .dst_reg = (register),                            \
-                                               .imm = (value)},                                  \
-                             label)
-
 /* A jump to PASS. */
 #define PASS_BY(...) autoip_asm_extended_jump(p, (struct bpf_insn){__VA_ARGS__}, PASS)
-
-#define CONTEXT(field) ((short)offsetof(struct __sk_buff, field))
-#define WIRE(value) ((int)__constant_htons(value))
 
 enum { PASS, COUNT, FULL };
 
@@ -90,8 +63,7 @@ static void broadcast_limit(struct autoip_asm *p, int map)
     LOAD(BPF_W, 2, 6, CONTEXT(ifindex));
     AND(2, BUCKETS - 1);
     PUT(BPF_W, 10, KEY, 2);
-    DO(.code = BPF_LD | BPF_DW | BPF_IMM, .dst_reg = 1, .src_reg = BPF_PSEUDO_MAP_FD, .imm = map);
-    DO(.code = 0); /* the second half: the map */
+    LOAD_MAP(1, map);
     MOVE(2, 10);
     ADD(2, KEY);
     CALL(BPF_FUNC_map_lookup_elem);
@@ -160,38 +132,16 @@ int autoip_broadcast_build(struct bpf_insn *out, size_t capacity, int map)
 
 int autoip_broadcast_load_limited(int map)
 {
-    /* No function that is called demands a program under the GPL. */
-    static const char license[] = "Apache-2.0";
     struct bpf_insn program[AUTOIP_BROADCAST_MAX];
-    union bpf_attr attributes;
-    int length = autoip_broadcast_build(program, AUTOIP_BROADCAST_MAX, map);
-    long result;
 
-    if (length < 0)
-        return length;
-    memset(&attributes, 0, sizeof attributes);
-    attributes.prog_type = BPF_PROG_TYPE_SCHED_CLS;
-    attributes.insns = (uint64_t)(uintptr_t)program;
-    attributes.insn_cnt = (uint32_t)length;
-    attributes.license = (uint64_t)(uintptr_t)license;
-    memcpy(attributes.prog_name, "autoip", sizeof "autoip");
-    result = syscall(SYS_bpf, BPF_PROG_LOAD, &attributes, sizeof attributes);
-    return result < 0 ? -errno : (int)result;
+    return autoip_ebpf_load(program, autoip_broadcast_build(program, AUTOIP_BROADCAST_MAX, map));
 }
 
 int autoip_broadcast_load(void)
 {
-    union bpf_attr attributes;
-    int map, program;
+    int map = autoip_ebpf_map(BPF_MAP_TYPE_ARRAY, sizeof(uint64_t), BUCKETS, 0);
+    int program = map < 0 ? map : autoip_broadcast_load_limited(map);
 
-    memset(&attributes, 0, sizeof attributes);
-    attributes.map_type = BPF_MAP_TYPE_ARRAY;
-    attributes.key_size = sizeof(uint32_t);
-    attributes.value_size = sizeof(uint64_t);
-    attributes.max_entries = BUCKETS;
-    memcpy(attributes.map_name, "autoip", sizeof "autoip");
-    map = (int)syscall(SYS_bpf, BPF_MAP_CREATE, &attributes, sizeof attributes);
-    program = map < 0 ? -errno : autoip_broadcast_load_limited(map);
     if (map >= 0)
         close(map); /* the program has it */
     /* Before Linux 5.8 there is no such clock. */
@@ -200,14 +150,12 @@ int autoip_broadcast_load(void)
 
 int autoip_broadcast_before(int ifindex)
 {
-    /* BPF_TCX_EGRESS of linux/bpf.h, which older ones lack. */
-    enum { TCX_EGRESS = 47 };
     union bpf_attr attributes;
 
     memset(&attributes, 0, sizeof attributes);
     /* An interface's index here, where other kinds of programs have a descriptor. */
     attributes.query.target_fd = (uint32_t)ifindex;
-    attributes.query.attach_type = TCX_EGRESS;
+    attributes.query.attach_type = AUTOIP_TCX_EGRESS;
     if (syscall(SYS_bpf, BPF_PROG_QUERY, &attributes, sizeof attributes) == 0)
         return (int)attributes.query.prog_cnt;
     /* Nothing was ever attached; the kernel is older, or was built without. */

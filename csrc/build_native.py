@@ -10,6 +10,7 @@ ffibuilder.cdef(
     #define AUTOIP_FRAME_LEN ...
     #define AUTOIP_FILTER_MAX ...
     #define AUTOIP_OWN_MAX ...
+    #define AUTOIP_PORTS_MAX ...
     #define CAP_BPF ...
     #define CAP_NET_ADMIN ...
     #define CAP_NET_RAW ...
@@ -65,8 +66,17 @@ ffibuilder.cdef(
     int autoip_socket_pending(struct autoip_socket *sock);
     int autoip_socket_detach(struct autoip_socket *sock);
 
+    int autoip_defence_load(uint64_t interval_ns, int *memory, int *ring);
+    int autoip_defence_attach(int program, int ifindex);
+    int autoip_listener_defend(struct autoip_listener *listener, int memory, int ring);
+
     int autoip_broadcast_load(void);
     int autoip_broadcast_before(int ifindex);
+
+    struct autoip_heard { uint64_t at_ns; ...; };
+    int autoip_bulk_open(int ifindex, const uint16_t *ports, size_t count);
+    int autoip_bulk_send(int fd, const uint8_t *request, const uint32_t *targets, size_t count);
+    int autoip_bulk_receive(int fd, struct autoip_heard *out, size_t capacity);
 
     int autoip_timer_new(void);
     int autoip_timer_set(int fd, uint64_t at_ns);
@@ -103,14 +113,23 @@ ffibuilder.set_source(
     sources=[
         "csrc/assembler.c",
         "csrc/broadcast.c",
+        "csrc/bulk.c",
         "csrc/capabilities.c",
         "csrc/confinement.c",
+        "csrc/defence.c",
+        "csrc/ebpf.c",
         "csrc/filter.c",
         "csrc/listener.c",
         "csrc/socket.c",
         "csrc/timer.c",
     ],
-    depends=["csrc/assembler.h", "csrc/internal.h", "csrc/native.h", "csrc/system_calls"],
+    depends=[
+        "csrc/assembler.h",
+        "csrc/ebpf.h",
+        "csrc/internal.h",
+        "csrc/native.h",
+        "csrc/system_calls",
+    ],
     include_dirs=["csrc"],
     define_macros=[("_GNU_SOURCE", None)],
     # Hidden: calls between the files of the helper need no table of symbols.

@@ -9,6 +9,7 @@
 
 #include <fcntl.h>
 #include <linux/audit.h>
+#include <linux/bpf.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <sys/prctl.h>
@@ -90,6 +91,12 @@ int autoip_calls_build(struct sock_filter *out, size_t capacity, const int *call
 
     JUMP(BPF_JEQ, SYS_seccomp, 0, 1); /* autoip_confined() asks? */
     RETURN(REFUSE(EALREADY));
+
+    JUMP(BPF_JEQ, SYS_bpf, 0, 4);                                 /* not bpf(2)? */
+    LOAD_WORD(offsetof(struct seccomp_data, args[0]) + LOW_WORD); /* A <- command */
+    JUMP(BPF_JEQ, BPF_LINK_CREATE, 0, 1);                         /* autoip_defence_attach()? */
+    RETURN(SECCOMP_RET_ALLOW);
+    RETURN(REFUSE(EPERM));
 
     JUMP(BPF_JEQ, SYS_socket, 0, 6);                              /* not socket(2)? */
     LOAD_WORD(offsetof(struct seccomp_data, args[0]) + LOW_WORD); /* A <- family */

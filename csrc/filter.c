@@ -88,8 +88,12 @@ static void filter_if_equal(struct autoip_asm *program, uint32_t k, unsigned int
 }
 
 /* Refuses what is not an ARP packet for IPv4 over Ethernet from another host. */
-static void filter_common(struct autoip_asm *p, const uint8_t mac[6])
+static void filter_common(struct autoip_asm *p, const uint8_t mac[6], uint32_t seal)
 {
+    if (seal != 0) {
+        filter_load_about(p, SKF_AD_RXHASH);    /* A <- hash */
+        filter_if_equal(p, seal, REJECT, NEXT); /* judged by defence.c? */
+    }
     filter_do(p, BPF_LD | BPF_W | BPF_LEN, 0);             /* A <- length */
     filter_if(p, BPF_JGE, AUTOIP_FRAME_LEN, NEXT, REJECT); /* too short? */
     filter_load_about(p, SKF_AD_PKTTYPE);                  /* A <- direction */
@@ -139,6 +143,12 @@ static void filter_conflict(struct autoip_asm *p, uint32_t address, enum autoip_
 int autoip_filter_build(struct sock_filter *out, size_t capacity, const uint8_t mac[6],
                         uint32_t address, enum autoip_phase phase)
 {
+    return autoip_filter_sealed(out, capacity, mac, address, phase, 0);
+}
+
+int autoip_filter_sealed(struct sock_filter *out, size_t capacity, const uint8_t mac[6],
+                         uint32_t address, enum autoip_phase phase, uint32_t seal)
+{
     struct autoip_asm program;
 
     autoip_asm_init(&program);
@@ -148,7 +158,7 @@ int autoip_filter_build(struct sock_filter *out, size_t capacity, const uint8_t 
     case AUTOIP_PROBE:
     case AUTOIP_DEFEND:
     case AUTOIP_ANSWER:
-        filter_common(&program, mac);
+        filter_common(&program, mac, seal);
         filter_conflict(&program, address, phase);
         break;
     default:

@@ -107,6 +107,14 @@ int autoip_listener_fd(const struct autoip_listener *listener);
 int autoip_listener_own(struct autoip_listener *listener, const uint8_t *macs, size_t count);
 
 /*
+ * Has the kernel answer conflicts on all interfaces to which the program is attached, by what
+ * autoip_socket_arm() and the others say; the thread answers the rest. Call this before a socket
+ * is opened, and with the thread paused if the memory was another process image's: then resume
+ * when its sockets are taken over. The descriptors stay the caller's.
+ */
+int autoip_listener_defend(struct autoip_listener *listener, int memory, int ring);
+
+/*
  * Moves up to `capacity` events to `out`, the oldest first, and returns how many. *lost is
  * the number of conflicts, since the start, for which there was no room.
  */
@@ -158,12 +166,15 @@ int autoip_socket_send(struct autoip_socket *sock, const uint8_t frame[AUTOIP_FR
                        uint64_t *sent_ns);
 
 /*
- * Arms the reflex: the thread answers the next conflict in phase AUTOIP_DEFEND or AUTOIP_ANSWER
- * with this frame, once. -EINVAL if the frame's sender IP is not the watched address.
+ * Arms the reflex: the next conflict in phase AUTOIP_DEFEND or AUTOIP_ANSWER is answered with
+ * this frame, by the thread once, or by the kernel once in each interval. One that is armed stays
+ * so. Returns 1, with nothing changed, while the conflict for which the kernel has disarmed
+ * itself waits to be drained. -EINVAL if the frame's sender IP is not the watched address.
  */
 int autoip_socket_arm(struct autoip_socket *sock, const uint8_t frame[AUTOIP_FRAME_LEN]);
 
-/* Disarms. Once this has returned, the thread does not answer conflicts any more. */
+/* Disarms. Once this has returned, neither the thread nor the kernel answers conflicts any more,
+ * and what they have answered is in the queue. */
 void autoip_socket_disarm(struct autoip_socket *sock);
 
 /*
@@ -178,6 +189,23 @@ int autoip_socket_pending(struct autoip_socket *sock);
  * some 10 ms for a packet socket. The socket's events that wait in the queue stay there.
  */
 int autoip_socket_detach(struct autoip_socket *sock);
+
+/* -- defence.c ------------------------------------------------------------------------ */
+
+/*
+ * Loads the program that answers conflicts at the ingress of an interface (CAP_BPF and
+ * CAP_NET_ADMIN), not more than one in `interval_ns`. Returns a descriptor, closed on exec, with
+ * which it can be attached to any number of interfaces, and sets the descriptors of its memory
+ * and of its ring for autoip_listener_defend(); or a negative errno.
+ */
+int autoip_defence_load(uint64_t interval_ns, int *memory, int *ring);
+
+/*
+ * Attaches it to an interface, before all other programs (CAP_NET_ADMIN; Linux 6.6). Returns a
+ * descriptor, closed on exec: with that one closed, also by the end of the process, it is
+ * detached. Or a negative errno. Either takes the kernel some 10 ms.
+ */
+int autoip_defence_attach(int program, int ifindex);
 
 /* -- broadcast.c ---------------------------------------------------------------------- */
 
@@ -194,6 +222,39 @@ int autoip_broadcast_load(void);
  * CAP_NET_ADMIN. Changes nothing.
  */
 int autoip_broadcast_before(int ifindex);
+
+/* -- bulk.c --------------------------------------------------------------------------- */
+
+/* At most this many ports belong to one socket. */
+#define AUTOIP_PORTS_MAX 32
+
+/* An ARP packet that a scan has received. */
+struct autoip_heard {
+    uint64_t at_ns; /* when the kernel received it, on CLOCK_REALTIME */
+    uint32_t spa;
+    uint32_t tpa;
+    uint16_t operation;
+    uint8_t sha[6];
+    uint8_t tha[6];
+};
+
+/*
+ * Opens a packet socket that never waits, for what other hosts send on an interface
+ * (CAP_NET_RAW): with `count` 0 all ARP, else UDP over IPv4 to one of these ports, whatever group
+ * or address it is for. Returns the descriptor, closed on exec, or a negative errno.
+ */
+int autoip_bulk_open(int ifindex, const uint16_t *ports, size_t count);
+
+/*
+ * Sends the request once for each target, with that target as its TPA, as many as the kernel
+ * takes without a wait. Returns how many, or a negative errno if it took none.
+ */
+int autoip_bulk_send(int fd, const uint8_t request[AUTOIP_FRAME_LEN], const uint32_t *targets,
+                     size_t count);
+
+/* Reads packets that wait, up to `capacity`, which is 64 at least. Returns how many it wrote to
+ * `out`, or a negative errno; what is not ARP for IPv4 over Ethernet is dropped. */
+int autoip_bulk_receive(int fd, struct autoip_heard *out, size_t capacity);
 
 /* -- timer.c -------------------------------------------------------------------------- */
 

@@ -38,7 +38,7 @@ int autoip_packet_open(int ifindex)
     fd = socket(AF_PACKET, SOCK_RAW | SOCK_CLOEXEC, 0);
     if (fd < 0)
         return -errno;
-    result = autoip_packet_filter(fd, nobody, 0, AUTOIP_SILENT);
+    result = autoip_packet_filter(fd, nobody, 0, AUTOIP_SILENT, 0);
     if (result < 0)
         goto fail;
     /* From now on the kernel keeps the time of each frame. This call finds none yet. */
@@ -54,11 +54,12 @@ fail:
     return result;
 }
 
-int autoip_packet_filter(int fd, const uint8_t mac[6], uint32_t address, enum autoip_phase phase)
+int autoip_packet_filter(int fd, const uint8_t mac[6], uint32_t address, enum autoip_phase phase,
+                         uint32_t seal)
 {
     struct sock_filter instructions[AUTOIP_FILTER_MAX];
     struct sock_fprog program = {.filter = instructions};
-    int length = autoip_filter_build(instructions, AUTOIP_FILTER_MAX, mac, address, phase);
+    int length = autoip_filter_sealed(instructions, AUTOIP_FILTER_MAX, mac, address, phase, seal);
 
     if (length < 0)
         return length;

@@ -26,6 +26,10 @@ ORDER = (
     r"^== SIGTERM",
     r"^   \| .*stopped",
     r"^   Exit status 0; ",
+    r"^== A camera with an address of another network",
+    r"^   \$ autoip scan eth0",
+    r"^   \| eth0 +192\.168\.77\.5 .*ip address add ",
+    r"^   Found within",
     r"^== All of it happened in \d+ s",
 )
 """Lines of the demonstration of autoip, as regular expressions; others may come between them."""

@@ -35,6 +35,7 @@ from lab import (
     leftovers,
 )
 from lab.daemon import REPOSITORY
+from lab.devices import Camera
 
 LIMIT = 55
 """Seconds after which it ends, whatever has happened."""
@@ -43,6 +44,7 @@ DEFEND_INTERVAL = 10.0
 REPORT_LIMIT = 3.0
 """Longest wait for the daemon's own line about something before the next caption or fact, in seconds."""
 FIRST = IPv4Address("169.254.20.20")
+CAMERA_MAC = "00:11:1c:0a:0b:0c"
 INSIDE = "AUTOIP_DEMO_INSIDE"
 
 
@@ -159,15 +161,31 @@ def stop(daemon: Shown, port: Port) -> None:
     fact("Exit status 0; no address, route, rule, process or run-time file is left.")
 
 
+def find(command: list[str], port: Port) -> None:
+    """Plug in a camera with a wrong address, and look for it."""
+    caption("A camera with an address of another network is plugged in: which address has it?")
+    fact("$ " + shlex.join(["autoip", *command[-3:]]))
+    where = (CAMERA_MAC, "192.168.77.5", "255.255.255.0")
+    with Camera(port.switch.namespace, port.far, *where, "ACME", "Eye 5", "1", "", "S123"):
+        began = time.monotonic()
+        found = port.host.run(*command).splitlines()
+    for line in found:
+        show(f"   | {line}")
+    expect(any("192.168.77.5" in line for line in found), "the camera was not found")
+    fact(
+        f"Found within {time.monotonic() - began:.1f} s of the start; the last words are what reaches it."
+    )
+
+
 def play() -> None:
     """Run the whole demonstration.
 
     Raises:
         LabError: something did not happen.
     """
-    command = shlex.split(os.environ.get("AUTOIP_COMMAND", ""))
-    command = command or [sys.executable, "-m", "autoip"]
-    command += ["eth0", "--ip", str(FIRST), "--delay", "200"]
+    other = shlex.split(os.environ.get("AUTOIP_COMMAND", ""))
+    program = other or [sys.executable, "-m", "autoip"]
+    command = [*program, "eth0", "--ip", str(FIRST), "--delay", "200"]
     with Switch() as switch, Namespace("demo") as host:
         port = switch.attach(host, mac="02:00:00:00:00:01")
         caption("A private network: eth0 on one end of a cable, a neighbour on the other.")
@@ -177,6 +195,8 @@ def play() -> None:
             disputed = defend(daemon, port, held)
             give_up(daemon, port, held, disputed)
             stop(daemon, port)
+        if not other:
+            find([*program, "scan", "eth0", "--first"], port)
 
 
 def root_of_a_namespace() -> NoReturn:

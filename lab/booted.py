@@ -12,12 +12,16 @@ import itertools
 import os
 import subprocess
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, final
+from typing import IO, ParamSpec, TypeVar, final
 
 from . import journal
-from .namespace import LabError, Namespace
+from .namespace import LabError, Namespace, enter
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 BOOT_LIMIT = 60.0
 """Seconds in which the guest must be up."""
@@ -50,10 +54,14 @@ printf '%s\\n' '[Service]' ExecStart= 'ExecStart=udevadm trigger --action=add --
 _BOOT = f"""
 mkdir -p "$1"
 echo $$ >"$1/cgroup.procs"
+# Without this file PID 1, which starts before udev, would take it that there is none, and never get its events.
+rm -rf {_PLACE}/udev
+mkdir {_PLACE}/udev
+touch {_PLACE}/udev/control
 # A writable /sys lets systemd-udevd run; the kernel sends it events of its own namespace's interfaces.
 export SYSTEMD_NSPAWN_API_VFS_WRITABLE=yes
 exec systemd-nspawn --quiet --register=no --keep-unit --boot --directory={_PLACE}/root --machine="$2" \\
-    --private-network --network-veth-extra=peer0:eth0 --network-veth-extra=peer1:eth1 \\
+    --bind={_PLACE}/udev:/run/udev --private-network --network-veth-extra=peer0:eth0 --network-veth-extra=peer1:eth1 \\
     --capability=all --system-call-filter="bpf @keyring" --resolv-conf=off --timezone=off \\
     --link-journal=no --console=read-only
 """
@@ -69,6 +77,8 @@ class Booted:
     def __init__(self, root: Path, name: str = "booted") -> None:
         self.name = name
         self.lan = Namespace("lan")
+        self.bridge = ""
+        """The bridge of `lan` into which each boot puts the first cable; empty: none."""
         self._group = f"{_GROUPS}{os.getpid()}-{next(_numbers)}"
         self._nspawn: subprocess.Popen[bytes] | None = None
         self._init: int | None = None
@@ -126,11 +136,12 @@ class Booted:
         )
         until = started + BOOT_LIMIT
         self._init = self._wait_init(until)
-        self._wait(until, "its udev", "sh", "-c", _UDEV_RUNS)
+        self._wait_cables(until)
+        if self.bridge:
+            self.lan.ip(f"link set {CABLES[0]} master {self.bridge}")
         if cable:
             self.cable(True)
-        # PID 1 has checked for udev once, before udev was there, and would never get events of new interfaces.
-        self.run("systemctl", "daemon-reexec")
+        self._wait(until, "its udev", "sh", "-c", _UDEV_RUNS)
         # "running" and "degraded" both are the end of a boot; the caller may check which one it is.
         self._wait(until, "the end of its boot", "sh", "-c", _BOOTED)
         return time.monotonic() - started
@@ -146,6 +157,13 @@ class Booted:
                             return child
             time.sleep(0.02)
         raise LabError(f"{self.name} does not start: {self._last_words()}")
+
+    def _wait_cables(self, until: float) -> None:
+        """Wait until systemd-nspawn has made the cables, which it does while PID 1 starts."""
+        while not all(name in self.lan.ip("-br link") for name in CABLES):
+            if not self.running or time.monotonic() > until:
+                raise LabError(f"{self.name} gets no cables: {self._last_words()}")
+            time.sleep(0.02)
 
     def _last_words(self) -> str:
         """Return the output of systemd-nspawn, after killing it."""
@@ -208,6 +226,12 @@ class Booted:
         return self.lan.run(
             *enter, *_ENVIRONMENT, *bounded, *command, timeout=timeout + 20, check=check
         )
+
+    def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run `function` of this process in its network namespace; return its result. For a socket there."""
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(enter, f"/proc/{self._init}/ns/net").result()
+            return thread.submit(function, *args, **kwargs).result()
 
     def cable(self, on: bool, which: str = CABLES[0]) -> None:
         """Put a cable in, or pull it, at its other end; all cables are out after a boot without `cable`."""

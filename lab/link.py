@@ -19,10 +19,14 @@ from .sniffer import Sniffer
 
 @final
 class Switch:
-    """A namespace with a bridge `sw`; a host's port joins the bridge only when it is plugged in."""
+    """A namespace with a bridge `sw`; a host's port joins the bridge only when it is plugged in.
 
-    def __init__(self) -> None:
-        self.namespace = Namespace("switch")
+    `namespace`: somebody else's, instead of one of its own.
+    """
+
+    def __init__(self, namespace: Namespace | None = None) -> None:
+        self._own = namespace is None
+        self.namespace = namespace or Namespace("switch")
         self.ports: list[Port] = []
         self._numbers = itertools.count(1)
         self._bridge = False
@@ -65,7 +69,11 @@ class Switch:
         """Remove everything. May be called twice."""
         for port in self.ports:
             port.close()
-        self.namespace.close()
+        if self._own:
+            self.namespace.close()
+        elif self._bridge:
+            self.namespace.ip("link del sw")
+            self._bridge = False
 
 
 @final

@@ -78,6 +78,12 @@ def _leave_the_others() -> tuple[int, int]:
     return tid, os.stat(f"/proc/self/task/{tid}/ns/net").st_ino
 
 
+def enter(path: str) -> None:
+    """Move the calling thread into the network namespace of a file like /proc/PID/ns/net. Raises OSError."""
+    with open(path) as file:
+        _check(_libc.setns(file.fileno(), CLONE_NEWNET), f"setns {path}")
+
+
 def _net_inode(pid: int) -> int | None:
     try:
         return os.stat(f"/proc/{pid}/ns/net").st_ino

@@ -120,6 +120,31 @@ class AvahiAutoipd(Peer):
         )
 
 
+class AvahiDaemon(Peer):
+    """Avahi's multicast DNS: the host's name, NAME.local, and a service of HTTP."""
+
+    program = "avahi-daemon"
+    package = "avahi-daemon"
+    NAME = "box7"
+
+    def script(self) -> str:
+        files = self.folder / "avahi"
+        (files / "services").mkdir(parents=True)
+        (files / "avahi-daemon.conf").write_text(
+            f"[server]\nhost-name={self.NAME}\nuse-ipv6=no\nenable-dbus=no\n"
+            "[publish]\npublish-workstation=no\n"
+        )
+        (files / "services" / "http.service").write_text(
+            "<service-group><name>Front page</name>"
+            "<service><type>_http._tcp</type><port>80</port></service></service-group>\n"
+        )
+        return (
+            "mkdir -p /run/avahi-daemon\n"
+            f"mount --bind {files} /etc/avahi\n"
+            f"{self.path} --no-drop-root --no-chroot --no-rlimits"
+        )
+
+
 class Dhcpcd(Peer):
     """dhcpcd with IPv4LL only. Its candidate follows from the MAC."""
 

@@ -7,7 +7,9 @@
 #   demo    the tools that `make run` without IFACE needs besides
 #   test    the tools and the other link-local programs that the tests run (root)
 #   check   the tools of `make check`
+#   bench   the programs that `make bench` compares with besides
 #   attack  libFuzzer, for `make attack`
+#   deb     what debian/control needs for `make deb`
 #   roots   the tools that make bare Debian machines (lab/roots.py)
 #   ci      build, test, check, attack
 #
@@ -67,6 +69,7 @@ need_peers() {
     need tcpdump tcpdump
     need strace strace
     need avahi-autoipd avahi-autoipd
+    need avahi-daemon avahi-daemon
     need dhcpcd-base dhcpcd
     [[ -x /lib/systemd/systemd-networkd ]] || packages+=(systemd)
 }
@@ -111,6 +114,15 @@ need_fuzzer() {
         packages+=("libclang-rt${version:+-${version%%.*}}-dev")
 }
 
+# The names of the build dependencies in debian/control, and what Debian takes for granted.
+need_deb() {
+    dpkg-checkbuilddeps 2>/dev/null && return
+    local names
+    mapfile -t names < <(sed -n '/^Build-Depends:/,/^[A-Z]/p' debian/control |
+        sed -nE 's/^(Build-Depends:)? +([a-z0-9-]+).*/\2/p')
+    packages+=(build-essential "${names[@]}")
+}
+
 collect() {
     case $1 in
     build)
@@ -131,8 +143,15 @@ collect() {
         need shellcheck shellcheck
         need valgrind valgrind
         ;;
+    bench)
+        need arp-scan arp-scan
+        need nmap nmap
+        ;;
     attack)
         need_fuzzer
+        ;;
+    deb)
+        need_deb
         ;;
     roots)
         need debootstrap debootstrap
@@ -145,7 +164,7 @@ collect() {
         collect check
         collect attack
         ;;
-    *) fail "unknown group: $1 (build, demo, test, check, attack, roots, ci)" ;;
+    *) fail "unknown group: $1 (build, demo, test, check, bench, attack, deb, roots, ci)" ;;
     esac
 }
 

@@ -17,8 +17,9 @@ from pathlib import Path
 
 from attack import page
 from autoip import config, options
-from autoip.commands import about, doctor, hooks, probe, query
+from autoip.commands import about, avahi_autoipd, doctor, hooks, probe, query
 from autoip.commands.diagnosis.checks import CHECKS
+from autoip.commands.scan import command as scan
 from autoip.control import protocol
 from autoip.control.protocol import Field
 from autoip.core import acd, ipv4ll
@@ -31,6 +32,9 @@ README = ROOT / "README.md"
 USAGE = ROOT / "docs" / "usage.md"
 OPERATION = ROOT / "docs" / "operation.md"
 MANUAL = ROOT / "share" / "autoip.8"
+CONFIGURATION = ROOT / "share" / "autoip.conf.5"
+HOOKS = ROOT / "share" / "autoip-hooks.8"
+AVAHI = ROOT / "share" / "avahi-autoipd.8"
 DESIGN = ROOT / "docs" / "design.md"
 RELIABILITY = ROOT / "docs" / "reliability.md"
 SCALE = ROOT / "docs" / "scale.svg"
@@ -40,6 +44,7 @@ TABLES: Mapping[str, tuple[Option, ...]] = {
     "run": options.RUN,
     **query.OPTIONS,
     "probe": probe.OPTIONS,
+    "scan": scan.OPTIONS,
     "doctor": doctor.OPTIONS,
     "hooks": hooks.OPTIONS,
     **about.OPTIONS,
@@ -91,7 +96,7 @@ def macro(word: str) -> str:
         return f"Pa {word}"
     if word.startswith("["):
         return f"Sx {word[1:-1]}"
-    if found := re.fullmatch(r"(\w+)\((\d)\)", word):
+    if found := re.fullmatch(r"([\w.-]+)\((\d)\)", word):
         return f"Xr {found[1]} {found[2]}"
     if found := re.fullmatch(r"(\w+)=(\w+)", word):
         return f"Cm {found[1]} Ns = Ns Ar {found[2]}"
@@ -100,16 +105,20 @@ def macro(word: str) -> str:
 
 def synopsis() -> str:
     """Return all commands with their options, for mdoc(7)."""
-    lines = []
-    for command, rows in TABLES.items():
-        lines += [".Nm", ".Op Cm run" if command == "run" else f".Cm {command}"]
-        for row in rows:
-            if row.operand:
-                operand = f"Ar {row.metavar}" + (" ..." if row.operand in "+*" else "")
-                lines.append(f".Op {operand}" if row.operand in "?*" else f".{operand}")
-            elif row.name != "version":
-                lines.append(f".Op {flag(row)}")
+    lines = [synopsis_of(command) for command in TABLES]
     return "\n".join([*lines, ".Nm", ".Fl -version"])
+
+
+def synopsis_of(command: str, name: str = ".Nm") -> str:
+    """Return a command with its options, for mdoc(7); `name`: of the program, where the page has another one."""
+    lines = [name, ".Op Cm run" if command == "run" else f".Cm {command}"]
+    for row in TABLES[command]:
+        if row.operand:
+            operand = f"Ar {row.metavar}" + (" ..." if row.operand in "+*" else "")
+            lines.append(f".Op {operand}" if row.operand in "?*" else f".{operand}")
+        elif row.name != "version":
+            lines.append(f".Op {flag(row)}")
+    return "\n".join(lines)
 
 
 def flag(row: Option) -> str:
@@ -119,10 +128,10 @@ def flag(row: Option) -> str:
     return f"Fl {row.flag[1:]} Ar {row.metavar}" if row.metavar else f"Fl {row.flag[1:]}"
 
 
-def descriptions(command: str) -> str:
+def descriptions(rows: Iterable[Option]) -> str:
     """Return the options of a command, as a list of mdoc(7)."""
     lines = [".Bl -tag -width Ds"]
-    for row in TABLES[command]:
+    for row in rows:
         if not row.operand:
             short = f"Fl {row.letter} , " if row.letter else ""
             lines += [f".It {short}{flag(row)}", mdoc(f"{sentence(row.help)} {row.more}".rstrip())]
@@ -130,11 +139,15 @@ def descriptions(command: str) -> str:
 
 
 def configured() -> str:
-    """Return the names of the configuration file, as a list of mdoc(7)."""
-    lines = [".Bl -tag -width Ds -compact"]
+    """Return the names of the configuration file with their meaning, as a list of mdoc(7)."""
+    lines = [".Bl -tag -width Ds"]
     for row in [*options.CONFIGURED.values(), *config.OWN]:
         value = f"Ar {row.metavar}" if row.metavar else "Cm yes No or Cm no"
-        lines.append(f".It Cm {row.name} No = {value}")
+        meaning = mdoc(f"{sentence(row.help)} {row.more}".rstrip())
+        there = re.sub(
+            r"^\.Sx (.+?)( \.)?$", r".Sy \1\nin\n.Xr autoip 8\2", meaning, flags=re.MULTILINE
+        )
+        lines += [f".It Cm {row.name} No = {value}", there]
     return "\n".join([*lines, ".El"])
 
 
@@ -195,20 +208,26 @@ PARTS: Mapping[Path, Mapping[str, Callable[[], str]]] = {
     MANUAL: {
         "SYNOPSIS": synopsis,
         **{
-            f"OPTIONS OF {command}": partial(descriptions, command)
+            f"OPTIONS OF {command}": partial(descriptions, rows)
             for command, rows in TABLES.items()
-            if completions.named(rows)
+            if completions.named(rows) and command != "hooks"
         },
-        "CONFIGURATION NAMES": configured,
         "STATUS": lambda: fields(protocol.STATUS),
         "STATES": lambda: words(protocol.STATES),
         "EVENT": lambda: fields(protocol.EVENT),
         "PROBE": lambda: fields(protocol.PROBE),
+        "SCAN": lambda: fields(protocol.SCAN),
         "EVENTS": lambda: words(protocol.EVENTS),
         "CHECKS": checks,
         "DOCTOR": lambda: fields(protocol.DOCTOR),
         "FINDING": lambda: fields(protocol.FINDING),
     },
+    CONFIGURATION: {"NAMES": configured},
+    HOOKS: {
+        "SYNOPSIS OF hooks": partial(synopsis_of, "hooks", ".Nm autoip"),
+        "OPTIONS OF hooks": partial(descriptions, hooks.OPTIONS),
+    },
+    AVAHI: {"OPTIONS": partial(descriptions, avahi_autoipd.OPTIONS)},
     OPERATION: {"CHECKS": cures},
     DESIGN: {"STATES": diagram},
     RELIABILITY: {"TRIED": page.tried, "PARTY": page.party, "SCALE": page.scale},

@@ -1,13 +1,14 @@
 /*
- * The eBPF of linux/bpf.h: arithmetic, jumps, memory, and the functions that a program at an
- * interface's egress calls. Each access is checked: the stack, the description of the frame,
- * nothing else. An instruction or function that it does not know ends the program.
+ * The eBPF of linux/bpf.h: arithmetic, jumps, memory, and the functions that our programs at an
+ * interface call. Each access is checked: the stack, the description of the frame, the memory of
+ * maps, nothing else. An instruction or function that it does not know ends the program.
  */
 #ifndef AUTOIP_EXTENDED_H
 #define AUTOIP_EXTENDED_H
 
 #include "fuzz.h"
 
+#include <arpa/inet.h>
 #include <linux/bpf.h>
 
 #define EXTENDED_STACK 512u
@@ -23,6 +24,19 @@ struct extended {
     uint64_t *map; /* the values of the one map, an array */
     size_t map_length;
     uint64_t now; /* CLOCK_BOOTTIME */
+
+    /* For the defence alone. */
+    uint8_t *memory; /* the one value of its map */
+    size_t memory_size;
+    uint8_t *record; /* what a reservation in the ring gives; NULL: it is full */
+    size_t record_size;
+    bool reserved;
+    uint64_t kept; /* how the reservation ended: BPF_FUNC_ringbuf_submit or _discard; 0: there is
+                      none */
+    uint64_t redirect_error;
+    uint32_t hash;
+    unsigned int sent; /* so many clones were sent */
+    uint8_t sent_frame[FRAME_MAX];
 };
 
 static inline uint64_t as_number(const void *pointer)
@@ -40,6 +54,12 @@ static inline void *extended_at(struct extended *e, uint64_t address, size_t siz
 
     if (address >= stack && address - stack <= EXTENDED_STACK - size)
         return e->stack + (address - stack);
+    if (e->memory_size >= size && address >= as_number(e->memory) &&
+        address - as_number(e->memory) <= e->memory_size - size)
+        return e->memory + (address - as_number(e->memory));
+    if (e->reserved && address >= as_number(e->record) &&
+        address - as_number(e->record) <= e->record_size - size)
+        return e->record + (address - as_number(e->record));
     if (map_size >= size && address >= map && address - map <= map_size - size)
         return (uint8_t *)e->map + (address - map);
     MUST(!write && address >= about && address - about <= sizeof e->about - size);
@@ -191,12 +211,53 @@ static inline void extended_call(struct extended *e, int function)
     case BPF_FUNC_ktime_get_boot_ns:
         r[0] = e->now;
         break;
+    case BPF_FUNC_ringbuf_reserve:
+        MUST(r[1] == as_number(e->map) && r[2] == e->record_size && r[3] == 0 && !e->reserved);
+        e->reserved = e->record != NULL;
+        r[0] = as_number(e->record);
+        break;
+    case BPF_FUNC_ringbuf_submit:
+    case BPF_FUNC_ringbuf_discard:
+        MUST(e->reserved && r[1] == as_number(e->record));
+        e->reserved = false;
+        e->kept = (uint64_t)function;
+        break;
+    case BPF_FUNC_set_hash:
+        MUST(r[1] == as_number(&e->about));
+        e->hash = (uint32_t)r[2];
+        break;
+    case BPF_FUNC_clone_redirect:
+        MUST(r[1] == as_number(&e->about) && r[2] == e->about.ifindex && r[3] == 0);
+        memcpy(e->sent_frame, e->frame, FRAME_MAX);
+        e->sent++;
+        r[0] = e->redirect_error;
+        break;
     default:
         FAIL("not a function that this interpreter knows");
     }
     /* The kernel leaves nothing of use in these. */
     for (int i = 1; i <= 5; i++)
         r[i] = 0xdeadbeefdeadbeef;
+}
+
+/* Adds and fetches, or compares with r0 and exchanges. */
+static inline void extended_atomic(struct extended *e, const struct bpf_insn *code, uint64_t at)
+{
+    uint64_t *source = &e->r[code->src_reg];
+    uint64_t before, after;
+    void *place = extended_at(e, at, sizeof before, true);
+
+    MUST(BPF_SIZE(code->code) == BPF_DW);
+    memcpy(&before, place, sizeof before);
+    if (code->imm == (BPF_ADD | BPF_FETCH)) {
+        after = before + *source;
+        *source = before;
+    } else {
+        MUST(code->imm == BPF_CMPXCHG);
+        after = before == e->r[0] ? *source : before;
+        e->r[0] = before;
+    }
+    memcpy(place, &after, sizeof after);
 }
 
 static inline void extended_step(struct extended *e, const struct bpf_insn *code)
@@ -212,6 +273,11 @@ static inline void extended_step(struct extended *e, const struct bpf_insn *code
         *to = extended_arithmetic(code->code, *to, operand, true);
         break;
     case BPF_ALU:
+        if (BPF_OP(code->code) == BPF_END) {
+            MUST(BPF_SRC(code->code) == BPF_TO_BE && code->imm == 16);
+            *to = htons((uint16_t)*to);
+            break;
+        }
         *to = extended_arithmetic(code->code, *to, operand, false);
         break;
     case BPF_LDX:
@@ -225,6 +291,10 @@ static inline void extended_step(struct extended *e, const struct bpf_insn *code
         memcpy(extended_at(e, *to + offset, size, true), &operand, size);
         break;
     case BPF_STX:
+        if (BPF_MODE(code->code) == BPF_ATOMIC) {
+            extended_atomic(e, code, *to + offset);
+            break;
+        }
         MUST(BPF_MODE(code->code) == BPF_MEM);
         memcpy(extended_at(e, *to + offset, size, true), &e->r[code->src_reg], size);
         break;
@@ -248,8 +318,14 @@ static inline uint32_t extended_run(struct extended *e, const struct bpf_insn *p
 
         MUST(at <= count && code->dst_reg <= 10 && code->src_reg <= 10);
         if (code->code == (BPF_LD | BPF_DW | BPF_IMM)) {
-            MUST(code->src_reg == BPF_PSEUDO_MAP_FD && at < count);
-            e->r[code->dst_reg] = as_number(e->map);
+            MUST(at < count);
+            if (code->src_reg == BPF_PSEUDO_MAP_FD)
+                e->r[code->dst_reg] = as_number(e->map);
+            else if (code->src_reg == BPF_PSEUDO_MAP_VALUE)
+                e->r[code->dst_reg] = as_number(e->memory) + (uint32_t)program[at].imm;
+            else
+                e->r[code->dst_reg] = (uint32_t)code->imm | (uint64_t)(uint32_t)program[at].imm
+                                                                << 32;
             at++; /* its second half */
         } else if (BPF_CLASS(code->code) != BPF_JMP) {
             extended_step(e, code);

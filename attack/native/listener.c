@@ -143,8 +143,10 @@ int autoip_packet_open(int ifindex)
     return -ENODEV;
 }
 
-int autoip_packet_filter(int fd, const uint8_t mac[6], uint32_t address, enum autoip_phase phase)
+int autoip_packet_filter(int fd, const uint8_t mac[6], uint32_t address, enum autoip_phase phase,
+                         uint32_t seal)
 {
+    MUST(seal == 0); /* the kernel does not defend here */
     (void)of_fd(fd);
     (void)mac;
     (void)address;
@@ -313,7 +315,8 @@ static void watch(struct modelled *it, struct input *input)
     MUST(autoip_socket_watch(it->sock, phase, address, generation) == filter_error);
     if (filter_error != 0)
         return; /* all is as it was */
-    if (phase == AUTOIP_SILENT || !reference_same(it->armed_frame + AUTOIP_SPA_AT, address))
+    if (phase == AUTOIP_SILENT || phase == AUTOIP_PROBE ||
+        !reference_same(it->armed_frame + AUTOIP_SPA_AT, address))
         it->armed = false;
     it->phase = phase;
     it->address = address;

@@ -25,6 +25,7 @@ COMMANDS: Mapping[str, str] = {
     "stop": "Ends serving the interface and takes its address off; the last one ends the daemon.",
     "route": "By which interface a link-local address is reached, and why.",
     "probe": "Asks whether any IPv4 address is free on a link (RFC 5227); needs no daemon.",
+    "scan": "Which hosts are on the cable, with which addresses, and what they are; needs no daemon.",
     "doctor": "What is in the way of link-local addresses here, and what cures it; needs no daemon.",
     "hooks": "Installs, removes or lists what makes DHCP clients start and stop autoip.",
     "help": "Shows a summary of autoip, or of one command.",
@@ -78,12 +79,12 @@ class Parser(argparse.ArgumentParser):
     """Raises instead of printing a usage text and ending the process."""
 
     def __init__(self, **settings: Any) -> None:
-        super().__init__(
+        usual = {
             # Without a width, argparse would import shutil, with all its compressors, to find one.
-            formatter_class=lambda prog: _Formatter(prog, width=_width()),
-            allow_abbrev=False,
-            **settings,
-        )
+            "formatter_class": lambda prog: _Formatter(prog, width=_width()),
+            "allow_abbrev": False,
+        }
+        super().__init__(**{**usual, **settings})
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}; see '{self.prog} --help'")
@@ -117,7 +118,7 @@ def texts(
     """Parse the words of a command; return the texts that were given for each of its options, by name.
 
     Args:
-        command: one of COMMANDS.
+        command: one of COMMANDS, or another program's name; then `settings` has prog, usage and description.
         options: the rows of its table.
         words: the command line after the command's name.
         settings: for argparse.ArgumentParser, instead of those that all commands have.
@@ -129,7 +130,7 @@ def texts(
     usual = {
         "prog": f"autoip {command}",
         "usage": f"autoip {command}{usage(rows)}",
-        "description": COMMANDS[command],
+        "description": COMMANDS.get(command),
     }
     made = Parser(**{**usual, **settings})
     for row in rows:

@@ -53,7 +53,7 @@ def table(
     """
     from autoip.daemon.daemon import names_of
 
-    links = asyncio.run(_links())
+    links = asyncio.run(all_links())
     wanted = selection(arguments, configuration)
     if wanted is None:
         names = names_of(arguments.interfaces, links, handed)
@@ -106,7 +106,8 @@ def _shown(option: Option, value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-async def _links() -> list[Link]:
+async def all_links() -> list[Link]:
+    """Return the links of this network namespace. Raises KernelRefused."""
     network = Network()
     await network.open()
     try:

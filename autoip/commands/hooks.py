@@ -14,7 +14,7 @@ from autoip.dhcp import install, running, trust
 from autoip.dhcp.clients import CLIENTS
 from autoip.dhcp.image import Image
 from autoip.errors import AutoipError, UsageError
-from autoip.option_table import Option, one_interface_name
+from autoip.option_table import Option, interface_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # `typing` takes milliseconds to import
@@ -28,6 +28,12 @@ def _absolute(text: str) -> str:
     if not os.path.isabs(text):
         raise UsageError("not an absolute path")
     return text
+
+
+def _name(text: str) -> str:
+    if "[" in text:
+        raise UsageError(f"{text!r}: NetworkManager knows only the patterns '*' and '?'")
+    return interface_name(text)
 
 
 # fmt: off
@@ -51,8 +57,8 @@ OPTIONS = (
     ),
     Option("action", "ACTION", "what to do", values=["install", "remove", "list"], operand="1"),
     Option(
-        "interfaces", "IFACE", "install: for clients that are told names",
-        read=one_interface_name, repeat="all", operand="*", offers="interfaces",
+        "interfaces", "IFACE", "install: for clients that are told names; `en*`: a pattern",
+        read=_name, repeat="all", operand="*", offers="interfaces",
     ),
 )
 # fmt: on
@@ -113,7 +119,9 @@ def _install(image: Image, arguments: argparse.Namespace) -> Iterable[str]:
         conf = bool(interfaces)
     yield from install.install(image, names, interfaces, program, conf=conf)
     if interfaces and not image.root:
-        yield from running.start([name for name in interfaces if install.is_enabled(image, name)])
+        yield from running.reload_networkmanager()
+        units = dict.fromkeys(map(running.unit, interfaces))
+        yield from running.start([unit for unit in units if install.is_enabled(image, unit)])
 
 
 def _chosen(devices: Sequence[str]) -> list[str]:
@@ -130,10 +138,10 @@ def _chosen(devices: Sequence[str]) -> list[str]:
         raise AutoipError(f"{why}; nothing was changed; run: {command}")
     write(f"{why}. NetworkManager manages: {' '.join(devices)}")
     try:
-        answer = input("Names, or Enter for all of these: ").split() or devices
+        answer = input("Names or patterns, or Enter for all of these: ").split() or devices
     except EOFError:
         raise AutoipError(f"no interface was named; nothing was changed; run: {command}") from None
-    return [one_interface_name(name) for name in answer]
+    return [_name(name) for name in answer]
 
 
 def _tables(image: Image, names: Sequence[str]) -> Iterable[str]:

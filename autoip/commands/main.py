@@ -16,13 +16,16 @@ if TYPE_CHECKING:  # `typing` takes milliseconds to import
 
 _ASKING = ("status", "watch", "wait", "refresh", "reload", "stop", "route")
 INTERRUPTED = 130
-"""Exit status of an interrupted `wait` or `probe`, 128 + SIGINT as in a shell: there is no answer."""
+"""Exit status of an interrupted `wait`, `probe` or `scan`, 128 + SIGINT as in a shell: there is no answer."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status (see `errors` and ``--help``)."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
+        # The program of a reload gets the words of `run`, whatever name its file has.
+        if arguments is None and "AUTOIP_HANDOVER" not in os.environ:
+            return _called(os.path.basename(sys.argv[0]), words)
         return _dispatch(words)
     except SystemExit as ended:  # argparse has shown the help or the version
         return int(ended.code or 0)
@@ -36,7 +39,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _drop_output()
         return 0
     except KeyboardInterrupt:
-        return INTERRUPTED if words[:1] in (["wait"], ["probe"], ["doctor"]) else 0
+        return INTERRUPTED if words[:1] in (["wait"], ["probe"], ["scan"], ["doctor"]) else 0
+
+
+def _called(name: str, words: list[str]) -> int:
+    """Do what the program of this name does with the words; of any name but another program's: what autoip does."""
+    if name not in ("avahi-autoipd", "zcip"):
+        return _dispatch(words)
+    _catch_interrupt()
+    if name == "zcip":
+        from autoip.commands import zcip
+
+        return zcip.main(words, os.environ)
+    from autoip.commands import avahi_autoipd
+
+    return avahi_autoipd.main(words, os.environ)
 
 
 def _drop_output() -> None:
@@ -58,6 +75,11 @@ def _dispatch(words: list[str]) -> int:
 
         _catch_interrupt()
         return probe.main(words[1:])
+    if command == "scan":
+        from autoip.commands.scan import command as scan
+
+        _catch_interrupt()
+        return scan.main(words[1:])
     if command == "doctor":
         from autoip.commands import doctor
 

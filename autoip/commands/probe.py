@@ -6,10 +6,7 @@ Reports whether an address is free before somebody configures it; configures not
 from __future__ import annotations
 
 import errno
-import fcntl
 import select
-import socket
-import struct
 import time
 from collections.abc import Sequence
 from ipaddress import AddressValueError, IPv4Address
@@ -21,15 +18,11 @@ from autoip.core.acd import Acd, Conflict, Listen, ProbeSucceeded
 from autoip.core.arp import ArpPacket, format_mac, parse
 from autoip.core.constants import Timing
 from autoip.daemon.negotiator import offer
-from autoip.errors import CannotTell, NoPermission, NotArp, UsageError
+from autoip.errors import CannotTell, NoPermission, UsageError
 from autoip.kernel.arp_socket import ArpListener, ArpSocket, Phase
-from autoip.kernel.model import ARPHRD_ETHER, IFF_LOOPBACK, IFF_NOARP, IFF_RUNNING
+from autoip.kernel.interface_facts import look_up
 from autoip.option_table import Option, one_interface_name
 from autoip.options import DELAY
-
-_SIOCGIFFLAGS = 0x8913
-_SIOCGIFHWADDR = 0x8927
-_SIOCGIFINDEX = 0x8933
 
 IN_USE = 1
 """Exit status: another host has the address."""
@@ -67,7 +60,7 @@ def main(words: Sequence[str]) -> int:
     address = found["address"]
     timing = Timing.from_delay(found["delay"])
     name = found["interface"]
-    index, mac = _look_up(name)
+    index, mac = look_up(name)
     holder = _holder(name, index, mac, address, timing)
     other = None if holder is None else format_mac(holder.sha)
     if found["json"]:
@@ -78,33 +71,6 @@ def main(words: Sequence[str]) -> int:
     else:
         write(f"{address} is in use on {name} by {other}")
     return 0 if other is None else IN_USE
-
-
-def _look_up(name: str) -> tuple[int, bytes]:
-    """Return the index and hardware address of an interface.
-
-    Raises:
-        UsageError: there is no such interface.
-        NotArp: it is not an Ethernet interface with ARP.
-        CannotTell: it is down, or has no carrier.
-    """
-    request = struct.pack("16s24x", name.encode("utf-8", "surrogateescape"))
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
-        try:
-            answers = [
-                fcntl.ioctl(any_socket, number, request)
-                for number in (_SIOCGIFINDEX, _SIOCGIFFLAGS, _SIOCGIFHWADDR)
-            ]
-        except OSError as error:
-            raise UsageError(f"{name}: no such interface") from error
-    (index,) = struct.unpack_from("=i", answers[0], 16)
-    (flags,) = struct.unpack_from("=H", answers[1], 16)
-    hardware_type, mac = struct.unpack_from("=H6s", answers[2], 16)
-    if hardware_type != ARPHRD_ETHER or flags & (IFF_LOOPBACK | IFF_NOARP):
-        raise NotArp(f"{name}: not an interface that speaks ARP over Ethernet")
-    if not flags & IFF_RUNNING:
-        raise CannotTell(f"{name}: down or without carrier, so nobody can be asked")
-    return index, mac
 
 
 def _holder(

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 from autoip import config, journal, paths
 from autoip.commands.arguments import COMMANDS, texts
 from autoip.config import SERVE, Config, Section
+from autoip.control.client import ask
+from autoip.core.constants import DEFEND_INTERVAL
 from autoip.core.policy import Kind
 from autoip.errors import AlreadyRunning, AutoipError, NotArp, UsageError
 from autoip.kernel import interface_names
@@ -223,7 +225,7 @@ def serve(arguments: Arguments, environ: Mapping[str, str]) -> None:
     _reserve_standard_streams()
     handed = executable.inherited(os.environ)
     if arguments.hook and handed is None:
-        _close_inherited()
+        close_inherited()
     # Nobody reads the standard error of a hook, unless the service manager keeps it.
     unread = arguments.hook and not journal.is_stream(environ, sys.stderr.fileno())
     logger = log.set_up(
@@ -236,18 +238,25 @@ def serve(arguments: Arguments, environ: Mapping[str, str]) -> None:
             # DHCP clients and network managers call their hooks for tunnels as well.
             _nothing_to_serve(str(error), environ, logger)
             return
-        # A DHCP client fails again and again, and each time its hook starts autoip.
-        often = unread and isinstance(error, AlreadyRunning)
-        if (arguments.to_syslog or unread) and not often:
+        if arguments.hook and isinstance(error, AlreadyRunning):
+            if not arguments.early:
+                with suppress(AutoipError):  # it may be another user's
+                    ask(paths.runtime_directory(environ), error.interface, "dhcp-failed")
+            # A DHCP client fails again and again, and each time its hook starts autoip.
+            _nothing_to_serve(str(error), environ, logger, logging.DEBUG)
+            return
+        if arguments.to_syslog or unread:
             log.failed_to_syslog(str(error))  # `main` writes it to stderr
         raise
 
 
-def _nothing_to_serve(why: str, environ: Mapping[str, str], logger: logging.Logger) -> None:
+def _nothing_to_serve(
+    why: str, environ: Mapping[str, str], logger: logging.Logger, level: int = logging.INFO
+) -> None:
     """Log why a hook started this for nothing, and report success to the service manager."""
     from autoip.daemon.sd_notify import Notifier
 
-    logger.info("%s", why)
+    logger.log(level, "%s", why)
     # A service that ends before it was ready has failed for the service manager, which starts it again.
     Notifier(environ).ready()
 
@@ -260,7 +269,7 @@ def _reserve_standard_streams() -> None:
         os.close(descriptor)
 
 
-def _close_inherited() -> None:
+def close_inherited() -> None:
     """Close a DHCP client's lease file, sockets and pipes: a process that waits for their end would wait for ours."""
     with suppress(FileNotFoundError):  # without /proc nothing can be served: the error comes later
         for name in os.listdir("/proc/self/fd"):
@@ -406,6 +415,7 @@ def _serve(
 
     # This needs privileges that `limit` gives up.
     program = arp_socket.load_broadcast() if handed is None else handed.program
+    defence = arp_socket.load_defence(DEFEND_INTERVAL) if handed is None else handed.defence
     state = [paths.state_directory(environ)] if arguments.keep_state else []
     directories = [paths.runtime_directory(environ), *state]
     trace = _trace(arguments.trace, handed, logger)
@@ -419,6 +429,7 @@ def _serve(
         script=arguments.script,
         script_style=arguments.script_style,
         program=program,
+        defence=defence,
         trace=trace,
         selection=selection(arguments, configuration),
         limits=limits,

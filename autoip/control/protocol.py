@@ -54,7 +54,9 @@ STATUS: Mapping[str, Field] = {
     "defences": Field("integer", "", "conflicts that were defended against"),
     "last_conflict": Field("object or null", "", "its mac, address, and at (s since 1970)"),
     "limits": Field(
-        "array of strings", "", "what kernel, privileges or a missing package do not allow"
+        "array of strings",
+        "",
+        "what kernel, privileges, a setting or a missing package do not allow",
     ),
     "notes": Field("array of strings", "", "what other programs and hosts do that is in the way"),
     "neighbours": Field(
@@ -80,7 +82,7 @@ EVENT: Mapping[str, Field] = {
     "mac": Field("string", "", "conflict, defence: the other host"),
     "in_use": Field("boolean", "", "conflict: the address was in use and is given up"),
     "delay": Field("number", "s", "defence: from the conflict to our announcement"),
-    "reflex": Field("boolean", "", "defence: sent by the helper at once"),
+    "reflex": Field("boolean", "", "defence: sent at once, by the kernel or the helper"),
     "prefixlen": Field("integer", "", "address-added, address-removed: its prefix length"),
     "status": Field("object", "", "status: the object of `autoip status`"),
 }
@@ -94,6 +96,27 @@ PROBE: Mapping[str, Field] = {
     "mac": Field("string or null", "", "that host's hardware address"),
 }
 """`autoip probe --json`."""
+
+SCAN: Mapping[str, Field] = {
+    "version": Field("integer", "", "version of this object"),
+    "interface": Field("string", "", "name of the interface"),
+    "address": Field("string or null", "", "the host's address; null: it has not got one yet"),
+    "mac": Field("string", "", "its hardware address"),
+    "vendor": Field(
+        "string or null",
+        "",
+        "who made the card; locally administered: software made the address up",
+    ),
+    "names": Field("array of strings", "", "what the host calls itself"),
+    "kinds": Field("array of strings", "", "what it says it is, or does"),
+    "via": Field("array of strings", "", "the protocols by which it was found"),
+    "rtt_ms": Field(
+        "number or null", "ms", "from the ARP request to the answer; null: it was not asked by ARP"
+    ),
+    "first_seen": Field("number", "s since 1970", "when its first packet came"),
+    "notes": Field("array of strings", "", "what is wrong, and the command that helps"),
+}
+"""`autoip scan --json`, an object for each host; the same host again when more is known of it."""
 
 DOCTOR: Mapping[str, Field] = {
     "version": Field("integer", "", "version of this object"),

@@ -35,7 +35,7 @@ from autoip.daemon.served import Selection, Served
 from autoip.daemon.terminal import Hangup
 from autoip.errors import AutoipError, KernelRefused, NoPermission, NotArp, UsageError
 from autoip.kernel import tcp_connections
-from autoip.kernel.arp_socket import ArpListener
+from autoip.kernel.arp_socket import NOT_IN_KERNEL, ArpListener, Defence
 from autoip.kernel.capabilities import as_owner
 from autoip.kernel.model import (
     Link,
@@ -76,6 +76,7 @@ class Settings:
         script: absolute path of the script to which each address is reported; None: no script.
         script_style: a key of `script.STYLES`.
         program: result of `arp_socket.load_broadcast`.
+        defence: result of `arp_socket.load_defence`.
         trace: records all that happens; None: no trace.
         limits: what cannot be done in this process, one line each; logged already.
         handed: what the program before in this process has handed over; None: this is the first one.
@@ -90,6 +91,7 @@ class Settings:
     script: str | None = None
     script_style: str = ""
     program: int | str = "no program was loaded"
+    defence: Defence | str = f"{NOT_IN_KERNEL}: no program was loaded"
     trace: Trace | None = None
     selection: Selection | None = None
     limits: Sequence[str] = ()
@@ -108,10 +110,12 @@ async def run(settings: Settings, log: logging.Logger) -> None:
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
     network = Network(_label_suffix(settings), settings.program)
+    defence = None if isinstance(settings.defence, str) else settings.defence
+    paused = settings.handed is not None  # until the sockets are taken over
     await network.open()
     try:
         with (
-            ArpListener() as listener,
+            ArpListener(defence, network.limit, paused=paused) as listener,
             contextlib.closing(Timer()) as timer,
             contextlib.closing(ClockWatch()) as clock_watch,
         ):
@@ -149,6 +153,8 @@ class Daemon(ResumableDaemon):
         known = kernel.network.limits
         known += [limit for limit in self._handed.limits if limit not in known]
         self._limits_logged = len(kernel.network.limits)
+        if isinstance(settings.defence, str):
+            kernel.network.limit(settings.defence)
         self._status = ""
         self._served: Served | None = None
         if settings.selection is not None:
@@ -192,6 +198,8 @@ class Daemon(ResumableDaemon):
             self._served.resume([*self._names, *handed.stopped])
         if (begun := handed.begun(self._names)) or self._served is None:
             self._interfaces = self._open(begun, links)
+        if self._settings.handed is not None:
+            self._kernel.listener.resume()
         self.handle_frames()  # those that waited during a reload came before all that follows
         self._interfaces = await _scripted(self._settings, self._interfaces, self._log)
         readers = {
@@ -223,9 +231,8 @@ class Daemon(ResumableDaemon):
                     watcher.cancel()
                 self._host.foreign_default_route.close()
                 await self._follower.stop()
-                await asyncio.gather(
-                    *(self._end(i) for i in [*self._interfaces]), return_exceptions=True
-                )
+                ends = map(self._end, [*self._interfaces])
+                await asyncio.gather(*ends, return_exceptions=True)
                 await self._cables.stop()
 
     async def _start(self) -> None:

@@ -21,7 +21,7 @@ from autoip.core import ipv4ll, policy
 from autoip.daemon.lock_file import Held
 from autoip.daemon.networkmanager import gate
 from autoip.daemon.plain import plain, read
-from autoip.kernel.arp_socket import Phase
+from autoip.kernel.arp_socket import NOT_IN_KERNEL, Defence, Phase
 from autoip.kernel.model import Link
 from autoip.options import Options
 
@@ -48,6 +48,8 @@ class KeptNegotiator:
         descriptor: of the packet socket; None: there is none.
         phase, address: those of the socket's filter.
         armed: whether the next conflict is answered at once.
+        generation: the socket's.
+        attached: index of the interface, and descriptor of the kernel's defence on it; None: it is not attached.
     """
 
     mac: bytes = b""
@@ -57,6 +59,8 @@ class KeptNegotiator:
     address: IPv4Address | None = None
     armed: bool = False
     answers: bool = False
+    generation: int = 1
+    attached: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +126,8 @@ class KeptInterface:
         for one in (self.lock.directory, self.lock.file, self.negotiator.descriptor):
             if one is not None:
                 yield one
+        if self.negotiator.attached is not None:
+            yield self.negotiator.attached[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +137,7 @@ class Handover:
     Attributes:
         names: of the interfaces that were asked for.
         stopped: those of them that were stopped since.
-        program: see `Settings`.
+        program, defence: see `Settings`.
         trace: descriptor of its file.
         terminal: whether the process had a controlling terminal.
         limits: those of the network, all reported.
@@ -152,6 +158,7 @@ class Handover:
     foreign_default: bool = True
     slept: float | None = None
     networkmanager: gate.Kept = gate.NEW
+    defence: Defence | str = f"{NOT_IN_KERNEL}: no program was handed over"
     by: str = __version__
     unread: tuple[str, ...] = field(default=(), compare=False)
 
@@ -159,6 +166,8 @@ class Handover:
     def descriptors(self) -> list[int]:
         """All that are handed over."""
         shared = [one for one in (self.program, self.trace) if isinstance(one, int)]
+        if not isinstance(self.defence, str):
+            shared += self.defence
         return shared + [one for kept in self.interfaces for one in kept.descriptors]
 
     def interface(self, name: str) -> KeptInterface | None:

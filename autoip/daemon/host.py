@@ -9,6 +9,7 @@ from __future__ import annotations
 from ipaddress import IPv4Address
 from typing import Protocol, final
 
+from autoip.core.constants import LINK_LOCAL_NETWORK
 from autoip.daemon.foreign_default_route import ForeignDefaultRoute
 from autoip.kernel.arp_socket import OWN_MAX
 from autoip.kernel.model import (
@@ -113,6 +114,11 @@ class Host:
     def addresses(self, index: int) -> list[Address]:
         """Return the IPv4 addresses of the interface `index`, whoever set them."""
         return [address for address in self._addresses.values() if address.index == index]
+
+    def with_link_local(self) -> list[Link]:
+        """Return the links that have a link-local address, whoever set it."""
+        found = {a.index for a in self._addresses.values() if a.address in LINK_LOCAL_NETWORK}
+        return [link for index, link in sorted(self._links.items()) if index in found]
 
     def others(self, link: Link | None, served: Served) -> list[Address]:
         """Return the addresses of a link that are not those that this daemon has put there for `served`."""

@@ -36,7 +36,7 @@ from autoip.daemon.reporter import Reporter
 from autoip.daemon.resumable import ResumableInterface
 from autoip.daemon.rivals import Rivals
 from autoip.daemon.serial_tasks import SerialTasks
-from autoip.daemon.status import status, summary
+from autoip.daemon.status import dropped, status, summary
 from autoip.daemon.stranded_routes import StrandedRoutes
 from autoip.kernel.arp_socket import Received
 from autoip.kernel.model import Address, Link
@@ -125,9 +125,10 @@ class Interface(ResumableInterface):
 
     def report(self) -> dict[str, Any]:
         """The status object: see `protocol.STATUS`."""
-        limits = [*self._network.limits, *self._shared.limits, *self._owned.limits]
-        others = self._host.others(self.link, self._owned)
-        parts = (self._policy, self._negotiator, others, self._shared.cables.report(self.link))
+        more = (*self._shared.limits, *self._owned.limits)
+        limits = [*self._network.limits, *more, *dropped(self._network, self._host, self.link)]
+        near = self._host.others(self.link, self._owned), self._shared.cables.report(self.link)
+        parts = (self._policy, self._negotiator, *near)
         return status(self.reporter, self.options, self.link, *parts, limits)
 
     # --- from the start to the end -----------------------------------------------------------

@@ -200,7 +200,17 @@ class Negotiator:
         if (at := self._attachment) is None:
             return KeptNegotiator(mac if self.core is None else self.core.mac, core)
         phase, address = at.watched or (Phase.SILENT, None)
-        return KeptNegotiator(mac, core, at.socket.fileno(), phase, address, at.armed, self.answers)
+        sock = at.socket
+        parts = (
+            sock.fileno(),
+            phase,
+            address,
+            at.armed,
+            self.answers,
+            sock.generation,
+            sock.attached,
+        )
+        return KeptNegotiator(mac, core, *parts)
 
     def resume(self, kept: KeptNegotiator, core: Ipv4ll | None, listener: ArpListener) -> None:
         """Go on for another one, with its socket and a core that goes on for its core. Raises OSError."""
@@ -209,7 +219,9 @@ class Negotiator:
             return
         # As it was, not as it would be now: what waits in the socket came before now.
         armed = core.reflex.emit() if kept.armed and core is not None and core.reflex else None
-        socket = listener.take_over(kept.descriptor, kept.mac, kept.phase, kept.address, armed)
+        watched = (kept.mac, kept.phase, kept.address)
+        more = (armed, kept.generation, kept.attached)
+        socket = listener.take_over(kept.descriptor, *watched, *more)
         self._attachment = _Attachment(socket, (kept.phase, kept.address), armed is not None)
 
     # --- what is wanted ----------------------------------------------------------------------
@@ -245,8 +257,9 @@ class Negotiator:
         at = self._attachment
         if at is None or self.core is None or received.generation != at.socket.generation:
             return  # the frame passed the filter of another candidate
-        if received.defended_at is not None:
-            at.armed = False
+        if received.defended_at is None:
+            at.socket.disarm()  # until the core has judged it
+        at.armed = False
         if (packet := arp.parse(received.frame)) is not None:
             self.core.receive(packet, received.at, received.defended_at)
 
@@ -285,10 +298,11 @@ class Negotiator:
             at.armed = False
         reflex = core.reflex
         if reflex is not None and not at.armed:
-            at.socket.arm(reflex.emit())
+            # A conflict that has come is judged first.
+            at.armed = not at.socket.pending() and at.socket.arm(reflex.emit())
         elif reflex is None and at.armed:
             at.socket.disarm()
-        at.armed = reflex is not None
+            at.armed = False
 
     def next_timer(self) -> float | None:
         """When to `poll`; None: not before something happens."""

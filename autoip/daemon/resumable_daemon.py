@@ -21,6 +21,7 @@ from autoip.daemon.protocols import Kernel, Network
 from autoip.daemon.reporter import Reporter
 from autoip.daemon.served import Served
 from autoip.daemon.terminal import Hangup
+from autoip.kernel.arp_socket import Defence
 from autoip.kernel.timers import SLEEP_MIN
 from autoip.options import Options
 
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 class _Settings(Protocol):
     @property
     def program(self) -> int | str: ...
+    @property
+    def defence(self) -> Defence | str: ...
     @property
     def trace(self) -> Trace | None: ...
 
@@ -137,4 +140,5 @@ class ResumableDaemon(ABC):
             self._host.foreign_default_route.exists,
             self._kernel.clock_watch.slept,
             self._follower.keep(),
+            self._settings.defence,
         )

@@ -92,7 +92,10 @@ def _namespaces() -> set[int] | None:
                 except PermissionError:
                     # Another number of its namespace, which every user may read.
                     hidden.add(os.stat(f"{task}/net/dev").st_ino)
-    if not hidden <= {os.stat(f"{task}/net/dev").st_ino for task in tasks.values()}:
+    for task in tasks.values() if hidden else ():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+            hidden.discard(os.stat(f"{task}/net/dev").st_ino)
+    if hidden:
         return None
     # Of `ip netns add`, and of containers.
     with open("/proc/self/mountinfo", errors="surrogateescape") as mounts:

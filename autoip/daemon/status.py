@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+import shlex
+from collections.abc import Iterable, Iterator, Sequence
 from ipaddress import IPv4Address
 from typing import Any
 
@@ -12,7 +13,9 @@ from autoip.core.acd import Defence
 from autoip.core.arp import format_mac
 from autoip.core.ipv4ll import State
 from autoip.core.policy import Policy
+from autoip.daemon.host import Host
 from autoip.daemon.negotiator import Negotiator
+from autoip.daemon.protocols import Network
 from autoip.daemon.reporter import Reporter
 from autoip.kernel.model import Address, Link
 from autoip.options import Options
@@ -67,6 +70,17 @@ def status(
         "notes": [*reporter.notes, *map(_ambiguous, filter(_is_ambiguous, neighbours))],
         "neighbours": neighbours,
     }
+
+
+def dropped(network: Network, host: Host, link: Link | None) -> Iterator[str]:
+    """Yield the limit that strict rp_filter is where several links have link-local addresses."""
+    links = host.with_link_local()
+    if link is not None and link in links and len(links) > 1 and network.is_strict(link):
+        names = ", ".join(each.name for each in links)
+        yield (
+            f"rp_filter = 1: of {names}, which have link-local addresses, only one gets broadcasts and multicasts of"
+            f" link-local hosts: sysctl -w net/ipv4/conf/{shlex.quote(link.name)}/rp_filter=2"
+        )
 
 
 def reason(reporter: Reporter, policy: Policy, negotiator: Negotiator) -> str:

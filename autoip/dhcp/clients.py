@@ -43,7 +43,7 @@ class DhcpClient:
     confs: Mapping[str, Callable[[Sequence[str]], str]] = field(default_factory=dict)
     """For a DHCP client that needs names of interfaces: by path, what makes a configuration file's text of them.
 
-    The text has MARK in it. The unit is enabled for these interfaces.
+    Patterns are names here. The text has MARK in it. The units of `running.unit` are enabled.
     """
     needs: tuple[str, str] | None = None
     """A configuration file, and a word: without a line that begins with the word the hook does nothing."""
@@ -52,6 +52,11 @@ class DhcpClient:
     def paths(self) -> tuple[str, ...]:
         """All files that `install` may put there for this DHCP client."""
         return (*(file.path for file in self.files), *self.confs)
+
+
+def is_pattern(name: str) -> bool:
+    """Return whether a name is a pattern, for autoip and for NetworkManager alike, which knows no `[...]`."""
+    return "*" in name or "?" in name
 
 
 DHCP_TIMEOUT = 300
@@ -77,7 +82,9 @@ ipv4.dhcp-timeout={DHCP_TIMEOUT}
 
 def _networkmanager_policy(interfaces: Sequence[str]) -> str:
     """Return the file that gives DHCP the first chance: the service of these interfaces always runs."""
-    sections = "".join(f"[{name}]\npolicy = fallback\n" for name in interfaces)
+    sections = "".join(
+        f"[{name}]\npolicy = fallback\n" + "serve = yes\n" * is_pattern(name) for name in interfaces
+    )
     return f"""\
 # Beside NetworkManager autoip is a fallback.  This counts more than /etc/autoip.conf; what counts more
 # is a file of this directory with a later name.
@@ -88,7 +95,10 @@ def _networkmanager_policy(interfaces: Sequence[str]) -> str:
 CLIENTS: Mapping[str, DhcpClient] = {
     "dhclient": DhcpClient(
         ("/sbin/dhclient", "/usr/sbin/dhclient"),
-        (File("dhclient", "/etc/dhcp/dhclient-exit-hooks.d/autoip", 0o644),),
+        (
+            File("dhclient", "/etc/dhcp/dhclient-exit-hooks.d/autoip", 0o644),
+            File("dhclient-enter", "/etc/dhcp/dhclient-enter-hooks.d/autoip", 0o644),
+        ),
     ),
     "ifupdown": DhcpClient(
         ("/sbin/ifup", "/usr/sbin/ifup"),

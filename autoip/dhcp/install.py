@@ -31,7 +31,8 @@ _NOTES = f"{_FOLDER}/made"
 _NOTES_HEAD = b"# What was made besides files, and is taken away with them." + MARK
 _RUN = "/run/autoip-hooks"
 _UNIT_FOLDERS = ("/etc", "/usr/local/lib", "/usr/lib", "/lib")
-_UNITS = tuple(f"{folder}/systemd/system/autoip@.service" for folder in _UNIT_FOLDERS)
+_UNITS = tuple(f"{folder}/systemd/system" for folder in _UNIT_FOLDERS)
+"""Where our units may be."""
 _WANTS = "/etc/systemd/system/multi-user.target.wants"
 _AVAHI_HOOKS = (
     "/etc/dhcp/dhclient-exit-hooks.d/zzz_avahi-autoipd",
@@ -54,7 +55,7 @@ def install(
     Args:
         image: the root.
         names: of CLIENTS; empty: all that are installed.
-        interfaces: names for the DHCP clients that need them.
+        interfaces: names and patterns for the DHCP clients that need them.
         program: the path by which hooks start autoip.
         conf: whether to write the DHCP clients' configuration.
 
@@ -81,9 +82,12 @@ def install(
         for path, entry in wanted.items()
         if path in keeps or not _ours(image, path).equals(*entry)
     }
-    unit = next(filter(image.exists, _UNITS), "")
-    links = {f"{_WANTS}/autoip@{name}.service": unit for name in interfaces if unit}
-    links = {path: unit for path in links if not image.at(path)}
+    units = {
+        name: next(filter(image.exists, _templates(name)), "")
+        for name in dict.fromkeys(map(running.unit, interfaces))
+    }
+    links = {f"{_WANTS}/{name}": path for name, path in units.items() if path}
+    links = {path: unit for path, unit in links.items() if not image.at(path)}
     _tidy(image)
     _put(image, {**stale, **links}, keeps)
     for path in wanted:
@@ -91,8 +95,8 @@ def install(
         if path in keeps:
             yield f"kept {image.full(keeps[path])}: what was there before, which ours calls"
     yield from (f"enabled {image.full(path)}" for path in links)
-    for name in interfaces if not unit else ():
-        yield f"note: autoip@{name}.service was not enabled: {image.root or '/'} has no unit"
+    for name in (name for name, path in units.items() if not path):
+        yield f"note: {name} was not enabled: {image.root or '/'} has no unit"
     if not image.exists(program):
         yield f"note: {image.full(program)} is not there yet"
     for name, client in chosen.items():
@@ -121,15 +125,19 @@ def remove(image: Image, names: Sequence[str], namespace: int | None) -> Iterato
     for client in (CLIENTS[name] for name in names or CLIENTS):
         for file in client.files:
             yield from _remove(image, file.path, file.keeps)
-        for path in client.confs:
-            yield from _remove(image, path)
+        confs = [line for path in client.confs for line in _remove(image, path)]
+        yield from confs
+        stopped = []
         for path in sorted(filter(_is_link, notes)) if client.confs else ():
             notes.remove(path)
-            if image.at(path).target in _UNITS:
+            name = os.path.basename(path)
+            if image.at(path).target in _templates(name):
                 image.unlink(path)
                 yield f"removed {image.full(path)}"
-                if namespace is not None:
-                    yield from running.stop(path.partition("@")[2].removesuffix(".service"))
+                stopped.append(name)
+        if (confs or stopped) and namespace is not None:
+            yield from running.reload_networkmanager()
+            yield from running.stop(stopped)
     last = not any(image.at(path).is_ours for client in CLIENTS.values() for path in client.paths)
     if last:
         if namespace is not None and image.at(SHARED).is_ours:
@@ -145,9 +153,9 @@ def present(image: Image, name: str) -> bool:
     return any(image.exists(program) for program in CLIENTS[name].programs)
 
 
-def is_enabled(image: Image, interface: str) -> bool:
-    """Return whether the service of an interface is enabled."""
-    return bool(image.at(f"{_WANTS}/autoip@{interface}.service"))
+def is_enabled(image: Image, unit: str) -> bool:
+    """Return whether a unit is enabled."""
+    return bool(image.at(f"{_WANTS}/{unit}"))
 
 
 def missing_word(image: Image, client: DhcpClient) -> str:
@@ -270,6 +278,12 @@ def _written(notes: Iterable[str]) -> tuple[bytes, int]:
     kinds = ((path, "link" if _is_link(path) else "directory") for path in sorted(notes))
     text = "".join(f"{kind} {path}\n" for path, kind in kinds)
     return _NOTES_HEAD + text.encode(errors="surrogateescape"), 0o644
+
+
+def _templates(unit: str) -> list[str]:
+    """Return the paths at which the file of a unit may be."""
+    name, at, _ = unit.partition("@")
+    return [f"{folder}/{name}@.service" if at else f"{folder}/{unit}" for folder in _UNITS]
 
 
 def _is_link(path: str) -> bool:

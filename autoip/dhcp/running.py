@@ -7,6 +7,8 @@ import socket
 import subprocess
 from pathlib import Path
 
+from autoip.dhcp.clients import is_pattern
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # `typing` takes milliseconds to import
     from collections.abc import Iterator, Sequence
@@ -16,6 +18,9 @@ _PROGRAMS = {"dhclient": "dhclient", "dhcpcd": "dhcpcd", "udhcpc": "udhcpc"}
 _LINKS = Path("/run/systemd/netif/links")
 _MANAGER = "/run/systemd/system"
 """The directory exists where systemd is the service manager."""
+SERVICE = "autoip.service"
+"""The unit that serves the interfaces which the configuration means by patterns."""
+_DONE = {"start": "started", "stop": "stopped", "reload": "reloaded"}
 _TIME = 30
 """Seconds that a command of another program may take."""
 
@@ -62,33 +67,51 @@ def _command_lines() -> Iterator[list[str]]:
             continue
 
 
-def start(interfaces: Sequence[str]) -> Iterator[str]:
-    """Have NetworkManager read its files, and start the services of interfaces; yield a line for each thing done."""
-    if _run("nmcli", "general", "reload", "conf")[0] == 0:
-        yield "reloaded NetworkManager's configuration, which counts from the next activation on"
-    if not interfaces:
+def unit(name: str) -> str:
+    """Return the unit that serves an interface, or those that a pattern matches."""
+    return SERVICE if is_pattern(name) else f"autoip@{name}.service"
+
+
+def start(units: Sequence[str]) -> Iterator[str]:
+    """Start units, or have those that run read the configuration again; yield a line for each thing done."""
+    if not units:
         return
     if not os.path.isdir(_MANAGER):
-        yield f"note: systemd does not run here, so nothing was started: autoip {' '.join(interfaces)}"
+        yield f"note: systemd does not run here, so nothing was started: {' '.join(units)}"
         return
     _run("systemctl", "daemon-reload")
-    for name in interfaces:
-        yield from _systemctl("start", name)
+    for name in units:
+        yield from _systemctl("reload" if _is_active(name) else "start", name)
 
 
-def stop(interface: str) -> Iterator[str]:
-    """Stop the service of an interface that is not enabled any more; yield what was done."""
+def stop(units: Sequence[str]) -> Iterator[str]:
+    """Stop units that are not enabled any more; the service for all interfaces, if it stays, reads the configuration.
+
+    Yield a line for each thing done.
+    """
     if os.path.isdir(_MANAGER):
-        yield from _systemctl("stop", interface)
+        for name in units:
+            yield from _systemctl("stop", name)
+        if SERVICE not in units and _is_active(SERVICE):
+            yield from _systemctl("reload", SERVICE)
 
 
-def _systemctl(verb: str, interface: str) -> Iterator[str]:
-    unit = f"autoip@{interface}.service"
-    status, text = _run("systemctl", "--no-block", verb, unit)
+def reload_networkmanager() -> Iterator[str]:
+    """Have NetworkManager read its files; yield what was done."""
+    if _run("nmcli", "general", "reload", "conf")[0] == 0:
+        yield "reloaded NetworkManager's configuration, which counts from the next activation on"
+
+
+def _is_active(name: str) -> bool:
+    return _run("systemctl", "--quiet", "is-active", name)[0] == 0
+
+
+def _systemctl(verb: str, name: str) -> Iterator[str]:
+    status, text = _run("systemctl", "--no-block", verb, name)
     if status == 0:
-        yield f"{'started' if verb == 'start' else 'stopped'} {unit}"
+        yield f"{_DONE[verb]} {name}"
     else:
-        yield f"note: systemctl {verb} {unit} failed: {text.strip() or f'status {status}'}"
+        yield f"note: systemctl {verb} {name} failed: {text.strip() or f'status {status}'}"
 
 
 def _run(*words: str) -> tuple[int, str]:

@@ -3,7 +3,8 @@
 An `ArpListener` has a thread that waits for all its sockets without the interpreter's lock, and
 queues the conflicts. The kernel's filter lets through nothing but conflicts for the watched
 address. Once the address is defended, the thread itself answers the first of them with the frame
-given to `ArpSocket.arm()`.
+given to `ArpSocket.arm()`. Where `load_defence` could load its program, the kernel has done so before, and reports
+the conflict through a ring: see csrc/defence.c.
 
 Times are seconds on CLOCK_BOOTTIME. Nothing here is safe to call from two Python threads at
 the same time.
@@ -18,11 +19,14 @@ import select
 import struct
 import threading
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from ipaddress import IPv4Address
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from autoip.kernel.native import check, ffi, lib
+
+Defence: TypeAlias = tuple[int, int, int]
+"""Descriptors: of the program that answers conflicts in the kernel, of its memory, of the ring of its reports."""
 
 FRAME_LENGTH: int = lib.AUTOIP_FRAME_LEN
 OWN_MAX: int = lib.AUTOIP_OWN_MAX
@@ -32,6 +36,7 @@ _NS = 1_000_000_000
 _EVENT = struct.Struct("@QQII42s6x")
 _DRAIN_AT_ONCE = 256
 _READ_TIME_MS = 50
+_DETACH_TIME_MS = 5000
 
 
 class Phase(enum.IntEnum):
@@ -71,11 +76,22 @@ class Received(NamedTuple):
 class ArpListener:
     """The sockets and the queue of their events. Usable in a with statement.
 
+    Args:
+        defence: answers conflicts before the thread; None: the thread alone does.
+        refused: called, in a thread, with the reason why `defence` is not on an interface.
+        paused: begin as after `pause`.
+
     Raises:
         OSError: no memory, descriptors or threads left.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        defence: Defence | None = None,
+        refused: Callable[[str], None] = lambda _: None,
+        *,
+        paused: bool = False,
+    ) -> None:
         if ffi.sizeof("struct autoip_event") != _EVENT.size:
             raise ImportError("autoip.kernel._native does not belong to this version of autoip")
         out = ffi.new("struct autoip_listener **")
@@ -87,10 +103,24 @@ class ArpListener:
         self._buffer = ffi.buffer(self._events)
         self._lost = ffi.new("uint64_t *")
         self._sockets: dict[int, ArpSocket] = {}
+        self._defence = defence
+        self._refused = refused
+        if paused:
+            self.pause()
+        if defence is not None:
+            result: int = lib.autoip_listener_defend(self._listener, defence[1], defence[2])
+            if result < 0:
+                self._defence = None
+                refused(f"{NOT_IN_KERNEL}: {os.strerror(-result)}")
 
     def fileno(self) -> int:
         """Return a descriptor that is readable while events wait; -1 after close()."""
         return self._fd
+
+    @property
+    def in_kernel(self) -> bool:
+        """Whether the kernel answers conflicts where it can."""
+        return self._defence is not None
 
     @property
     def lost(self) -> int:
@@ -131,16 +161,23 @@ class ArpListener:
             raise ValueError(f"interface index: {index}")
         out = ffi.new("struct autoip_socket **")
         check(lib.autoip_socket_open(listener, index, _bytes(mac, 6, "mac"), out))
-        opened = ArpSocket(self, out[0])
+        opened = ArpSocket(self, out[0], self._attach(index))
         self._sockets[opened.token] = opened
         return opened
 
     def take_over(
-        self, fd: int, mac: bytes, phase: Phase, address: IPv4Address | None, armed: bytes | None
+        self,
+        fd: int,
+        mac: bytes,
+        phase: Phase,
+        address: IPv4Address | None,
+        armed: bytes | None,
+        generation: int = 1,
+        attached: tuple[int, int] | None = None,
     ) -> ArpSocket:
         """Go on with the socket of the program that this process was before.
 
-        Frames that wait in it are checked as they would have been then. When this returns, `drain` has them.
+        Frames that wait in it are checked as they would have been then. After `resume` `drain` has them.
 
         Args:
             fd: its descriptor; the new socket's from now on.
@@ -148,33 +185,47 @@ class ArpListener:
             phase: of its filter.
             address: of its filter.
             armed: the frame that answers the first conflict; None: it is not answered.
+            generation: that of the other socket.
+            attached: of the other socket.
 
         Raises:
             OSError: it is not a socket.
         """
+        frame = ffi.NULL if armed is None else _bytes(armed, FRAME_LENGTH, "frame")
         out = ffi.new("struct autoip_socket **")
         mac = _bytes(mac, 6, "mac")
         number = 0 if address is None else int(address)
-        frame = ffi.NULL if armed is None else _bytes(armed, FRAME_LENGTH, "frame")
-        check(lib.autoip_socket_take_over(self._open(), fd, mac, phase, number, 1, frame, out))
-        opened = ArpSocket(self, out[0])
-        opened.generation = 1
+        words = (mac, phase, number, generation, frame, out)
+        check(lib.autoip_socket_take_over(self._open(), fd, *words))
+        place = self._attach(*attached) if attached is not None else None
+        if place is None and attached is not None:
+            os.close(attached[1])  # otherwise it would go on without us
+        opened = ArpSocket(self, out[0], place)
+        opened.generation, opened.watched = generation, (phase, address)
         self._sockets[opened.token] = opened
-        waiting = select.poll()
-        waiting.register(fd, select.POLLIN)
-        for _ in range(_READ_TIME_MS):  # not for ever: somebody may flood the link
-            if not waiting.poll(0):
-                break
-            time.sleep(0.001)
         return opened
+
+    def _attach(self, index: int, descriptor: int | None = None) -> _Attached | None:
+        if self._defence is None:
+            return None
+        return _Attached(self._defence[0], index, self._refused, descriptor)
 
     def pause(self) -> None:
         """End the thread, and nothing else: frames wait in the sockets, events in the queue."""
         lib.autoip_listener_pause(self._open())
 
     def resume(self) -> None:
-        """Undo `pause`. Raises OSError: no threads left."""
+        """Undo `pause`. When this returns, `drain` has what has come meanwhile. Raises OSError: no threads left."""
         check(lib.autoip_listener_resume(self._open()))
+        waiting = select.poll()
+        for sock in self._sockets.values():
+            waiting.register(sock.fileno(), select.POLLIN)
+        if self._defence is not None:
+            waiting.register(self._defence[2], select.POLLIN)
+        for _ in range(_READ_TIME_MS):  # not for ever: somebody may flood the link
+            if not waiting.poll(0):
+                break
+            time.sleep(0.001)
 
     def own(self, macs: Collection[bytes]) -> None:
         """Set the hardware addresses of this host's interfaces.
@@ -218,12 +269,17 @@ class ArpSocket:
 
     Attributes:
         token: distinguishes it from every other socket of the listener, closed ones included.
-        generation: the number of watch() calls.
+        generation: the number of watch() calls, without those that watch the same address in another phase.
+        watched: phase and address.
     """
 
-    def __init__(self, listener: ArpListener, pointer: ffi.CData) -> None:
+    def __init__(
+        self, listener: ArpListener, pointer: ffi.CData, attached: _Attached | None
+    ) -> None:
         self._listener = listener
         self._pointer: ffi.CData | None = pointer
+        self._attached = attached
+        self.watched: tuple[Phase, IPv4Address | None] = Phase.SILENT, None
         self._sent = ffi.new("uint64_t *")
         self.token: int = lib.autoip_socket_token(pointer)
         self.generation = 0
@@ -232,8 +288,15 @@ class ArpSocket:
         """The socket's descriptor."""
         return lib.autoip_socket_fd(self._open())
 
+    @property
+    def attached(self) -> tuple[int, int] | None:
+        """The interface to which the defence in the kernel is attached, and the descriptor of that; None: it is not."""
+        if self._attached is None or self._attached.descriptor is None:
+            return None
+        return self._attached.index, self._attached.descriptor
+
     def watch(self, phase: Phase, address: IPv4Address | None) -> None:
-        """Report conflicts for this address from now on, under a new generation.
+        """Report conflicts for this address from now on, under a new generation if it is another one.
 
         No conflict for another address is reported any more. Disarms, unless the armed frame is for
         the same address.
@@ -255,9 +318,12 @@ class ArpSocket:
             number = int(address)
         else:
             raise TypeError(f"address: an IPv4Address, not {type(address).__name__}")
-        generation = (self.generation + 1) & 0xFFFF_FFFF
+        generation = self.generation
+        # A conflict of the phase before is one of this phase: it came while the address was a candidate already.
+        if Phase.SILENT in (phase, self.watched[0]) or address != self.watched[1]:
+            generation = (generation + 1) & 0xFFFF_FFFF
         check(lib.autoip_socket_watch(sock, phase, number, generation))
-        self.generation = generation
+        self.generation, self.watched = generation, (phase, address)
 
     def send(self, frame: bytes) -> float:
         """Send a frame.
@@ -277,16 +343,22 @@ class ArpSocket:
         )
         return int(self._sent[0]) / _NS
 
-    def arm(self, frame: bytes) -> None:
+    def arm(self, frame: bytes) -> bool:
         """Answer the next conflict in phase DEFEND or ANSWER with this frame, once.
+
+        The kernel, where it answers, goes on to do so once in each DEFEND_INTERVAL.
 
         Args:
             frame: 42 bytes, an ARP packet whose sender IP is the watched address.
 
+        Returns:
+            Whether it is armed; not while a conflict for which the kernel has disarmed itself waits for `drain`.
+
         Raises:
             OSError: EINVAL for another sender IP, or in phase SILENT.
         """
-        check(lib.autoip_socket_arm(self._open(), _bytes(frame, FRAME_LENGTH, "frame")))
+        frame = _bytes(frame, FRAME_LENGTH, "frame")
+        return check(lib.autoip_socket_arm(self._open(), frame)) == 0
 
     def disarm(self) -> None:
         """Answer no conflict any more, once this has returned."""
@@ -302,8 +374,11 @@ class ArpSocket:
     def close(self) -> None:
         """Close the socket; its events that wait stay in the queue. Harmless when repeated."""
         if self._pointer is not None:
-            _close(lib.autoip_socket_detach(self._pointer))
+            # In a thread: the kernel waits meanwhile until no processor delivers a frame to it.
+            _in_thread(os.close, lib.autoip_socket_detach(self._pointer))
             self._pointer = None
+            if self._attached is not None:
+                self._attached.close()
             self._listener._forget(self.token)  # noqa: SLF001 (the two belong together)
 
     def __enter__(self) -> ArpSocket:
@@ -316,6 +391,80 @@ class ArpSocket:
         if self._pointer is None:
             raise OSError(errno.EBADF, "the socket is closed")
         return self._pointer
+
+
+class _Attached:
+    """The defence in the kernel on one interface; attached and detached in threads, since the kernel waits for that.
+
+    Until it is attached, and if it cannot be, the helper's thread defends.
+
+    Args:
+        program: its descriptor.
+        index: the interface's.
+        refused: called with the reason why it cannot be attached.
+        descriptor: of what is attached already.
+    """
+
+    def __init__(
+        self, program: int, index: int, refused: Callable[[str], None], descriptor: int | None
+    ) -> None:
+        self.index = index
+        self.descriptor = descriptor
+        self._refused = refused
+        self._closed = False
+        self._lock = threading.Lock()
+        if descriptor is None:
+            _in_thread(self._attach, program)
+
+    def _attach(self, program: int) -> None:
+        result: int = lib.autoip_defence_attach(program, self.index)
+        for _ in range(_DETACH_TIME_MS):
+            if result != -errno.EEXIST or self._closed:
+                break
+            time.sleep(0.001)  # the kernel still detaches it from a socket before this one
+            result = lib.autoip_defence_attach(program, self.index)
+        with self._lock:
+            if result >= 0 and not self._closed:
+                self.descriptor = result
+                return
+        if result >= 0:
+            os.close(result)
+        elif result != -errno.ENODEV and not self._closed:
+            self._refused(f"{NOT_IN_KERNEL}: {_WHY.get(-result, os.strerror(-result))}")
+
+    def close(self) -> None:
+        """Detach it."""
+        with self._lock:
+            self._closed = True
+            descriptor, self.descriptor = self.descriptor, None
+        if descriptor is not None:
+            _in_thread(os.close, descriptor)
+
+
+NOT_IN_KERNEL = "the kernel does not defend the address itself, the daemon does"
+_WHY = {
+    errno.EPERM: "no permission to load a program; CAP_BPF gives it",
+    errno.EACCES: "no permission to load a program; CAP_BPF gives it",
+    errno.EOPNOTSUPP: "that needs Linux 6.6, with CONFIG_NET_CLS_ACT",
+}
+
+
+def load_defence(interval: float) -> Defence | str:
+    """Load the program that answers conflicts in the kernel.
+
+    Only this needs CAP_BPF, besides CAP_NET_ADMIN.
+
+    Args:
+        interval: seconds after a conflict in which the next one is not answered (DEFEND_INTERVAL).
+
+    Returns:
+        What an `ArpListener` takes, until the process ends; or in words why there is none.
+    """
+    memory, ring = ffi.new("int *"), ffi.new("int *")
+    result: int = lib.autoip_defence_load(round(interval * _NS), memory, ring)
+    if result >= 0:
+        return result, memory[0], ring[0]
+    return f"{NOT_IN_KERNEL}: {_WHY.get(-result, os.strerror(-result))}"
 
 
 def load_broadcast() -> int | str:
@@ -344,12 +493,12 @@ def programs_before(index: int) -> int:
     return check(lib.autoip_broadcast_before(index))
 
 
-def _close(descriptor: int) -> None:
-    """Close a packet socket in a thread: the kernel waits meanwhile until no processor delivers a frame to it."""
+def _in_thread(function: Callable[..., None], *arguments: object) -> None:
+    """Run a function that may wait for the kernel."""
     try:
-        threading.Thread(target=os.close, args=(descriptor,), daemon=True).start()
+        threading.Thread(target=function, args=arguments, daemon=True).start()
     except RuntimeError:  # no thread is left
-        os.close(descriptor)
+        function(*arguments)
 
 
 def _bytes(value: bytes, length: int, what: str) -> bytes:

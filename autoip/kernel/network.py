@@ -24,7 +24,9 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
+from contextlib import suppress
 from ipaddress import IPv4Address
+from pathlib import Path
 from typing import Any, final
 
 from autoip.errors import KernelRefused
@@ -269,6 +271,15 @@ class Network:
             return {(found.index, found.address) for found in await self.addresses()}
 
         await self._rules.sweep(living)
+
+    def is_strict(self, link: Link) -> bool:
+        """Return whether packets are dropped here whose source is reached by another interface: rp_filter is 1."""
+        values = [0]
+        for name in ("all", link.name):
+            with suppress(OSError, ValueError):
+                setting = Path(f"/proc/sys/net/ipv4/conf/{name}/rp_filter")
+                values.append(int(setting.read_text()))
+        return max(values) == 1
 
     def limit(self, line: str) -> None:
         """Note, in one line, something that this kernel cannot do."""

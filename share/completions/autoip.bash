@@ -21,25 +21,25 @@ _autoip() {
         [[ -d $path ]] && interfaces+=" ${path##*/}"
     done
     # begin COMMANDS
-    commands="run status watch wait refresh reload stop route probe doctor hooks help version" module_words="if= ip= delay= debug abandon"
+    commands="run status watch wait refresh reload stop route probe scan doctor hooks help version" module_words="if= ip= delay= debug abandon"
     case ${before[1]} in
-    status | watch | wait | refresh | reload | stop | route | probe | doctor | hooks | help | version) command=${before[1]} ;;
+    status | watch | wait | refresh | reload | stop | route | probe | scan | doctor | hooks | help | version) command=${before[1]} ;;
     esac
     # end COMMANDS
     # begin VALUES
     case $command:$previous in
-    run:--ip | run:--range | run:--exclude | run:--delay | run:--after | run:--linger | run:--user | wait:--timeout | probe:--delay) offered="nothing" ;;
+    run:--ip | run:--range | run:--exclude | run:--delay | run:--after | run:--linger | run:--user | wait:--timeout | probe:--delay | scan:--count | scan:--mac | scan:--timeout | scan:--net | scan:--rate | scan:--delay) offered="nothing" ;;
     run:--policy) offered="alongside fallback route-only" ;;
     run:--config | run:--script | run:--trace | hooks:--program) offered="files" ;;
     run:--script-style) offered="avahi zcip" ;;
     run:-o) offered="words" ;;
-    status:--json= | watch:--json= | probe:--json= | doctor:--json=) offered="short pretty" ;;
+    status:--json= | watch:--json= | probe:--json= | scan:--json= | doctor:--json=) offered="short pretty" ;;
     wait:--for) offered="link-local routable any" ;;
     route:route | version:version) offered="operand " ;;
     hooks:--client) offered="dhclient ifupdown dhcpcd udhcpc networkd-dispatcher networkmanager" ;;
     hooks:--root) offered="folders" ;;
     hooks:hooks) offered="operand install remove list" ;;
-    help:help) offered="operand run status watch wait refresh reload stop route probe doctor hooks help version" ;;
+    help:help) offered="operand run status watch wait refresh reload stop route probe scan doctor hooks help version" ;;
     esac
     # end VALUES
     # begin OPTIONS
@@ -51,6 +51,7 @@ _autoip() {
     refresh) options+=" --if-waiting" ;;
     stop) options+=" --leftovers" ;;
     probe) options+=" --delay -j --json" ;;
+    scan) options+=" --listen --first --count --mac --timeout --net --rate --delay --all -j --json" ;;
     doctor) options+=" -j --json" ;;
     hooks) options+=" --client --root --no-conf --program" ;;
     esac

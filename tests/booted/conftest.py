@@ -8,12 +8,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from lab import Sniffer, journal, leftovers
+from lab import Sniffer, leftovers
 from lab.booted import CABLES, Booted
 from lab.roots import SUITES, Bare, make_root
 from tools import readme
 
-from .helpers import PACKAGES, REPOSITORY
+from .helpers import DEBIANS, DHCP_CLIENTS, DHCP_SERVICES, PACKAGES, REPOSITORY, as_new, mask
 
 _CLONE = r"""
 set -eu
@@ -36,14 +36,12 @@ def _nothing_left() -> Iterator[None]:
 @pytest.fixture(
     # Off again before the next test of another folder, which looks whether anything is left.
     scope="package",
-    # One worker has all tests of a Debian, so at most one machine of each is on.
-    params=[
-        pytest.param(suite, marks=pytest.mark.xdist_group(f"booted-{suite}")) for suite in SUITES
-    ],
+    params=DEBIANS,
 )
 def machine(request: pytest.FixtureRequest) -> Iterator[Booted]:
     """Booted, with the README's block for installation done; `eth0` of autoip is enabled and has its cable."""
-    root = make_root(request.param, PACKAGES)
+    newest = request.param == SUITES[-1]
+    root = make_root(request.param, PACKAGES + (DHCP_CLIENTS if newest else []))
     with Booted(root, request.param) as machine:
         with Bare(root, REPOSITORY) as bare:
             bare.run(_CLONE)
@@ -55,6 +53,7 @@ def machine(request: pytest.FixtureRequest) -> Iterator[Booted]:
         machine.write("/etc/pip.conf", "[global]\nno-index = yes\nfind-links = /root/wheels\n")
         # So that the journal of a boot is there after the next one.
         machine.write("/var/log/journal/.keep", "")
+        mask(machine, *DHCP_SERVICES)
         machine.boot()
         block = "\n".join(["cd ~/autoip", *readme.commands("install")])
         machine.run("bash", "-ec", block, timeout=300)
@@ -64,10 +63,7 @@ def machine(request: pytest.FixtureRequest) -> Iterator[Booted]:
 @pytest.fixture
 def guest(machine: Booted) -> Booted:
     """The machine, its cables in, its interfaces down, with nothing of autoip running; claims are fast."""
-    journal.register(machine)
-    if not machine.running:  # a test before has failed while it was off
-        machine.boot()
-    machine.run("sh", "-euc", _AS_NEW)
+    as_new(machine)
     # 0.2 s for a claim; a second start comes at once.
     machine.write(
         "/etc/systemd/system/autoip@.service.d/fast.conf",
@@ -77,15 +73,6 @@ def guest(machine: Booted) -> Booted:
     for cable in CABLES:
         machine.cable(True, cable)
     return machine
-
-
-_AS_NEW = r"""
-systemctl disable -q autoip@eth0 autoip-wait@eth0 autoip.service
-systemctl stop 'needs*' 'autoip*' network-online.target
-rm -rf /etc/autoip.conf /etc/systemd/system/autoip* /etc/systemd/system/needs* /etc/udev/rules.d/90-autoip.rules
-systemctl reset-failed
-ip link set eth0 down
-"""
 
 
 @pytest.fixture

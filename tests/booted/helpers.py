@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from lab import LabError
+from lab import LabError, journal
 from lab.booted import CABLES, Booted
+from lab.roots import SUITES
 from tests.require import requires_kernel_feature, requires_program, requires_root
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -21,13 +22,27 @@ PACKAGES = [
     # What `make` would install.
     *("make", "gcc", "libc6-dev", "python3", "python3-dev", "python3-venv"),
 ]
+DHCP_CLIENTS = ["isc-dhcp-client", "ifupdown", "network-manager", "networkd-dispatcher"]
+"""On the newest Debian alone; their services are off but in the tests of them."""
+DHCP_SERVICES = [
+    "networking",
+    "NetworkManager",
+    "NetworkManager-wait-online",
+    "networkd-dispatcher",
+]
+DEBIANS = [
+    # One worker has all tests of a Debian, so at most one machine of each is on.
+    pytest.param(suite, marks=pytest.mark.xdist_group(f"booted-{suite}"))
+    for suite in reversed(SUITES)
+]
+"""The newest comes first: so it has the same place for tests on it alone, and pytest keeps its machine for them."""
 PATIENCE = 30.0
 """Seconds to wait for what must come: long, since the machine may be busy, and never waited out."""
 RIVAL = "02:00:00:00:00:aa"
 """The hardware address of a host that wants what we have."""
 
 BOOTED = [
-    pytest.mark.long(100),  # all of one Debian, one after the other
+    pytest.mark.long(180),  # all of one Debian, one after the other
     requires_root,
     requires_kernel_feature("veth"),
     requires_program("systemd-nspawn", "systemd-container"),
@@ -63,6 +78,29 @@ def addresses(guest: Booted, name: str = "eth0") -> list[IPv4Address]:
     """The interface's link-local addresses."""
     text = guest.run("ip", "-4", "-o", "addr", "show", "dev", name)
     return [IPv4Address(found) for found in re.findall(r"inet (169\.254\.[0-9.]+)/16", text)]
+
+
+def as_new(guest: Booted) -> None:
+    """On, its interface down, with nothing of autoip running."""
+    journal.register(guest)
+    if not guest.running:  # a test before has failed while it was off
+        guest.boot()
+    guest.run("sh", "-euc", _AS_NEW)
+
+
+_AS_NEW = r"""
+systemctl disable -q autoip@eth0 autoip-wait@eth0 autoip.service
+systemctl stop 'needs*' 'autoip*' network-online.target
+rm -rf /etc/autoip.conf /etc/systemd/system/autoip* /etc/systemd/system/needs* /etc/udev/rules.d/90-autoip.rules
+systemctl reset-failed
+ip link set eth0 down
+"""
+
+
+def mask(guest: Booted, *units: str) -> None:
+    """Keep services from being started; the machine may be off."""
+    for unit in units:
+        guest.write(f"/etc/systemd/system/{unit}.service", "")
 
 
 def drop_in(guest: Booted, unit: str, text: str) -> None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from lab import Daemon, Namespace, Port, Switch, leftover_folders, leftovers
+from lab.daemon import REPOSITORY
 
-from .helpers import autoip_command
+from .helpers import autoip_command, python_for_all
 from .hooked import Hooked, MakeHooked, hooked
 
 __all__ = ["MakeDaemon", "MakeHost", "autoip_command"]
@@ -87,3 +89,17 @@ def make_hooked(stack: contextlib.ExitStack, tmp_path: Path) -> MakeHooked:
         return made
 
     return make
+
+
+@pytest.fixture(scope="session")
+def installed() -> Iterator[Path]:
+    """autoip as it is installed, where the daemon's user finds it after a reload."""
+    text = (REPOSITORY / "share" / "autoip.in").read_text().replace("@PROGRAMDIR@", str(REPOSITORY))
+    words = [word for word in python_for_all() if word != "env"]
+    options = [] if len(words) > 1 else ["-I"]
+    with tempfile.TemporaryDirectory(prefix="autoip-test-") as folder:
+        Path(folder).chmod(0o755)
+        made = Path(folder, "autoip")
+        made.write_text(text.replace("/usr/bin/python3 -I", " ".join([*words, *options])))
+        made.chmod(0o755)
+        yield made

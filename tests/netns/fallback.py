@@ -381,3 +381,28 @@ def calls(port: Port, *command: str, env: dict[str, str]) -> list[str]:
     )
     assert said == ""
     return machine.read(port.host, "/run/calls").splitlines()
+
+
+class MakesRoom(Fallback):
+    """Whose hook is called before an address is set."""
+
+    def test_a_lease_of_our_own_prefix(
+        self,
+        port: Port,
+        make_client: MakeClient,
+        make_host: MakeHost,
+        stack: contextlib.ExitStack,
+    ) -> None:
+        """A server that gives link-local addresses away: the kernel wants one scope of all of a prefix."""
+        server = stack.enter_context(Dhcpd(make_host(plugged=True), network=LINK_LOCAL))
+        host, client = make_client(port)
+        client.start()
+        address = host.wait_address(port)
+        server.start()
+        client.wait_reason(self.bound)
+        lease = server.leases()[port.mac]
+        both = {address, lease}
+        wait_until(lambda: set(port.host.link_local("eth0")) == both, "both addresses")
+        assert len({entry.scope for entry in port.host.addresses("eth0")}) == 1
+        (note,) = host.complaints()
+        assert f"somebody has put {lease}/16 on this interface as well" in note

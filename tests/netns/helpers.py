@@ -44,8 +44,8 @@ def autoip_command() -> list[str]:
     return shlex.split(os.environ.get("AUTOIP_COMMAND", "")) or [sys.executable, "-m", "autoip"]
 
 
-def python_for_every_user() -> list[str]:
-    """A Python that the daemon's user may run, as for a reload: this one can be in root's home."""
+def python_for_all() -> list[str]:
+    """A Python that the daemon's user may run: this one can be in root's home."""
     folders = Path(sys.executable).resolve().parents
     if all(folder.stat().st_mode & 0o001 for folder in folders):
         return [sys.executable]
@@ -60,17 +60,19 @@ def python_for_every_user() -> list[str]:
 def for_every_user(monkeypatch: pytest.MonkeyPatch) -> None:
     """Start autoip by that Python from now on."""
     if not os.environ.get("AUTOIP_COMMAND"):
-        command = shlex.join([*python_for_every_user(), "-m", "autoip"])
+        command = shlex.join([*python_for_all(), "-m", "autoip"])
         monkeypatch.setenv("AUTOIP_COMMAND", command)
 
 
-def wait_until(true: Callable[[], object], what: str, timeout: float = PATIENCE) -> None:
-    """Until `true()`. Raises LabError."""
+def wait_until(
+    true: Callable[[], object], what: str, timeout: float = PATIENCE, *, pause: float = 0.01
+) -> None:
+    """Until `true()`, which is called every `pause` seconds. Raises LabError."""
     until = time.monotonic() + timeout
     while not true():
         if time.monotonic() > until:
             raise LabError(f"not within {timeout} s: {what}")
-        time.sleep(0.01)
+        time.sleep(pause)
 
 
 def claim(port: Port, daemon: Daemon, *arguments: str) -> IPv4Address:

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import pytest
 
+from autoip.kernel import arp_socket
 from autoip.kernel.arp_socket import FRAME_LENGTH, ArpListener, ArpSocket, Phase, Received
 from lab import Namespace, frames
 from lab.daemon import REPOSITORY
@@ -103,12 +104,16 @@ class Wire:
         return sock
 
     def open(self, listener: ArpListener, name: str = "own") -> ArpSocket:
-        return self.namespace.call(listener.open, self.namespace.index(name), OUR_MAC)
+        """A socket; if the kernel defends, it does so from now on."""
+        opened = self.namespace.call(listener.open, self.namespace.index(name), OUR_MAC)
+        if listener.in_kernel:
+            wait_until(lambda: opened.attached is not None, "the program at the interface")
+        return opened
 
-    def run(self, code: str) -> subprocess.Popen[bytes]:
+    def run(self, code: str, who: str = "thread") -> subprocess.Popen[bytes]:
         """A Python process in the namespace; it has said "ready" when this returns."""
         process = self.namespace.popen(
-            [sys.executable, "-c", code],
+            [sys.executable, "-c", code, who],
             cwd=REPOSITORY,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -153,6 +158,20 @@ def wire() -> Iterator[Wire]:
 @pytest.fixture
 def listener() -> Iterator[ArpListener]:
     with ArpListener() as listener:
+        yield listener
+
+
+INTERVAL = 0.5
+"""Seconds after a conflict in which the kernel does not answer the next one."""
+
+
+@pytest.fixture(params=["thread", "kernel"])
+def either(request: pytest.FixtureRequest) -> Iterator[ArpListener]:
+    """One whose thread defends, or before it the kernel."""
+    defence = arp_socket.load_defence(INTERVAL) if request.param == "kernel" else None
+    if isinstance(defence, str):
+        pytest.skip(defence)
+    with ArpListener(defence, pytest.fail) as listener:
         yield listener
 
 
@@ -225,22 +244,27 @@ def traffic(sock: socket.socket, sent: list[bytes]) -> Iterator[None]:
 
 
 HOLDER = f"""
-import os, select, sys
+import os, select, sys, time
 from ipaddress import IPv4Address
 from socket import if_nametoindex
-from autoip.kernel.arp_socket import ArpListener, Phase
-listener = ArpListener()
+from autoip.kernel.arp_socket import ArpListener, Phase, load_defence
+listener = ArpListener(load_defence({INTERVAL}) if "kernel" in sys.argv else None)
 sock = listener.open(if_nametoindex("own"), {OUR_MAC!r})
 sock.watch(Phase.DEFEND, IPv4Address("{OURS}"))
 sock.arm({ANNOUNCEMENT!r})
+while listener.in_kernel and sock.attached is None: time.sleep(0.01)
 """
+EITHER = pytest.mark.parametrize("who", ["thread", "kernel"])
+"""Who answers in a HOLDER."""
 
 
-def test_unrelated_arp_wakes_nobody(wire: Wire) -> None:
+@EITHER
+def test_unrelated_arp_wakes_nobody(wire: Wire, who: str) -> None:
     """Not the program, not the helper's thread: the kernel's filter alone sees it."""
     process = wire.run(
         HOLDER
-        + "print('ready', flush=True); select.select([listener, 0], [], []); sys.stdin.read()"
+        + "print('ready', flush=True); select.select([listener, 0], [], []); sys.stdin.read()",
+        who,
     )
     with process:
         noise = [
@@ -261,32 +285,34 @@ def test_unrelated_arp_wakes_nobody(wire: Wire) -> None:
 
         # The same count does change when there is a conflict.
         wire.peer.send(CONFLICT)
-        assert wire.heard()[0] == ANNOUNCEMENT
-        assert threads(process.pid) != before
+        assert wire.heard()[0][:FRAME_LENGTH] == ANNOUNCEMENT
+        wait_until(lambda: threads(process.pid) != before, "somebody wakes")
         process.communicate()
 
 
-def test_defends_while_python_is_busy(wire: Wire) -> None:
+@EITHER
+def test_defends_while_python_is_busy(wire: Wire, who: str) -> None:
     """The interpreter never lets go of its lock; the answer comes all the same, once."""
     process = wire.run(
-        HOLDER + "sys.setswitchinterval(1e6)\nprint('ready', flush=True)\nwhile True: pass"
+        HOLDER + "sys.setswitchinterval(1e6)\nprint('ready', flush=True)\nwhile True: pass",
+        who,
     )
     with process:
         wire.peer.send(CONFLICT)
-        assert wire.heard()[0] == ANNOUNCEMENT
+        assert wire.heard()[0][:FRAME_LENGTH] == ANNOUNCEMENT
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert wire.nothing_heard()
 
 
-def test_first_conflict_defended_second_not(wire: Wire, listener: ArpListener) -> None:
-    sock = wire.open(listener)
+def test_first_conflict_defended_second_not(wire: Wire, either: ArpListener) -> None:
+    sock = wire.open(either)
     sock.watch(Phase.DEFEND, OURS)
     sock.arm(ANNOUNCEMENT)
     before = time.clock_gettime(time.CLOCK_BOOTTIME)
     wire.peer.send(CONFLICT)
     wire.peer.send(arp(THEIR_MAC, OURS, OURS, operation=2))
-    first, second = collect(listener, 2)
+    first, second = collect(either, 2)
     now = time.clock_gettime(time.CLOCK_BOOTTIME)
     assert first.frame == CONFLICT[:FRAME_LENGTH]
     assert first.token == second.token == sock.token
@@ -295,13 +321,13 @@ def test_first_conflict_defended_second_not(wire: Wire, listener: ArpListener) -
     assert before <= first.at <= first.defended_at <= now
     assert second.defended_at is None
     assert first.at <= second.at <= now
-    assert wire.heard()[0] == ANNOUNCEMENT
+    assert wire.heard()[0].rstrip(b"\0") == ANNOUNCEMENT
     assert wire.nothing_heard()
 
-    sock.arm(ANNOUNCEMENT)
+    assert sock.arm(ANNOUNCEMENT)
     wire.peer.send(CONFLICT)
-    assert collect(listener, 1)[0].defended_at is not None
-    assert wire.heard()[0] == ANNOUNCEMENT
+    assert collect(either, 1)[0].defended_at is not None
+    assert wire.heard()[0][:FRAME_LENGTH] == ANNOUNCEMENT
 
 
 def test_time_of_arrival_is_the_kernels(wire: Wire, listener: ArpListener) -> None:
@@ -319,33 +345,33 @@ def test_time_of_arrival_is_the_kernels(wire: Wire, listener: ArpListener) -> No
 
 
 @pytest.mark.parametrize("tpid", [0x8100, 0x88A8])
-def test_vlan_tagged_frames_are_no_conflict(wire: Wire, listener: ArpListener, tpid: int) -> None:
+def test_vlan_tagged_frames_are_no_conflict(wire: Wire, either: ArpListener, tpid: int) -> None:
     """They belong to another link.  (Tag 0 only carries a priority: the link is ours.)"""
-    sock = wire.open(listener)
+    sock = wire.open(either)
     sock.watch(Phase.DEFEND, OURS)
     for vid in (1, 5, 4094):
         wire.peer.send(arp(THEIR_MAC, OURS, OTHER, tags=struct.pack("!HH", tpid, vid)))
     wire.peer.send(arp(THEIR_MAC, OURS, OTHER, tags=struct.pack("!HHHH", tpid, 5, 0x8100, 6)))
-    nothing_but(wire, listener, arp(PEER_MAC, OURS, OTHER))
+    nothing_but(wire, either, arp(PEER_MAC, OURS, OTHER))
 
 
-def test_frames_to_others_are_no_conflict(wire: Wire, listener: ArpListener) -> None:
+def test_frames_to_others_are_no_conflict(wire: Wire, either: ArpListener) -> None:
     """What a promiscuous interface overhears was not sent to us."""
     wire.ip("link set own promisc on")
-    sock = wire.open(listener)
+    sock = wire.open(either)
     sock.watch(Phase.DEFEND, OURS)
     wire.peer.send(arp(THEIR_MAC, OURS, OTHER, to=bytes.fromhex("020000000009")))
-    nothing_but(wire, listener, arp(PEER_MAC, OURS, OTHER))
-    nothing_but(wire, listener, arp(THEIR_MAC, OURS, OTHER, to=OUR_MAC))
+    nothing_but(wire, either, arp(PEER_MAC, OURS, OTHER))
+    nothing_but(wire, either, arp(THEIR_MAC, OURS, OTHER, to=OUR_MAC))
 
 
-def test_what_we_send_is_no_conflict(wire: Wire, listener: ArpListener) -> None:
+def test_what_we_send_is_no_conflict(wire: Wire, either: ArpListener) -> None:
     """Not even with another MAC: only what comes in counts."""
-    sock = wire.open(listener)
+    sock = wire.open(either)
     sock.watch(Phase.DEFEND, OURS)
     wire.listen("own").send(CONFLICT)
     assert wire.heard()[0] == CONFLICT
-    nothing_but(wire, listener, arp(PEER_MAC, OURS, OTHER))
+    nothing_but(wire, either, arp(PEER_MAC, OURS, OTHER))
 
 
 def test_send_returns_no_earlier_than_the_wire(wire: Wire, listener: ArpListener) -> None:
@@ -372,9 +398,9 @@ def test_send_returns_no_earlier_than_the_wire(wire: Wire, listener: ArpListener
         assert ahead() >= -tolerance
 
 
-def test_swap_under_traffic(wire: Wire, listener: ArpListener) -> None:
+def test_swap_under_traffic(wire: Wire, either: ArpListener) -> None:
     """No event of a generation is about an address that this one did not watch."""
-    sock = wire.open(listener)
+    sock = wire.open(either)
     watched: dict[int, IPv4Address] = {}
     seen: set[IPv4Address] = set()
     with traffic(wire.peer, [arp(THEIR_MAC, OURS, NOBODY), arp(THEIR_MAC, OTHER, NOBODY)]):
@@ -384,26 +410,26 @@ def test_swap_under_traffic(wire: Wire, listener: ArpListener) -> None:
             address = (OURS, OTHER)[len(watched) % 2]
             sock.watch(Phase.DEFEND, address)
             watched[sock.generation] = address
-            for event in listener.drain():
+            for event in either.drain():
                 assert event.frame[28:32] == watched[event.generation].packed
                 seen.add(watched[event.generation])
 
 
-def test_close_under_traffic(wire: Wire, listener: ArpListener) -> None:
+def test_close_under_traffic(wire: Wire, either: ArpListener) -> None:
     with traffic(wire.peer, [CONFLICT]):
         tokens = set()
         for number in range(30):
-            sock = wire.open(listener)
+            sock = wire.open(either)
             sock.watch(Phase.DEFEND, OURS)
             if number % 2:
                 sock.arm(ANNOUNCEMENT)
             if number % 3:
-                select.select([listener], [], [], 20)
+                select.select([either], [], [], 20)
             sock.close()
             tokens.add(sock.token)
-            assert {event.token for event in listener.drain()} <= tokens
+            assert {event.token for event in either.drain()} <= tokens
     assert len(tokens) == 30
-    assert listener.drain() == []
+    assert either.drain() == []
 
 
 def test_flood_is_bounded_and_counted(wire: Wire, listener: ArpListener) -> None:

@@ -144,6 +144,12 @@ def test_idle_stops_only_if_nothing_follows(port: Port, host: Hooked, next_word:
         time.sleep(1)
         assert host.daemons("eth0") == []
     assert host.starts() == ["run --hook eth0"]
+    if not next_word:
+        # It may also be the beginning.
+        host.call("idle", "eth0")
+        wait_until(lambda: host.starts()[1:] == ["run --hook --early eth0"], "its start")
+        host.call("stop", "eth0")
+        host.wait_ended("eth0")
     assert host.complaints() == []
 
 
@@ -201,6 +207,23 @@ def test_a_daemon_that_somebody_else_started_is_left_alone(
     assert port.host.link_local("eth0") == [address]
     assert host.starts() == ["run --hook eth0"]
     assert [words for words in host.stops() if "--leftovers" not in words] == []
+    assert host.complaints() == []
+
+
+def test_a_daemon_of_somebody_else_waits_for_dhcp_no_longer(
+    port: Port, host: Hooked, make_autoip: MakeDaemon
+) -> None:
+    """As the one of the service for all interfaces: a second one is not an error, for no service manager."""
+    daemon = make_autoip(port, "--delay", "100", "--policy", "fallback", "--after", "600")
+    daemon.env["RUNTIME_DIRECTORY"] = "/run/autoip"
+    daemon.start()
+    host.wait_state("eth0", "standby")
+    assert host.autoip("run", "--hook", "--early", "eth0") == ""
+    assert host.state("eth0") == "standby"
+    port.host.run(*autoip_command(), "run", "--hook", "eth0")  # its status is 0
+    daemon.wait_address(60)
+    host.call("start", "eth0")
+    wait_until(lambda: len(host.starts()) == 1 and not locked(host, "eth0"), "its end")
     assert host.complaints() == []
 
 
@@ -510,8 +533,9 @@ class Systemd:
         script = """#!/bin/sh
             echo "$*" >>/run/systemctl.log
             case $1 in
-            show) cat /run/systemctl.state ;;
+            show) ! rm /run/systemctl.busy 2>/dev/null && cat /run/systemctl.state ;;
             is-enabled) [ -f /run/systemctl.enabled ] ;;
+            --quiet) grep -qx "$3" /run/systemctl.active ;;
             *) [ ! -f /run/systemctl.broken ] ;;
             esac
         """
@@ -626,7 +650,8 @@ def test_what_is_enabled_is_started_and_what_is_disabled_is_stopped(
 
     def hooks(words: str) -> str:
         command = f"rm -f /run/systemctl.log; PATH=/run/bin:$PATH {shlex.join(autoip_command())}"
-        return host.host.run("sh", "-c", f"{command} hooks {words} 2>&1; cat /run/systemctl.log")
+        log = "grep -v is-active /run/systemctl.log"
+        return host.host.run("sh", "-c", f"{command} hooks {words} 2>&1; {log}; true")
 
     told = hooks(f"install --client networkmanager --program {host.program} eth0 eth1")
     assert told.count("enabled ") == 2
@@ -642,6 +667,29 @@ def test_what_is_enabled_is_started_and_what_is_disabled_is_stopped(
         "--no-block stop autoip@eth0.service",
         "--no-block stop autoip@eth1.service",
     ]
+    # A pattern: the one service, which the administrator has enabled and started for other interfaces.
+    wants = "/etc/systemd/system/multi-user.target.wants"
+    unit = "/etc/systemd/system/autoip.service"
+    machine.write(host.host, unit, "")
+    machine.write(host.host, "/run/systemctl.active", "autoip.service\nautoip@eth0.service\n")
+    host.host.run("mkdir", "-p", wants)
+    host.host.run("ln", "-s", unit, wants)
+    told = hooks(f"install --client networkmanager --program {host.program} en* eth0 et?1")
+    assert told.splitlines()[-3:] == [
+        "daemon-reload",
+        "--no-block reload autoip.service",
+        "--no-block reload autoip@eth0.service",
+    ]
+    told = hooks("remove --client networkmanager")
+    assert told.splitlines()[-2:] == [
+        "--no-block stop autoip@eth0.service",
+        "--no-block reload autoip.service",
+    ]
+    host.host.run("rm", f"{wants}/autoip.service")
+    hooks(f"install --client networkmanager --program {host.program} en*")
+    told = hooks("remove --client networkmanager")
+    assert told.endswith("\n--no-block stop autoip.service\n")
+    host.host.run("rm", "/run/systemctl.active")
     host.host.run("touch", "/run/systemctl.broken")
     told = hooks(f"install --client networkmanager --program {host.program} eth0")
     assert "note: systemctl start autoip@eth0.service failed: status 1\n" in told
@@ -658,3 +706,10 @@ def test_systemctl_fails(host: Hooked, systemd: Systemd, how: str) -> None:
     systemd.call("start")
     host.syslog.wait_line(says)
     assert len(host.complaints()) == 1
+
+
+def test_systemd_does_not_answer_for_a_moment(host: Hooked, systemd: Systemd) -> None:
+    """It executes itself anew, as at its upgrade or by `systemctl daemon-reexec`."""
+    host.host.run("touch", "/run/systemctl.busy")
+    assert systemd.call("start") == [START]
+    assert host.complaints() == []

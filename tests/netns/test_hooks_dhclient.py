@@ -13,8 +13,8 @@ from lab.client import Client
 from tests.require import requires_program
 
 from .conftest import MakeHost
-from .fallback import Fallback, calls
-from .helpers import NETNS
+from .fallback import MakesRoom, calls
+from .helpers import NETNS, wait_until
 from .hooked import CONFIG, LINGER, Hooked, MakeHooked, routable
 
 pytestmark = [
@@ -27,7 +27,7 @@ LEASE = 9
 """Seconds, where a lease is to run out."""
 
 
-class TestDhclient(Fallback):
+class TestDhclient(MakesRoom):
     kind = Dhclient
     name = "dhclient"
     bound = "BOUND"
@@ -90,26 +90,39 @@ def default_route(host: Namespace) -> str:
     return host.ip("route show default")
 
 
+@pytest.mark.parametrize("killed", [False, True])
 def test_another_subnet(
-    port: Port, host: Hooked, client: Dhclient, make_host: MakeHost, stack: contextlib.ExitStack
+    port: Port,
+    host: Hooked,
+    client: Dhclient,
+    make_host: MakeHost,
+    stack: contextlib.ExitStack,
+    killed: bool,
 ) -> None:
     """The old server's default route is gone, the new one's is there: with an address of ours all along.
 
-    That would keep the old route, and the old route keeps the new one away.
+    That would keep the old route, and the old route keeps the new one away. Of a dhclient that is killed no hook runs.
     """
     machine.write(port.host, "/etc/autoip.conf", CONFIG.replace(f"{LINGER}", "600"))
     one = stack.enter_context(Dhcpd(make_host(plugged=True), lease=LEASE))
     two = stack.enter_context(Dhcpd(make_host(plugged=True), network="10.88.0.0/24"))
     address = failed(client, host, port)
     one.start()
-    client.wait_bound()
+    lease = client.wait_bound()
     assert default_route(port.host).startswith(f"default via {one.address} ")
     one.stop()
-    client.wait_reason("EXPIRE")
+    if killed:
+        client.kill()
+        port.host.ip(f"addr del {lease}/24 dev eth0")
+        wait_until(lambda: default_route(port.host) == "", "the old default route to go")
+    else:
+        client.wait_reason("EXPIRE")
     assert port.host.link_local("eth0") == [address]
     assert default_route(port.host) == ""
     since = len(client.lines)
     two.start()
+    if killed:
+        client.start()
     assert client.wait_bound(since=since) in two.network
     assert default_route(port.host).split()[:3] == ["default", "via", str(two.address)]
     assert len(port.host.ip("route show default").splitlines()) == 1

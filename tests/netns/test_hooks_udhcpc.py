@@ -12,7 +12,7 @@ from lab.udhcpc import SCRIPT, Udhcpc
 from tests.require import requires_program
 
 from .conftest import MakeDaemon, MakeHost
-from .fallback import Fallback, MakeClient, calls
+from .fallback import MakeClient, MakesRoom, calls
 from .helpers import NETNS, PEER, bind, configuration
 from .talk import Talk
 
@@ -25,12 +25,12 @@ pytestmark = [
 FORMER = f"{SCRIPT}.before-autoip"
 
 
-class TestUdhcpc(Fallback):
+class TestUdhcpc(MakesRoom):
     kind = Udhcpc
     name = "udhcpc"
     bound = "bound"
     renewed = "renew"
-    words = "run --hook"
+    words = "run --hook --early"
     lease = 10
     expires = False
     events: ClassVar = {
@@ -82,6 +82,21 @@ class TestUdhcpc(Fallback):
             assert said(event).splitlines() == text.splitlines()
         host.hooks("remove")
         assert machine.read(port.host, SCRIPT) == recorder
+
+    def test_an_address_before_udhcpc_gives_up(self, port: Port, make_client: MakeClient) -> None:
+        """By its default time-outs udhcpc reports a failure only after 9 s, and its start as it reports a release."""
+        host, client = make_client(port, config="after = 3\n")
+        client.command = [client.path, "-f", "-i", "eth0"]
+        client.start()
+        start = client.wait_reason("deconfig")
+        probe = port.sniffer.wait_probe(timeout=60)
+        assert (probe.ns - start) / 1e9 >= 3
+        assert host.wait_address(port) == probe.tpa
+        assert client.reasons() == ["deconfig"]
+        assert host.starts() == ["run --hook --early eth0"]
+        client.wait_reason("leasefail")
+        assert port.host.link_local("eth0") == [probe.tpa]
+        assert host.complaints() == []
 
     def test_a_session_goes_on_beyond_deconfig(
         self, port: Port, make_client: MakeClient, make_host: MakeHost

@@ -20,11 +20,12 @@ from lab import (
     NetworkManager,
     Port,
     SystemBus,
+    machine,
 )
-from tests.require import requires_program
+from tests.require import requires_kernel_feature, requires_program
 
 from .conftest import MakeHost, autoip_command
-from .helpers import NETNS, PEER, claimed, wait_until
+from .helpers import LINK_LOCAL, NETNS, PEER, claimed, wait_until
 from .hooked import Hooked, MakeHooked, routable
 from .talk import Talk
 
@@ -429,6 +430,61 @@ def test_install_without_names(managed: Managed) -> None:
     managed.nm.stop()
     told = install()
     assert told.endswith("status 0\n") and "no interface was named" not in told
+
+
+@requires_kernel_feature("bridge")
+def test_a_port_of_a_bridge(managed: Managed) -> None:
+    """Reported to the dispatcher as connected without IPv4: a daemon is started, which leaves the port alone."""
+    address = "ipv4.method manual ipv4.addresses 192.0.2.9/24 ipv6.method disabled"
+    managed.nm.nmcli(f"con add type bridge con-name br0 ifname br0 bridge.stp no {address}")
+    managed.nm.nmcli("con add type ethernet con-name port ifname eth0 master br0")
+    managed.nm.wait_state("eth0", 100)
+    wait_until(lambda: starts(managed) == ["run --hook --early eth0"], "the hook's start")
+    managed.hooked.wait_state("eth0", "standby")
+    wait_until(lambda: managed.why() == "belongs to br0", "the reason")
+    since = managed.port.sniffer.mark()
+    managed.hooked.call("start", "eth0")  # the end of all waiting
+    time.sleep(3)
+    assert [f for f in managed.port.sniffer.probes(since=since) if f.tpa in LINK_LOCAL] == []
+    assert managed.host.link_local("eth0") == []
+    assert managed.hooked.complaints() == []
+
+
+def test_patterns(managed: Managed) -> None:
+    """The one service for all interfaces serves what a pattern matches, and NetworkManager knows the same ones."""
+    managed.hooked.hooks("remove")
+    unit = "/etc/systemd/system/autoip.service"
+    machine.write(managed.host, unit, "")
+    managed.hooked.install("--client", "networkmanager", "e*0")
+    managed.port.switch.attach(managed.host, "eth1", plugged=True)
+
+    def outlook() -> list[str]:
+        rows = [line.split(maxsplit=1) for line in managed.hooked.hooks("list").splitlines()]
+        return [row[1] for row in rows if row and row[0] in ("eth0", "eth1")]
+
+    without = "nothing: NetworkManager reports no failure of DHCP: autoip hooks install eth1"
+    off = (
+        "nothing: autoip.service is enabled and does not serve it: systemctl restart autoip.service"
+    )
+    wait_until(lambda: outlook() == [off, without], "eth1 to be NetworkManager's", 30)
+    machine.write(managed.host, "/etc/autoip.conf", "[*]\nafter = 1\ndelay = 100\n")
+    service = [*autoip_command(), "run", "--configured", "--up"]
+    daemon = managed.stack.enter_context(Daemon(managed.host, "eth0", service))
+    del daemon.env["RUNTIME_DIRECTORY"]
+    daemon.start()
+    wait_until(lambda: managed.status().get("policy") == "fallback", "to be served")
+    assert outlook() == ["autoip, which serves it already, claims an address", without]
+    managed.connected()
+    waits = rf"dhcp4 \(eth0\): activation: beginning transaction.*timeout in {DHCP_TIMEOUT} s"
+    managed.nm.wait_line(waits, 30)
+    address = daemon.wait_address(60)
+    # The dispatcher's hook leaves it to the service, and says that DHCP has failed.
+    before = len(managed.hooked.daemons("eth0"))
+    managed.hooked.call("start", "eth0")
+    wait_until(lambda: starts(managed) == ["run --hook eth0"], "the hook's start")
+    wait_until(lambda: len(managed.hooked.daemons("eth0")) == before, "the hook's end")
+    assert daemon.addresses() == [address]
+    assert managed.hooked.complaints() == []
 
 
 def test_the_hook_leaves_others_alone(managed: Managed, server: Dhcpd) -> None:

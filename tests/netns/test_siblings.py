@@ -108,6 +108,27 @@ def test_no_conflict_with_ourselves(ports: tuple[Port, Port], daemons: Sequence[
     assert [host.link_local(port.name) for port in ports] == [[one] for one in held]
 
 
+@pytest.mark.parametrize(("all_", "own"), [(1, 0), (0, 1), (2, 1), (0, 2), (0, 0)])
+def test_strict_rp_filter_is_a_limit(
+    ports: tuple[Port, Port], make_autoip: MakeDaemon, all_: int, own: int
+) -> None:
+    host = ports[0].host
+    for name, value in {"all": all_, "eth0": own, "eth1": own}.items():
+        host.run("sysctl", "-qw", f"net.ipv4.conf.{name}.rp_filter={value}")
+    ports[1].host.ip(f"addr add {PEER}/16 dev eth1")
+    daemon = make_autoip(ports[0], *FAST)
+    bind(ports[0], daemon)
+
+    def found() -> list[str]:
+        return [limit for limit in report(daemon)["limits"] if "rp_filter" in limit]
+
+    strict = max(all_, own) == 1
+    assert len(found()) == strict
+    for limit in found():
+        host.run("sysctl", "-qw", limit.rpartition("sysctl -w ")[2])
+    assert found() == []
+
+
 def test_new_hardware_address_of_the_other(
     ports: tuple[Port, Port], make_autoip: MakeDaemon
 ) -> None:

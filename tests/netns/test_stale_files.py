@@ -8,6 +8,7 @@ import socket
 from contextlib import ExitStack
 from ipaddress import IPv4Address
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -76,6 +77,24 @@ def test_what_stays(host: Namespace, tmp_path: Path) -> None:
     host.call(stale_files.remove, tmp_path)
     left = {path for path in tmp_path.iterdir() if path not in strange}
     assert left == set(stays[:4])
+
+
+def test_threads_end_meanwhile(
+    host: Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread that was found first, and has ended by the time at which more is asked of it, keeps nothing."""
+    tmp_path.chmod(0o755)
+    lock, control = crashed(tmp_path, GONE, "eth1")
+    real = os.stat
+
+    def stat(path: str, **more: Any) -> os.stat_result:
+        if str(path).endswith("/net/dev"):
+            raise FileNotFoundError(path)
+        return real(path, **more)
+
+    monkeypatch.setattr(os, "stat", stat)
+    host.call(stale_files.remove, tmp_path)
+    assert not lock.exists() and not control.exists()
 
 
 def test_links_are_not_followed(host: Namespace, tmp_path: Path) -> None:

@@ -71,6 +71,8 @@ class FakeSocket:
     ) -> None:
         self.token = token
         self.generation = 0
+        self.watches = 0
+        """So many calls of `watch`."""
         self.mac = mac
         self.phase = Phase.SILENT
         self.address: IPv4Address | None = None
@@ -87,14 +89,18 @@ class FakeSocket:
         self._clock = clock
         self._transmit = transmit
 
+    attached: tuple[int, int] | None = None
+
     def fileno(self) -> int:
         return _NUMBERS + self.token  # not a descriptor of the process
 
     def watch(self, phase: Phase, address: IPv4Address | None) -> None:
         self._check()
         assert address is not None or phase is Phase.SILENT
+        self.watches += 1
+        if Phase.SILENT in (phase, self.phase) or address != self.address:
+            self.generation += 1
         self.phase, self.address, self.armed = phase, address, None
-        self.generation += 1
 
     def send(self, frame: bytes) -> float:
         self._check()
@@ -103,10 +109,11 @@ class FakeSocket:
         self._transmit(packet)
         return self._clock()
 
-    def arm(self, frame: bytes) -> None:
+    def arm(self, frame: bytes) -> bool:
         self._check()
         self.armed = parse(frame)
         assert self.armed is not None and self.armed.spa == self.address
+        return True
 
     def disarm(self) -> None:
         self._check()
@@ -256,7 +263,14 @@ class FakeListener(_Readable):
             self.wake()
 
     def take_over(
-        self, fd: int, mac: bytes, phase: Phase, address: IPv4Address | None, armed: bytes | None
+        self,
+        fd: int,
+        mac: bytes,
+        phase: Phase,
+        address: IPv4Address | None,
+        armed: bytes | None,
+        generation: int = 1,
+        attached: tuple[int, int] | None = None,
     ) -> FakeSocket:
         self.handed = False
         if self.refuse_take_over:
@@ -266,7 +280,12 @@ class FakeListener(_Readable):
         assert (before.mac, before.phase, before.address) == (mac, phase, address)
         before.closed = True
         sock = FakeSocket(len(self.opened) + 1, mac, self._clock, before._transmit)
-        sock.phase, sock.address, sock.generation = phase, address, 1
+        sock.phase, sock.address, sock.generation, sock.attached = (
+            phase,
+            address,
+            generation,
+            attached,
+        )
         sock.armed = None if armed is None else parse(armed)
         sock.waiting = before.waiting
         sock.queue, sock.wake = self._waiting, self.wake
@@ -389,6 +408,8 @@ class FakeNetwork:
     def __init__(self) -> None:
         self.limits: list[str] = []
         self.neighbours = FakeNeighbourRoutes()
+        self.strict: set[str] = set()
+        """Names of the links with rp_filter = 1."""
         self.links: dict[int, Link] = {}
         self.present: dict[tuple[int, IPv4Address], Address] = {}
         self.routes: dict[tuple[str, int], IPv4Address] = {}
@@ -572,6 +593,9 @@ class FakeNetwork:
 
     def follow_routes(self) -> None:
         self.follows_routes = True
+
+    def is_strict(self, link: Link) -> bool:
+        return link.name in self.strict
 
     def by_unicast(self, _index: int) -> str | None:
         return self.unicast

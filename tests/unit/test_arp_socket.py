@@ -92,7 +92,7 @@ def test_the_loop_does_not_wait_for_the_close(
     monkeypatch.setattr(os, "close", recorded)
     if not threads_left:
         monkeypatch.setattr(threading.Thread, "start", refuse)
-    arp_socket._close(descriptor)
+    arp_socket._in_thread(os.close, descriptor)
     assert (closed.get(timeout=60) is not threading.current_thread()) == threads_left
     close(other)
 

@@ -219,6 +219,25 @@ async def test_an_answer_to_who_asks_where_the_kernel_sends_by_unicast(tmp_path:
 
 
 @played
+async def test_strict_rp_filter_is_a_limit_where_two_links_have_an_address(tmp_path: Path) -> None:
+    async with World(tmp_path, first=A) as world:
+        world.network.strict = {"eth0"}
+        await world.until_bound()
+        assert world.report()["limits"] == []
+        world.network.plug(link_of(3, "eth1"))
+        world.network.put(3, "192.0.2.7")
+        await asyncio.sleep(0.1)
+        assert world.report()["limits"] == []
+        world.network.put(3, str(B), 16)  # whoever set it
+        await asyncio.sleep(0.1)
+        (limit,) = world.report()["limits"]
+        assert limit.startswith("rp_filter = 1: of eth0, eth1, ")
+        assert limit.endswith(": sysctl -w net/ipv4/conf/eth0/rp_filter=2")
+        world.network.strict = {"eth1"}
+        assert world.report()["limits"] == []
+
+
+@played
 async def test_frames_that_the_kernel_does_not_take_do_not_count(tmp_path: Path) -> None:
     async with World(tmp_path, first=A) as world:
         world.kernel.listener.refuse_send = 4
@@ -1053,6 +1072,41 @@ async def test_fallback(tmp_path: Path) -> None:
         assert world.network.demoted == {}
         assert sorted(request for request, *_ in world.asked(*asked)) == sorted(asked)
         assert world.network.owned(2) == [A]
+
+
+@pytest.mark.parametrize("what", ["sleep", "refresh", "link", "removed"])
+@played
+async def test_a_session_beside_the_lease_outlives_a_probe(tmp_path: Path, what: str) -> None:
+    """co-session: during the linger and after it, while a connection uses the address."""
+    options: dict[str, Any] = {"policy": Kind.FALLBACK, "after": 0.0, "linger": 50.0}
+    async with World(tmp_path, first=A, **options) as world:
+        await world.until_bound()
+        world.kernel.connections.open.add(A)
+        world.network.put(2, "192.0.2.7")
+        await world.until(lambda: world.network.demoted == {2: A})
+        for pause in (0, 100):
+            await asyncio.sleep(pause)
+            if what == "sleep":
+                world.kernel.clock_watch.sleep()
+            elif what == "refresh":
+                world.interface().restart("refreshed")
+            elif what == "link":
+                world.network.plug(link_of(2, flags=IFF_UP))
+                await world.until_state("no-link")
+                world.network.plug(link_of(2))
+            else:
+                for _ in range(2):  # the second time soon after the first: it is probed
+                    world.network.take(2, A)
+                    await world.until(lambda: world.network.owned(2) == [])
+                    await world.until(lambda: world.network.owned(2) == [A])
+            if what != "removed":
+                await world.until_state("probing")
+            assert await world.until_bound() == A
+            assert "192.0.2.7" in world.report()["why"]
+        await asyncio.sleep(3 * CONNECTIONS_INTERVAL)
+        assert world.address() == A
+        world.kernel.connections.open.clear()
+        await world.until_state("standby")
 
 
 @played

@@ -713,7 +713,7 @@ def asked(bus: PrivateBus, manager: dict[str, Any] | None, *names: str) -> dict[
             finally:
                 serving.cancel()
 
-    return asyncio.run(asyncio.wait_for(ask(), 30))
+    return asyncio.run(asyncio.wait_for(ask(), 120))
 
 
 @requires_program("dbus-daemon", "dbus")

@@ -79,6 +79,7 @@ def test_installed_for_what_is_there(root: Path, run: Run) -> None:
         assert run("install") == [
             f"wrote {SHARED}",
             "wrote /etc/dhcp/dhclient-exit-hooks.d/autoip",
+            "wrote /etc/dhcp/dhclient-enter-hooks.d/autoip",
             f"note: {PROGRAM} is not there yet",
         ]
     finally:
@@ -89,13 +90,18 @@ def test_installed_for_what_is_there(root: Path, run: Run) -> None:
         "etc/autoip/hook",
         "etc/autoip/made",
         "etc/dhcp",
+        "etc/dhcp/dhclient-enter-hooks.d",
+        "etc/dhcp/dhclient-enter-hooks.d/autoip",
         "etc/dhcp/dhclient-exit-hooks.d",
         "etc/dhcp/dhclient-exit-hooks.d/autoip",
     }
     assert {path: after[path] for path in before} == before
     assert after["etc/dhcp"] == "755"
     made = (root / "etc/autoip/made").read_text().splitlines()
-    assert made[2:] == ["directory /etc/dhcp", "directory /etc/dhcp/dhclient-exit-hooks.d"]
+    folders = [
+        f"/etc/dhcp{name}" for name in ("", "/dhclient-enter-hooks.d", "/dhclient-exit-hooks.d")
+    ]
+    assert made[2:] == [f"directory {folder}" for folder in folders]
     exit_hook = root / "etc/dhcp/dhclient-exit-hooks.d/autoip"
     assert exit_hook.read_bytes() == (HOOKS / "dhclient").read_bytes()
     assert stat.S_IMODE(exit_hook.stat().st_mode) == 0o644
@@ -599,6 +605,7 @@ def test_list(root: Path, run: Run) -> None:
         ("install --client dhclient eth0", "none of dhclient is told names"),
         ("install --client dhclient eth/0", "1 to 15 bytes"),
         ("install --client dhclient --program autoip", "not an absolute path"),
+        ("install --client networkmanager e[tn]*", "only the patterns '*' and '?'"),
         ("remove eth0", "takes no IFACE"),
         ("list --no-conf", "takes no IFACE"),
         ("remove --program /bin/autoip", "takes no IFACE"),
@@ -672,9 +679,53 @@ def test_networkmanager_is_told_of_the_named_interfaces_alone(root: Path, run: R
     assert tree(root) == before
 
 
+def test_patterns_are_for_the_one_service(root: Path, run: Run) -> None:
+    for name in ("autoip", "autoip@"):
+        unit = root / f"usr/lib/systemd/system/{name}.service"
+        unit.parent.mkdir(parents=True, exist_ok=True)
+        unit.touch()
+    before = tree(root)
+    said = run("install --client networkmanager en* eth0 wl?0")
+    conf = root / "etc/NetworkManager/conf.d/90-autoip.conf"
+    devices = "match-device=interface-name:en*,interface-name:eth0,interface-name:wl?0"
+    assert devices in conf.read_text().splitlines()
+    policy = config.load(root / "etc/autoip.conf.d/networkmanager.conf")
+    assert policy.served == (("en*", True), ("wl?0", True))
+    for name in ("enp3s0", "eth0", "wlp2s0"):
+        assert bool(policy.choices(name)) is (name != "wlp2s0")
+    wants = "etc/systemd/system/multi-user.target.wants"
+    links = {path: what for path, what in tree(root).items() if path.startswith(f"{wants}/")}
+    assert links == {
+        f"{wants}/autoip.service": "-> /usr/lib/systemd/system/autoip.service",
+        f"{wants}/autoip@eth0.service": "-> /usr/lib/systemd/system/autoip@.service",
+    }
+    assert len([line for line in said if line.startswith("enabled ")]) == 2
+    run("remove")
+    assert tree(root) == before
+    # What somebody has enabled stays, and what is somebody's stops everything.
+    link = root / wants / "autoip.service"
+    link.parent.mkdir(parents=True)
+    link.symlink_to("/usr/lib/systemd/system/autoip.service")
+    before = tree(root)
+    run("install --client networkmanager en*")
+    run("remove")
+    assert tree(root) == before
+    conf.parent.mkdir(parents=True)
+    conf.write_text("[main]\n")
+    before = tree(root)
+    with pytest.raises(install.NotOurs):
+        run("install --client networkmanager en*")
+    assert tree(root) == before
+
+
 @pytest.mark.parametrize(
     ("answer", "names"),
-    [("", ["eth0", "eth1"]), ("eth1", ["eth1"]), (" wlan0  eth0 ", ["wlan0", "eth0"])],
+    [
+        ("", ["eth0", "eth1"]),
+        ("eth1", ["eth1"]),
+        (" wlan0  eth0 ", ["wlan0", "eth0"]),
+        ("e*", ["e*"]),
+    ],
 )
 def test_on_a_terminal_it_asks_for_the_names(
     answer: str,

@@ -25,7 +25,11 @@ FILES = {
     "lib/sysusers.d/autoip.conf": 0o644,
     "share/bash-completion/completions/autoip": 0o644,
     "share/doc/autoip/examples/90-autoip.rules": 0o644,
+    "share/doc/autoip/examples/autoip.init": 0o755,
+    "share/doc/autoip/examples/autoip.openrc": 0o755,
     "share/fish/vendor_completions.d/autoip.fish": 0o644,
+    "share/man/man5/autoip.conf.5": 0o644,
+    "share/man/man8/autoip-hooks.8": 0o644,
     "share/man/man8/autoip.8": 0o644,
     "share/zsh/site-functions/_autoip": 0o644,
 }
@@ -95,16 +99,22 @@ def test_install_and_uninstall(source: Path, tmp_path: Path) -> None:
     before = folders(destination)
     for _ in range(2):  # over an older one as well
         make(source, "install", f"DESTDIR={destination}", "PREFIX=/opt")
+    make(source, "install-compat", f"DESTDIR={destination}", "PREFIX=/opt")
 
     assert folders(destination) > before
     found = {name for name in files(prefix) if not name.startswith("lib/autoip/")}
-    assert found == {*FILES, "share/man/man8/other.8"}
+    compat = {"bin/avahi-autoipd", "share/man/man8/avahi-autoipd.8"}
+    assert found == {*FILES, *compat, "share/man/man8/other.8"}
+    assert (prefix / "bin/avahi-autoipd").samefile(prefix / "bin/autoip")
     for name, mode in FILES.items():
         assert stat.S_IMODE((prefix / name).stat().st_mode) == mode, name
     assert files(destination) == {f"opt/{name}" for name in files(prefix)}
     own = {path.name for path in (prefix / "lib" / "autoip").iterdir()}
     assert {"autoip", "cffi", "jeepney", "pyroute2"} <= own
     assert "bin" not in own
+    examples = prefix / "share" / "doc" / "autoip" / "examples"
+    assert "\nPROGRAM=/opt/bin/autoip\n" in (examples / "autoip.init").read_text()
+    assert ' --exec "/opt/bin/autoip" -- ' in (examples / "autoip.openrc").read_text()
     units = prefix / "lib" / "systemd" / "system"
     assert "\nExecStart=/opt/bin/autoip run %i " in (units / "autoip@.service").read_text()
     assert "\nExecReload=/opt/bin/autoip reload %i\n" in (units / "autoip@.service").read_text()

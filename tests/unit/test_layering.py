@@ -77,6 +77,7 @@ IMPORTERS = {
     "autoip.kernel._native": {"kernel.native"},
     "autoip.kernel.native": {
         "kernel.arp_socket",
+        "kernel.bulk_arp",
         "kernel.capabilities",
         "kernel.confinement",
         "kernel.timers",

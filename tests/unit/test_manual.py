@@ -9,11 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from autoip import errors
+from autoip import config, errors, options
 from autoip.commands import arguments, main
 from autoip.control import protocol
+from autoip.dhcp.clients import CLIENTS
 from tests.require import requires_program
-from tools.documents import MANUAL, PARTS, README, renewed
+from tools.documents import CONFIGURATION, HOOKS, MANUAL, PARTS, README, renewed
+
+PAGES = sorted(MANUAL.parent.glob("*.[58]"))
 
 HELP = {("-h", ""), ("--help", "")}
 
@@ -37,7 +40,10 @@ def of_manual() -> dict[str, Options]:
     """The options that the subsection of each command describes."""
     found: defaultdict[str, Options] = defaultdict(set)
     section = command = ""
-    for line in MANUAL.read_text().splitlines():
+    # The options of `hooks` have a page of their own.
+    hooks = HOOKS.read_text().split(".Sh OPTIONS\n")[1].split(".Sh ")[0]
+    text = MANUAL.read_text().replace(".Ss hooks\n", f".Ss hooks\n{hooks}")
+    for line in text.splitlines():
         if line.startswith(".Sh "):
             section, command = line[4:], ""
         elif line.startswith(".Ss ") and section == "COMMANDS":
@@ -54,11 +60,35 @@ def of_manual() -> dict[str, Options]:
 
 
 @requires_program("mandoc", "mandoc")
-def test_lint() -> None:
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_lint(page: Path) -> None:
     result = subprocess.run(
-        ["mandoc", "-Tlint", "-Wwarning", str(MANUAL)], capture_output=True, text=True
+        ["mandoc", "-Tlint", "-Wwarning", str(page)], capture_output=True, text=True
     )
     assert (result.stdout, result.returncode) == ("", 0)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_page_refers_to_pages_and_sections_that_are_there(page: Path) -> None:
+    text = page.read_text()
+    for name, section in re.findall(r"^\.Xr (\S*autoip\S*) (\d)", text, re.MULTILINE):
+        assert (page.parent / f"{name}.{section}").is_file(), f"{name}({section})"
+    titles = set(re.findall(r"^\.Sh (.+)$", text, re.MULTILINE))
+    for title in re.findall(r"^\.Sx (.+?)(?: [.,;:])?(?: No .*)?$", text, re.MULTILINE):
+        # A section of another page is named before that page.
+        assert title in titles or f".Sx {title}\nin\n.Xr " in text, title
+    assert re.search(rf"^\.Dt {page.stem.upper()} {page.suffix[1:]}$", text, re.MULTILINE)
+
+
+def test_every_name_of_the_configuration_is_in_its_page() -> None:
+    text = CONFIGURATION.read_text()
+    for name in [*options.CONFIGURED, *(row.name for row in config.OWN)]:
+        assert f"\n.It Cm {name} No = " in text, name
+
+
+def test_every_client_of_the_hooks_is_in_their_page() -> None:
+    text = HOOKS.read_text().split(".Sh CLIENTS\n")[1].split(".Sh ")[0]
+    assert re.findall(r"^\.It Cm (\S+)$", text, re.MULTILINE) == list(CLIENTS)
 
 
 def test_every_option_of_help_is_in_the_manual_and_no_other(

@@ -141,12 +141,12 @@ def test_the_filter_is_there_before_the_first_probe() -> None:
 def test_the_filter_is_set_only_when_it_must_change() -> None:
     world = World()
     sock = world.bound()
-    assert (sock.phase, sock.generation) == (Phase.DEFEND, 2)
+    assert (sock.phase, sock.watches) == (Phase.DEFEND, 2)
     world.run(100)
-    assert sock.generation == 2
+    assert sock.watches == 2
     world.negotiator.answers = True
     world.negotiator.watch()
-    assert (sock.phase, sock.generation) == (Phase.ANSWER, 3)
+    assert (sock.phase, sock.watches) == (Phase.ANSWER, 3)
     assert sock.armed is not None  # the new filter had disarmed it
     world.negotiator.stand_by("test")
     world.negotiator.watch()
@@ -185,7 +185,7 @@ def test_a_frame_of_another_filter_is_dropped() -> None:
     received = sock.catch(announcement(OTHER, A))
     assert received is not None
     world.events()
-    world.negotiator.receive(received._replace(generation=1))
+    world.negotiator.receive(received._replace(generation=0))
     assert world.events() == []
     world.negotiator.receive(received._replace(frame=b"short"))
     assert world.events() == []

@@ -101,8 +101,12 @@ def test_one_row_is_in_the_documents_and_completions(changed: Run, tmp_path: Pat
         assert line in (tmp_path / name).read_text(encoding="utf-8"), name
         assert line not in (ROOT / name).read_text(encoding="utf-8"), name
     manual = (tmp_path / "share" / "autoip.8").read_text(encoding="utf-8")
-    for line in (".Op Fl -made-up Ar COUNT\n", ".It Cm made-up No = Ar COUNT\n"):
-        assert manual.count(line) == 1
+    assert manual.count(".Op Fl -made-up Ar COUNT\n") == 1
+    page = (tmp_path / "share" / "autoip.conf.5").read_text(encoding="utf-8")
+    assert (
+        page.count(".It Cm made-up No = Ar COUNT\nA row of a test; default 3.\nSee\n.Sy POLICY\n")
+        == 1
+    )
     assert ".Cm made Ns = Ns Ar COUNT\n" in manual
 
 

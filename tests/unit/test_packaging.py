@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import email.parser
+import email.utils
+import json
 import re
 import shutil
 import subprocess
@@ -13,11 +15,17 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
 
 import autoip
+from tools import release
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = f"autoip-{autoip.__version__}"
+
+LEFT_OUT = {".gitignore", "autoip/dhcp/hookfiles"}
+"""What a clone has and the source distribution has not: a link's files are in its place."""
 
 
 def has(package: str, major: int) -> bool:
@@ -39,7 +47,9 @@ pytestmark = [
 def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder with both, built from a copy: a build writes into its source tree."""
     folder = tmp_path_factory.mktemp("packaging")
-    ignore = shutil.ignore_patterns(".*", "*.so", "*.o", "*.egg-info", "build", "dist")
+    ignore = shutil.ignore_patterns(
+        ".git", ".venv", ".*_cache", "*.so", "*.o", "*.egg-info", "build", "dist"
+    )
     shutil.copytree(ROOT, folder / "source", ignore=ignore)
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder / "dist")]
     built = subprocess.run(
@@ -65,6 +75,9 @@ def test_source_distribution_holds_the_sources_and_no_results(dist: Path) -> Non
         for path in (ROOT / folder).rglob("*")
         if path.suffix in {".py", ".h"} or (path.suffix == ".c" and path.name[0] != "_")
     }
+    if (ROOT / ".git").exists():
+        listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+        expected |= {name for name in listed.stdout.split() if name not in LEFT_OUT}
     expected |= {"setup.py", "pyproject.toml", "LICENSE", "README.md", "CHANGELOG.md", "Makefile"}
     expected |= {f"hooks/{path.name}" for path in (ROOT / "hooks").iterdir()}
     assert expected <= names
@@ -94,9 +107,145 @@ def test_wheel_holds_the_package_for_every_python(dist: Path) -> None:
     assert metadata["Requires-Python"] == ">=3.10"
 
 
+@pytest.fixture(scope="module")
+def released(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder as `make release` leaves it, but for Debian's packages."""
+    folder = tmp_path_factory.mktemp("release") / "dist"
+    shutil.copytree(dist, folder)
+    release.finish(folder)
+    return folder
+
+
+def test_checksums_are_of_all_that_is_published(released: Path) -> None:
+    names = {path.name for path in released.iterdir()} - {release.SUMS}
+    suffixes = sorted(name.removeprefix(NAME) for name in names)
+    assert [re.sub("[0-9]+_[0-9]+_x86_64", "?", suffix) for suffix in suffixes] == [
+        "-cp310-abi3-manylinux_?.whl",
+        ".cdx.json",
+        ".tar.gz",
+    ]
+    checked = subprocess.run(
+        ["sha256sum", "--check", "--strict", release.SUMS],
+        cwd=released,
+        capture_output=True,
+        text=True,
+    )
+    assert checked.returncode == 0
+    assert {line.split(":")[0] for line in checked.stdout.splitlines()} == names
+
+
+def test_bill_of_materials(released: Path) -> None:
+    text = (released / f"{NAME}.cdx.json").read_text()
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
+    bill = json.loads(text)
+    assert bill["metadata"]["component"]["purl"] == f"pkg:pypi/autoip@{autoip.__version__}"
+    scopes = {item["name"]: item.get("scope", "required") for item in bill["components"]}
+    assert scopes == {
+        "cffi": "required",
+        "jeepney": "optional",
+        "pycparser": "required",
+        "pyroute2": "required",
+    }
+
+
+def pythons() -> list[str]:
+    """Every CPython of this machine that the wheel is for, by version."""
+    found = {}
+    places = [Path(sys.executable), Path("/usr/bin/python3")]
+    places += Path.home().glob(".pyenv/versions/*/bin/python3")
+    for place in places:
+        code = "import pip, sys; print(*sys.version_info[:2])"
+        asked = subprocess.run([place, "-c", code], capture_output=True, text=True)
+        if asked.returncode == 0 and (version := tuple(map(int, asked.stdout.split()))) >= (3, 10):
+            found[version] = str(place)
+    return [found[version] for version in sorted(found)]
+
+
+@pytest.mark.parametrize("python", pythons())
+def test_every_python_takes_the_wheel(released: Path, tmp_path: Path, python: str) -> None:
+    """From the file alone; the extension has all that it needs of that Python."""
+    (wheel,) = released.glob("*.whl")
+    options = ["--no-index", "--no-deps", "--no-compile", "--no-cache-dir", "-q"]
+    install = [python, "-m", "pip", "install", *options, "--target", str(tmp_path), str(wheel)]
+    installed = subprocess.run(install, capture_output=True, text=True)
+    assert installed.returncode == 0, installed.stderr
+    code = "import ctypes, os, sys; ctypes.PyDLL(sys.argv[1], os.RTLD_NOW)"
+    extension = str(tmp_path / "autoip/kernel/_native.abi3.so")
+    loaded = subprocess.run([python, "-c", code, extension], capture_output=True, text=True)
+    assert loaded.returncode == 0, loaded.stderr
+    version = "from autoip.__main__ import main; sys.argv = ['autoip', 'version']; main()"
+    run = [python, "-c", f"import sys; sys.path.insert(0, {str(tmp_path)!r}); {version}"]
+    assert (
+        f"autoip {autoip.__version__}" in subprocess.run(run, capture_output=True, text=True).stdout
+    )
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """A tree that may be released as 7.8.9."""
+    (tmp_path / "debian").mkdir()
+    (tmp_path / "CHANGELOG.md").write_text("## [7.8.9] - 2030-01-31\n\n## [7.8.8] - 2030-01-01\n")
+    (tmp_path / "debian" / "changelog").write_text("autoip (7.8.9-1) unstable; urgency=medium\n")
+    git(tmp_path, "init", "-q")
+    git(tmp_path, "add", ".")
+    commit(tmp_path)
+    return tmp_path
+
+
+def git(clone: Path, *words: str) -> None:
+    subprocess.run(["git", *words], cwd=clone, check=True)
+
+
+def commit(clone: Path) -> None:
+    git(clone, "-c", "user.name=a", "-c", "user.email=a@b.invalid", "commit", "-aqm", "a")
+
+
+def test_a_release_of_what_is_committed_and_noted(clone: Path) -> None:
+    assert release.refusals(clone, "7.8.9") == []
+    (clone / "new").touch()
+    assert release.refusals(clone, "7.8.9") == ["not committed: new"]
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("CHANGELOG.md", "[7.8.9] - 2030-01-31", "[Unreleased]"),
+        ("debian/changelog", "unstable", "UNRELEASED"),
+        ("debian/changelog", "7.8.9", "7.8.8"),
+    ],
+)
+def test_no_release_of_what_is_not_noted(clone: Path, name: str, old: str, new: str) -> None:
+    text = (clone / name).read_text()
+    (clone / name).write_text(text.replace(old, new))
+    commit(clone)
+    (why,) = release.refusals(clone, "7.8.9")
+    assert why.startswith(name)
+
+
 def test_the_change_log_knows_the_version() -> None:
     text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert re.search(rf"^## \[(Unreleased|{re.escape(autoip.__version__)})\]", text, re.MULTILINE)
+
+
+def test_debian_has_the_versions_of_the_change_log() -> None:
+    """The same versions with the same dates, newest first; what is not released is UNRELEASED."""
+    ours = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    released = re.findall(r"^## \[([0-9.]+)\] - (\S+)$", ours, re.MULTILINE)
+    debian = (ROOT / "debian" / "changelog").read_text(encoding="utf-8")
+    heads = re.findall(r"^autoip \((\S+)-[0-9]+\) (\S+); ", debian, re.MULTILINE)
+    dates = [
+        str(email.utils.parsedate_to_datetime(date).date())
+        for date in re.findall(r"^ -- .*>  (.*)$", debian, re.MULTILINE)
+    ]
+    assert heads[0][0] == autoip.__version__
+    entries = list(zip(heads, dates, strict=True))
+    assert [
+        (version, date) for (version, suite), date in entries if suite != "UNRELEASED"
+    ] == released
+    unreleased = [version for (version, suite), _ in entries if suite == "UNRELEASED"]
+    assert unreleased == [
+        version for version in [autoip.__version__] if version not in dict(released)
+    ]
 
 
 def test_the_version_stands_in_one_place() -> None:

@@ -85,6 +85,10 @@ SHOWN = """\
 == SIGTERM.
    | eth0: announcing -> no-link: stopped
    Exit status 0; nothing is left.
+== A camera with an address of another network is plugged in: which address has it?
+   $ autoip scan eth0 --first
+   | eth0     192.168.77.5    GigE Vision  in another subnet: ip address add 192.168.77.6/24 dev eth0
+   Found within 0.2 s of the start.
 == All of it happened in 16 s
 """.splitlines()
 

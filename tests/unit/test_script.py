@@ -67,7 +67,7 @@ class Bench:
 
 def run(scenario: Callable[[], Awaitable[None]]) -> None:
     async def limited() -> None:
-        await asyncio.wait_for(scenario(), 60)
+        await asyncio.wait_for(scenario(), 120)
 
     asyncio.run(limited())
 

@@ -171,7 +171,14 @@ class _Taken(FakeListener):
         self._socket = socket
 
     def take_over(
-        self, fd: int, mac: bytes, phase: Phase, address: IPv4Address | None, armed: bytes | None
+        self,
+        fd: int,
+        mac: bytes,
+        phase: Phase,
+        address: IPv4Address | None,
+        armed: bytes | None,
+        generation: int = 1,
+        attached: tuple[int, int] | None = None,
     ) -> FakeSocket:
         socket = self._socket
         assert (fd, mac, phase, address) == (

@@ -1,0 +1,349 @@
+"""The kernel defends (csrc/defence.c): also while the daemon is stopped. Without CAP_BPF the helper's thread does."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket
+import time
+from collections import Counter
+from functools import partial
+from ipaddress import IPv4Address
+from math import inf
+from random import Random
+from typing import Any
+
+import pytest
+
+from autoip.core import acd
+from autoip.core.arp import ArpPacket
+from autoip.core.constants import Timing
+from autoip.core.ipv4ll import State
+from autoip.daemon.negotiator import Negotiator
+from autoip.kernel import arp_socket
+from autoip.kernel.model import Link
+from lab import Daemon, Namespace, Port, frames
+
+from .commands import report
+from .conftest import MakeDaemon
+from .helpers import NETNS, PATIENCE, RIVAL, A, B, autoip_command, bind, claimed_other, wait_until
+
+pytestmark = NETNS
+
+FAST = ("--delay", "50", "--ip", str(A))
+INTERVAL = 10.0
+"""DEFEND_INTERVAL of RFC 3927."""
+WITHOUT_BPF = ["setpriv", "--bounding-set=-bpf,-sys_admin", "--inh-caps=-all", "--"]
+BY_DAEMON = "the kernel does not defend the address itself, the daemon does"
+
+
+def conflict(port: Port) -> int:
+    """Dispute the address; a mark of the sniffer from before."""
+    since = port.sniffer.mark()
+    port.send(frames.padded(frames.conflict_request(RIVAL, A)))
+    return since
+
+
+def defended(port: Port, since: int) -> bool:
+    """Whether the address is announced within a second."""
+    with contextlib.suppress(Exception):
+        port.sniffer.wait_announcement(A, 1, since=since)
+        return True
+    return False
+
+
+def attached(daemon: Daemon, port: Port) -> None:
+    """Wait for the program's place at the interface."""
+    index = port.host.index(port.name)
+
+    def there() -> bool:
+        for number in range(3, 64):
+            with contextlib.suppress(OSError):
+                with open(f"/proc/{daemon.pid}/fdinfo/{number}", encoding="ascii") as file:
+                    text = file.read()
+                if "link_type:\ttcx\n" in text and f"ifindex:\t{index}\n" in text:
+                    return True
+        return False
+
+    wait_until(there, "the program at the interface")
+
+
+@pytest.fixture
+def bound(port: Port, make_autoip: MakeDaemon) -> Daemon:
+    daemon = make_autoip(port, *FAST)
+    bind(port, daemon)
+    if any(BY_DAEMON in limit for limit in report(daemon)["limits"]):
+        pytest.skip("needs tcx of the kernel (Linux 6.6)")
+    attached(daemon, port)
+    return daemon
+
+
+def test_a_stopped_daemon_is_defended(port: Port, bound: Daemon) -> None:
+    """def-once, def-again, def-yield: by the kernel, and then by the daemon as if it had seen each at its time."""
+    bound.signal(signal.SIGSTOP)
+    began = time.monotonic()
+    assert defended(port, conflict(port))
+    time.sleep(began + INTERVAL + 0.5 - time.monotonic())
+    assert defended(port, conflict(port))
+    since = conflict(port)  # too soon
+    assert not defended(port, since)
+    assert not defended(port, conflict(port))
+    said = len(bound.lines)
+    bound.signal(signal.SIGCONT)
+    other = claimed_other(port, A, since=since)
+    assert not port.sniffer.announcements(A, since=since)
+    bound.wait_line(f"{RIVAL} claims {A}", since=said)
+    found = report(bound)
+    assert (found["address"], found["defences"], found["conflicts"]) == (str(other), 2, 3)
+    assert not found["notes"] and "internal error" not in bound.output
+
+
+def test_a_stopped_daemon_goes_on(port: Port, bound: Daemon) -> None:
+    """def-once, def-yield: a defence by the kernel counts, so the next conflict soon after costs the address."""
+    bound.signal(signal.SIGSTOP)
+    assert defended(port, conflict(port))
+    bound.signal(signal.SIGCONT)
+    wait_until(lambda: report(bound)["defences"] == 1, "the report of the defence")
+    assert A in port.host.link_local(port.name)
+    since = conflict(port)
+    claimed_other(port, A, since=since)
+    assert not port.sniffer.announcements(A, since=since)
+
+
+def test_a_killed_daemon_does_not_defend(port: Port, bound: Daemon) -> None:
+    """The program goes with the process, and nothing of it is left."""
+    bound.kill()
+    assert not defended(port, conflict(port))
+    bind(port, bound)
+    attached(bound, port)
+    assert defended(port, conflict(port))
+    assert bound.stop() == 0
+    assert not defended(port, conflict(port))
+
+
+def test_abandon_never_arms(port: Port, make_autoip: MakeDaemon) -> None:
+    """def-abandon: not even while the daemon is stopped."""
+    daemon = make_autoip(port, *FAST, "--abandon")
+    bind(port, daemon)
+    daemon.signal(signal.SIGSTOP)
+    since = conflict(port)
+    assert not defended(port, since)
+    daemon.signal(signal.SIGCONT)
+    claimed_other(port, A, since=since)
+
+
+def test_without_the_kernel_the_thread_defends(port: Port, stack: contextlib.ExitStack) -> None:
+    """def-once, def-yield: one line in the log and in the status; the rest is as ever."""
+    command = [*WITHOUT_BPF, *autoip_command(), "eth0", *FAST]
+    daemon = stack.enter_context(Daemon(port.host, "eth0", command))
+    bind(port, daemon)
+    reason = f"{BY_DAEMON}: no permission to load a program; CAP_BPF gives it"
+    assert reason in report(daemon)["limits"]
+    assert daemon.output.count(BY_DAEMON) == 1
+    daemon.signal(signal.SIGSTOP)
+    since = conflict(port)
+    assert not defended(port, since)
+    daemon.signal(signal.SIGCONT)
+    port.sniffer.wait_announcement(A, PATIENCE, since=since)
+    wait_until(lambda: report(daemon)["defences"] == 1, "the report of the defence")
+    since = conflict(port)
+    claimed_other(port, A, since=since)
+    assert not port.sniffer.announcements(A, since=since)
+
+
+# The borders
+
+
+class Judged:
+    """A core that holds one of two addresses all the time, beside one that has no reflex and is given the same."""
+
+    def __init__(self) -> None:
+        self.mac = bytes.fromhex("020000000001")
+        self.idle = False
+        self.changes = 0
+        self.given_up = 0
+        self.defended = 0
+        self.by_reflex = 0
+        self.received: Counter[int] = Counter()
+        self.candidate: IPv4Address | None = B
+        self.change()
+
+    def change(self) -> None:
+        """Hold the other address, as after a claim."""
+        self.candidate = A if self.candidate == B else B
+        self.changes += 1
+        self._acd, self._judge = (
+            acd.Acd(
+                self.candidate, self.mac, Timing(), Random(0), 0.0, state=acd.Bound(acd.Guard())
+            )
+            for _ in range(2)
+        )
+
+    def receive(self, packet: ArpPacket, at: float, defended_at: float | None = None) -> None:
+        self.received[number_of(packet.emit())] += 1
+        self._acd.receive(packet, at, defended_at)
+        self._judge.receive(packet, at)
+        if self._judge.to_send(at) is not None:
+            self._judge.sent(at)
+        self.by_reflex += defended_at is not None
+        self._take(self._judge.next_event(), packet)
+
+    def _take(self, wanted: acd.Event | None, packet: ArpPacket) -> None:
+        if self._acd.to_send(inf) is not None:
+            return  # `sent` follows
+        event = self._acd.next_event()
+        assert type(event) is type(wanted), (event, wanted, packet)
+        if isinstance(event, acd.Conflict):
+            self.given_up += 1
+            self.change()
+        self.defended += isinstance(event, acd.Defended)
+
+    def sent(self, now: float) -> None:
+        self._acd.sent(now)
+        assert isinstance(self._acd.next_event(), acd.Defended)
+        self.defended += 1
+
+    def refused(self, now: float) -> None:
+        raise AssertionError("the kernel takes each frame")
+
+    def to_send(self, now: float) -> ArpPacket | None:
+        return None if self.idle else self._acd.to_send(now)
+
+    def handle_timer(self, now: float) -> None:
+        self._acd.handle_timer(now)
+
+    state = State.BOUND
+
+    @property
+    def listen(self) -> acd.Listen:
+        return acd.Listen.NOTHING if self.idle else self._acd.listen
+
+    @property
+    def reflex(self) -> ArpPacket | None:
+        return None if self.idle else self._acd.reflex
+
+
+def numbered(number: int, address: IPv4Address) -> bytes:
+    """A conflict, by a frame of a length that the program or only the thread answers."""
+    target = f"02:00:{number >> 24 & 255:02x}:{number >> 16 & 255:02x}:{number >> 8 & 255:02x}:{number & 255:02x}"
+    frame = frames.arp(frames.REQUEST, sha=RIVAL, spa=address, tha=target, tpa="169.254.0.1")
+    return [frame, frames.padded(frame), frames.padded(frame), frames.padded(frame, 100)][
+        number % 4
+    ]
+
+
+def number_of(frame: bytes) -> int:
+    return int.from_bytes(frame[34:38], "big")
+
+
+class Borders:
+    """Everything that can happen, in any order, on the loopback interface of a namespace."""
+
+    def __init__(self, seed: int, defence: arp_socket.Defence | None) -> None:
+        self.random = Random(seed)
+        self.core = Judged()
+        self.wire = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
+        self.wire.bind(("lo", 3))
+        self.wire.setblocking(False)
+        self.listener = arp_socket.ArpListener(defence, pytest.fail)
+        self.announced = self.changes = self.former = 0
+        self.due: set[int] = set()
+        """Numbers of the conflicts that must be received."""
+        self.count = 0
+        clock = partial(time.clock_gettime, time.CLOCK_BOOTTIME)
+        core: Any = self.core
+        self.sock = self.listener.open(1, self.core.mac)
+        self.negotiator = Negotiator(lambda *_: self.sock, clock, lambda _: core, pytest.fail)
+        assert self.negotiator.attach(Link(1, "lo", self.core.mac, 1, 0, None, None, None))
+        self.negotiator.watch()
+
+    def step(self) -> None:
+        what = self.random.choices(
+            ("conflict", "read", "timer", "pause", "idle", "change"), WEIGHTS
+        )[0]
+        if what == "conflict":
+            self.count += 1
+            address = A if self.random.random() < 0.5 else B
+            if address == self.core.candidate and not self.core.idle:
+                self.due.add(self.count)
+            self.wire.send(numbered(self.count, address))
+        elif what == "read":
+            self.read()
+        elif what == "timer":
+            self.poll()
+        elif what == "pause":
+            time.sleep(self.random.random() * SHORT)
+        elif what == "idle":
+            self.core.idle = not self.core.idle
+            self.core.changes += 1
+            self.poll()
+        else:
+            self.core.change()
+            self.poll()
+        self.look()
+
+    def poll(self) -> None:
+        while self.negotiator.poll():
+            pass
+        self.negotiator.watch()
+
+    def read(self) -> None:
+        for received in self.listener.drain():
+            # Answered for an address that was given up since, for another reason.
+            former = received.generation != self.sock.generation
+            self.former += former and received.defended_at is not None
+            self.negotiator.receive(received)
+            self.poll()
+
+    def look(self) -> None:
+        if self.changes != self.core.changes:
+            self.changes = self.core.changes
+            self.due.clear()  # what has come for the former address is nobody's
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                frame, address = self.wire.recvfrom(128)
+                ours = frame[22:28] == self.core.mac and frame[28:32] == frame[38:42]
+                self.announced += ours and address[2] == socket.PACKET_OUTGOING
+
+    def settle(self) -> None:
+        """All that has come is received, once; all that was sent is known to the core."""
+        until = time.monotonic() + PATIENCE
+        before = -1, -1
+        while (
+            before != (before := (self.core.defended, len(self.core.received)))
+            or self.due - self.core.received.keys()
+        ):
+            assert time.monotonic() < until, sorted(self.due - self.core.received.keys())
+            time.sleep(0.01)
+            self.read()
+            self.look()
+        assert set(self.core.received.values()) <= {1}
+
+
+SHORT = 0.003
+WEIGHTS = (50, 25, 10, 12, 1, 2)
+STEPS = 10_000
+
+
+@pytest.mark.parametrize("who", ["kernel", "thread"])
+def test_borders(who: str, stack: contextlib.ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """def-once, def-yield, def-again: whatever comes when, it is judged once, and as the core alone would judge it."""
+    monkeypatch.setattr(acd, "DEFEND_INTERVAL", SHORT)
+    host = stack.enter_context(Namespace("borders"))
+    host.ip("link set lo up")
+
+    def run() -> None:
+        defence = arp_socket.load_defence(SHORT) if who == "kernel" else None
+        if isinstance(defence, str):
+            pytest.skip(defence)
+        borders = Borders(0x3927, defence)
+        with borders.listener, borders.wire:
+            for _ in range(STEPS // 100):
+                for _ in range(100):
+                    borders.step()
+                borders.settle()
+                assert borders.announced == borders.core.defended + borders.former
+        core = borders.core
+        assert core.given_up > 100 and core.by_reflex > 300, vars(core)
+
+    host.call(run)

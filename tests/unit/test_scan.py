@@ -1,0 +1,429 @@
+"""The parts of a scan without input or output: order, pace, frames, answers, hosts. And what a user can get wrong."""
+
+from __future__ import annotations
+
+import random
+import struct
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from autoip.commands.main import main
+from autoip.commands.scan import report, udp, vendor
+from autoip.commands.scan.hosts import HOSTS_MAX, MANY, Host, Hosts, clean, reach
+from autoip.commands.scan.questions import dhcp, dns, gvcp, mdns, ssdp, vxi11, wsd
+from autoip.commands.scan.sweep import BATCH, PASS_TIME, PASSES, RATE_MIN, Sweep
+
+FIRST = 0xA9FE0001
+MAC = b"\x00\x11\x1c\x0a\x0b\x0c"
+CAMERA = 0xC0A84D05
+FAST = 1e7
+"""Requests a second: `--rate max`."""
+MASK24 = 0xFFFFFF00
+
+
+def sweep(count: int = 1000, rate: float = 1000.0, **others: Any) -> Sweep:
+    settings: dict[str, Any] = {"likely": (), "skip": (), "seed": 7, **others}
+    return Sweep(FIRST, count, settings["likely"], settings["skip"], rate, settings["seed"])
+
+
+def asked(one: Sweep, until: float = 1000.0, step: float = 0.01) -> Iterator[tuple[float, int]]:
+    """When and for what a sweep asks, on a clock that is looked at every `step` seconds."""
+    for tick in range(int(until / step)):
+        due = list(one.due(tick * step))
+        one.sent(len(due), tick * step)
+        yield from ((tick * step, address) for address in due)
+        if one.over:
+            return
+
+
+# --- the sweep -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 254, 1000, 1024])
+def test_every_silent_address_is_asked_for_twice_and_no_other(count: int) -> None:
+    found = [address for _, address in asked(sweep(count))]
+    assert sorted(found) == sorted([*range(FIRST, FIRST + count)] * PASSES)
+
+
+def test_likely_addresses_come_first_and_the_others_in_no_order() -> None:
+    likely = (FIRST + 500, FIRST + 3)
+    found = [address for _, address in asked(sweep(likely=(*likely, 0x0A000001)))]
+    assert found[:2] == list(likely)
+    others = found[2:1000]
+    assert others != sorted(others)
+    assert others != [address for _, address in asked(sweep(likely=likely, seed=8))][2:1000]
+
+
+def test_our_own_addresses_are_not_asked_for() -> None:
+    assert FIRST + 5 not in [address for _, address in asked(sweep(skip={FIRST + 5}))]
+
+
+def test_a_host_that_has_answered_is_not_asked_for_in_the_second_pass() -> None:
+    one = sweep(100, 10_000.0)
+    found = []
+    for at, address in asked(one):
+        found.append(address)
+        if address == FIRST + 9:
+            assert one.heard(address, at + 0.25) == pytest.approx(0.25)
+    # Once, and as often as it is looked at whether it answers still.
+    assert found.count(FIRST + 8) == 2
+    assert found[found.index(FIRST + 9) + 1 :].count(FIRST + 9) <= 1 + one.turn
+
+
+def test_the_pace_is_the_rate() -> None:
+    times = [at for at, _ in asked(sweep(1000, 500.0))]
+    assert len([at for at in times if at < 1.0]) in range(490, 511)
+    assert times[-1] == pytest.approx(4.0, abs=0.1)
+
+
+def test_what_was_missed_while_the_process_slept_is_not_sent_at_once() -> None:
+    one = sweep(10_000, 1000.0)
+    one.sent(len(one.due(0.0)), 0.0)
+    assert len(one.due(5.0)) <= 50
+
+
+def test_the_second_pass_is_not_at_once_on_a_small_network() -> None:
+    times = [at for at, _ in asked(sweep(10, FAST))]
+    assert times[9] < 0.05
+    assert times[10] >= PASS_TIME
+
+
+def test_at_the_greatest_rate_a_batch_is_due_at_any_time() -> None:
+    one = sweep(10_000, FAST)
+    one.sent(len(one.due(0.0)), 0.0)
+    for now in (1.0, 1.001, 1.002):
+        due = one.due(now)
+        assert len(due) == BATCH
+        one.sent(len(due), now)
+        assert one.next_time(now) == now
+
+
+def test_what_the_kernel_did_not_take_is_offered_again() -> None:
+    one = sweep(rate=FAST)
+    one.sent(len(one.due(0.0)), 0.0)
+    due = list(one.due(1.0))
+    one.sent(100, 1.0)
+    assert list(one.due(1.0))[: BATCH - 100] == due[100:]
+
+
+@pytest.mark.parametrize("rate", [5000.0, FAST])
+def test_the_pace_is_halved_when_the_kernel_has_no_room_but_has_a_floor(rate: float) -> None:
+    one = sweep(60_000, rate)
+    one.sent(len(one.due(0.0)), 0.0)
+    before = min(one.rate, 1e9)
+    one.refused(1.0)
+    assert one.rate <= before / 2
+    assert len(one.due(1.0)) == 0  # a pause
+    for again in range(60):
+        one.refused(2.0 + again)
+    assert one.rate == RATE_MIN
+
+
+def test_the_pace_is_halved_when_a_known_host_stops_answering() -> None:
+    one = sweep(60_000, 2000.0)
+    silent = sweep(60_000, 2000.0)
+    for both in (one, silent):
+        both.heard(FIRST + 1, 0.0)
+    for tick in range(400):
+        for each in (one, silent):
+            due = list(each.due(tick * 0.01))
+            each.sent(len(due), 0.0)
+            if each is one and FIRST + 1 in due:
+                each.heard(FIRST + 1, 0.0)
+    assert one.rate == 2000.0
+    assert silent.rate <= 1000.0
+
+
+# --- frames ----------------------------------------------------------------------------------------
+
+
+def test_a_datagram_becomes_a_frame_and_again_a_datagram() -> None:
+    sent = udp.Datagram(MAC, FIRST, mdns.GROUP, 40000, 5353, b"payload")
+    frame = udp.emit(sent, 255)
+    assert frame[:6] == bytes.fromhex("01005e0000fb")
+    assert sum(struct.unpack("!10H", frame[14:34])) % 0xFFFF == 0  # RFC 1071
+    assert udp.parse(frame) == sent
+    assert udp.parse(frame + bytes(20)) == sent  # the padding of a short frame
+    assert udp.emit(sent._replace(destination=0xFFFFFFFF), 1)[:6] == b"\xff" * 6
+
+
+@pytest.mark.parametrize(
+    ("at", "byte"), [(12, 0x86), (14, 0x65), (14, 0x41), (20, 0x1F), (21, 1), (23, 6)]
+)
+def test_a_frame_that_is_not_a_datagram_is_nothing(at: int, byte: int) -> None:
+    frame = bytearray(udp.emit(udp.Datagram(MAC, FIRST, CAMERA, 1, 2, b"x"), 1))
+    frame[at] = byte
+    assert udp.parse(bytes(frame)) is None
+    assert udp.parse(bytes(frame[:41])) is None
+
+
+# --- answers ---------------------------------------------------------------------------------------
+
+
+def camera_ack() -> bytes:
+    """DISCOVERY_ACK, field by field as the bootstrap registers have them."""
+    device = struct.pack("!HHI2x6sII12xI12xI12xI", 1, 2, 0, MAC, 7, 5, CAMERA, MASK24, 0)
+    for text, size in (
+        ("ACME", 32),
+        ("Eye 5", 32),
+        ("1", 32),
+        ("", 48),
+        ("S123", 16),
+        ("left", 16),
+    ):
+        device += text.encode().ljust(size, b"\0")
+    assert len(device) == 248
+    return struct.pack("!HHHH", 0, 3, len(device), 1) + device
+
+
+def test_a_camera_says_what_it_is_and_where() -> None:
+    found = gvcp.answer(camera_ack())
+    assert found is not None
+    assert found == (("left",), ("GigE Vision", "ACME Eye 5", "serial S123"), CAMERA, MAC, MASK24)
+    assert gvcp.question() == bytes.fromhex("4211000200000001")
+    assert gvcp.answer(camera_ack()[:-1]) is None
+    assert gvcp.answer(b"\x80" + camera_ack()[1:]) is None
+
+
+def record(owner: bytes, kind: int, data: bytes) -> bytes:
+    return owner + struct.pack("!HHIH", kind, 1, 120, len(data)) + data
+
+
+def response(*records: bytes, flags: int = 0x8400) -> bytes:
+    return struct.pack("!HHHHHH", 0, flags, 0, len(records), 0, 0) + b"".join(records)
+
+
+HTTP = b"\x05_http\x04_tcp\x05local\0"
+
+
+def test_multicast_dns_names_hosts_and_services() -> None:
+    message = response(
+        record(HTTP, dns.PTR, b"\x03web\xc0\x0c"),
+        record(b"\x03web\xc0\x0c", dns.SRV, struct.pack("!HHH", 0, 0, 80) + b"\x03box\x05local\0"),
+        record(b"\x03box\x05local\0", dns.A, b"\xa9\xfe\x07\x07"),
+        record(
+            b"\x09_services\x07_dns-sd\x04_udp\x05local\0", dns.PTR, b"\x04_ssh\x04_tcp\x05local\0"
+        ),
+    )
+    found = mdns.answer(message)
+    assert found is not None
+    assert found[:2] == (("box", "web"), ("_http._tcp", "_ssh._tcp"))
+    assert (
+        mdns.answer(response(record(HTTP, dns.PTR, b"\x03web\xc0\x0c"), flags=0)) is None
+    )  # a question
+
+
+def test_the_name_of_an_address_is_asked_for_and_read() -> None:
+    message = mdns.reverse([0xA9FE0709])
+    owner = b"\x019\x017\x03254\x03169\x07in-addr\x04arpa\0"
+    assert message == struct.pack("!HHHHHH", 0, 0, 1, 0, 0, 0) + owner + b"\0\x0c\x80\x01"
+    found = mdns.answer(response(record(owner, dns.PTR, b"\x03box\x05local\0")))
+    assert found is not None
+    assert found.names == ("box",)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [b"\xc0\x0c", b"\xc0\xff", b"\x03abc\xc0\x0c", b"\x40" + b"a" * 64 + b"\0", b"\x3f" + b"a" * 9],
+    ids=["to itself", "forward", "loop", "label of 64", "cut"],
+)
+def test_a_name_that_loops_or_is_too_long_ends_the_reading(name: bytes) -> None:
+    assert dns.records(response(record(name, dns.PTR, name))) == []
+
+
+def test_pointers_behind_one_another_are_not_followed_beyond_the_length_of_a_name() -> None:
+    body = b"\x3f" + b"a" * 63 + b"\0"
+    for _ in range(2000):
+        body += b"\x3f" + b"b" * 63 + struct.pack("!H", 0xC000 | (12 + len(body) - 66))
+        if len(body) > 16000:
+            break
+    assert dns.records(struct.pack("!HHHHHH", 0, 0x8400, 200, 200, 0, 0) + body) == []
+
+
+def test_a_camera_of_onvif_is_read_without_an_xml_parser() -> None:
+    text = (
+        "<e:Envelope><d:ProbeMatches><d:Types>dn:NetworkVideoTransmitter tds:Device</d:Types><d:Scopes>"
+        "onvif://www.onvif.org/name/Front%20door onvif://www.onvif.org/hardware/X1</d:Scopes></d:ProbeMatches>"
+    )
+    found = wsd.answer(text.encode())
+    assert found is not None
+    assert found[:2] == (("Front door",), ("NetworkVideoTransmitter", "Device", "X1"))
+    assert wsd.answer(wsd.question()) is None
+    assert wsd.question() != wsd.question()  # each has a number of its own
+
+
+def test_upnp_names_device_and_software() -> None:
+    lines = (
+        "HTTP/1.1 200 OK",
+        "Server: Linux UPnP/1.0",
+        "ST: urn:schemas-upnp-org:device:Basic:1",
+        "",
+        "",
+    )
+    found = ssdp.answer("\r\n".join(lines).encode())
+    assert found is not None
+    assert found.kinds == ("Basic", "Linux UPnP/1.0")
+    assert ssdp.answer(ssdp.question()) is None
+
+
+def test_an_instrument_has_a_port_for_vxi_11() -> None:
+    reply = (0x6175746F, 1, 0, 0, 0, 0)
+    found = vxi11.answer(struct.pack("!7I", *reply, 1024))
+    assert found is not None
+    assert found.kinds == ("VXI-11",)
+    found = vxi11.answer(struct.pack("!7I", *reply, 0))
+    assert found is not None
+    assert found.kinds == ()
+    assert vxi11.answer(struct.pack("!7I", 1, *reply[1:], 1024)) is None
+
+
+def test_a_client_that_asks_for_a_lease_is_known_by_its_mac() -> None:
+    discover = struct.pack("!BBBB8xI12x6s202x4s", 1, 1, 6, 0, 0, MAC, b"\x63\x82\x53\x63")
+    found = dhcp.answer(discover + b"\0\x35\x01\x01\x0c\x03box\xff")
+    assert found == (("box",), ("asks for a lease",), None, MAC, None)
+    offer = b"\x02" + discover[1:]
+    found = dhcp.answer(offer + b"\x35\x01\x02\xff")
+    assert found is not None
+    assert found.kinds == ("DHCP server",)
+    assert dhcp.answer(discover[:-1] + b"\0") is None
+
+
+@pytest.mark.parametrize(
+    "module", [gvcp, mdns, wsd, ssdp, vxi11, dhcp], ids=lambda one: one.__name__
+)
+def test_no_bytes_raise(module: ModuleType) -> None:
+    rng = random.Random(1)
+    good = [
+        camera_ack(),
+        response(record(HTTP, dns.PTR, b"\x03web\xc0\x0c")),
+        b"NOTIFY \r\nNT:urn",
+        b"Hello<Types",
+    ]
+    good.append(
+        struct.pack("!BBBB8xI12x6s202x4s", 1, 1, 6, 0, 0, MAC, b"\x63\x82\x53\x63")
+        + b"\x35\x01\x01"
+    )
+    for _ in range(3000):
+        data = bytearray(rng.choice(good))
+        for _ in range(rng.randrange(1, 8)):
+            data[rng.randrange(len(data))] = rng.randrange(256)
+        module.answer(bytes(data[: rng.randrange(len(data) + 1)]))
+        module.answer(rng.randbytes(rng.randrange(64)))
+    module.answer(b"\xc0" * 65535)
+    module.answer(b"Hello" + b"<Types" * 10000)
+
+
+# --- hosts -----------------------------------------------------------------------------------------
+
+
+def test_a_strangers_text_cannot_command_a_terminal() -> None:
+    assert clean("a\x1b[2Jb\r\n\u202ec\x9b") == "a?[2Jb???c?"
+    assert len(clean("x" * 65535)) == 64
+    host = Host("eth0", FIRST, MAC, 1.0)
+    host.learn("mdns", ["evil\x1b]0;x\a"] * 3, [f"kind {number}" for number in range(1000)])
+    assert report.line(host).isprintable()
+    assert len(host.names) + len(host.kinds) <= 16
+
+
+def test_forged_hosts_cost_bounded_memory() -> None:
+    hosts = Hosts()
+    for number in range(100_000):
+        hosts.seen("eth0", FIRST + number, struct.pack("!HI", 2, number), 1.0)
+    assert len(hosts) == HOSTS_MAX
+    assert hosts.left_out == 100_000 - HOSTS_MAX
+    assert len(list(hosts.findings())) == 1
+    everything = Hosts(everything=True)
+    for number in range(100_000):
+        everything.seen("eth0", FIRST + number, MAC, 1.0)
+    assert len(everything) == HOSTS_MAX
+
+
+def test_one_mac_that_answers_everything_is_one_line() -> None:
+    hosts = Hosts()
+    shown = [hosts.seen("eth0", FIRST + number, MAC, 1.0) for number in range(1000)]
+    assert len([one for one in shown if one is not None]) == MANY
+    (line,) = hosts.findings()
+    assert "answers for 1000 addresses: proxy ARP" in line
+
+
+def test_one_address_of_two_hosts_is_a_conflict() -> None:
+    hosts = Hosts()
+    first, again = (hosts.seen("eth0", FIRST, MAC, 1.0) for _ in range(2))
+    other = hosts.seen("eth0", FIRST, b"\2" + MAC[1:], 1.0)
+    hosts.seen("eth1", FIRST, b"\4" + MAC[1:], 1.0)
+    assert first is not None and again is not None and other is not None
+    assert (first[1], again[1], other[1]) == (True, False, True)
+    assert hosts.rivals(other[0]) == [first[0]]
+    (line,) = hosts.findings()
+    assert line == "eth0: 169.254.0.1 is in use by 2 hosts: 00:11:1c:0a:0b:0c and 02:11:1c:0a:0b:0c"
+
+
+@pytest.mark.parametrize(
+    ("address", "mask", "how"),
+    [
+        (0xC0A84D05, MASK24, "ip address add 192.168.77.6/24 dev eth0"),
+        (0xC0A84DFE, None, "ip address add 192.168.77.253/24 dev eth0"),
+        (0x0A000001, 0xFF000000, "ip address add 10.0.0.2/8 dev eth0"),
+        (0xA9FE0101, None, None),
+        (0x0A000001, 0x12345678, "ip address add 10.0.0.2/24 dev eth0"),
+    ],
+)
+def test_the_command_that_reaches_a_host(address: int, mask: int | None, how: str | None) -> None:
+    found = reach("eth0", address, mask, [(0xA9FE0909, 0xFFFF0000)])
+    assert found == (how and f"in another subnet: {how}")
+
+
+def test_vendors_come_from_the_systems_list(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    hwdb, oui = tmp_path / "hwdb", tmp_path / "oui.txt"
+    hwdb.write_text(
+        "# list\n\nOUI:00111C*\n ID_OUI_FROM_DATABASE=Pleora Technologies\n\n"
+        "OUI:0050C2*\n ID_OUI_FROM_DATABASE=IEEE Registration Authority\n\n"
+        "OUI:0050C2001*\n ID_OUI_FROM_DATABASE=JMBS Developpements\n"
+    )
+    oui.write_text("00-11-1C   (hex)\t\tPleora\n00111C     (base 16)\t\tPleora\n\t\t\t\tQuebec\n")
+    of_hwdb, *_, of_ieee = vendor._LISTS.values()
+    monkeypatch.setattr(vendor, "_LISTS", {str(tmp_path / "none"): b"", str(hwdb): of_hwdb})
+    vendor._listed.cache_clear()
+    assert vendor.vendor(MAC) == "Pleora Technologies"
+    assert vendor.vendor(bytes.fromhex("0050c2001234")) == "JMBS Developpements"
+    assert vendor.vendor(bytes.fromhex("0050c2fff234")) == "IEEE Registration Authority"
+    assert vendor.vendor(bytes.fromhex("001122334455")) is None
+    assert vendor.vendor(b"\2" + MAC[1:]) == "locally administered"
+    monkeypatch.setattr(vendor, "_LISTS", {str(oui): of_ieee})
+    vendor._listed.cache_clear()
+    assert vendor.vendor(MAC) == "Pleora"
+    monkeypatch.undo()
+    vendor._listed.cache_clear()
+
+
+# --- words -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--rate", "0"], "--rate 0: not a whole number from 1 to 10000000, or 'max'"),
+        (["--count", "none"], "--count none: not a whole number from 1 to 999999"),
+        (["--mac", "00:1"], "--mac 00:1: not a hardware address"),
+        (
+            ["--net", "10.0.0.0/8"],
+            "--net 10.0.0.0/8: too large; allowed are networks from /16 to /32",
+        ),
+        (["--net", "10.0.0.1/24"], "--net 10.0.0.1/24: not a network"),
+        (["--delay", "0"], "--delay 0: not a whole number of milliseconds"),
+        (["no-such-if"], "no-such-if: no such interface"),
+    ],
+)
+def test_a_wrong_word_is_one_line(
+    words: list[str], line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["scan", *words]) == 2
+    assert line in capsys.readouterr().err
+
+
+def test_an_interface_without_arp_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["scan", "lo"]) == 5
+    assert "lo: not an interface that speaks ARP" in capsys.readouterr().err
