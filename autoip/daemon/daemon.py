@@ -35,7 +35,7 @@ from autoip.daemon.served import Selection, Served
 from autoip.daemon.terminal import Hangup
 from autoip.errors import AutoipError, KernelRefused, NoPermission, NotArp, UsageError
 from autoip.kernel import tcp_connections
-from autoip.kernel.arp_socket import NOT_IN_KERNEL, ArpListener, Defence
+from autoip.kernel.arp_socket import ArpListener, Defence
 from autoip.kernel.capabilities import as_owner
 from autoip.kernel.model import (
     Link,
@@ -76,7 +76,7 @@ class Settings:
         script: absolute path of the script to which each address is reported; None: no script.
         script_style: a key of `script.STYLES`.
         program: result of `arp_socket.load_broadcast`.
-        defence: result of `arp_socket.load_defence`.
+        defence: result of `arp_socket.load_defence`; empty: the kernel was not asked.
         trace: records all that happens; None: no trace.
         limits: what cannot be done in this process, one line each; logged already.
         handed: what the program before in this process has handed over; None: this is the first one.
@@ -91,7 +91,7 @@ class Settings:
     script: str | None = None
     script_style: str = ""
     program: int | str = "no program was loaded"
-    defence: Defence | str = f"{NOT_IN_KERNEL}: no program was loaded"
+    defence: Defence | str = ""
     trace: Trace | None = None
     selection: Selection | None = None
     limits: Sequence[str] = ()
@@ -153,7 +153,7 @@ class Daemon(ResumableDaemon):
         known = kernel.network.limits
         known += [limit for limit in self._handed.limits if limit not in known]
         self._limits_logged = len(kernel.network.limits)
-        if isinstance(settings.defence, str):
+        if settings.defence and isinstance(settings.defence, str):
             kernel.network.limit(settings.defence)
         self._status = ""
         self._served: Served | None = None

@@ -144,7 +144,13 @@ def test_an_upgrade_reloads(machine: Booted) -> None:
     assert traffic.got == list(range(traffic.sent)) and traffic.sent > 1000
     assert f"version {autoip.__version__} goes on for {BEFORE}" in journal_of(machine)
     assert (wait_bound(machine), show(machine, "autoip@eth0", "MainPID")) == (address, pid)
-    assert machine.run("readlink", "-f", "/usr/sbin/avahi-autoipd") == "/usr/bin/autoip\n"
+
+
+def test_by_the_name_of_avahi_autoipd(machine: Booted) -> None:
+    machine.run("avahi-autoipd", "--daemonize", "eth1")
+    machine.run("avahi-autoipd", "--check", "eth1")
+    machine.run("avahi-autoipd", "--kill", "eth1")
+    machine.run("sh", "-c", "! avahi-autoipd --check eth1")
 
 
 def test_a_refused_reload_fails_no_upgrade(machine: Booted) -> None:

@@ -236,6 +236,10 @@ def number_of(frame: bytes) -> int:
     return int.from_bytes(frame[34:38], "big")
 
 
+def _failed(error: OSError) -> None:
+    raise error
+
+
 class Borders:
     """Everything that can happen, in any order, on the loopback interface of a namespace."""
 
@@ -253,7 +257,7 @@ class Borders:
         clock = partial(time.clock_gettime, time.CLOCK_BOOTTIME)
         core: Any = self.core
         self.sock = self.listener.open(1, self.core.mac)
-        self.negotiator = Negotiator(lambda *_: self.sock, clock, lambda _: core, pytest.fail)
+        self.negotiator = Negotiator(lambda *_: self.sock, clock, lambda _: core, _failed)
         assert self.negotiator.attach(Link(1, "lo", self.core.mac, 1, 0, None, None, None))
         self.negotiator.watch()
 

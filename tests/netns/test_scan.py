@@ -18,7 +18,7 @@ from lab import LabError, Port, answers_probes, frames
 from lab.crowd import answers
 from lab.daemon import REPOSITORY
 from lab.devices import Camera, NetworkCamera
-from lab.peers import AvahiDaemon
+from lab.peers import PEERS, AvahiDaemon, Peer
 from tests.require import requires_program
 
 from .conftest import MakeDaemon, MakeHost, autoip_command
@@ -29,6 +29,10 @@ pytestmark = NETNS
 OURS = "169.254.9.9"
 CONFLICT = ("02:00:00:00:00:aa", "02:00:00:00:00:bb")
 CAMERA_MAC = "00:11:1c:0a:0b:0c"
+
+
+def requires(name: str, kind: type[Peer]) -> Any:
+    return pytest.param(kind, id=name, marks=requires_program(name, kind.package))
 
 
 @contextlib.contextmanager
@@ -125,6 +129,21 @@ def test_a_scan_without_an_address_claims_one_and_gives_it_back(make_host: MakeH
     assert len([f for f in sent if f.is_probe and str(f.tpa) == sender]) == 3
     assert not port.host.addresses("eth0")
     assert any(f.op == frames.REPLY and str(f.spa) == sender for f in sent)
+
+
+@pytest.mark.parametrize("kind", [requires(name, kind) for name, kind in PEERS.items()])
+def test_the_hosts_of_other_programs_are_found(
+    kind: type[Peer], make_host: MakeHost, stack: contextlib.ExitStack
+) -> None:
+    port = make_host(plugged=True)
+    device = make_host(plugged=True)
+    port.host.ip(f"address add {OURS}/16 dev eth0")
+    peer = stack.enter_context(kind(device))
+    peer.start()
+    address = peer.wait_address(PATIENCE)
+    found, _ = scan(port, "--rate", "max", "--mac", device.mac, "--first")
+    assert [(host["address"], host["mac"]) for host in found] == [(str(address), device.mac)]
+    assert device.host.link_local("eth0") == [address]
 
 
 @requires_program(AvahiDaemon.program, AvahiDaemon.package)
