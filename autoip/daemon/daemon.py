@@ -18,6 +18,7 @@ from autoip.control.server import Clients, Handler, Server
 from autoip.core.constants import LINK_LOCAL_NETWORK
 from autoip.core.policy import Kind
 from autoip.daemon.address_store import AddressStore
+from autoip.daemon.cables import Cables
 from autoip.daemon.distribution import Distribution
 from autoip.daemon.foreign_default_route import ForeignDefaultRoute
 from autoip.daemon.handover import Handover
@@ -41,6 +42,8 @@ from autoip.kernel.model import (
     Resync,
     ethernet_like,
 )
+from autoip.kernel.neighbour_routes import GivenUp
+from autoip.kernel.neighbour_socket import NeighbourSocket
 from autoip.kernel.network import Network
 from autoip.kernel.timers import ClockWatch, Timer
 from autoip.log import NOTICE
@@ -116,7 +119,8 @@ async def run(settings: Settings, log: logging.Logger) -> None:
             contextlib.closing(Timer()) as timer,
             contextlib.closing(ClockWatch()) as clock_watch,
         ):
-            kernel = Kernel(network, listener, tcp_connections, timer, clock_watch, boottime)
+            parts = (network, listener, tcp_connections, timer, clock_watch, boottime)
+            kernel = Kernel(*parts, NeighbourSocket, GivenUp)
             await Daemon(settings, log, kernel).run()
     finally:
         network.close()
@@ -158,12 +162,14 @@ class Daemon(ResumableDaemon):
         self._distribution = Distribution(
             lambda: self._interfaces, self._host, kernel.listener, self._served, log
         )
+        self._cables = Cables(kernel, self._host, log)
         directory = Path(state_directory(settings.environ)) if settings.keep_state else None
         self._shared = Shared(
             kernel=kernel,
             host=self._host,
             store=AddressStore(directory),
             limits=self._follower.limits,
+            cables=self._cables,
             changed=self._changed,
             trace=settings.trace,
         )
@@ -225,9 +231,9 @@ class Daemon(ResumableDaemon):
                     watcher.cancel()
                 self._host.foreign_default_route.close()
                 await self._follower.stop()
-                await asyncio.gather(
-                    *(self._end(i) for i in [*self._interfaces]), return_exceptions=True
-                )
+                ends = map(self._end, [*self._interfaces])
+                await asyncio.gather(*ends, return_exceptions=True)
+                await self._cables.stop()
 
     async def _start(self) -> None:
         """Sweep what a crash left, open the control sockets, and follow routes if an interface has one to keep."""
@@ -342,6 +348,7 @@ class Daemon(ResumableDaemon):
     async def _watch(self) -> None:
         while True:
             self._distribution.event(await self._network.next_event())
+            self._cables.update(self._interfaces)
 
     async def _watch_losses(self) -> None:
         while True:
@@ -399,6 +406,7 @@ class Daemon(ResumableDaemon):
         self._limits_logged = len(self._network.limits)
         if not self._serving:
             return
+        self._cables.update(self._interfaces)
         lines = [interface.summary for interface in self._interfaces]
         if self._served is not None:
             lines = [*lines, *self._served.summary] or ["waits for interfaces"]
