@@ -13,7 +13,7 @@ frames dropped on purpose.
 from __future__ import annotations
 
 import errno
-import secrets
+import os
 import socket
 import struct
 from collections.abc import Iterable
@@ -88,7 +88,7 @@ class _Digest:
     """31 bits of address and hardware address."""
 
     def __init__(self) -> None:
-        self._factors = [secrets.randbits(31) | 1 for _ in range(3)]
+        self._factors: list[int] = [one | 1 for one in struct.unpack("=3I", os.urandom(12))]
 
     def of(self, address: IPv4Address, mac: bytes) -> int:
         first, second, third = self._factors
