@@ -26,6 +26,7 @@ from bench import (
     fallback,
     hooks,
     idle,
+    neighbours,
     package,
     punctuality,
     reload,
@@ -50,6 +51,7 @@ BENCHMARKS: dict[str, Callable[[Setting], Result]] = {
     commands.NAME: commands.measure,
     hooks.NAME: hooks.measure,
     fallback.NAME: fallback.measure,
+    neighbours.NAME: neighbours.measure,
     scan.NAME: scan.measure,
     package.NAME: package.measure,
 }

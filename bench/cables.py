@@ -30,10 +30,13 @@ class Cable:
         return mac_bytes(self.mac)
 
 
-def lay(yonder: Namespace, host: Namespace, count: int = 1) -> list[Cable]:
-    """Make cables whose ends in `host` are eth0, eth1, ...; they carry frames. Raises LabError."""
+def lay(yonder: Namespace, host: Namespace, count: int = 1, *, first: int = 0) -> list[Cable]:
+    """Make cables whose ends in `host` are eth0, eth1, ..., or from another number on; they carry frames.
+
+    Raises LabError.
+    """
     cables = []
-    for index in range(count):
+    for index in range(first, first + count):
         number = next(_numbers)
         low = f"{number >> 8:02x}:{number & 0xFF:02x}"
         mac, far_mac = f"02:00:00:01:{low}", f"02:00:00:02:{low}"

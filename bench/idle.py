@@ -118,6 +118,11 @@ def _memory(pid: int) -> dict[str, float]:
     return {key: float(value) for key, value in found}
 
 
+def resident(pid: int) -> float:
+    """Return the resident memory of a process, in kB."""
+    return _memory(pid)["VmRSS"]
+
+
 def _imports(code: str) -> dict[str, float]:
     """Return the same of a bare Python."""
     process = subprocess.Popen(

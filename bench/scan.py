@@ -33,7 +33,7 @@ OURS = "169.254.9.9"
 NETWORK = "169.254.0.0/16"
 CAMERA_MAC = "00:11:1c:0a:0b:0c"
 LIMIT = 400
-"""Seconds that a program may take."""
+"""Seconds after which a program is stopped: it has found what it has printed."""
 PROGRAMS: dict[str, tuple[str, ...]] = {
     "autoip scan": (*AUTOIP, "scan", "eth0"),
     "autoip scan --rate max": (*AUTOIP, "scan", "eth0", "--rate", "max"),
@@ -153,7 +153,7 @@ def _run(cable: Cable, command: Sequence[str], wanted: set[str]) -> tuple[int, f
     """How many hosts a program finds, its time and CPU time in seconds, and its memory in MB."""
     began = time.monotonic()
     child = cable.host.popen(
-        ["/usr/bin/env", *command],
+        ["timeout", str(LIMIT), *command],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         cwd=REPOSITORY,

@@ -6,7 +6,6 @@ import contextlib
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -87,7 +86,7 @@ def measure(setting: Setting) -> Result:
 def _program(
     setting: Setting,
     enter: Callable[[AbstractContextManager[Any]], Any],
-    flood: Path,
+    flood: str,
     question: str,
     result: Result,
 ) -> float:

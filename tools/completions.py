@@ -65,7 +65,7 @@ def bash_values(tables: Tables) -> str:
                 # An optional value follows an equals sign.
                 equals = "=" if option.alone else ""
                 places.setdefault(offered, []).append(f"{command}:{option.flag}{equals}")
-        if len(named(options)) == len(options):
+        if not any(option.operand and (option.values or option.offers) for option in options):
             places.setdefault("operand ", []).append(f"{command}:{command}")
     lines = [f'    {" | ".join(found)}) offered="{what}" ;;' for what, found in places.items()]
     return "\n".join(["    case $command:$previous in", *lines, "    esac"])

@@ -23,6 +23,7 @@ COMMANDS: Mapping[str, str] = {
     "refresh": "Probes the address again, now.",
     "reload": "Reads the configuration again and goes on as the program that is there now; no address is lost.",
     "stop": "Ends serving the interface and takes its address off; the last one ends the daemon.",
+    "route": "By which interface a link-local address is reached, and why.",
     "probe": "Asks whether any IPv4 address is free on a link (RFC 5227); needs no daemon.",
     "scan": "Which hosts are on the cable, with which addresses, and what they are; needs no daemon.",
     "doctor": "What is in the way of link-local addresses here, and what cures it; needs no daemon.",

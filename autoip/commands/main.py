@@ -14,7 +14,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:  # `typing` takes milliseconds to import
     from collections.abc import Sequence
 
-_ASKING = ("status", "watch", "wait", "refresh", "reload", "stop")
+_ASKING = ("status", "watch", "wait", "refresh", "reload", "stop", "route")
 INTERRUPTED = 130
 """Exit status of an interrupted `wait`, `probe` or `scan`, 128 + SIGINT as in a shell: there is no answer."""
 

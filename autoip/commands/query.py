@@ -1,4 +1,4 @@
-"""The commands that send requests to a running daemon: status, watch, wait, refresh, reload, stop.
+"""The commands that send requests to a running daemon: status, watch, wait, refresh, reload, stop, route.
 
 They must start fast, so this module imports neither asyncio nor pyroute2 nor anything of the daemon.
 """
@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 from autoip.commands import arguments
 from autoip.control.client import Connection, ask, checked, served
 from autoip.control.protocol import VERSION, event
-from autoip.errors import AutoipError, NotRunning
+from autoip.errors import AutoipError, NotRunning, UsageError
 from autoip.option_table import (
     SECONDS_MAX,
     Option,
@@ -33,6 +33,19 @@ _ANSWER_TIME = 1.0  # seconds that a daemon may take for its first answer
 _RETRY = 0.25  # seconds between two checks for a daemon that is not there
 
 _EXIT_NOT_HELD = 1
+_NEIGHBOURS_SHOWN = 8  # of an interface, by `status`; --json has all
+
+
+def _link_local(text: str) -> str:
+    import socket
+
+    try:
+        number = socket.inet_pton(socket.AF_INET, text)
+    except (OSError, ValueError):
+        number = b""
+    if number[:2] != b"\xa9\xfe":
+        raise UsageError(f"{text}: not an IPv4 address in 169.254.0.0/16")
+    return text
 
 
 # fmt: off
@@ -76,6 +89,9 @@ OPTIONS: Mapping[str, tuple[Option, ...]] = {
             "remove only what a daemon that died has left on the interface; one that runs goes on",
         ),
         _IFACE,
+    ),
+    "route": (
+        Option("address", "ADDRESS", "a link-local address", read=_link_local, operand="1"),
     ),
 }
 """The options of each command."""
@@ -236,6 +252,61 @@ def stop(words: Sequence[str], environ: Mapping[str, str]) -> int:
     return 0
 
 
+def route(words: Sequence[str], environ: Mapping[str, str]) -> int:
+    """Print by which interface a link-local address is reached, and why; return 0."""
+    address = _parse("route", words)["address"]
+    directory = runtime_directory(environ)
+    reports = [_report(directory, name) for name in served(directory)]
+    reports = [report for report in reports if report["state"] != "not-running"]
+    if not reports:
+        raise _NotHere("no autoip runs in this network namespace")
+    source = _source(address)
+    arguments.write(f"{address}: {_route(address, source, reports)}")
+    return 0
+
+
+def _source(address: str) -> str | None:
+    """Return the address with which the kernel would send to `address` now; None: it would not."""
+    import socket
+
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as unsent:
+        try:
+            unsent.connect((address, 9))
+        except OSError:
+            return None
+        found: str = unsent.getsockname()[0]
+        return found
+
+
+def _route(address: str, source: str | None, reports: Sequence[dict[str, Any]]) -> str:
+    """Return by which interface an address is reached from `source`, and why."""
+    if source is None:
+        return "not reached: the kernel has no route to it"
+    if source == address:
+        return "this host itself"
+    by = next((report for report in reports if source in _sources(report)), None)
+    if by is None:
+        return f"from {source}, which is not by an interface that autoip serves"
+    line = f"by {by['interface']} from {source}: "
+    for report in reports:
+        for one in report.get("neighbours", ()):
+            if one["address"] == address:
+                mac = one["mac"] or "a host that has sent nothing since the last reload"
+                line += f"{mac} on {report['interface']} has it"
+                if (other := one["ambiguous"]) is not None:
+                    line += f"; ambiguous: {other['mac']} on {other['interface']} has it as well"
+                return line
+    if sum(bool(_sources(report)) for report in reports) < 2:
+        return line + "no other interface leads to 169.254.0.0/16"
+    return line + "not known yet; if nobody has it there, the other interfaces are asked"
+
+
+def _sources(report: dict[str, Any]) -> list[str]:
+    """Return the addresses from which an interface reaches link-local destinations."""
+    routable = [one.partition("/")[0] for one in report["routable"]]
+    return routable + ([report["address"]] if report["address"] else [])
+
+
 # --- answers of daemons --------------------------------------------------------------------------
 
 
@@ -334,6 +405,12 @@ def _table(reports: Iterable[dict[str, Any]]) -> list[str]:
             about = f"{last['mac']} about {last['address']}, {_when(last['at'])}"
             notes.append(f"{name}: last conflict: {about}")
         notes += [f"{name}: {line}" for line in (*report["notes"], *report["limits"])]
+        near = [f"{one['address']} {one['mac'] or '?'}" for one in report.get("neighbours", ())]
+        if near:
+            more = (
+                [f"{len(near) - _NEIGHBOURS_SHOWN} more"] if len(near) > _NEIGHBOURS_SHOWN else []
+            )
+            notes.append(f"{name}: neighbours: {', '.join(near[:_NEIGHBOURS_SHOWN] + more)}")
     return arguments.aligned(rows) + notes
 
 
@@ -370,6 +447,7 @@ COMMANDS: Mapping[str, Callable[[Sequence[str], Mapping[str, str]], int]] = {
     "refresh": refresh,
     "reload": reload,
     "stop": stop,
+    "route": route,
 }
 
 

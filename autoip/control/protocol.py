@@ -59,6 +59,12 @@ STATUS: Mapping[str, Field] = {
         "what kernel, privileges, a setting or a missing package do not allow",
     ),
     "notes": Field("array of strings", "", "what other programs and hosts do that is in the way"),
+    "neighbours": Field(
+        "array of objects",
+        "",
+        "with several links: each link-local neighbour that is reached by this one, its address, mac (null: not known"
+        " yet), and ambiguous: null, or interface and mac of another host that has the same address",
+    ),
 }
 """`autoip status --json`: one such object for each interface."""
 

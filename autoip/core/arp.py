@@ -127,6 +127,11 @@ def announcement(mac: bytes, address: IPv4Address) -> ArpPacket:
     return ArpPacket(Operation.REQUEST, mac, address, NO_HARDWARE, address)
 
 
+def question(mac: bytes, source: IPv4Address, address: IPv4Address) -> ArpPacket:
+    """Return a request for the hardware address of `address`."""
+    return ArpPacket(Operation.REQUEST, mac, source, NO_HARDWARE, address)
+
+
 def format_mac(mac: bytes) -> str:
     """Return six bytes as people write them, e.g. ``02:00:00:00:00:0a``."""
     return mac.hex(":")

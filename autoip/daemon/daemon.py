@@ -18,6 +18,7 @@ from autoip.control.server import Clients, Handler, Server
 from autoip.core.constants import LINK_LOCAL_NETWORK
 from autoip.core.policy import Kind
 from autoip.daemon.address_store import AddressStore
+from autoip.daemon.cables import Cables
 from autoip.daemon.distribution import Distribution
 from autoip.daemon.foreign_default_route import ForeignDefaultRoute
 from autoip.daemon.handover import Handover
@@ -34,13 +35,15 @@ from autoip.daemon.served import Selection, Served
 from autoip.daemon.terminal import Hangup
 from autoip.errors import AutoipError, KernelRefused, NoPermission, NotArp, UsageError
 from autoip.kernel import tcp_connections
-from autoip.kernel.arp_socket import NOT_IN_KERNEL, ArpListener, Defence
+from autoip.kernel.arp_socket import ArpListener, Defence
 from autoip.kernel.capabilities import as_owner
 from autoip.kernel.model import (
     Link,
     Resync,
     ethernet_like,
 )
+from autoip.kernel.neighbour_routes import GivenUp
+from autoip.kernel.neighbour_socket import NeighbourSocket
 from autoip.kernel.network import Network
 from autoip.kernel.timers import ClockWatch, Timer
 from autoip.log import NOTICE
@@ -73,7 +76,7 @@ class Settings:
         script: absolute path of the script to which each address is reported; None: no script.
         script_style: a key of `script.STYLES`.
         program: result of `arp_socket.load_broadcast`.
-        defence: result of `arp_socket.load_defence`.
+        defence: result of `arp_socket.load_defence`; empty: the kernel was not asked.
         trace: records all that happens; None: no trace.
         limits: what cannot be done in this process, one line each; logged already.
         handed: what the program before in this process has handed over; None: this is the first one.
@@ -88,7 +91,7 @@ class Settings:
     script: str | None = None
     script_style: str = ""
     program: int | str = "no program was loaded"
-    defence: Defence | str = f"{NOT_IN_KERNEL}: no program was loaded"
+    defence: Defence | str = ""
     trace: Trace | None = None
     selection: Selection | None = None
     limits: Sequence[str] = ()
@@ -116,7 +119,8 @@ async def run(settings: Settings, log: logging.Logger) -> None:
             contextlib.closing(Timer()) as timer,
             contextlib.closing(ClockWatch()) as clock_watch,
         ):
-            kernel = Kernel(network, listener, tcp_connections, timer, clock_watch, boottime)
+            parts = (network, listener, tcp_connections, timer, clock_watch, boottime)
+            kernel = Kernel(*parts, NeighbourSocket, GivenUp)
             await Daemon(settings, log, kernel).run()
     finally:
         network.close()
@@ -149,7 +153,7 @@ class Daemon(ResumableDaemon):
         known = kernel.network.limits
         known += [limit for limit in self._handed.limits if limit not in known]
         self._limits_logged = len(kernel.network.limits)
-        if isinstance(settings.defence, str):
+        if settings.defence and isinstance(settings.defence, str):
             kernel.network.limit(settings.defence)
         self._status = ""
         self._served: Served | None = None
@@ -158,12 +162,14 @@ class Daemon(ResumableDaemon):
         self._distribution = Distribution(
             lambda: self._interfaces, self._host, kernel.listener, self._served, log
         )
+        self._cables = Cables(kernel, self._host, log)
         directory = Path(state_directory(settings.environ)) if settings.keep_state else None
         self._shared = Shared(
             kernel=kernel,
             host=self._host,
             store=AddressStore(directory),
             limits=self._follower.limits,
+            cables=self._cables,
             changed=self._changed,
             trace=settings.trace,
         )
@@ -225,9 +231,9 @@ class Daemon(ResumableDaemon):
                     watcher.cancel()
                 self._host.foreign_default_route.close()
                 await self._follower.stop()
-                await asyncio.gather(
-                    *(self._end(i) for i in [*self._interfaces]), return_exceptions=True
-                )
+                ends = map(self._end, [*self._interfaces])
+                await asyncio.gather(*ends, return_exceptions=True)
+                await self._cables.stop()
 
     async def _start(self) -> None:
         """Sweep what a crash left, open the control sockets, and follow routes if an interface has one to keep."""
@@ -342,6 +348,7 @@ class Daemon(ResumableDaemon):
     async def _watch(self) -> None:
         while True:
             self._distribution.event(await self._network.next_event())
+            self._cables.update(self._interfaces)
 
     async def _watch_losses(self) -> None:
         while True:
@@ -399,6 +406,7 @@ class Daemon(ResumableDaemon):
         self._limits_logged = len(self._network.limits)
         if not self._serving:
             return
+        self._cables.update(self._interfaces)
         lines = [interface.summary for interface in self._interfaces]
         if self._served is not None:
             lines = [*lines, *self._served.summary] or ["waits for interfaces"]

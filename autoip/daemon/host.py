@@ -52,11 +52,13 @@ class Host:
         self._links: dict[int, Link] = {}
         self._addresses: dict[tuple[int, IPv4Address], Address] = {}
         self._served: list[Served] = []
+        self._autoip_links: frozenset[int] | None = None  # see `autoip_links`
 
     def apply(self, event: Event) -> bool:
         """Apply an event of the kernel. Return whether it adds an address that was not there before."""
         self.foreign_default_route.happened(event)
         new = False
+        self._autoip_links = None
         match event:
             case LinkChanged(link=link):
                 self._links[link.index] = link
@@ -80,6 +82,23 @@ class Host:
     def links(self) -> list[Link]:
         """All links."""
         return [*self._links.values()]
+
+    @property
+    def autoip_links(self) -> frozenset[int]:
+        """The links that have an address of autoip, whichever process serves them."""
+        if self._autoip_links is None:
+            ours = {one.index for one in self._addresses.values() if one.ours}
+            ready = (index for index in ours if index in self._links and self._links[index].ready)
+            self._autoip_links = frozenset(ready)
+        return self._autoip_links
+
+    def link_of(self, index: int) -> Link | None:
+        """Return the link of that number."""
+        return self._links.get(index)
+
+    def has(self, address: IPv4Address) -> bool:
+        """Return whether this host has the address."""
+        return any(there == address for _, there in self._addresses)
 
     def link(self, name: str) -> Link | None:
         """Return the newest link of that name; None: there is no such link."""

@@ -23,12 +23,13 @@ from autoip.core.policy import Gate, Policy
 from autoip.daemon.address_memory import AddressMemory
 from autoip.daemon.address_store import AddressStore
 from autoip.daemon.belongings import Belongings
+from autoip.daemon.cables import Cables
 from autoip.daemon.host import Host
 from autoip.daemon.lock_file import LockFile
 from autoip.daemon.negotiator import IDLE, Negotiator, new_core
 from autoip.daemon.no_script import NoScript
 from autoip.daemon.owned_address import REQUEST_TIMEOUT, OwnedAddress
-from autoip.daemon.owned_routes import OwnedRoutes
+from autoip.daemon.owned_routes import OwnedRoutes, source
 from autoip.daemon.protocols import Kernel
 from autoip.daemon.recovery import Recovery
 from autoip.daemon.reporter import Reporter
@@ -58,6 +59,7 @@ class Shared:
         host: what this host has now.
         store: the last addresses.
         limits: what cannot be done here, one line each, besides the kernel's limits.
+        cables: the neighbours on all links.
         changed: called whenever the state or the next timer of an interface may have changed.
         trace: records all that happens; None: no trace.
     """
@@ -66,6 +68,7 @@ class Shared:
     host: Host
     store: AddressStore
     limits: Sequence[str]
+    cables: Cables
     changed: Callable[[], None]
     trace: Trace | None = None
 
@@ -79,10 +82,8 @@ class Interface(ResumableInterface):
         self.name = reporter.name
         self.reporter = reporter
         self.options = options
-        self.link = self._ending = self._resumed = None
-        self._shared = shared
-        self._host = shared.host
-        self._kernel = shared.kernel
+        self.link = self.leads = self._ending = self._resumed = None
+        self._shared, self._host, self._kernel = shared, shared.host, shared.kernel
         self._clock, self._network = shared.kernel.clock, shared.kernel.network
         self._trace = None if shared.trace is None else shared.trace.of(self.name, self._clock)
         self._policy = Policy(options.policy, options.after, options.linger)
@@ -126,7 +127,8 @@ class Interface(ResumableInterface):
         """The status object: see `protocol.STATUS`."""
         more = (*self._shared.limits, *self._owned.limits)
         limits = [*self._network.limits, *more, *dropped(self._network, self._host, self.link)]
-        parts = (self._policy, self._negotiator, self._host.others(self.link, self._owned))
+        near = self._host.others(self.link, self._owned), self._shared.cables.report(self.link)
+        parts = (self._policy, self._negotiator, *near)
         return status(self.reporter, self.options, self.link, *parts, limits)
 
     # --- from the start to the end -----------------------------------------------------------
@@ -321,6 +323,7 @@ class Interface(ResumableInterface):
             due = self._negotiator.poll()
             self._take_events()
         self._negotiator.watch()
+        self.leads = source(self._policy, self._negotiator)
         self._shared.changed()
 
     def _follow_policy(self) -> None:

@@ -57,6 +57,7 @@ async def _remove(owned: Held | None, interface: str) -> None:
         for index in (link.index for link in links if link.name == interface):
             await network.remove_onlink(index)
             await network.remove_default(index)
+            await network.neighbours.clear(index)
             for found in addresses:
                 if owned == Held(index, found.address) == Held(found.index, found.address):
                     await network.remove_address(index, found.address)

@@ -16,6 +16,7 @@ from typing import final
 
 from autoip.core.policy import Kind, Policy
 from autoip.daemon.foreign_default_route import ForeignDefaultRoute
+from autoip.daemon.negotiator import Negotiator
 from autoip.daemon.protocols import Network
 from autoip.daemon.reporter import Reporter
 from autoip.daemon.serial_tasks import SerialTasks
@@ -25,6 +26,13 @@ from autoip.options import Options
 REPAIR_PAUSE = 0.5
 """Seconds after which what somebody removed beside an address is put back: not at once, so that a program that removes
 it again and again is not fought at full speed."""
+
+
+def source(policy: Policy, negotiator: Negotiator) -> IPv4Address | None:
+    """Return the source address of what goes to link-local destinations by an interface; None: nothing does."""
+    held = negotiator.address
+    has_route = negotiator.attached and (held is not None or policy.kind is Kind.ROUTE_ONLY)
+    return (policy.source or held) if has_route else None
 
 
 @final

@@ -6,13 +6,24 @@ which need neither root nor time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import Protocol
 
+from autoip.core.arp import ArpPacket
 from autoip.kernel.arp_socket import Phase, Received
-from autoip.kernel.model import Address, Event, Link
+from autoip.kernel.model import Address, Event, Link, Neighbour
+
+
+class NeighbourRoutes(Protocol):
+    """The routes to neighbours: see `kernel.neighbour_routes`. Each request raises KernelRefused."""
+
+    async def add(self, index: int, address: IPv4Address, source: IPv4Address) -> None: ...
+    async def remove(self, index: int, address: IPv4Address) -> None: ...
+    async def found(self) -> list[tuple[int, IPv4Address]]: ...
+    async def clear(self, *indexes: int) -> None: ...
+    async def known(self) -> list[Neighbour]: ...
 
 
 class Network(Protocol):
@@ -20,6 +31,8 @@ class Network(Protocol):
 
     limits: list[str]
 
+    @property
+    def neighbours(self) -> NeighbourRoutes: ...
     async def snapshot(self) -> tuple[list[Link], list[Address]]: ...
     async def next_event(self) -> Event: ...
     async def addresses(self) -> list[Address]: ...
@@ -86,6 +99,24 @@ class ArpListener(Protocol):
     def fileno(self) -> int: ...
 
 
+class NeighbourSocket(Protocol):
+    """One link's ARP: see `kernel.neighbour_socket`. The methods raise OSError."""
+
+    def fileno(self) -> int: ...
+    def ignore(self, known: Iterable[tuple[IPv4Address, bytes]]) -> None: ...
+    def read(self) -> list[ArpPacket]: ...
+    def dropped(self) -> int: ...
+    def send(self, frame: bytes) -> None: ...
+    def close(self) -> None: ...
+
+
+class GivenUp(Protocol):
+    """For whom the kernel has asked in vain: see `kernel.neighbour_routes.GivenUp`."""
+
+    async def next(self) -> list[tuple[int, IPv4Address]]: ...
+    def close(self) -> None: ...
+
+
 class TcpConnections(Protocol):
     """The connections of an address: see `kernel.tcp_connections`. Each request raises KernelRefused."""
 
@@ -123,6 +154,8 @@ class Kernel:
         timer: set to the next timer of all interfaces.
         clock_watch: becomes readable when the machine may have slept.
         clock: CLOCK_BOOTTIME in seconds.
+        open_arp: opens a socket for the ARP of an interface, by its number and hardware address.
+        given_up: opens a `GivenUp`; raises KernelRefused.
     """
 
     network: Network
@@ -131,3 +164,5 @@ class Kernel:
     timer: Timer
     clock_watch: ClockWatch
     clock: Callable[[], float]
+    open_arp: Callable[[int, bytes], NeighbourSocket]
+    given_up: Callable[[], GivenUp]

@@ -34,6 +34,8 @@ class ResumableInterface(ABC):
     """The part of `Interface` that is for a reload. Its fields are those of `Interface`."""
 
     name: str
+    leads: IPv4Address | None
+    """The source address of what goes to link-local destinations by this interface; None: nothing does."""
     link: Link | None
     options: Options
     reporter: Reporter

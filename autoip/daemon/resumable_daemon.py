@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from autoip import __version__
 from autoip.control.server import Server
+from autoip.daemon.cables import Cables
 from autoip.daemon.handover import Handover, KeptInterface
 from autoip.daemon.host import Host
 from autoip.daemon.interface import Interface, Shared
@@ -40,6 +41,7 @@ class _Settings(Protocol):
 class ResumableDaemon(ABC):
     """The part of `Daemon` that is for a reload. Its fields are those of `Daemon`."""
 
+    _cables: Cables
     _follower: Follower
     _handed: Handover
     _hangup: Hangup
@@ -115,7 +117,8 @@ class ResumableDaemon(ABC):
         asked = not all(server.quiet for server in self._servers.values())
         if self._served is not None and not self._served.quiet:
             return False
-        return self._serving and not self._stop.is_set() and served and not asked
+        idle = self._serving and not self._stop.is_set() and not self._cables.busy
+        return idle and served and not asked
 
     def keep(self) -> Handover:
         """Return what the program that goes on needs."""

@@ -28,6 +28,7 @@ def status(
     policy: Policy,
     negotiator: Negotiator,
     others: Iterable[Address],
+    neighbours: Sequence[dict[str, Any]],
     limits: Sequence[str],
 ) -> dict[str, Any]:
     """Make the object.
@@ -39,6 +40,7 @@ def status(
         policy: of the interface.
         negotiator: of the interface.
         others: addresses of the interface that are not owned.
+        neighbours: those that are reached by the link, where there are several links.
         limits: what cannot be done here.
     """
     step, at = _step(negotiator, policy)
@@ -65,7 +67,8 @@ def status(
         "defences": reporter.defences,
         "last_conflict": reporter.last_conflict,
         "limits": limits,
-        "notes": reporter.notes,
+        "notes": [*reporter.notes, *map(_ambiguous, filter(_is_ambiguous, neighbours))],
+        "neighbours": neighbours,
     }
 
 
@@ -103,6 +106,18 @@ def _step(negotiator: Negotiator, policy: Policy) -> tuple[str | None, float | N
         if part is not None and part.step and (at := part.next_timer()) is not None:
             return part.step, at
     return None, None
+
+
+def _is_ambiguous(neighbour: dict[str, Any]) -> bool:
+    return neighbour["ambiguous"] is not None
+
+
+def _ambiguous(neighbour: dict[str, Any]) -> str:
+    other = neighbour["ambiguous"]
+    return (
+        f"{neighbour['address']} is ambiguous: {neighbour['mac']} here is reached,"
+        f" {other['mac']} on {other['interface']} is not"
+    )
 
 
 def _prefixed(address: Address) -> str:

@@ -87,6 +87,12 @@ class Address:
     """IFA_PROTO: what set it; None: unknown, or before Linux 5.18."""
 
     @property
+    def ours(self) -> bool:
+        """Whether a process of autoip has set it, as far as the kernel keeps that."""
+        marked = self.proto == PROTOCOL or (self.label or "").endswith(":autoip")
+        return marked and self.address in LINK_LOCAL_NETWORK
+
+    @property
     def routable(self) -> bool:
         """Whether it makes a link-local address unnecessary (RFC 3927 section 1.9)."""
         return self.scope < RT_SCOPE_HOST and not (

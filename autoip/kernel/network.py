@@ -12,6 +12,8 @@ What `add_address` sets up for an address on an interface, and `remove_address` 
 Before the first address `add_address` also makes ARP leave the interface by broadcast where it must (see
 `arp_broadcast`). That stays from one address to the next, until `release`.
 
+`neighbours` has the routes to neighbours, where several links lead to link-local destinations (see `neighbour_routes`).
+
 `set_onlink` sets a route to link-local destinations from a routable address; `demote` puts the route of the
 link-local address behind it. `set_default` sets a route from a link-local address to everything on the link (see
 `onlink_routes`).
@@ -46,6 +48,7 @@ from autoip.kernel.model import (
     RouteAdded,
     RouteRemoved,
 )
+from autoip.kernel.neighbour_routes import NeighbourRoutes
 from autoip.kernel.netlink import Request, Requests
 from autoip.kernel.onlink_routes import OnlinkRoutes
 from autoip.kernel.pending_events import PendingEvents
@@ -94,6 +97,7 @@ class Network:
         self._broadcast = Broadcast(self._requests, program)
         self._onlink = OnlinkRoutes(self._requests, TABLE_BASE)
         self._stranded = StrandedRoutes(self._requests, self._addresses)
+        self.neighbours = NeighbourRoutes(self._requests)
         self._losses = LossWatch()
         self._pending = PendingEvents()
         self._links: dict[int, Link] = {}
@@ -326,7 +330,7 @@ class Network:
                 return
             if kind == rtnetlink.RTM_NEWROUTE and _is_default(route) and not route.ours:
                 self._pending.add(RouteAdded())
-            elif kind == rtnetlink.RTM_DELROUTE and (_is_default(route) or route.ours):
+            elif kind == rtnetlink.RTM_DELROUTE and (_is_default(route) or _is_kept(route)):
                 self._pending.add(RouteRemoved(route))
 
     async def _resync(self) -> Resync:
@@ -352,6 +356,11 @@ class Network:
                 # Not earlier: after a cancellation this must begin again.
                 self._lost = False
                 return Resync(tuple(links), tuple(addresses))
+
+
+def _is_kept(route: Route) -> bool:
+    """Return whether it is ours, and put back if somebody removes it; those to neighbours come and go."""
+    return route.ours and route.prefixlen < 32
 
 
 def _is_default(route: Route) -> bool:

@@ -21,9 +21,9 @@ _autoip() {
         [[ -d $path ]] && interfaces+=" ${path##*/}"
     done
     # begin COMMANDS
-    commands="run status watch wait refresh reload stop probe scan doctor hooks help version" module_words="if= ip= delay= debug abandon"
+    commands="run status watch wait refresh reload stop route probe scan doctor hooks help version" module_words="if= ip= delay= debug abandon"
     case ${before[1]} in
-    status | watch | wait | refresh | reload | stop | probe | scan | doctor | hooks | help | version) command=${before[1]} ;;
+    status | watch | wait | refresh | reload | stop | route | probe | scan | doctor | hooks | help | version) command=${before[1]} ;;
     esac
     # end COMMANDS
     # begin VALUES
@@ -35,11 +35,11 @@ _autoip() {
     run:-o) offered="words" ;;
     status:--json= | watch:--json= | probe:--json= | scan:--json= | doctor:--json=) offered="short pretty" ;;
     wait:--for) offered="link-local routable any" ;;
+    route:route | version:version) offered="operand " ;;
     hooks:--client) offered="dhclient ifupdown dhcpcd udhcpc networkd-dispatcher networkmanager" ;;
     hooks:--root) offered="folders" ;;
     hooks:hooks) offered="operand install remove list" ;;
-    help:help) offered="operand run status watch wait refresh reload stop probe scan doctor hooks help version" ;;
-    version:version) offered="operand " ;;
+    help:help) offered="operand run status watch wait refresh reload stop route probe scan doctor hooks help version" ;;
     esac
     # end VALUES
     # begin OPTIONS

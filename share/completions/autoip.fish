@@ -33,7 +33,7 @@ end
 
 function __autoip_no_interface
     set -l words (commandline -opc)
-    __autoip_hooks_first; or contains -- "$words[2]" help version
+    __autoip_hooks_first; or contains -- "$words[2]" route help version
 end
 
 complete -c autoip -f
@@ -47,6 +47,7 @@ complete -c autoip -n __fish_is_first_arg -a wait -d 'returns when the interface
 complete -c autoip -n __fish_is_first_arg -a refresh -d 'probes the address again, now'
 complete -c autoip -n __fish_is_first_arg -a reload -d 'reads the configuration again and goes on as the program that is there now'
 complete -c autoip -n __fish_is_first_arg -a stop -d 'ends serving the interface and takes its address off'
+complete -c autoip -n __fish_is_first_arg -a route -d 'by which interface a link-local address is reached, and why'
 complete -c autoip -n __fish_is_first_arg -a probe -d 'asks whether any IPv4 address is free on a link'
 complete -c autoip -n __fish_is_first_arg -a scan -d 'which hosts are on the cable, with which addresses, and what they are'
 complete -c autoip -n __fish_is_first_arg -a doctor -d 'what is in the way of link-local addresses here, and what cures it'
@@ -54,7 +55,7 @@ complete -c autoip -n __fish_is_first_arg -a hooks -d 'installs, removes or list
 complete -c autoip -n __fish_is_first_arg -a help -d 'shows a summary of autoip, or of one command'
 complete -c autoip -n __fish_is_first_arg -a version -d 'shows the version'
 
-set -l where 'not __fish_seen_subcommand_from status watch wait refresh reload stop probe scan doctor hooks help version'
+set -l where 'not __fish_seen_subcommand_from status watch wait refresh reload stop route probe scan doctor hooks help version'
 complete -c autoip -n $where -l ip -x -d 'first candidate, 169.254.1.0 to 169.254.254.255, or mac'
 complete -c autoip -n $where -l range -x -d 'the network from which candidates come'
 complete -c autoip -n $where -l exclude -x -d 'addresses or networks that are never claimed, or none'
@@ -123,5 +124,5 @@ complete -c autoip -n $where -l root -x -a '(__fish_complete_directories)' -d 'a
 complete -c autoip -n $where -l no-conf -d 'install: leave the client\'s configuration alone'
 complete -c autoip -n $where -l program -r -F -d 'install: the program that the hooks start'
 complete -c autoip -n __autoip_hooks_first -a 'install remove list'
-complete -c autoip -n __autoip_help_first -a 'run status watch wait refresh reload stop probe scan doctor hooks help version'
+complete -c autoip -n __autoip_help_first -a 'run status watch wait refresh reload stop route probe scan doctor hooks help version'
 # end OPTIONS

@@ -57,6 +57,13 @@ def python_for_all() -> list[str]:
     return ["env", f"PYTHONPATH={packages}", other]
 
 
+def for_every_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start autoip by that Python from now on."""
+    if not os.environ.get("AUTOIP_COMMAND"):
+        command = shlex.join([*python_for_all(), "-m", "autoip"])
+        monkeypatch.setenv("AUTOIP_COMMAND", command)
+
+
 def wait_until(
     true: Callable[[], object], what: str, timeout: float = PATIENCE, *, pause: float = 0.01
 ) -> None:

@@ -26,7 +26,18 @@ from lab import Daemon, Namespace, Port, frames
 
 from .commands import report
 from .conftest import MakeDaemon
-from .helpers import NETNS, PATIENCE, RIVAL, A, B, autoip_command, bind, claimed_other, wait_until
+from .helpers import (
+    NETNS,
+    PATIENCE,
+    RIVAL,
+    A,
+    B,
+    autoip_command,
+    bind,
+    claimed_other,
+    link,
+    wait_until,
+)
 
 pytestmark = NETNS
 
@@ -130,6 +141,17 @@ def test_abandon_never_arms(port: Port, make_autoip: MakeDaemon) -> None:
     assert not defended(port, since)
     daemon.signal(signal.SIGCONT)
     claimed_other(port, A, since=since)
+
+
+def test_in_another_namespace(port: Port, bound: Daemon, stack: contextlib.ExitStack) -> None:
+    """An interface that goes there, under another name, takes no defence along."""
+    other = stack.enter_context(Namespace("other"))
+    other = stack.enter_context(Namespace("other"))
+    port.host.ip(f"link set {port.name} netns {other.path} name elsewhere")
+    bound.wait_line("there is no such interface")
+    other.ip("link set elsewhere up")
+    wait_until(lambda: link(other, "elsewhere")["operstate"] == "UP", "the other end of the move")
+    assert not defended(port, conflict(port))
 
 
 def test_without_the_kernel_the_thread_defends(port: Port, stack: contextlib.ExitStack) -> None:
@@ -236,6 +258,10 @@ def number_of(frame: bytes) -> int:
     return int.from_bytes(frame[34:38], "big")
 
 
+def _failed(error: OSError) -> None:
+    raise error
+
+
 class Borders:
     """Everything that can happen, in any order, on the loopback interface of a namespace."""
 
@@ -253,7 +279,7 @@ class Borders:
         clock = partial(time.clock_gettime, time.CLOCK_BOOTTIME)
         core: Any = self.core
         self.sock = self.listener.open(1, self.core.mac)
-        self.negotiator = Negotiator(lambda *_: self.sock, clock, lambda _: core, pytest.fail)
+        self.negotiator = Negotiator(lambda *_: self.sock, clock, lambda _: core, _failed)
         assert self.negotiator.attach(Link(1, "lo", self.core.mac, 1, 0, None, None, None))
         self.negotiator.watch()
 

@@ -9,16 +9,18 @@ import struct
 import subprocess
 import sys
 import time
+from array import array
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from autoip.kernel.bulk_arp import BulkArp
 from lab import LabError, Port, answers_probes, frames
 from lab.crowd import answers
 from lab.daemon import REPOSITORY
 from lab.devices import Camera, NetworkCamera
-from lab.peers import AvahiDaemon
+from lab.peers import PEERS, AvahiDaemon, Peer
 from tests.require import requires_program
 
 from .conftest import MakeDaemon, MakeHost, autoip_command
@@ -29,6 +31,10 @@ pytestmark = NETNS
 OURS = "169.254.9.9"
 CONFLICT = ("02:00:00:00:00:aa", "02:00:00:00:00:bb")
 CAMERA_MAC = "00:11:1c:0a:0b:0c"
+
+
+def requires(name: str, kind: type[Peer]) -> Any:
+    return pytest.param(kind, id=name, marks=requires_program(name, kind.package))
 
 
 @contextlib.contextmanager
@@ -101,6 +107,7 @@ def test_a_camera_in_another_subnet_is_found_with_the_command_that_reaches_it(
     assert host["kinds"] == ["GigE Vision", "ACME Eye ?[31m5", "serial S123"]
     assert host["via"] == ["gvcp"]
     assert "claims a link-local one first" in err
+    assert "asks as" not in err  # a camera is asked before there is an address
     [note] = host["notes"]
     port.host.ip(note.partition(": ip ")[2])
     port.host.run("ping", "-c", "1", "-W", "5", "192.168.77.5")
@@ -127,6 +134,21 @@ def test_a_scan_without_an_address_claims_one_and_gives_it_back(make_host: MakeH
     assert any(f.op == frames.REPLY and str(f.spa) == sender for f in sent)
 
 
+@pytest.mark.parametrize("kind", [requires(name, kind) for name, kind in PEERS.items()])
+def test_the_hosts_of_other_programs_are_found(
+    kind: type[Peer], make_host: MakeHost, stack: contextlib.ExitStack
+) -> None:
+    port = make_host(plugged=True)
+    device = make_host(plugged=True)
+    port.host.ip(f"address add {OURS}/16 dev eth0")
+    peer = stack.enter_context(kind(device))
+    peer.start()
+    address = peer.wait_address(PATIENCE)
+    found, _ = scan(port, "--rate", "max", "--mac", device.mac, "--first")
+    assert [(host["address"], host["mac"]) for host in found] == [(str(address), device.mac)]
+    assert device.host.link_local("eth0") == [address]
+
+
 @requires_program(AvahiDaemon.program, AvahiDaemon.package)
 def test_avahi_gives_a_host_a_name_and_its_services(make_host: MakeHost) -> None:
     port = make_host(plugged=True)
@@ -142,6 +164,8 @@ def test_avahi_gives_a_host_a_name_and_its_services(make_host: MakeHost) -> None
     assert {AvahiDaemon.NAME, "Front page"} <= set(last["names"])
     assert "_http._tcp" in last["kinds"]
     assert "mdns" in last["via"]
+    wanted = b"\x0255\x0244\x03254\x03169\x07in-addr\x04arpa"
+    assert any(wanted in frame.data for frame in port.sniffer.frames() if frame.from_host)
 
 
 def test_a_running_daemon_is_neither_disturbed_nor_needed(
@@ -222,8 +246,27 @@ def test_without_the_capability_a_scan_is_refused_and_without_hosts_it_fails(
     _, err = child.communicate(timeout=PATIENCE)
     assert (child.returncode, err.count(b"\n")) == (4, 1)
     assert b"CAP_NET_RAW missing" in err
-    found, _ = scan(addressed, "--net", "169.254.9.0/30", "--timeout", "2", status=1)
-    assert found == []
+    # Without a name it looks on all interfaces that are like Ethernet and have a carrier: not on lo.
+    addressed.host.ip("address add 192.168.5.1/24 dev eth0")
+    command = [*autoip_command(), "scan", "--net", "192.168.5.0/30", "--timeout", "1"]
+    child = addressed.host.popen(
+        command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    out, err = child.communicate(timeout=PATIENCE)
+    assert (child.returncode, out) == (1, b"")
+    assert err == b"eth0: asks as 192.168.5.1\n"
+
+
+def test_a_request_without_a_sender_is_never_sent(port: Port) -> None:
+    sock = port.host.call(BulkArp, port.host.index("eth0"), frames.mac_bytes(port.mac))
+    with contextlib.closing(sock):
+        for sender in (0, 1 << 32):
+            with pytest.raises(ValueError, match="sender"):
+                sock.send(sender, array("I", [int(PEER)]))
+        with pytest.raises(TypeError, match="type I"):
+            sock.send(int(A), array("H", [1]))
+        assert sock.send(int(A), array("I", [int(PEER)])) == 1
+    port.sniffer.wait_for(lambda f: f.tpa == PEER, PATIENCE)
 
 
 def test_an_interface_that_goes_down_ends_its_scan_and_who_has_read_enough_another(
@@ -253,7 +296,7 @@ def test_an_interface_that_goes_down_ends_its_scan_and_who_has_read_enough_anoth
         child.stdout.close()
 
         def another() -> bool:
-            addressed.send(frames.announcement("02:00:00:00:00:cc", PEER))
+            addressed.send(frames.announcement("02:00:00:00:00:cc", A))
             return child.poll() is not None
 
         wait_until(another, "it has ended")

@@ -7,7 +7,7 @@ import contextlib
 import errno
 import os
 from collections import deque
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from dataclasses import replace
 from ipaddress import IPv4Address
 from typing import Any
@@ -29,8 +29,10 @@ from autoip.kernel.model import (
     Link,
     LinkChanged,
     LinkRemoved,
+    Neighbour,
     Resync,
 )
+from autoip.kernel.neighbour_socket import READ_MAX
 
 _NUMBERS = 1_000_000
 READY = IFF_UP | IFF_RUNNING | IFF_LOWER_UP
@@ -296,11 +298,116 @@ class FakeListener(_Readable):
         return [packet for _, _, packet in self.sent if packet.sha == mac]
 
 
+class FakeNeighbourRoutes:
+    """The routes to neighbours, and what the kernel knows of neighbours itself."""
+
+    def __init__(self) -> None:
+        self.by: dict[IPv4Address, tuple[int, IPv4Address]] = {}
+        """Interface and source of each route."""
+        self.seen: list[Neighbour] = []
+        self.cleared = 0
+
+    async def add(self, index: int, address: IPv4Address, source: IPv4Address) -> None:
+        await asyncio.sleep(0)
+        self.by[address] = index, source
+
+    async def remove(self, index: int, address: IPv4Address) -> None:
+        await asyncio.sleep(0)
+        if address in self.by and self.by[address][0] == index:
+            del self.by[address]
+
+    async def found(self) -> list[tuple[int, IPv4Address]]:
+        await asyncio.sleep(0)
+        return [(index, address) for address, (index, _) in self.by.items()]
+
+    async def clear(self, *indexes: int) -> None:
+        await asyncio.sleep(0)
+        self.cleared += 1
+        self.by = {one: route for one, route in self.by.items() if route[0] not in indexes}
+
+    async def known(self) -> list[Neighbour]:
+        await asyncio.sleep(0)
+        return [*self.seen]
+
+
+class FakeArp(_Readable):
+    """The ARP of one link, as `kernel.neighbour_socket` reads it."""
+
+    def __init__(self, index: int, mac: bytes) -> None:
+        super().__init__()
+        self.index = index
+        self.mac = mac
+        self.known: set[tuple[IPv4Address, bytes]] = set()
+        self.lost = 0
+        self.sent: list[ArpPacket] = []
+        self.closed = False
+        self.woken = 0
+        """How often it was read."""
+        self._waiting: list[ArpPacket] = []
+
+    def ignore(self, known: Iterable[tuple[IPv4Address, bytes]]) -> None:
+        self.known = {*known}
+
+    def comes(self, *packets: ArpPacket, quietly: bool = False) -> None:
+        """Frames come, or leave if they are from the interface itself; `quietly`: the loop is busy."""
+        for packet in packets:
+            about = packet.tpa if packet.sha == self.mac else packet.spa
+            ignored = {one for one, _ in self.known} if packet.sha == self.mac else self.known
+            if (about if packet.sha == self.mac else (about, packet.sha)) not in ignored:
+                self._waiting.append(packet)
+        if self._waiting and not quietly:
+            self.wake()
+
+    def read(self) -> list[ArpPacket]:
+        self.acknowledge()
+        self.woken += 1
+        found, self._waiting = self._waiting[:READ_MAX], self._waiting[READ_MAX:]
+        if self._waiting:
+            self.wake()
+        return found
+
+    def dropped(self) -> int:
+        lost, self.lost = self.lost, 0
+        return lost
+
+    def send(self, frame: bytes) -> None:
+        packet = parse(frame)
+        assert packet is not None
+        self.sent.append(packet)
+
+    def close(self) -> None:
+        self.closed = True
+        super().close()
+
+
+class FakeGivenUp:
+    """For whom the kernel has asked in vain."""
+
+    def __init__(self) -> None:
+        self._found: deque[tuple[int, IPv4Address]] = deque()
+        self._news = asyncio.Event()
+        self.closed = False
+
+    def gives_up(self, index: int, address: IPv4Address) -> None:
+        self._found.append((index, address))
+        self._news.set()
+
+    async def next(self) -> list[tuple[int, IPv4Address]]:
+        while not self._found:
+            self._news.clear()
+            await self._news.wait()
+        return [self._found.popleft()]
+
+    def close(self) -> None:
+        self.closed = True
+
+
 class FakeNetwork:
     """Links, addresses and routes. What changes is an event, also if it was asked for, as with the kernel."""
 
     def __init__(self) -> None:
         self.limits: list[str] = []
+        self.neighbours = FakeNeighbourRoutes()
         self.strict: set[str] = set()
         """Names of the links with rp_filter = 1."""
         self.links: dict[int, Link] = {}
@@ -562,6 +669,22 @@ class FakeKernel:
         self.connections = FakeConnections()
         self.timer = FakeTimer()
         self.clock_watch = FakeClockWatch()
+        self.arp: list[FakeArp] = []
+        """All sockets for neighbours that were opened."""
+        self.given_up: list[FakeGivenUp] = []
+
+    def open_arp(self, index: int, mac: bytes) -> FakeArp:
+        self.arp.append(FakeArp(index, mac))
+        return self.arp[-1]
+
+    def watch_given_up(self) -> FakeGivenUp:
+        self.given_up.append(FakeGivenUp())
+        return self.given_up[-1]
+
+    def arp_of(self, index: int) -> FakeArp:
+        """The open socket of a link."""
+        (found,) = (one for one in self.arp if one.index == index and not one.closed)
+        return found
 
     @property
     def parts(self) -> Kernel:
@@ -573,6 +696,8 @@ class FakeKernel:
             self.timer,
             self.clock_watch,
             self.clock,
+            self.open_arp,
+            self.watch_given_up,
         )
 
     def close(self) -> None:

@@ -210,6 +210,14 @@ class World:
                 if descriptor is not None:
                     os.close(descriptor)
         self.daemon._interfaces.clear()
+        cables = self.daemon._cables
+        for cable in cables._cables.values():
+            asyncio.get_running_loop().remove_reader(cable.socket.fileno())
+            cable.socket.close()
+        cables._cables.clear()
+        if cables._watching is not None:
+            cables._watching.cancel()
+        cables._given_up = None
 
     # Questions of a test.
 

@@ -53,6 +53,7 @@ REPORT: dict[str, Any] = {
     "last_conflict": {"mac": "02:00:00:00:00:aa", "address": "169.254.7.7", "at": 1_700_000_001.0},
     "limits": ["no rules"],
     "notes": ["proxy ARP"],
+    "neighbours": [],
 }
 
 
@@ -700,14 +701,78 @@ def test_readable_lines_of_all_events() -> None:
     ]
 
 
+def _neighbour(number: int, **changes: Any) -> dict[str, Any]:
+    return {"address": f"169.254.9.{number}", "mac": f"m{number}", "ambiguous": None, **changes}
+
+
+def test_status_lists_neighbours() -> None:
+    few = query._table([{**REPORT, "neighbours": [_neighbour(1), _neighbour(2, mac=None)]}])
+    assert few[-1] == "eth0: neighbours: 169.254.9.1 m1, 169.254.9.2 ?"
+    many = query._table([{**REPORT, "neighbours": [_neighbour(n) for n in range(10)]}])
+    assert many[-1].endswith("169.254.9.7 m7, 2 more")
+    assert "neighbours" not in query._table([REPORT])[-1]
+
+
+def test_route() -> None:
+    first = {**REPORT, "address": "169.254.7.7", "neighbours": [_neighbour(1)]}
+    other = {"interface": "eth0", "mac": "m9"}
+    second = {**REPORT, "interface": "eth1", "address": "169.254.8.8", "routable": []}
+    second |= {"neighbours": [_neighbour(2, ambiguous=other), _neighbour(3, mac=None)]}
+    both = [first, second]
+    for address, source, reports, expected in (
+        ("169.254.9.1", None, both, "not reached"),
+        ("169.254.7.7", "169.254.7.7", both, "this host itself"),
+        (
+            "169.254.9.1",
+            "10.0.0.1",
+            both,
+            "from 10.0.0.1, which is not by an interface that autoip",
+        ),
+        ("169.254.9.1", "169.254.7.7", both, "by eth0 from 169.254.7.7: m1 on eth0 has it"),
+        ("169.254.9.1", "192.0.2.1", both, "by eth0 from 192.0.2.1: m1 on eth0 has it"),
+        (
+            "169.254.9.2",
+            "169.254.8.8",
+            both,
+            "by eth1 from 169.254.8.8: m2 on eth1 has it; ambiguous",
+        ),
+        (
+            "169.254.9.3",
+            "169.254.8.8",
+            both,
+            "by eth1 from 169.254.8.8: a host that has sent nothing",
+        ),
+        ("169.254.9.4", "169.254.7.7", both, "by eth0 from 169.254.7.7: not known yet"),
+        ("169.254.9.4", "169.254.7.7", [first], "by eth0 from 169.254.7.7: no other interface"),
+    ):
+        line = query._route(address, source, reports)
+        assert line.startswith(expected)
+        assert ("m9 on eth0" in line) == (address == "169.254.9.2")
+
+
+@pytest.mark.parametrize("address", ["192.0.2.1", "169.254.1", "x", "169.254.1.1.1", "eth0", ""])
+def test_route_to_what_is_not_link_local(address: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main(["route", address]) == 2
+    assert "not an IPv4 address in 169.254.0.0/16" in capsys.readouterr().err
+
+
+def test_route_without_a_daemon(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path))
+    assert main.main(["route", "169.254.7.7"]) == 3
+    assert "no autoip runs" in capsys.readouterr().err
+
+
 def test_the_example_here_is_complete() -> None:
     assert set(REPORT) == set(STATUS)
 
 
-@pytest.mark.parametrize("command", ["status", "watch", "wait", "refresh", "stop"])
+@pytest.mark.parametrize("command", ["status", "watch", "wait", "refresh", "stop", "route"])
 def test_asking_commands_start_light(command: str, tmp_path: Path) -> None:
     """No pyroute2, no asyncio, no compiled helper; nor what takes long to import."""
     arguments = {"status": [], "watch": ["--help"], "wait": ["x", "--timeout", "0"]}
+    arguments["route"] = ["169.254.7.7"]
     words = [command, *arguments.get(command, ["x"])]
     # An editable installation has a finder of its own, which Python loads before us.
     _, before = imported(tmp_path, "-c", "pass")
