@@ -8,7 +8,15 @@ from pathlib import Path
 
 from lab import LabError
 from lab.booted import CABLES, Booted
-from lab.debian_package import DIST, MACHINE, bring, build, build_dependencies, build_older
+from lab.debian_package import (
+    DIST,
+    MACHINE,
+    bring,
+    build,
+    build_dependencies,
+    build_older,
+    installed_size,
+)
 from lab.roots import SUITES, Bare, make_root
 from lab.traffic import Traffic
 
@@ -40,7 +48,7 @@ def measure(setting: Setting) -> Result:
         result.numbers[name] = samples.summary(values)
     worst = {name: max(each.figures[name] for each in rounds) for name in _FIGURES}
     result.targets = [
-        Target("installed size", 1000, worst["installed size"], "KiB"),
+        Target("installed size", 1000, worst["installed size"], "KB"),
         Target("beyond the claim", 1, worst["beyond the claim"], "s"),
         Target("lost in the upgrade", 0, worst["lost in the upgrade"], "packets"),
     ]
@@ -54,7 +62,7 @@ def measure(setting: Setting) -> Result:
 
 
 _FIGURES = {
-    "installed size": "KiB",
+    "installed size": "KB",
     "apt install": "s",
     "apt install to address": "s",
     "beyond the claim": "s",
@@ -111,13 +119,13 @@ class _Round:
         began = time.monotonic()
         _apt(machine, "older.deb")
         installed = time.monotonic()
-        size = machine.run("dpkg-query", "-W", "-f", "${Installed-Size}", "autoip")
+        size = installed_size(machine)
         enabling = time.monotonic()
         address = machine.run("sh", "-euc", _ENABLE).split()[-1].partition("/")[0]
         there = time.monotonic()
         claim = _claim(machine)
         self.figures |= {
-            "installed size": float(size),
+            "installed size": size / 1000,
             "apt install": installed - began,
             "apt install to address": (installed - began) + (there - enabling),
             "beyond the claim": (there - enabling) - claim,

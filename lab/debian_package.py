@@ -60,3 +60,9 @@ def bring(bare: Bare, machine: Booted) -> None:
     with subprocess.Popen(pack, stdout=subprocess.PIPE) as archive:
         assert archive.stdout is not None
         machine.unpack(archive.stdout, DIST)
+
+
+def installed_size(machine: Booted) -> int:
+    """Return the bytes of the files of the installed package. Raises LabError."""
+    files = "dpkg-query -L autoip | while read -r f; do [ -d $f ] || stat -c %s $f; done"
+    return sum(map(int, machine.run("sh", "-c", files).split()))
