@@ -562,15 +562,17 @@ HOOK = MARK.decode()
 def test_the_hooks(tmp_path: Path) -> None:
     """What is there of ours, the program that it starts, and all directories on the way to both."""
     put(tmp_path, SHARED, f"#!/bin/sh\n{HOOK}AUTOIP='/opt/a b/autoip'\n", 0o755)
-    [path] = CLIENTS["dhclient"].paths
-    put(tmp_path, path, HOOK)
+    paths = CLIENTS["dhclient"].paths
+    for path in paths:
+        put(tmp_path, path, HOOK)
     put(tmp_path, "/etc/NetworkManager/dispatcher.d/90-autoip", "#!/bin/sh\n# somebody's\n")
     facts = read(tmp_path).hooks
     assert facts is not None
     assert facts.clients == {"dhclient": False}
     assert (facts.shared, facts.program, facts.program_there) == (True, "/opt/a b/autoip", False)
     root = os.path.realpath(tmp_path)
-    expected = {"", "/etc", "/etc/autoip", SHARED, path, "/etc/dhcp", os.path.dirname(path)}
+    folders = map(os.path.dirname, paths)
+    expected = {"", "/etc", "/etc/autoip", SHARED, "/etc/dhcp", *paths, *folders}
     assert {node.path for node in facts.nodes} == {root + name for name in expected}
     put(tmp_path, "/sbin/dhclient", "", 0o755)
     put(tmp_path, "/opt/a b/autoip", "", 0o664)
