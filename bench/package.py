@@ -48,7 +48,7 @@ def measure(setting: Setting) -> Result:
         result.numbers[name] = samples.summary(values)
     worst = {name: max(each.figures[name] for each in rounds) for name in _FIGURES}
     result.targets = [
-        Target("installed size", 1000, worst["installed size"], "KB"),
+        Target("installed size", 1024, worst["installed size"], "KiB"),
         Target("beyond the claim", 1, worst["beyond the claim"], "s"),
         Target("lost in the upgrade", 0, worst["lost in the upgrade"], "packets"),
     ]
@@ -62,7 +62,7 @@ def measure(setting: Setting) -> Result:
 
 
 _FIGURES = {
-    "installed size": "KB",
+    "installed size": "KiB",
     "apt install": "s",
     "apt install to address": "s",
     "beyond the claim": "s",
@@ -125,7 +125,7 @@ class _Round:
         there = time.monotonic()
         claim = _claim(machine)
         self.figures |= {
-            "installed size": size / 1000,
+            "installed size": size / 1024,
             "apt install": installed - began,
             "apt install to address": (installed - began) + (there - enabling),
             "beyond the claim": (there - enabling) - claim,
