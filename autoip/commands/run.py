@@ -220,10 +220,9 @@ def serve(arguments: Arguments, environ: Mapping[str, str]) -> None:
         AutoipError: nothing can be served.
     """
     from autoip import log
-    from autoip.daemon import executable
 
     _reserve_standard_streams()
-    handed = executable.inherited(os.environ)
+    handed = _inherited()
     if arguments.hook and handed is None:
         close_inherited()
     # Nobody reads the standard error of a hook, unless the service manager keeps it.
@@ -276,6 +275,16 @@ def close_inherited() -> None:
             if int(name) > 2:
                 with suppress(OSError):  # the descriptor of the listing itself is closed already
                     os.close(int(name))
+
+
+def _inherited() -> Handover | None:
+    """Return what the program before has handed over to this one; None: there was none."""
+    if "AUTOIP_HANDOVER" not in os.environ:
+        return None  # without the import, since most of the start's time is for it
+    _import_asyncio()
+    from autoip.daemon import executable
+
+    return executable.inherited(os.environ)
 
 
 def _import_asyncio() -> None:

@@ -166,6 +166,17 @@ def test_fifty_reloads(
     assert daemon.addresses() == []
 
 
+def test_openssl_is_not_loaded(port: Port, make_autoip: MakeDaemon) -> None:
+    """asyncio would load it, with 4 MB of memory: not at the start, and not in a program that goes on for another."""
+    daemon = make_autoip(port, *FAST)
+    bind(port, daemon)
+    for _ in range(2):
+        mapped = Path(f"/proc/{daemon.pid}/maps").read_text()
+        assert "libpython" in mapped or "python3" in mapped
+        assert "libssl" not in mapped and "libcrypto" not in mapped
+        reload(daemon)
+
+
 def test_second_conflict_meanwhile(port: Port, make_autoip: MakeDaemon) -> None:
     """The first is defended, the second, within 10 s, ends it: as without a reload."""
     daemon = make_autoip(port, *FAST)
