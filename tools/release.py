@@ -77,7 +77,7 @@ def _collect(name: str, extras: frozenset[str], bom: Bom, done: dict[str, Compon
     metadata = importlib.metadata.metadata(name)
     # An editable installation keeps the version that it was made with.
     version = autoip.__version__ if name == "autoip" else metadata["Version"]
-    license_text = metadata["License-Expression"] or metadata["License"]
+    license_text = metadata.get("License-Expression") or metadata.get("License")
     component = done[name] = Component(
         name=name,
         version=version,
