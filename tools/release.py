@@ -77,12 +77,12 @@ def _collect(name: str, extras: frozenset[str], bom: Bom, done: dict[str, Compon
     metadata = importlib.metadata.metadata(name)
     # An editable installation keeps the version that it was made with.
     version = autoip.__version__ if name == "autoip" else metadata["Version"]
-    license_text = metadata.get("License-Expression") or metadata.get("License")
+    licenses = [metadata[key] for key in ("License-Expression", "License") if key in metadata]
     component = done[name] = Component(
         name=name,
         version=version,
         type=ComponentType.APPLICATION if extras else ComponentType.LIBRARY,
-        licenses=[LicenseFactory().make_from_string(license_text)] if license_text else (),
+        licenses=[LicenseFactory().make_from_string(text) for text in licenses[:1]],
         purl=PackageURL("pypi", None, name, version),
         bom_ref=name,
     )
