@@ -77,10 +77,17 @@ class Case:
         self.sniffers.append(made.port.sniffer)
         return made
 
-    def neighbour_host(self, address: str) -> Namespace:
-        """Return another host, with the kernel's own IPv4, on the switch. Its interface is eth0."""
+    def second_link(self, machine: Machine) -> Port:
+        """Return a cable from the machine, where it is eth1, to a switch of its own."""
+        switch = self._stack.enter_context(Switch())
+        port = switch.attach(machine.host, "eth1", plugged=True, mac="02:00:00:00:77:02")
+        self.sniffers.append(port.sniffer)
+        return port
+
+    def neighbour_host(self, address: str, switch: Switch | None = None) -> Namespace:
+        """Return another host, with the kernel's own IPv4, on the case's switch or another. Its interface is eth0."""
         host = self._stack.enter_context(Namespace("neighbour"))
-        port = self.switch.attach(host, plugged=True, sniff=False, mac=THIRD)
+        port = (switch or self.switch).attach(host, plugged=True, sniff=False, mac=THIRD)
         host.ip(f"addr add {address} dev {port.name}")
         return host
 

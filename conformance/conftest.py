@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("conformance")
     group.addoption("--dut", help="the device under test: COMMAND with {netns} and {ifname}")
     group.addoption("--about", help="JSON file about it; default: COMMAND.json if that exists")
-    group.addoption("--report", help="write what was found into this file (JSON)")
+    group.addoption(
+        "--report",
+        help="write what was found into this file (JSON); with --row, its other rows stay",
+    )
     group.addoption("--row", action="append", default=[], help="only this row; may be repeated")
     group.addoption(
         "--all-rows", action="store_true", help="fail if any row falls short, not a MUST"
@@ -151,11 +155,22 @@ def pytest_report_teststatus(
 
 
 class _Recorder:
-    """Gathers the workers' results, in the process that writes the report."""
+    """Gathers the workers' results, in the process that writes the report.
+
+    Raises:
+        pytest.UsageError: some rows shall replace those of a report of another program, or version.
+    """
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
         self._found: list[Facts] = []
+        self._before: dict[str, Any] | None = None
+        report, about = Path(config.option.report or ""), config.stash[_ABOUT]
+        if config.option.row and report.is_file():
+            self._before = before = json.loads(report.read_text(encoding="utf-8"))
+            measured = before["program"]["name"], before["program"]["version"]
+            if measured != (about.name, about.version):
+                raise pytest.UsageError(f"{report} is of {' '.join(measured)}")
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         facts = _facts(report)
@@ -165,7 +180,8 @@ class _Recorder:
     def pytest_sessionfinish(self) -> None:
         path = self._config.option.report
         if path and self._found:
-            Path(path).write_text(dump(self._config.stash[_ABOUT], self._found), encoding="utf-8")
+            text = dump(self._config.stash[_ABOUT], self._found, self._before)
+            Path(path).write_text(text, encoding="utf-8")
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         about = self._config.stash[_ABOUT]

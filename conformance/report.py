@@ -43,13 +43,29 @@ def _row(cases: list[Facts]) -> dict[str, Any]:
     return {"result": result, "seen": "; ".join(seen), "cases": cases}
 
 
-def dump(about: About, found: Iterable[Facts]) -> str:
-    """Return the report as JSON."""
+def dump(about: About, found: Iterable[Facts], before: Mapping[str, Any] | None = None) -> str:
+    """Return the report as JSON.
+
+    Args:
+        about: the program.
+        found: the cases that ran.
+        before: a report of the same program, whose other rows stay; the dates and kernels are then those of both.
+    """
+    rows, now = merge(found), dt.datetime.now(dt.timezone.utc).date().isoformat()
+    when, kernel = {now}, {platform.release()}
+    if before is not None:
+        rows = {
+            row: rows.get(row) or before["rows"][row]
+            for row in ROWS
+            if row in {*rows, *before["rows"]}
+        }
+        when.update(before["date"].split(", "))
+        kernel.update(before["kernel"].split(", "))
     report: Mapping[str, Any] = {
         "format": FORMAT,
         "program": about.describe(),
-        "date": dt.datetime.now(dt.timezone.utc).date().isoformat(),
-        "kernel": platform.release(),
-        "rows": merge(found),
+        "date": ", ".join(sorted(when)),
+        "kernel": ", ".join(sorted(kernel)),
+        "rows": rows,
     }
     return json.dumps(report, indent=1) + "\n"

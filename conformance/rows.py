@@ -87,6 +87,9 @@ ROWS: Final[Mapping[str, Row]] = {
         "M 2.6.2, B",
         "if wanted: every destination is on the link, while there is no other default route",
     ),
+    "fwd-several": Row(
+        "users, 3.3", "with several links each neighbour is reached on its own link, unbound"
+    ),
     "co-dhcp": Row("M 1.9(1), 2.11", "a DHCP client's address and routes stay untouched"),
     "co-lease": Row(
         "M 1.9(2)", "a routable address comes: link-local stays for what is underway, or altogether"

@@ -11,7 +11,7 @@ from ipaddress import IPv4Address, IPv4Interface
 
 import pytest
 
-from lab import ArpFrame, frames
+from lab import ArpFrame, Namespace, frames
 
 from .case import OTHER, PATIENCE, ROUTABLE, ROUTER, Case, connection, listed
 from .device import SLOW_START, Machine
@@ -149,6 +149,55 @@ def test_default_route_gives_way(case: Case) -> None:
     asked = case.asked_for(machine, ELSEWHERE, ELSEWHERE, ROUTER)
     case.require(asked and asked.tpa == ROUTER, f"{ELSEWHERE} does not go by the router")
     case.holds("withdrawn when the router's comes")
+
+
+def _reached(machine: Machine, device: Namespace, address: IPv4Address) -> bool:
+    """Whether a ping, and a datagram with its answer, reach the device from clients that are bound to nothing."""
+    if " 0 received" in machine.host.run("ping", "-c", "1", "-W", "1", str(address), check=False):
+        return False
+    with (
+        device.call(socket.socket, socket.AF_INET, socket.SOCK_DGRAM) as theirs,
+        machine.host.call(socket.socket, socket.AF_INET, socket.SOCK_DGRAM) as ours,
+    ):
+        theirs.bind((str(address), 3927))
+        theirs.settimeout(2)
+        ours.settimeout(2)
+        try:
+            ours.sendto(b"question", (str(address), 3927))
+            content, client = theirs.recvfrom(100)
+            theirs.sendto(content, client)
+            return ours.recv(100) == b"question"
+        except OSError:
+            return False
+
+
+@pytest.mark.row("fwd-several", seconds=25)
+def test_neighbours_on_two_links(case: Case) -> None:
+    """A device on each link, which is tried for 8 s. A program for one interface runs twice."""
+    machine = case.machine(plugged=True)
+    second = case.second_link(machine)
+    devices = {
+        "eth0": (OTHER, case.neighbour_host(f"{OTHER}/16")),
+        "eth1": (OTHER + 1, case.neighbour_host(f"{OTHER + 1}/16", second.switch)),
+    }
+    together = "several" in {*case.about.can, *case.about.always}
+    for names in [[*devices]] if together else [[name] for name in devices]:
+        machine.start(interfaces=names)
+    for name in devices:
+        case.until(
+            lambda name=name: machine.host.link_local(name),  # type: ignore[misc]
+            f"{name} has no address",
+            SLOW_START,
+        )
+    far = []
+    for name, (address, device) in devices.items():
+        end = time.monotonic() + 8
+        while not _reached(machine, device, address):
+            if time.monotonic() > end:
+                far.append(f"{address} on {name}")
+                break
+    case.require(not far, f"not reached: {listed(far)}")
+    case.holds("a device on each of two links is reached")
 
 
 def _foreign(machine: Machine) -> list[str]:

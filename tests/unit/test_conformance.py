@@ -94,6 +94,19 @@ def test_a_report_that_lacks_a_row_is_refused(tmp_path: Path) -> None:
         page.load(tmp_path)
 
 
+def test_some_rows_measured_again() -> None:
+    """The others stay, in their place, and the report has the dates of both."""
+    about = read_about("true", None)
+    before = json.loads(dump(about, [fact("announce", HOLDS, "old"), fact("if-one", HOLDS, "old")]))
+    before["date"] = "2020-01-02"
+    found = [fact("if-one", SHORT, "new"), fact("sel-ip", HOLDS, "new")]
+    report = json.loads(dump(about, found, before))
+    rows = {row: facts["seen"] for row, facts in report["rows"].items()}
+    assert [*rows.items()] == [("sel-ip", "new"), ("announce", "old"), ("if-one", "new")]
+    first, second = report["date"].split(", ")
+    assert first == "2020-01-02" < second and report["kernel"] == before["kernel"]
+
+
 def test_what_a_shortfall_shows(tmp_path: Path) -> None:
     found = [fact(row, HOLDS, "seen") for row in ROWS]
     found[0] = fact("sel-range", SHORT, "a|b <c>", frames=["0.000 -> probe"])

@@ -24,7 +24,6 @@ OURS = {
     "if-master": "an interface with a master has no address of its own",
     "co-session": "a connection underway keeps the address beside a lease",
     "co-route": "no route of a lease outlives the lease because of our address",
-    "fwd-several": "with several links each neighbour is reached on its own",
 }
 """Requirements that are no rows of the conformance suite: they cannot be asked of every program."""
 
