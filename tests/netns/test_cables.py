@@ -6,6 +6,8 @@ import contextlib
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,11 +18,22 @@ import pytest
 
 from autoip.core import arp
 from autoip.kernel.neighbour_socket import KNOWN_MAX, NeighbourSocket
-from lab import Daemon, Namespace, Port, Switch, frames
+from lab import Daemon, Namespace, Port, Switch, crowd, frames
+from lab.daemon import REPOSITORY
+from lab.peers import AvahiAutoipd, Dhcpcd
+from tests.require import requires_program
 
 from .commands import report, run
 from .conftest import autoip_command
-from .helpers import NETNS, PATIENCE, configuration, for_every_user, wait_ready, wait_until
+from .helpers import (
+    ETHERTYPE_IPV4,
+    NETNS,
+    PATIENCE,
+    configuration,
+    for_every_user,
+    wait_ready,
+    wait_until,
+)
 
 pytestmark = NETNS
 
@@ -119,35 +132,42 @@ def listens(daemon: Daemon) -> int:
     return sum(f"socket:[{inode}]" in opened for inode in found)
 
 
-def talks(bench: Bench, link: int) -> None:
+def listening(kind: int, address: IPv4Address | str) -> socket.socket:
+    made = socket.socket(socket.AF_INET, kind)
+    made.settimeout(PATIENCE)
+    made.bind((str(address), 4711))
+    return made
+
+
+def client(kind: int, address: IPv4Address) -> socket.socket:
+    """A connection from a program that is bound to nothing."""
+    made = socket.socket(socket.AF_INET, kind)
+    made.settimeout(PATIENCE)
+    try:
+        made.connect((str(address), 4711))
+    except OSError:
+        made.close()
+        raise
+    return made
+
+
+def talks(bench: Bench, link: int, address: IPv4Address | None = None) -> None:
     """Ping, UDP with an answer, and TCP, none of them bound to anything, reach the device."""
-    address = str(device_address(link))
+    address = address or device_address(link)
     device = bench.cables[link].device.host
-    assert bench.pings(IPv4Address(address))
-
-    def listening(kind: int) -> socket.socket:
-        made = socket.socket(socket.AF_INET, kind)
-        made.bind((address, 4711))
-        made.settimeout(PATIENCE)
-        return made
-
-    def client(kind: int) -> socket.socket:
-        made = socket.socket(socket.AF_INET, kind)
-        made.settimeout(PATIENCE)
-        made.connect((address, 4711))
-        return made
-
+    assert bench.pings(address)
     with (
-        device.call(listening, socket.SOCK_DGRAM) as far,
-        bench.host.call(client, socket.SOCK_DGRAM) as near,
+        device.call(listening, socket.SOCK_DGRAM, address) as far,
+        bench.host.call(client, socket.SOCK_DGRAM, address) as near,
     ):
         near.send(b"question")
         content, sender = far.recvfrom(100)
         far.sendto(b"answer", sender)
         assert (content, near.recv(100)) == (b"question", b"answer")
-    with device.call(listening, socket.SOCK_STREAM) as far:
+    with device.call(listening, socket.SOCK_STREAM, address) as far:
         far.listen()
-        with bench.host.call(client, socket.SOCK_STREAM) as near, far.accept()[0] as accepted:
+        near = bench.host.call(client, socket.SOCK_STREAM, address)
+        with near, far.accept()[0] as accepted:
             accepted.sendall(b"hello")
             assert near.recv(100) == b"hello"
 
@@ -172,6 +192,57 @@ def test_every_device_is_reached(make_bench: Callable[[int], Bench], links: int)
     assert daemon.stop() == 0
     # The neighbours of the kernel go with the addresses.
     assert configuration(bench.host)[:3] == before[:3]
+
+
+@requires_program(AvahiAutoipd.program, AvahiAutoipd.package)
+@requires_program(Dhcpcd.program, Dhcpcd.package)
+def test_devices_with_programs_of_others(
+    make_bench: Callable[[int], Bench], stack: contextlib.ExitStack
+) -> None:
+    bench = make_bench(2)
+    devices = []
+    for cable, kind in zip(bench.cables, (Dhcpcd, AvahiAutoipd), strict=True):
+        cable.device.host.ip("addr flush dev eth0")
+        devices.append(stack.enter_context(kind(cable.device)))
+        devices[-1].start()
+    bench.start()
+    for link, device in enumerate(devices):
+        address = device.wait_address(PATIENCE)
+        wait_until(lambda a=address: str(a) in bench.routes(), device.label)  # type: ignore[misc]
+        talks(bench, link, address)
+    assert {*bench.routes().values()} == {"eth0", "eth1"}
+
+
+def test_a_crowd_on_each_link(make_bench: Callable[[int], Bench]) -> None:
+    bench = make_bench(2)
+    bench.start()
+    crowds = [crowd.answers(250, seed) for seed in (2, 3)]
+    assert not crowds[0].keys() & crowds[1].keys()
+    for cable, seed in zip(bench.cables, ("2", "3"), strict=True):
+        command = [sys.executable, "-m", "lab.crowd", "eth0", "250", seed]
+        running = cable.device.host.popen(command, stdout=subprocess.PIPE, cwd=REPOSITORY)
+        assert running.stdout is not None
+        assert running.stdout.readline() == b"ready\n"
+    for link, hosts in enumerate(crowds):
+        for address, mac in hosts.items():
+            bench.announce(link, IPv4Address(address), mac.hex(":"))
+    wait_until(lambda: len(bench.routes()) == 500, "routes")
+    since = [cable.port.sniffer.mark() for cable in bench.cables]
+    for address in [one for hosts in crowds for one in hosts]:
+        bench.host.send_udp(IPv4Address(address))
+
+    def received() -> list[set[str]]:
+        return [
+            {
+                frame.destination
+                for frame in cable.port.sniffer.frames(mark)
+                if frame.from_host and frame.ethertype == ETHERTYPE_IPV4
+            }
+            for cable, mark in zip(bench.cables, since, strict=True)
+        ]
+
+    macs = [{mac.hex(":") for mac in hosts.values()} for hosts in crowds]
+    wait_until(lambda: received() == macs, "a datagram for each device, on its link")
 
 
 @pytest.mark.parametrize("rp_filter", [0, 1, 2])
