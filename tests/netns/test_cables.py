@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -243,6 +244,20 @@ def test_a_crowd_on_each_link(make_bench: Callable[[int], Bench]) -> None:
 
     macs = [{mac.hex(":") for mac in hosts.values()} for hosts in crowds]
     wait_until(lambda: received() == macs, "a datagram for each device, on its link")
+
+
+def test_a_connection_to_an_unknown_neighbour(make_bench: Callable[[int], Bench]) -> None:
+    """Its source is that of the first link before anybody is asked: the first one fails, the next one does not."""
+    bench = make_bench(2)
+    bench.start()
+    wanted = socket.SOCK_STREAM, device_address(1)
+    with bench.cables[1].device.host.call(listening, *wanted) as far:
+        far.listen()
+        with pytest.raises(OSError, match=os.strerror(errno.EHOSTUNREACH)):
+            bench.host.call(client, *wanted)
+        assert bench.routes() == {str(device_address(1)): "eth1"}
+        with bench.host.call(client, *wanted) as near:
+            assert near.getsockname()[0] == str(bench.host.link_local("eth1")[0])
 
 
 @pytest.mark.parametrize("rp_filter", [0, 1, 2])
