@@ -79,7 +79,8 @@ def dropped(network: Network, host: Host, link: Link | None) -> Iterator[str]:
         names = ", ".join(each.name for each in links)
         yield (
             f"rp_filter = 1: of {names}, which have link-local addresses, only one gets broadcasts and multicasts of"
-            f" link-local hosts: sysctl -w net/ipv4/conf/{shlex.quote(link.name)}/rp_filter=2"
+            f" link-local hosts that have no route of their own:"
+            f" sysctl -w net/ipv4/conf/{shlex.quote(link.name)}/rp_filter=2"
         )
 
 

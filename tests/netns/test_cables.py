@@ -262,10 +262,27 @@ def test_a_connection_to_an_unknown_neighbour(make_bench: Callable[[int], Bench]
 
 @pytest.mark.parametrize("rp_filter", [0, 1, 2])
 def test_source_filters(make_bench: Callable[[int], Bench], rp_filter: int) -> None:
+    """What is for our address arrives in any case; what is for all, if strict, only from a sender with a route."""
     bench = make_bench(2)
     for name in ("all", "eth0", "eth1"):
         bench.host.run("sysctl", "-qw", f"net.ipv4.conf.{name}.rp_filter={rp_filter}")
     bench.start()
+    far, ours = bench.cables[1].device.host, bench.host.link_local("eth1")[0]
+    # Without a question of the device, which would make it known.
+    far.ip(f"neigh add {ours} lladdr {bench.cables[1].port.mac} dev eth0 nud permanent")
+    with (
+        bench.host.call(listening, socket.SOCK_DGRAM, "") as near,
+        far.call(listening, socket.SOCK_DGRAM, device_address(1)) as device,
+    ):
+        device.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+        device.sendto(b"for us", (str(ours), 4711))
+        assert near.recv(100) == b"for us"
+        assert bench.routes() == {}
+        device.sendto(b"for all", ("169.254.255.255", 4711))
+        wait_until(bench.routes, "a route")
+        device.sendto(b"for all, again", ("169.254.255.255", 4711))
+        assert near.recv(100) == (b"for all, again" if rp_filter == 1 else b"for all")
+    far.ip(f"neigh del {ours} dev eth0")
     bench.learned(1, 0)
     for link in (0, 1):
         talks(bench, link)

@@ -349,8 +349,8 @@ def _rp_filter(facts: Facts, link: Link) -> Troubles:
     order = list(dict.fromkeys(route.index for route in _to_link_local(facts)))
     if link.index in order[1:] and _setting(facts.settings, link.name, "rp_filter") == _STRICT:
         yield _warning(
-            f"strict rp_filter: broadcasts and multicasts of link-local hosts are dropped here,"
-            f" because the route to them is by {_name(facts, order[0])}",
+            f"strict rp_filter: broadcasts and multicasts of link-local hosts that have no route of"
+            f" their own are dropped here, because the route to them is by {_name(facts, order[0])}",
             f"sysctl -w net/ipv4/conf/{_q(link.name)}/rp_filter=2",
         )
 
