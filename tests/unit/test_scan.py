@@ -5,17 +5,23 @@ from __future__ import annotations
 import itertools
 import random
 import struct
+import time
 from collections.abc import Iterator
+from ipaddress import IPv4Address
+from pathlib import Path
+from random import Random
 from types import ModuleType
 from typing import Any
 
 import pytest
 
 from autoip.commands.main import main
-from autoip.commands.scan import report, udp, vendor
+from autoip.commands.scan import likely, report, segment, udp, vendor
 from autoip.commands.scan.hosts import HOSTS_MAX, MANY, Host, Hosts, clean, reach
 from autoip.commands.scan.questions import dhcp, dns, gvcp, mdns, ssdp, vxi11, wsd
 from autoip.commands.scan.sweep import BATCH, PASS_TIME, PASSES, RATE_MIN, Sweep
+from autoip.core.candidates import Candidates, Pool
+from autoip.daemon.address_store import AddressStore
 
 FIRST = 0xA9FE0001
 MAC = b"\x00\x11\x1c\x0a\x0b\x0c"
@@ -57,6 +63,64 @@ def test_likely_addresses_come_first_and_the_others_in_no_order() -> None:
     assert sum(after == before + 1 for before, after in itertools.pairwise(others)) < 50
     assert sorted(found) == sorted([*range(FIRST, FIRST + 1000)] * PASSES)
     assert others != [address for _, address in asked(sweep(likely=likely, seed=8))][2:1000]
+
+
+def test_what_becomes_likely_on_the_way_is_next_and_no_request_is_added() -> None:
+    one = sweep(1000, 1000.0)
+    order = [address for _, address in asked(sweep(1000, 1000.0))][:1000]
+    found = []
+    for _, address in asked(one):
+        found.append(address)
+        if len(found) in (100, 1500):
+            # Asked for already, just now, far ahead, twice, and of another network.
+            for preferred in (order[3], address, order[900], order[901], order[901], 0x0A000001):
+                one.prefer(preferred)
+    place = found.index(order[900])
+    assert place - 100 <= 10
+    assert found[place + 1] == order[901]
+    assert found[1000:1002] == [order[900], order[901]]
+    assert sorted(found) == sorted([*range(FIRST, FIRST + 1000)] * PASSES)
+
+
+def test_what_is_offered_now_cannot_become_likely() -> None:
+    one = sweep(100, 1000.0)
+    one.prefer(one.due(0.0)[0])
+    assert sorted(address for _, address in asked(one)) == sorted(
+        [*range(FIRST, FIRST + 100)] * PASSES
+    )
+
+
+@pytest.mark.parametrize(
+    ("mac", "lxi"),
+    [
+        # The examples of the manual of VTI's LXI instruments.
+        ("000d3f010001", 0xA9FE0101),
+        ("000d3f01a328", 0xA9FEA328),
+        ("000d3f01fffe", 0xA9FEFEFE),
+    ],
+)
+def test_the_first_candidates_of_a_host_follow_from_its_mac(mac: str, lxi: int) -> None:
+    raw = bytes.fromhex(mac)
+    own = Candidates(Random(int.from_bytes(raw, "big")), lambda _: False, (), Pool()).take()
+    assert list(likely.derived(raw)) == [int(own), lxi]
+
+
+def test_remembered_addresses_are_read_where_they_may_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path))
+    monkeypatch.setattr(AddressStore, "load_avahi", lambda *_: IPv4Address(FIRST + 1))
+    assert list(likely.remembered(MAC)) == [FIRST + 1]
+    AddressStore(tmp_path).save(MAC, IPv4Address(FIRST + 0x700), "eth0")
+    assert list(likely.remembered(MAC)) == [FIRST + 0x700, FIRST + 1]
+    for content in ("{", "x" * 70_000, '{"version": 1, "address": "10.0.0.1"}', "[" * 3000):
+        (tmp_path / f"{MAC.hex()}.json").write_text(content)
+        assert list(likely.remembered(MAC)) == [FIRST + 1]
+
+
+def test_fixed_addresses_are_link_local_and_each_is_there_once() -> None:
+    assert len(set(likely.FIXED)) == len(likely.FIXED)
+    assert {address >> 16 for address in likely.FIXED} == {0xA9FE}
 
 
 def test_our_own_addresses_are_not_asked_for() -> None:
@@ -403,6 +467,99 @@ def test_vendors_come_from_the_systems_list(tmp_path: Any, monkeypatch: pytest.M
     assert vendor.vendor(MAC) == "Pleora"
     monkeypatch.undo()
     vendor._listed.cache_clear()
+
+
+# --- an interface ----------------------------------------------------------------------------------
+
+
+OURS = FIRST + 0x908
+OWN_MAC = b"\2\0\0\0\0\1"
+REPLY = 2
+
+
+class Cable:
+    """The sockets of a scan on an interface, without a kernel."""
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+        self.sent: list[udp.Datagram] = []
+        self.heard: list[tuple[int, int, int, int, bytes, bytes]] = []
+        self.frames: list[bytes] = []
+
+    def receive(self) -> list[tuple[int, int, int, int, bytes, bytes]]:
+        heard, self.heard = self.heard, []
+        return heard
+
+    def send(self, *what: Any) -> int:
+        if isinstance(what[0], bytes):
+            sent = udp.parse(what[0])
+            assert sent is not None
+            self.sent.append(sent)
+            return len(what[0])
+        self.asked += what[1]
+        return len(what[1])
+
+    def recv(self, _: int) -> bytes:
+        if not self.frames:
+            raise BlockingIOError
+        return self.frames.pop(0)
+
+    def close(self) -> None:
+        pass
+
+    def answer(self, protocol_port: int, payload: bytes, source: int, mac: bytes = MAC) -> None:
+        """Answer the last question that went to this port."""
+        asker = next(one for one in reversed(self.sent) if one.port == protocol_port)
+        there = udp.Datagram(mac, source, OURS, protocol_port, asker.source_port, payload)
+        self.frames.append(udp.emit(there, 1))
+
+
+@pytest.fixture
+def cable(monkeypatch: pytest.MonkeyPatch) -> Cable:
+    one = Cable()
+    for name, value in {
+        "BulkArp": lambda *_: one,
+        "open_datagrams": lambda *_: one,
+        "addresses": lambda _: [(OURS, 0xFFFF0000)],
+        "neighbours": lambda _: [FIRST + 77],
+        "is_wireless": lambda _: False,
+    }.items():
+        monkeypatch.setattr(segment, name, value)
+    monkeypatch.setattr(likely, "remembered", lambda _: iter([FIRST + 88]))
+    return one
+
+
+@pytest.fixture
+def shown() -> list[Host]:
+    return []
+
+
+@pytest.fixture
+def scanning(cable: Cable, shown: list[Host]) -> Iterator[segment.Segment]:
+    hosts = Hosts()
+    one = segment.Segment(
+        "eth0", 1, OWN_MAC, True, hosts, lambda host, _: shown.append(host), lambda _: None
+    )
+    one.ask((0xA9FE0000, 0xFFFF0000), 100.0, None)
+    yield one
+    one.close()
+
+
+def test_likely_addresses_are_asked_for_first_on_an_interface(
+    cable: Cable, scanning: segment.Segment
+) -> None:
+    now = time.monotonic() + 1
+    for _ in range(8):
+        scanning.step(now)
+        now += 0.01
+    assert cable.asked[:7] == [FIRST + 77, *likely.FIXED, FIRST + 88]
+    cable.heard = [(0, FIRST + 1000, OURS, REPLY, MAC, OWN_MAC)]
+    before = len(cable.asked)
+    scanning.read()
+    for _ in range(2):
+        now += 0.01
+        scanning.step(now)
+    assert set(likely.derived(MAC)) <= set(cable.asked[before:])
 
 
 # --- words -----------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import time
 from collections import deque
 from contextlib import suppress
 
-from autoip.commands.scan import udp
+from autoip.commands.scan import likely, udp
 from autoip.commands.scan.hosts import Hosts, reach, text
 from autoip.commands.scan.questions import dhcp, gvcp, mdns, ssdp, vxi11, wsd
 from autoip.commands.scan.sweep import ANSWER_TIME, Sweep
@@ -18,7 +18,7 @@ from autoip.kernel.interface_facts import addresses, is_wireless, neighbours
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # a scan must start fast
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from typing import Any
 
     from autoip.commands.scan.claim import Claim
@@ -105,10 +105,9 @@ class Segment:
         places = (first + 1, count - 2) if count > 2 else (first, count)
         if rate is None:
             rate = RATE_WIRELESS if is_wireless(self.name) else RATE
-        likely = list(neighbours(self.name))
         self.sweep = Sweep(
             *places,
-            likely,
+            [*neighbours(self.name), *likely.FIXED],
             {own for own, _ in self._own},
             rate,
             int.from_bytes(os.urandom(8), "big"),
@@ -149,6 +148,8 @@ class Segment:
             self._asked_at = now
             for protocol, module in _ASKED.items():
                 self._send(module, protocol)
+            if self._asks:  # the first time; it takes longer than the questions may wait
+                self._prefer(likely.remembered(self._mac))
         if self._unnamed and self._names_at <= now:
             wanted = [
                 self._unnamed.popleft() for _ in range(min(len(self._unnamed), mdns.NAMES_MAX))
@@ -280,3 +281,10 @@ class Segment:
                 self._unnamed.append(address)
         if new or more:
             self._report(host, new)
+        if new and self.sweep is not None:
+            self._prefer(likely.derived(mac))
+
+    def _prefer(self, addresses: Iterable[int]) -> None:
+        for address in addresses:
+            if self.sweep is not None:
+                self.sweep.prefer(address)
