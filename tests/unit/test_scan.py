@@ -18,7 +18,7 @@ import pytest
 from autoip.commands.main import main
 from autoip.commands.scan import likely, report, segment, udp, vendor
 from autoip.commands.scan.hosts import HOSTS_MAX, MANY, Host, Hosts, clean, reach
-from autoip.commands.scan.questions import dhcp, dns, gvcp, mdns, ssdp, vxi11, wsd
+from autoip.commands.scan.questions import dhcp, dns, gvcp, icmpv6, llmnr, mdns, ssdp, vxi11, wsd
 from autoip.commands.scan.sweep import BATCH, PASS_TIME, PASSES, RATE_MIN, Sweep
 from autoip.core.candidates import Candidates, Pool
 from autoip.daemon.address_store import AddressStore
@@ -350,6 +350,42 @@ def test_an_instrument_has_a_port_for_vxi_11() -> None:
     assert vxi11.answer(struct.pack("!7I", 1, *reply[1:], 1024)) is None
 
 
+NODE = bytes.fromhex("fe8000000000000002111cfffe0a0b0c")
+ECHO_REPLY = bytes.fromhex(
+    # What a host of Linux answered to a question that went to ff02::1, recorded on a veth pair.
+    "020000000001 00111c0a0b0c 86dd 600a9a8d 0008 3a 40"
+    "fe8000000000000002111cfffe0a0b0c fe80000000000000000000fffe000001 8100 5a91 0001 0001"
+)
+LLMNR_RESPONSE = (
+    # RFC 4795 section 2.1.1: a response repeats the question.
+    bytes.fromhex("0000 8000 0001 0001 0000 0000")
+    + b"\x019\x017\x03254\x03169\x07in-addr\x04arpa\0\0\x0c\0\x01"
+    + b"\xc0\x0c\0\x0c\0\x01\0\0\0\x1e\0\x05\x03box\0"
+)
+
+
+def test_a_host_without_multicast_dns_has_a_name_by_llmnr() -> None:
+    found = llmnr.answer(LLMNR_RESPONSE)
+    assert found == (("box",), (), None, None, None)
+    # The bit of multicast DNS for a unicast answer is not one of LLMNR's.
+    assert llmnr.reverse(0xA9FE0709) == bytes.fromhex("0000 0000 0001") + bytes(6) + (
+        b"\x019\x017\x03254\x03169\x07in-addr\x04arpa\0\0\x0c\0\x01"
+    )
+    assert llmnr.answer(llmnr.reverse(0xA9FE0709)) is None
+    assert llmnr.answer(LLMNR_RESPONSE.replace(b"arpa", b"arpb")) is None
+
+
+def test_an_echo_of_ipv6_has_a_mac() -> None:
+    assert icmpv6.answer(ECHO_REPLY) == (MAC, NODE)
+    assert icmpv6.answer(ECHO_REPLY + b"more") == (MAC, NODE)
+    assert icmpv6.answer(ECHO_REPLY[:-1]) is None
+    for at in (12, 14, 20, 54):  # type of the frame, version, next header, type of ICMPv6
+        frame = bytearray(ECHO_REPLY)
+        frame[at] ^= 0x20
+        assert icmpv6.answer(bytes(frame)) is None
+    assert icmpv6.question() == bytes.fromhex("8000 0000 0001 0001")
+
+
 def test_a_client_that_asks_for_a_lease_is_known_by_its_mac() -> None:
     discover = struct.pack("!BBBB8xI12x6s202x4s", 1, 1, 6, 0, 0, MAC, b"\x63\x82\x53\x63")
     found = dhcp.answer(discover + b"\0\x35\x01\x01\x0c\x03box\xff")
@@ -362,7 +398,7 @@ def test_a_client_that_asks_for_a_lease_is_known_by_its_mac() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", [gvcp, mdns, wsd, ssdp, vxi11, dhcp], ids=lambda one: one.__name__
+    "module", [gvcp, mdns, llmnr, wsd, ssdp, vxi11, dhcp, icmpv6], ids=lambda one: one.__name__
 )
 def test_no_bytes_raise(module: ModuleType) -> None:
     rng = random.Random(1)
@@ -371,6 +407,8 @@ def test_no_bytes_raise(module: ModuleType) -> None:
         response(record(HTTP, dns.PTR, b"\x03web\xc0\x0c")),
         b"NOTIFY \r\nNT:urn",
         b"Hello<Types",
+        ECHO_REPLY,
+        LLMNR_RESPONSE,
     ]
     good.append(
         struct.pack("!BBBB8xI12x6s202x4s", 1, 1, 6, 0, 0, MAC, b"\x63\x82\x53\x63")
@@ -477,14 +515,31 @@ OWN_MAC = b"\2\0\0\0\0\1"
 REPLY = 2
 
 
-class Cable:
+class Echoes:
+    """A socket for the echoes of IPv6."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[int, bytes]] = []
+        self.frames: list[bytes] = []
+
+    def recv(self, _: int) -> bytes:
+        if not self.frames:
+            raise BlockingIOError
+        return self.frames.pop(0)
+
+    def close(self) -> None:
+        pass
+
+
+class Cable(Echoes):
     """The sockets of a scan on an interface, without a kernel."""
 
     def __init__(self) -> None:
-        self.asked: list[int] = []
+        super().__init__()
+        self.targets: list[int] = []
         self.sent: list[udp.Datagram] = []
         self.heard: list[tuple[int, int, int, int, bytes, bytes]] = []
-        self.frames: list[bytes] = []
+        self.echoes = Echoes()
 
     def receive(self) -> list[tuple[int, int, int, int, bytes, bytes]]:
         heard, self.heard = self.heard, []
@@ -496,16 +551,8 @@ class Cable:
             assert sent is not None
             self.sent.append(sent)
             return len(what[0])
-        self.asked += what[1]
+        self.targets += what[1]
         return len(what[1])
-
-    def recv(self, _: int) -> bytes:
-        if not self.frames:
-            raise BlockingIOError
-        return self.frames.pop(0)
-
-    def close(self) -> None:
-        pass
 
     def answer(self, protocol_port: int, payload: bytes, source: int, mac: bytes = MAC) -> None:
         """Answer the last question that went to this port."""
@@ -520,6 +567,8 @@ def cable(monkeypatch: pytest.MonkeyPatch) -> Cable:
     for name, value in {
         "BulkArp": lambda *_: one,
         "open_datagrams": lambda *_: one,
+        "open_echo_replies": lambda *_: one.echoes,
+        "ask_all_nodes": lambda *what: one.echoes.asked.append(what),
         "addresses": lambda _: [(OURS, 0xFFFF0000)],
         "neighbours": lambda _: [FIRST + 77],
         "is_wireless": lambda _: False,
@@ -552,14 +601,67 @@ def test_likely_addresses_are_asked_for_first_on_an_interface(
     for _ in range(8):
         scanning.step(now)
         now += 0.01
-    assert cable.asked[:7] == [FIRST + 77, *likely.FIXED, FIRST + 88]
+    assert cable.targets[:7] == [FIRST + 77, *likely.FIXED, FIRST + 88]
     cable.heard = [(0, FIRST + 1000, OURS, REPLY, MAC, OWN_MAC)]
-    before = len(cable.asked)
+    before = len(cable.targets)
     scanning.read()
     for _ in range(2):
         now += 0.01
         scanning.step(now)
-    assert set(likely.derived(MAC)) <= set(cable.asked[before:])
+    assert set(likely.derived(MAC)) <= set(cable.targets[before:])
+
+
+def test_a_host_that_was_found_has_its_name_asked_for_by_llmnr(
+    cable: Cable, scanning: segment.Segment, shown: list[Host]
+) -> None:
+    now = time.monotonic()
+    scanning.step(now)
+    cable.heard = [(0, 0xA9FE0709, OURS, REPLY, MAC, OWN_MAC)]
+    scanning.read()
+    scanning.step(now + 0.1)
+    assert cable.sent[-1].payload == llmnr.reverse(0xA9FE0709)
+    assert cable.sent[-1].destination == 0xE00000FC
+    cable.answer(5355, LLMNR_RESPONSE, 0xA9FE0709)
+    scanning.read()
+    assert (shown[-1].names, shown[-1].via) == (["box"], ["arp", "llmnr"])
+
+
+def test_a_host_that_has_only_ipv6_is_reported_at_the_end(
+    cable: Cable, scanning: segment.Segment, shown: list[Host]
+) -> None:
+    now = time.monotonic()
+    for _ in range(4):
+        scanning.step(now)
+        now += 1
+    assert cable.echoes.asked == [(1, icmpv6.question())] * 2
+    other = b"\0\x11\x1c\x0a\x0b\x0d"
+    for mac in (MAC, other, OWN_MAC, b"\1" + MAC[1:]):
+        cable.echoes.frames.append(ECHO_REPLY[:6] + mac + ECHO_REPLY[12:])
+    scanning.read()
+    before = len(cable.targets)
+    for _ in range(5):
+        scanning.step(now)
+        now += 0.01
+    assert set(likely.derived(other)) <= set(cable.targets[before:])
+    cable.heard = [(0, FIRST + 1000, OURS, REPLY, other, OWN_MAC)]
+    scanning.read()
+    assert [host.mac for host in shown] == [other]
+    scanning.finish()
+    assert [(host.address, host.mac) for host in shown[1:]] == [(None, MAC)]
+    assert (shown[1].kinds, shown[1].via) == (["ipv6", "fe80::211:1cff:fe0a:b0c"], ["ipv6"])
+
+
+def test_forged_hosts_of_ipv6_cost_bounded_memory(
+    cable: Cable, scanning: segment.Segment, shown: list[Host]
+) -> None:
+    for number in range(2 * HOSTS_MAX):
+        mac = struct.pack("!HI", 2, number)
+        cable.echoes.frames.append(ECHO_REPLY[:6] + mac + ECHO_REPLY[12:])
+    while cable.echoes.frames:
+        scanning.read()
+    assert len(scanning._nodes) == HOSTS_MAX
+    scanning.finish()
+    assert len(shown) == HOSTS_MAX
 
 
 # --- words -----------------------------------------------------------------------------------------

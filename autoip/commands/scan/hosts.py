@@ -115,6 +115,10 @@ class Hosts:
             self._by_address.setdefault((interface, address), []).append(host)
         return host, True
 
+    def knows(self, interface: str, mac: bytes) -> bool:
+        """Return whether a host has this MAC."""
+        return (interface, mac) in self._by_mac
+
     def rivals(self, host: Host) -> list[Host]:
         """Return the other hosts with the same address on the same interface."""
         if host.address is None:

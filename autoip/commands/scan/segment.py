@@ -10,22 +10,27 @@ from collections import deque
 from contextlib import suppress
 
 from autoip.commands.scan import likely, udp
-from autoip.commands.scan.hosts import Hosts, reach, text
-from autoip.commands.scan.questions import dhcp, gvcp, mdns, ssdp, vxi11, wsd
+from autoip.commands.scan.hosts import HOSTS_MAX, Hosts, reach, text
+from autoip.commands.scan.questions import dhcp, gvcp, icmpv6, llmnr, mdns, ssdp, vxi11, wsd
 from autoip.commands.scan.sweep import ANSWER_TIME, Sweep
-from autoip.kernel.bulk_arp import BulkArp, open_datagrams
+from autoip.kernel.bulk_arp import BulkArp, ask_all_nodes, open_datagrams, open_echo_replies
 from autoip.kernel.interface_facts import addresses, is_wireless, neighbours
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # a scan must start fast
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
     from typing import Any
 
     from autoip.commands.scan.claim import Claim
     from autoip.commands.scan.hosts import Host
 
 _ASKED = {"gvcp": gvcp, "mdns": mdns, "wsd": wsd, "ssdp": ssdp, "vxi-11": vxi11}
-_HEARD = {mdns.PORT: ("mdns", mdns), ssdp.PORT: ("ssdp", ssdp), wsd.PORT: ("wsd", wsd)}
+_ANSWERED = {**_ASKED, "llmnr": llmnr}
+_HEARD = {
+    module.PORT: (name, module)
+    for name, module in _ANSWERED.items()
+    if name in ("mdns", "llmnr", "ssdp", "wsd")
+}
 _DHCP = {67: ("dhcp", dhcp), 68: ("dhcp", dhcp)}
 
 RATE, RATE_WIRELESS = 5000.0, 500.0
@@ -81,13 +86,15 @@ class Segment:
         self._reserved: dict[str, socket.socket] = {}
         self._by_port: dict[int, tuple[str, Any]] = {**_HEARD, **_DHCP}
         self._arp = BulkArp(index, mac)
-        for protocol, module in _ASKED.items() if ports else ():
+        for protocol, module in _ANSWERED.items() if ports else ():
             # A socket of the kernel has the port, so that the kernel does not refuse the answers, which we read
             # from the packet socket: so they come with a MAC, and also while the address is not the kernel's.
             self._reserved[protocol] = reserved = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
             reserved.bind(("", 0))
             self._by_port[reserved.getsockname()[1]] = (protocol, module)
         self._datagrams = open_datagrams(index, list(self._by_port))
+        self._echoes = open_echo_replies(index)
+        self._nodes: dict[bytes, bytes] = {}
 
     def ask(self, network: tuple[int, int], rate: float | None, delay: int | None) -> None:
         """Ask from now on.
@@ -112,6 +119,7 @@ class Segment:
             rate,
             int.from_bytes(os.urandom(8), "big"),
         )
+        ask_all_nodes(self._index, icmpv6.question())  # is answered without an IPv4 address, too
         if inside:
             self._use(inside[0])
             return
@@ -123,7 +131,13 @@ class Segment:
 
     def close(self) -> None:
         """Close all sockets, and give the claimed address back."""
-        for opened in (self._arp, self._datagrams, self._claim, *self._reserved.values()):
+        for opened in (
+            self._arp,
+            self._datagrams,
+            self._echoes,
+            self._claim,
+            *self._reserved.values(),
+        ):
             if opened is not None:
                 opened.close()
 
@@ -131,7 +145,7 @@ class Segment:
 
     def filenos(self) -> list[int]:
         """Return the descriptors to wait for."""
-        found = (self._arp, self._datagrams, self._claim)
+        found = (self._arp, self._datagrams, self._echoes, self._claim)
         return [opened.fileno() for opened in found if opened is not None]
 
     def step(self, now: float) -> float | None:
@@ -148,13 +162,17 @@ class Segment:
             self._asked_at = now
             for protocol, module in _ASKED.items():
                 self._send(module, protocol)
-            if self._asks:  # the first time; it takes longer than the questions may wait
+            if not self._asks:
+                ask_all_nodes(self._index, icmpv6.question())
+            else:  # the first time; it takes longer than the questions may wait
                 self._prefer(likely.remembered(self._mac))
         if self._unnamed and self._names_at <= now:
             wanted = [
                 self._unnamed.popleft() for _ in range(min(len(self._unnamed), mdns.NAMES_MAX))
             ]
             self._send(mdns, "mdns", mdns.reverse(wanted))
+            for address in wanted:
+                self._send(llmnr, "llmnr", llmnr.reverse(address))
             self._asked_at = now
             self._names_at = now + _NAMES_PAUSE
         waits += [self._asks[0] - now] if self._asks else []
@@ -215,13 +233,12 @@ class Segment:
         """Read what waits, but never for long."""
         for packet in self._arp.receive():
             self._heard_arp(*packet)
-        for _ in range(_READ_AT_ONCE):
-            try:
-                frame = self._datagrams.recv(_FRAME_MAX)
-            except BlockingIOError:
-                break
+        for frame in _waiting(self._datagrams):
             if (datagram := udp.parse(frame)) is not None:
                 self._heard_datagram(datagram)
+        for frame in _waiting(self._echoes):
+            if (node := icmpv6.answer(frame)) is not None:
+                self._heard_node(*node)
 
     def _heard_arp(self, ns: int, spa: int, tpa: int, kind: int, sha: bytes, tha: bytes) -> None:
         at, rtt = ns / 1e9, None
@@ -248,6 +265,18 @@ class Segment:
             address or None, answer.mac or datagram.mac, time.time(), protocol, answer.names, answer.kinds,
             mask=answer.mask,
         )  # fmt: skip
+
+    def _heard_node(self, mac: bytes, address: bytes) -> None:
+        if mac not in self._nodes and len(self._nodes) < HOSTS_MAX:
+            self._nodes[mac] = address
+            self._prefer(likely.derived(mac))
+
+    def finish(self) -> None:
+        """Report the hosts of which only IPv6 was found: before, the sweep might have found an IPv4 address."""
+        for mac, address in self._nodes.items():
+            if not self._hosts.knows(self.name, mac):
+                shown = socket.inet_ntop(socket.AF_INET6, address)
+                self._learn(None, mac, time.time(), "ipv6", (), ("ipv6", shown))
 
     def _learn(
         self,
@@ -288,3 +317,10 @@ class Segment:
         for address in addresses:
             if self.sweep is not None:
                 self.sweep.prefer(address)
+
+
+def _waiting(sock: socket.socket) -> Iterator[bytes]:
+    """Yield the frames that wait at a socket, but not for long."""
+    with suppress(BlockingIOError):
+        for _ in range(_READ_AT_ONCE):
+            yield sock.recv(_FRAME_MAX)
