@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import random
 import struct
+import sys
 import time
 from collections.abc import Iterator
 from ipaddress import IPv4Address
@@ -17,11 +19,12 @@ import pytest
 
 from autoip.commands.main import main
 from autoip.commands.scan import likely, report, segment, udp, vendor
-from autoip.commands.scan.hosts import HOSTS_MAX, MANY, Host, Hosts, clean, reach
+from autoip.commands.scan.hosts import HOSTS_MAX, MANY, Host, Hosts, clean, mask_fault, reach
 from autoip.commands.scan.questions import dhcp, dns, gvcp, icmpv6, llmnr, mdns, ssdp, vxi11, wsd
 from autoip.commands.scan.sweep import BATCH, PASS_TIME, PASSES, RATE_MIN, Sweep
 from autoip.core.candidates import Candidates, Pool
 from autoip.daemon.address_store import AddressStore
+from autoip.kernel import interface_facts
 
 FIRST = 0xA9FE0001
 MAC = b"\x00\x11\x1c\x0a\x0b\x0c"
@@ -229,9 +232,9 @@ def test_a_frame_that_is_not_a_datagram_is_nothing(at: int, byte: int) -> None:
 # --- answers ---------------------------------------------------------------------------------------
 
 
-def camera_ack() -> bytes:
+def camera_ack(address: int = CAMERA, mask: int = MASK24) -> bytes:
     """DISCOVERY_ACK, field by field as the bootstrap registers have them."""
-    device = struct.pack("!HHI2x6sII12xI12xI12xI", 1, 2, 0, MAC, 7, 5, CAMERA, MASK24, 0)
+    device = struct.pack("!HHI2x6sII12xI12xI12xI", 1, 2, 0, MAC, 7, 5, address, mask, 0)
     for text, size in (
         ("ACME", 32),
         ("Eye 5", 32),
@@ -476,12 +479,51 @@ def test_one_address_of_two_hosts_is_a_conflict() -> None:
         (0xC0A84DFE, None, "ip address add 192.168.77.253/24 dev eth0"),
         (0x0A000001, 0xFF000000, "ip address add 10.0.0.2/8 dev eth0"),
         (0xA9FE0101, None, None),
+        (0xC0A80505, None, None),
         (0x0A000001, 0x12345678, "ip address add 10.0.0.2/24 dev eth0"),
     ],
 )
 def test_the_command_that_reaches_a_host(address: int, mask: int | None, how: str | None) -> None:
-    found = reach("eth0", address, mask, [(0xA9FE0909, 0xFFFF0000)])
+    found = reach("eth0", address, mask, [(0xC0A80501, MASK24)])
     assert found == (how and f"in another subnet: {how}")
+
+
+@pytest.mark.parametrize(
+    ("address", "mask", "fault"),
+    [
+        (0xA9FE0707, 0xFFFF0000, None),
+        (0xA9FE0707, MASK24, "wrong mask: 255.255.255.0, in this network 255.255.0.0"),
+        (0xC0A80505, MASK24, None),
+        (0xC0A80505, 0xFFFF0000, "wrong mask: 255.255.0.0, in this network 255.255.255.0"),
+        (0xC0A80505, 0xFFFFFFFF, "wrong mask: 255.255.255.255, in this network 255.255.255.0"),
+        (0x0A000001, 0xFF000000, None),
+        (0x0A000001, 0xFF00FF00, "wrong mask: 255.0.255.0 is not one"),
+        (0x0A000001, 0x000000FF, "wrong mask: 0.0.0.255 is not one"),
+        (0xC0A80505, 0, None),
+    ],
+)
+def test_a_wrong_mask(address: int, mask: int, fault: str | None) -> None:
+    assert mask_fault(address, mask, [(0xC0A80501, MASK24)]) == fault
+
+
+@pytest.mark.parametrize(
+    ("row", "reached"),
+    [
+        ("eth0\t0000FEA9\t00000000\t0001\t0\t0\t2002\t0000FFFF\t0\t0\t0", True),
+        ("eth1\t0000FEA9\t00000000\t0001\t0\t0\t2002\t0000FFFF\t0\t0\t0", False),
+        ("eth0\t0000FEA9\t00000000\t0001\t0\t0\t2002\t00FFFFFF\t0\t0\t0", False),
+        ("eth0\t00000000\t010200C0\t0003\t0\t0\t0\t00000000\t0\t0\t0", False),
+        ("eth0\t0000FEA9", False),
+        ("", False),
+    ],
+)
+@pytest.mark.skipif(sys.byteorder != "little", reason="/proc/net/route has the host's byte order")
+def test_a_route_to_link_local_hosts(
+    row: str, reached: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = f"Iface\tDestination\n{row}\n"
+    monkeypatch.setattr(interface_facts, "open", lambda *_, **__: io.StringIO(table), raising=False)
+    assert interface_facts.reaches_link_local("eth0") is reached
 
 
 def test_vendors_come_from_the_systems_list(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -513,6 +555,7 @@ def test_vendors_come_from_the_systems_list(tmp_path: Any, monkeypatch: pytest.M
 OURS = FIRST + 0x908
 OWN_MAC = b"\2\0\0\0\0\1"
 REPLY = 2
+NO_ROUTE = "eth0: has no route to link-local hosts: autoip eth0"
 
 
 class Echoes:
@@ -572,6 +615,7 @@ def cable(monkeypatch: pytest.MonkeyPatch) -> Cable:
         "addresses": lambda _: [(OURS, 0xFFFF0000)],
         "neighbours": lambda _: [FIRST + 77],
         "is_wireless": lambda _: False,
+        "reaches_link_local": lambda _: True,
     }.items():
         monkeypatch.setattr(segment, name, value)
     monkeypatch.setattr(likely, "remembered", lambda _: iter([FIRST + 88]))
@@ -649,6 +693,52 @@ def test_a_host_that_has_only_ipv6_is_reported_at_the_end(
     scanning.finish()
     assert [(host.address, host.mac) for host in shown[1:]] == [(None, MAC)]
     assert (shown[1].kinds, shown[1].via) == (["ipv6", "fe80::211:1cff:fe0a:b0c"], ["ipv6"])
+
+
+def test_a_wrong_mask_is_noted_once_also_of_a_host_that_was_found_before(
+    cable: Cable, scanning: segment.Segment, shown: list[Host]
+) -> None:
+    scanning.step(time.monotonic())
+    cable.heard = [(0, FIRST + 1000, OURS, REPLY, MAC, OWN_MAC)]
+    scanning.read()
+    assert shown[-1].notes == []
+    for mask in (0xFFFF0000, MASK24, 0xFFFFFF80, 0xFF00FF00):
+        cable.answer(3956, camera_ack(FIRST + 1000, mask), FIRST + 1000)
+    scanning.read()
+    assert shown[-1].notes == ["wrong mask: 255.255.255.0, in this network 255.255.0.0"]
+    assert len(shown) == 3
+
+
+@pytest.mark.parametrize(
+    ("own", "routed", "lines"),
+    [
+        ([], False, [NO_ROUTE]),
+        (
+            [(0xC0A80501, MASK24)],
+            False,
+            [f"{NO_ROUTE}, or without a second address: autoip eth0 --route-only"],
+        ),
+        ([(0xC0A80501, MASK24)], True, []),
+    ],
+)
+def test_link_local_hosts_that_are_not_reached_are_one_finding(
+    own: list[tuple[int, int]],
+    routed: bool,
+    lines: list[str],
+    cable: Cable,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(segment, "addresses", lambda _: own)
+    monkeypatch.setattr(segment, "reaches_link_local", lambda _: routed)
+    hosts = Hosts()
+    one = segment.Segment("eth0", 1, OWN_MAC, False, hosts, lambda *_: None, lambda _: None)
+    cable.heard = [(0, 0x0A000001, OURS, REPLY, MAC, MAC)]
+    one.read()
+    assert list(hosts.findings()) == []
+    cable.heard = [(0, FIRST + number, OURS, REPLY, MAC, MAC) for number in range(3)]
+    one.read()
+    one.close()
+    assert list(hosts.findings()) == lines
 
 
 def test_forged_hosts_of_ipv6_cost_bounded_memory(

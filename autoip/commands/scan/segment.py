@@ -10,11 +10,24 @@ from collections import deque
 from contextlib import suppress
 
 from autoip.commands.scan import likely, udp
-from autoip.commands.scan.hosts import HOSTS_MAX, Hosts, reach, text
+from autoip.commands.scan.hosts import (
+    HOSTS_MAX,
+    WRONG_MASK,
+    Hosts,
+    is_link_local,
+    mask_fault,
+    reach,
+    text,
+)
 from autoip.commands.scan.questions import dhcp, gvcp, icmpv6, llmnr, mdns, ssdp, vxi11, wsd
 from autoip.commands.scan.sweep import ANSWER_TIME, Sweep
 from autoip.kernel.bulk_arp import BulkArp, ask_all_nodes, open_datagrams, open_echo_replies
-from autoip.kernel.interface_facts import addresses, is_wireless, neighbours
+from autoip.kernel.interface_facts import (
+    addresses,
+    is_wireless,
+    neighbours,
+    reaches_link_local,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # a scan must start fast
@@ -35,7 +48,6 @@ _DHCP = {67: ("dhcp", dhcp), 68: ("dhcp", dhcp)}
 
 RATE, RATE_WIRELESS = 5000.0, 500.0
 """Requests a second, where none are chosen."""
-_LINK_LOCAL = (0xA9FE0000, 0xFFFF0000)
 _REPEAT = 1.0
 """Seconds until all is asked once more: a datagram may be lost."""
 _FULL_PAUSE = 0.001
@@ -76,6 +88,7 @@ class Segment:
         self.name, self._index, self._mac = name, index, mac
         self._hosts, self._report, self._say = hosts, report, say
         self._own = addresses(name)
+        self._reached = reaches_link_local(name)
         self.sweep: Sweep | None = None
         self._sender = 0
         self._claim: Claim | None = None
@@ -107,7 +120,7 @@ class Segment:
         """
         first, mask = network
         inside = [own for own, _ in self._own if own & mask == first]
-        inside += [own for own, _ in self._own if own & _LINK_LOCAL[1] == _LINK_LOCAL[0]]
+        inside += [own for own, _ in self._own if is_link_local(own)]
         count = (~mask & 0xFFFFFFFF) + 1
         places = (first + 1, count - 2) if count > 2 else (first, count)
         if rate is None:
@@ -300,18 +313,36 @@ class Segment:
         if host.rtt is None:
             host.rtt = rtt
         more = host.learn(via, names, kinds)
+        if address is not None and mask is not None:
+            more = self._check_mask(host, address, mask) or more
         if new and address is not None:
             others = [other.mac.hex(":") for other in self._hosts.rivals(host)]
             if others:
                 host.notes.append(f"also in use by {others[0]}")
-            if (how := reach(self.name, address, mask, [*self._own, _LINK_LOCAL])) is not None:
+            if (how := reach(self.name, address, mask, self._own)) is not None:
                 host.notes.append(how)
+            if is_link_local(address) and not self._reached:
+                self._advise()
             if self._sender and not host.names:
                 self._unnamed.append(address)
         if new or more:
             self._report(host, new)
         if new and self.sweep is not None:
             self._prefer(likely.derived(mac))
+
+    def _check_mask(self, host: Host, address: int, mask: int) -> bool:
+        """Note a wrong mask, one for a host; return whether there is a new one."""
+        fault = mask_fault(address, mask, self._own)
+        if fault is None or any(note.startswith(WRONG_MASK) for note in host.notes):
+            return False
+        host.notes.append(fault)
+        return True
+
+    def _advise(self) -> None:
+        line = f"{self.name}: has no route to link-local hosts: autoip {self.name}"
+        if self._own:
+            line += f", or without a second address: autoip {self.name} --route-only"
+        self._hosts.advice[line] = None
 
     def _prefer(self, addresses: Iterable[int]) -> None:
         for address in addresses:
