@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import itertools
+import os
 import random
 import struct
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -23,7 +25,7 @@ from autoip.commands.scan.hosts import HOSTS_MAX, MANY, Host, Hosts, clean, mask
 from autoip.commands.scan.questions import dhcp, dns, gvcp, icmpv6, llmnr, mdns, ssdp, vxi11, wsd
 from autoip.commands.scan.sweep import BATCH, PASS_TIME, PASSES, RATE_MIN, Sweep
 from autoip.core.candidates import Candidates, Pool
-from autoip.daemon.address_store import AddressStore
+from autoip.daemon.address_store import AVAHI_DIRECTORY, AddressStore
 from autoip.kernel import interface_facts
 
 FIRST = 0xA9FE0001
@@ -112,13 +114,20 @@ def test_remembered_addresses_are_read_where_they_may_be(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path))
-    monkeypatch.setattr(AddressStore, "load_avahi", lambda *_: IPv4Address(FIRST + 1))
+    assert str(AVAHI_DIRECTORY) == likely.AVAHI
+    monkeypatch.setattr(likely, "AVAHI", str(tmp_path))
+    assert list(likely.remembered(MAC)) == []
+    (tmp_path / MAC.hex(":")).write_text("169.254.0.2\n")
     assert list(likely.remembered(MAC)) == [FIRST + 1]
     AddressStore(tmp_path).save(MAC, IPv4Address(FIRST + 0x700), "eth0")
     assert list(likely.remembered(MAC)) == [FIRST + 0x700, FIRST + 1]
-    for content in ("{", "x" * 70_000, '{"version": 1, "address": "10.0.0.1"}', "[" * 3000):
-        (tmp_path / f"{MAC.hex()}.json").write_text(content)
+    saved = tmp_path / f"{MAC.hex()}.json"
+    for content in ("{", "x" * 70_000 + "169.254.7.7", '"10.0.0.1"', "169.254.999.1", "\0\xff"):
+        saved.write_text(content)
         assert list(likely.remembered(MAC)) == [FIRST + 1]
+    saved.unlink()
+    os.mkfifo(saved)
+    assert list(likely.remembered(MAC)) == [FIRST + 1]
 
 
 def test_fixed_addresses_are_link_local_and_each_is_there_once() -> None:
@@ -645,7 +654,7 @@ def test_likely_addresses_are_asked_for_first_on_an_interface(
     for _ in range(8):
         scanning.step(now)
         now += 0.01
-    assert cable.targets[:7] == [FIRST + 77, *likely.FIXED, FIRST + 88]
+    assert cable.targets[:7] == [FIRST + 77, FIRST + 88, *likely.FIXED]
     cable.heard = [(0, FIRST + 1000, OURS, REPLY, MAC, OWN_MAC)]
     before = len(cable.targets)
     scanning.read()
@@ -777,6 +786,20 @@ def test_a_wrong_word_is_one_line(
 ) -> None:
     assert main(["scan", *words]) == 2
     assert line in capsys.readouterr().err
+
+
+def test_what_takes_long_to_load_is_not_loaded_before_the_first_frame() -> None:
+    slow = {"asyncio", "dataclasses", "inspect", "json", "random", "typing", "pyroute2"}
+    program = (
+        "import sys; before = set(sys.modules);"
+        "import autoip.commands.scan.command, autoip.commands.scan.segment;"
+        "print(*set(sys.modules) - before)"
+    )
+    loaded = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True
+    ).stdout.split()
+    assert not slow & set(loaded)
+    assert "autoip.commands.scan.segment" in loaded
 
 
 def test_an_interface_without_arp_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -127,7 +127,7 @@ class Segment:
             rate = RATE_WIRELESS if is_wireless(self.name) else RATE
         self.sweep = Sweep(
             *places,
-            [*neighbours(self.name), *likely.FIXED],
+            [*neighbours(self.name), *likely.remembered(self._mac), *likely.FIXED],
             {own for own, _ in self._own},
             rate,
             int.from_bytes(os.urandom(8), "big"),
@@ -177,8 +177,6 @@ class Segment:
                 self._send(module, protocol)
             if not self._asks:
                 ask_all_nodes(self._index, icmpv6.question())
-            else:  # the first time; it takes longer than the questions may wait
-                self._prefer(likely.remembered(self._mac))
         if self._unnamed and self._names_at <= now:
             wanted = [
                 self._unnamed.popleft() for _ in range(min(len(self._unnamed), mdns.NAMES_MAX))
