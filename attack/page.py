@@ -16,7 +16,7 @@ WHAT = {
     "defence": "the program at the ingress: its instructions and the RFC agree, and the frame stays as it was",
     "broadcast": "the program at the egress: its instructions, the kernel and the RFC agree",
     "arp": "ARP packets",
-    "scan": "what hosts answer to a scan: GVCP, DNS, WS-Discovery, SSDP, VXI-11, DHCP",
+    "scan": "what hosts answer to a scan: GVCP, DNS, WS-Discovery, SSDP, VXI-11, DHCP, ICMPv6",
     "netlink": "netlink: links, addresses, routes, rules",
     "connections": "netlink: TCP connections",
     "config": "configuration file",

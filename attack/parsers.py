@@ -29,7 +29,7 @@ from hypothesis import strategies as st
 from autoip import config
 from autoip.commands.scan import report, udp
 from autoip.commands.scan.hosts import Host
-from autoip.commands.scan.questions import dhcp, gvcp, mdns, ssdp, vxi11, wsd
+from autoip.commands.scan.questions import dhcp, gvcp, icmpv6, llmnr, mdns, ssdp, vxi11, wsd
 from autoip.control import client, protocol, server
 from autoip.core import arp
 from autoip.core.constants import is_candidate
@@ -48,7 +48,15 @@ from .inputs import like, seeds
 T = TypeVar("T")
 MAC = b"\x02\x00\x00\x00\x00\x01"
 A = IPv4Address("169.254.20.20")
-HEARD = {"gvcp": gvcp, "mdns": mdns, "wsd": wsd, "ssdp": ssdp, "vxi-11": vxi11, "dhcp": dhcp}
+HEARD = {
+    "gvcp": gvcp,
+    "mdns": mdns,
+    "llmnr": llmnr,
+    "wsd": wsd,
+    "ssdp": ssdp,
+    "vxi-11": vxi11,
+    "dhcp": dhcp,
+}
 EXAMPLES = 500
 """Inputs of one round; between rounds the clock is looked at."""
 
@@ -112,6 +120,7 @@ def check_arp(data: bytes) -> None:
 def check_scan(data: bytes) -> None:
     """Whatever a host answers becomes lines and objects that are bounded, and cannot command a terminal."""
     udp.parse(data)
+    icmpv6.answer(data)
     for via, module in HEARD.items():
         answer = module.answer(data)
         if answer is None:

@@ -74,7 +74,7 @@ ffibuilder.cdef(
     int autoip_broadcast_before(int ifindex);
 
     struct autoip_heard { uint64_t at_ns; ...; };
-    int autoip_bulk_open(int ifindex, const uint16_t *ports, size_t count);
+    int autoip_bulk_open(int ifindex, int type, const uint16_t *ports, size_t count);
     int autoip_bulk_send(int fd, const uint8_t *request, const uint32_t *targets, size_t count);
     int autoip_bulk_receive(int fd, struct autoip_heard *out, size_t capacity);
 

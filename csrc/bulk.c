@@ -13,6 +13,7 @@
 
 #include <arpa/inet.h>
 #include <linux/if_ether.h>
+#include <linux/icmpv6.h>
 #include <linux/if_packet.h>
 #include <linux/udp.h>
 #include <netinet/in.h>
@@ -28,9 +29,11 @@
 #define AT_TYPE 12
 #define AT_FRAGMENT 20
 #define AT_OPERATION 20
+#define AT_NEXT_HEADER 20
 #define AT_PROTOCOL 23
 #define AT_THA 32
 #define AT_TPA 38
+#define AT_ICMP6_TYPE 54
 
 enum { ACCEPT, REJECT, NEXT = AUTOIP_ASM_NEXT };
 
@@ -47,7 +50,8 @@ static void bulk_if(struct autoip_asm *program, uint16_t test, uint32_t k, unsig
     autoip_asm_classic_jump(program, jump, yes, no);
 }
 
-/* Accepts what other hosts send: ARP, or UDP over IPv4 to one of these ports. */
+/* Accepts what other hosts send: ARP, UDP over IPv4 to one of these ports, or echo replies of
+ * ICMPv6. */
 static int bulk_filter(int fd, int type, const uint16_t *ports, size_t count)
 {
     struct sock_filter code[AUTOIP_FILTER_MAX + AUTOIP_PORTS_MAX];
@@ -73,6 +77,11 @@ static int bulk_filter(int fd, int type, const uint16_t *ports, size_t count)
         for (size_t i = 0; i < count; i++)
             bulk_if(p, BPF_JEQ, ports[i], ACCEPT, NEXT);
         bulk_do(p, BPF_RET | BPF_K, 0);
+    } else if (type == ETH_P_IPV6) {
+        bulk_do(p, BPF_LD | BPF_B | BPF_ABS, AT_NEXT_HEADER); /* A <- next header */
+        bulk_if(p, BPF_JEQ, IPPROTO_ICMPV6, NEXT, REJECT);    /* not ICMPv6? */
+        bulk_do(p, BPF_LD | BPF_B | BPF_ABS, AT_ICMP6_TYPE);  /* A <- its type */
+        bulk_if(p, BPF_JEQ, ICMPV6_ECHO_REPLY, NEXT, REJECT); /* another? */
     }
     autoip_asm_place(p, ACCEPT);
     bulk_do(p, BPF_RET | BPF_K, UINT16_MAX);
@@ -87,9 +96,8 @@ static int bulk_filter(int fd, int type, const uint16_t *ports, size_t count)
     return 0;
 }
 
-int autoip_bulk_open(int ifindex, const uint16_t *ports, size_t count)
+int autoip_bulk_open(int ifindex, int type, const uint16_t *ports, size_t count)
 {
-    const int type = count ? ETH_P_IP : ETH_P_ARP;
     const int on = 1;
     const int size = BUFFER;
     const struct sockaddr_ll address = {

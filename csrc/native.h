@@ -240,10 +240,11 @@ struct autoip_heard {
 
 /*
  * Opens a packet socket that never waits, for what other hosts send on an interface
- * (CAP_NET_RAW): with `count` 0 all ARP, else UDP over IPv4 to one of these ports, whatever group
- * or address it is for. Returns the descriptor, closed on exec, or a negative errno.
+ * (CAP_NET_RAW), whatever group or address it is for: of type ETH_P_ARP all ARP, of ETH_P_IP the
+ * UDP to one of these ports, of ETH_P_IPV6 the replies to an echo request of ICMPv6. Returns the
+ * descriptor, closed on exec, or a negative errno.
  */
-int autoip_bulk_open(int ifindex, const uint16_t *ports, size_t count);
+int autoip_bulk_open(int ifindex, int type, const uint16_t *ports, size_t count);
 
 /*
  * Sends the request once for each target, with that target as its TPA, as many as the kernel

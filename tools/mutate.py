@@ -36,9 +36,10 @@ TESTS: Mapping[str, tuple[str, ...]] = {
     "policy.py": ("policy",),
     "proxy_arp.py": ("proxy_arp",),
     "arp.py": ("arp", "negotiation"),
+    "neighbours.py": ("neighbours",),
 }
 """The tests of a file, where they are fewer than all of `TESTS_ALL`."""
-TESTS_ALL = ("transitions", "policy", "proxy_arp", "arp", "candidates", "negotiation")
+TESTS_ALL = ("transitions", "policy", "proxy_arp", "arp", "candidates", "neighbours", "negotiation")
 PRELOADED = ("asyncio", "hypothesis.strategies", "lab.journal", "pyroute2.netlink", "pytest")
 KILLED_AT_LEAST = 0.95
 CPU_SECONDS = 6  # the tests take 1 to 2; they never wait, so only an endless loop takes more

@@ -100,7 +100,9 @@ PROBE: Mapping[str, Field] = {
 SCAN: Mapping[str, Field] = {
     "version": Field("integer", "", "version of this object"),
     "interface": Field("string", "", "name of the interface"),
-    "address": Field("string or null", "", "the host's address; null: it has not got one yet"),
+    "address": Field(
+        "string or null", "", "the host's address; null: it has none yet, or one that was not found"
+    ),
     "mac": Field("string", "", "its hardware address"),
     "vendor": Field(
         "string or null",

@@ -91,6 +91,11 @@ ALL = Pool()
 """What may be claimed unless the user chooses otherwise."""
 
 
+def derived(mac: bytes) -> tuple[IPv4Address, ...]:
+    """Return the first candidates of a host with this MAC (6 bytes): autoip's, and that of `ip = mac` and of LXI."""
+    return ALL.draw(Random(int.from_bytes(mac, "big"))), ALL.of_mac(mac)
+
+
 @dataclass(frozen=True, slots=True)
 class Kept:
     """What `Candidates` hand over; `drawn`: how many were drawn from the random source."""

@@ -11,6 +11,7 @@ its link is asked for it. Silence counts only if no frame of the link was lost m
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import final
@@ -198,14 +199,14 @@ class Neighbours:
         """Ask again, or give up who has not answered. Harmless when called early."""
         effects: list[Effect] = []
         for address, check in [*self._checks.items()]:
-            if now < check.next_at or self._checks.get(address) is not check:
+            if now < check.next_at:
                 continue
             known = self._found[address]
             if check.tries < CHECK_NUM:
                 check.tries += 1
                 check.next_at = now + CHECK_INTERVAL
                 effects.append(Ask(address, known.link))
-            elif self._lost.get(known.link, check.began - 1) >= check.began:
+            elif self._lost_since(known.link, check.began):
                 del self._checks[address]
             else:
                 effects += self._gone(known, now)
@@ -215,16 +216,20 @@ class Neighbours:
 
     def _admit(self, new: Neighbour, now: float) -> list[Effect]:
         """Give a new neighbour a route, or have the least recently confirmed one of its full link checked."""
-        table = self._links.get(new.link)
-        if table is None or new.address in self._found:
+        table = self._links[new.link]
+        if new.address in self._found:
             return []
         if len(table) < LINK_MAX:
             self._found[new.address] = table[new.address] = new
             return [AddRoute(new.address, new.link)]
         oldest = next((one for one in table.values() if one.address not in self._checks), None)
-        if oldest is None or now - self._lost.get(new.link, now - 60) < CHECK_NUM * CHECK_INTERVAL:
+        if oldest is None or self._lost_since(new.link, now - CHECK_NUM * CHECK_INTERVAL):
             return []
         return self._check(oldest, new, now)
+
+    def _lost_since(self, link: int, time: float) -> bool:
+        """Return whether frames of the link were lost at this time or later."""
+        return self._lost.get(link, -math.inf) >= time
 
     def _confirm(self, known: Neighbour, mac: bytes) -> list[Effect]:
         table = self._links[known.link]
@@ -234,7 +239,11 @@ class Neighbours:
         if check is None or check.newcomer.address != known.address:
             return []
         known.rival = check.newcomer
-        if not known.ambiguous or known.address in self._reported or len(self._reported) > LINK_MAX:
+        if (
+            not known.ambiguous
+            or known.address in self._reported
+            or len(self._reported) >= LINK_MAX
+        ):
             return []
         self._reported.add(known.address)
         return [Ambiguous(known.address, known.link, mac, known.rival.link, known.rival.mac)]

@@ -1,9 +1,10 @@
-"""What a scan sends and receives on one interface, in the C helper: many ARP frames by one system call."""
+"""The sockets of a scan on one interface; in the C helper many ARP frames go by one system call."""
 
 from __future__ import annotations
 
 import socket
 import struct
+from contextlib import suppress
 
 from autoip.kernel.native import check, ffi, lib
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:  # a scan must start fast
 PORTS_MAX: int = lib.AUTOIP_PORTS_MAX
 """Ports that `open_datagrams` takes, at most."""
 
+_ARP, _IPV4, _IPV6 = 0x0806, 0x0800, 0x86DD
+_ALL_NODES = "ff02::1"
 _HEARD = struct.Struct("@QIIH6s6s2x")
 READ_MAX = 256
 """Packets that `BulkArp.receive` returns, at most."""
@@ -37,7 +40,7 @@ class BulkArp:
         if ffi.sizeof("struct autoip_heard") != _HEARD.size:
             raise ImportError("autoip.kernel._native does not belong to this version of autoip")
         self._mac = mac
-        self._socket = socket.socket(fileno=check(lib.autoip_bulk_open(index, ffi.NULL, 0)))
+        self._socket = socket.socket(fileno=check(lib.autoip_bulk_open(index, _ARP, ffi.NULL, 0)))
         self._heard = ffi.new("struct autoip_heard[]", READ_MAX)
         self._buffer = ffi.buffer(self._heard)
 
@@ -96,4 +99,22 @@ def open_datagrams(index: int, ports: Sequence[int]) -> socket.socket:
     if not 0 < len(ports) <= PORTS_MAX:
         raise ValueError(f"{len(ports)} ports")
     wanted = ffi.new("uint16_t[]", list(ports))
-    return socket.socket(fileno=check(lib.autoip_bulk_open(index, wanted, len(ports))))
+    return socket.socket(fileno=check(lib.autoip_bulk_open(index, _IPV4, wanted, len(ports))))
+
+
+def open_echo_replies(index: int) -> socket.socket:
+    """Open a packet socket for the echo replies of ICMPv6 that other hosts send on an interface, as whole frames.
+
+    Raises:
+        OSError: EPERM without CAP_NET_RAW, ENODEV.
+    """
+    return socket.socket(fileno=check(lib.autoip_bulk_open(index, _IPV6, ffi.NULL, 0)))
+
+
+def ask_all_nodes(index: int, message: bytes) -> None:
+    """Send a message of ICMPv6 to all hosts of a link; nothing where the interface has no IPv6."""
+    with (
+        suppress(OSError),
+        socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6) as sender,
+    ):
+        sender.sendto(message, (_ALL_NODES, 0, 0, index))

@@ -7,6 +7,7 @@ import fcntl
 import os
 import socket
 import struct
+import sys
 
 from autoip.errors import CannotTell, NotArp, UsageError
 
@@ -78,6 +79,20 @@ def neighbours(name: str) -> Iterator[int]:
     for address, _, flags, _, _, interface in (row for row in rows if len(row) == 6):
         if interface == name and int(flags, 16) & 2:  # ATF_COM
             yield int.from_bytes(socket.inet_aton(address), "big")
+
+
+def reaches_link_local(name: str) -> bool:
+    """Return whether the main table has a route to 169.254.0.0/16 by an interface; True where that cannot be read."""
+    try:
+        with open("/proc/net/route", encoding="ascii", errors="replace") as table:
+            rows = [line.split() for line in table][1:]
+    except OSError:
+        return True
+    network, mask = (
+        f"{int.from_bytes(value, sys.byteorder):08X}"
+        for value in (b"\xa9\xfe\0\0", b"\xff\xff\0\0")
+    )
+    return any(row[:2] == [name, network] and row[7:8] == [mask] for row in rows)
 
 
 def is_wireless(name: str) -> bool:

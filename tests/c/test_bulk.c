@@ -75,7 +75,7 @@ int main(void)
     test_each_target_has_its_request(pair);
     test_what_is_not_arp_is_dropped(pair);
     test_what_does_not_fit_is_not_sent(pair);
-    CHECK(autoip_bulk_open(0, NULL, 0) == -EINVAL);
+    CHECK(autoip_bulk_open(0, 0x0806, NULL, 0) == -EINVAL);
     close(pair[0]);
     close(pair[1]);
     CHECK(autoip_bulk_send(pair[0], (const uint8_t[AUTOIP_FRAME_LEN]){0}, (const uint32_t[1]){0},

@@ -125,7 +125,8 @@ def test_a_scan_without_an_address_claims_one_and_gives_it_back(make_host: MakeH
     assert found[-1]["names"] == ["Front door"]
     assert found[-1]["kinds"] == ["NetworkVideoTransmitter"]
     assert "wsd" in found[-1]["via"]
-    sender = err.rpartition("asks as ")[2].strip()
+    sender = err.rpartition("asks as ")[2].split()[0]
+    assert "has no route to link-local hosts: autoip eth0" in err
     sent = [f for f in port.sniffer.arp(since=since) if f.from_host]
     asked = [f for f in sent if f.op == frames.REQUEST and f.tpa != f.spa and not f.is_probe]
     assert {str(f.spa) for f in asked} == {sender}

@@ -57,6 +57,7 @@ def test_a_neighbour_gets_a_route_once() -> None:
     assert core.nothing_new(HERE) == {(X, ONE)}
     assert core.nothing_new(THERE) == set()
     assert core.next_timer() is None
+    assert not core.on(HERE)[0].ambiguous
 
 
 def test_who_moves_is_reached_there_as_soon_as_the_first_link_is_silent() -> None:
@@ -231,13 +232,93 @@ def test_a_full_link_that_loses_frames_takes_nobody() -> None:
     assert core.learn(THERE, X, ONE, 10) == [AddRoute(X, THERE)]
 
 
+def test_losses_count_for_as_long_as_a_check_takes() -> None:
+    for learned, effects in (
+        (SILENCE, []),
+        (SILENCE + 0.01, [Ask(IPv4Address("169.254.100.0"), HERE)]),
+    ):
+        core = on(HERE, THERE)
+        full(core)
+        core.lost(HERE, 0)
+        assert core.learn(HERE, X, ONE, learned) == effects
+    # And not for a link that left meanwhile, or was not there.
+    core = on(THERE)
+    core.lost(HERE, 10)
+    for _ in range(2):
+        core.join(HERE)
+        full(core)
+        assert core.learn(HERE, X, ONE, 10.1) == [Ask(IPv4Address("169.254.100.0"), HERE)]
+        core.lost(HERE, 10.1)
+        core.leave(HERE, 10.1)
+
+
+def test_frames_are_lost_as_the_check_begins() -> None:
+    core = on(HERE, THERE)
+    core.learn(HERE, X, ONE, 0)
+    core.learn(THERE, X, OTHER, 10)
+    core.lost(HERE, 10)
+    assert silence(core, 10) == 2 * [Ask(X, HERE)]
+    assert [one.address for one in core.on(HERE)] == [X]
+    assert core.learn(THERE, X, OTHER, 20) == [Ask(X, HERE)]
+
+
+def test_a_check_is_due_again_after_the_interval() -> None:
+    core = on(HERE, THERE)
+    core.learn(HERE, X, ONE, 0)
+    for at, effects in ((8, [Ask(X, HERE)]), (8.5, []), (8 + ASK_INTERVAL, [Ask(X, HERE)])):
+        assert core.learn(THERE, X, OTHER, at) == effects
+        core.learn(HERE, X, ONE, at)
+
+
+def test_two_newcomers_wait_for_two_places() -> None:
+    core = on(HERE, THERE)
+    addresses = full(core)
+    assert core.learn(HERE, X, ONE, 10) == [Ask(addresses[0], HERE)]
+    assert core.learn(HERE, Y, OTHER, 10) == [Ask(addresses[1], HERE)]
+    # One of them has turned up elsewhere, and takes no place here.
+    assert core.learn(THERE, X, ONE, 10) == [AddRoute(X, THERE)]
+    assert silence(core, 10)[-3:] == [
+        RemoveRoute(addresses[0], HERE),
+        RemoveRoute(addresses[1], HERE),
+        AddRoute(Y, HERE),
+    ]
+
+
+def test_a_rival_teaches_nothing_new_on_its_own_link_alone() -> None:
+    core = on(HERE, THERE, THIRD)
+    core.learn(HERE, X, ONE, 0)
+    core.learn(THERE, X, OTHER, 1)
+    core.learn(HERE, X, ONE, 1.1)
+    assert core.nothing_new(THERE) == {(X, OTHER)}
+    assert core.nothing_new(THIRD) == set()
+
+
+def test_reports_of_ambiguous_addresses_are_bounded() -> None:
+    core = on(HERE, THERE)
+    reports = 0
+    for number in range(LINK_MAX + 20):
+        address, at = IPv4Address("169.254.100.0") + number, number / 10
+        core.learn(HERE, address, ONE, at)
+        assert core.learn(THERE, address, OTHER, at) == [Ask(address, HERE)]
+        reports += len(core.learn(HERE, address, ONE, at))
+        core.failed(HERE, address, at)
+        core.failed(THERE, address, at)
+    assert reports == LINK_MAX
+
+
 def test_checks_that_one_link_causes_are_bounded() -> None:
     """A stranger that claims all neighbours of another link makes few requests there."""
-    core = on(HERE, THERE, THIRD)
-    addresses = full(core)
-    effects = [effect for one in addresses for effect in core.learn(THERE, one, OTHER, 10)]
-    assert len(effects) == QUESTIONS_MAX
-    assert core.learn(THIRD, addresses[-1], ONE, 10) == [Ask(addresses[-1], HERE)]
+    assert (LINK_MAX, QUESTIONS_MAX) == (256, 16)
+    for at in (0, 10):
+        core = on(HERE, THERE, THIRD)
+        addresses = full(core)
+        effects = [effect for one in addresses for effect in core.learn(THERE, one, OTHER, at)]
+        assert len(effects) == QUESTIONS_MAX
+        assert core.learn(THIRD, addresses[-1], ONE, at) == [Ask(addresses[-1], HERE)]
+        # A link that came anew is counted anew.
+        core.leave(THERE, at)
+        core.join(THERE)
+        assert core.learn(THERE, addresses[-2], OTHER, at) == [Ask(addresses[-2], HERE)]
 
 
 def test_a_route_of_before_counts_as_a_neighbour() -> None:
@@ -252,6 +333,8 @@ def test_a_route_of_before_counts_as_a_neighbour() -> None:
 def test_a_link_that_is_not_listened_to_teaches_nothing() -> None:
     core = on(HERE)
     assert core.learn(THERE, X, ONE, 0) == []
+    core.learn(HERE, X, ONE, 0)
+    assert core.learn(THERE, X, OTHER, 5) == []
     assert core.leave(THERE, 0) == []
     core.lost(THERE, 0)
     assert core.on(THERE) == []

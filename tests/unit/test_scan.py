@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import io
 import itertools
+import os
 import random
 import struct
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
+from ipaddress import IPv4Address
+from pathlib import Path
+from random import Random
 from types import ModuleType
 from typing import Any
 
 import pytest
 
 from autoip.commands.main import main
-from autoip.commands.scan import report, udp, vendor
-from autoip.commands.scan.hosts import HOSTS_MAX, MANY, Host, Hosts, clean, reach
-from autoip.commands.scan.questions import dhcp, dns, gvcp, mdns, ssdp, vxi11, wsd
+from autoip.commands.scan import likely, report, segment, udp, vendor
+from autoip.commands.scan.hosts import HOSTS_MAX, MANY, Host, Hosts, clean, mask_fault, reach
+from autoip.commands.scan.questions import dhcp, dns, gvcp, icmpv6, llmnr, mdns, ssdp, vxi11, wsd
 from autoip.commands.scan.sweep import BATCH, PASS_TIME, PASSES, RATE_MIN, Sweep
+from autoip.core.candidates import Candidates, Pool
+from autoip.daemon.address_store import AVAHI_DIRECTORY, AddressStore
+from autoip.kernel import interface_facts
 
 FIRST = 0xA9FE0001
 MAC = b"\x00\x11\x1c\x0a\x0b\x0c"
@@ -57,6 +68,71 @@ def test_likely_addresses_come_first_and_the_others_in_no_order() -> None:
     assert sum(after == before + 1 for before, after in itertools.pairwise(others)) < 50
     assert sorted(found) == sorted([*range(FIRST, FIRST + 1000)] * PASSES)
     assert others != [address for _, address in asked(sweep(likely=likely, seed=8))][2:1000]
+
+
+def test_what_becomes_likely_on_the_way_is_next_and_no_request_is_added() -> None:
+    one = sweep(1000, 1000.0)
+    order = [address for _, address in asked(sweep(1000, 1000.0))][:1000]
+    found = []
+    for _, address in asked(one):
+        found.append(address)
+        if len(found) in (100, 1500):
+            # Asked for already, just now, far ahead, twice, and of another network.
+            for preferred in (order[3], address, order[900], order[901], order[901], 0x0A000001):
+                one.prefer(preferred)
+    place = found.index(order[900])
+    assert place - 100 <= 10
+    assert found[place + 1] == order[901]
+    assert found[1000:1002] == [order[900], order[901]]
+    assert sorted(found) == sorted([*range(FIRST, FIRST + 1000)] * PASSES)
+
+
+def test_what_is_offered_now_cannot_become_likely() -> None:
+    one = sweep(100, 1000.0)
+    one.prefer(one.due(0.0)[0])
+    assert sorted(address for _, address in asked(one)) == sorted(
+        [*range(FIRST, FIRST + 100)] * PASSES
+    )
+
+
+@pytest.mark.parametrize(
+    ("mac", "lxi"),
+    [
+        # The examples of the manual of VTI's LXI instruments.
+        ("000d3f010001", 0xA9FE0101),
+        ("000d3f01a328", 0xA9FEA328),
+        ("000d3f01fffe", 0xA9FEFEFE),
+    ],
+)
+def test_the_first_candidates_of_a_host_follow_from_its_mac(mac: str, lxi: int) -> None:
+    raw = bytes.fromhex(mac)
+    own = Candidates(Random(int.from_bytes(raw, "big")), lambda _: False, (), Pool()).take()
+    assert list(likely.derived(raw)) == [int(own), lxi]
+
+
+def test_remembered_addresses_are_read_where_they_may_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path))
+    assert str(AVAHI_DIRECTORY) == likely.AVAHI
+    monkeypatch.setattr(likely, "AVAHI", str(tmp_path))
+    assert list(likely.remembered(MAC)) == []
+    (tmp_path / MAC.hex(":")).write_text("169.254.0.2\n")
+    assert list(likely.remembered(MAC)) == [FIRST + 1]
+    AddressStore(tmp_path).save(MAC, IPv4Address(FIRST + 0x700), "eth0")
+    assert list(likely.remembered(MAC)) == [FIRST + 0x700, FIRST + 1]
+    saved = tmp_path / f"{MAC.hex()}.json"
+    for content in ("{", "x" * 70_000 + "169.254.7.7", '"10.0.0.1"', "169.254.999.1", "\0\xff"):
+        saved.write_text(content)
+        assert list(likely.remembered(MAC)) == [FIRST + 1]
+    saved.unlink()
+    os.mkfifo(saved)
+    assert list(likely.remembered(MAC)) == [FIRST + 1]
+
+
+def test_fixed_addresses_are_link_local_and_each_is_there_once() -> None:
+    assert len(set(likely.FIXED)) == len(likely.FIXED)
+    assert {address >> 16 for address in likely.FIXED} == {0xA9FE}
 
 
 def test_our_own_addresses_are_not_asked_for() -> None:
@@ -165,9 +241,9 @@ def test_a_frame_that_is_not_a_datagram_is_nothing(at: int, byte: int) -> None:
 # --- answers ---------------------------------------------------------------------------------------
 
 
-def camera_ack() -> bytes:
+def camera_ack(address: int = CAMERA, mask: int = MASK24) -> bytes:
     """DISCOVERY_ACK, field by field as the bootstrap registers have them."""
-    device = struct.pack("!HHI2x6sII12xI12xI12xI", 1, 2, 0, MAC, 7, 5, CAMERA, MASK24, 0)
+    device = struct.pack("!HHI2x6sII12xI12xI12xI", 1, 2, 0, MAC, 7, 5, address, mask, 0)
     for text, size in (
         ("ACME", 32),
         ("Eye 5", 32),
@@ -286,6 +362,42 @@ def test_an_instrument_has_a_port_for_vxi_11() -> None:
     assert vxi11.answer(struct.pack("!7I", 1, *reply[1:], 1024)) is None
 
 
+NODE = bytes.fromhex("fe8000000000000002111cfffe0a0b0c")
+ECHO_REPLY = bytes.fromhex(
+    # What a host of Linux answered to a question that went to ff02::1, recorded on a veth pair.
+    "020000000001 00111c0a0b0c 86dd 600a9a8d 0008 3a 40"
+    "fe8000000000000002111cfffe0a0b0c fe80000000000000000000fffe000001 8100 5a91 0001 0001"
+)
+LLMNR_RESPONSE = (
+    # RFC 4795 section 2.1.1: a response repeats the question.
+    bytes.fromhex("0000 8000 0001 0001 0000 0000")
+    + b"\x019\x017\x03254\x03169\x07in-addr\x04arpa\0\0\x0c\0\x01"
+    + b"\xc0\x0c\0\x0c\0\x01\0\0\0\x1e\0\x05\x03box\0"
+)
+
+
+def test_a_host_without_multicast_dns_has_a_name_by_llmnr() -> None:
+    found = llmnr.answer(LLMNR_RESPONSE)
+    assert found == (("box",), (), None, None, None)
+    # The bit of multicast DNS for a unicast answer is not one of LLMNR's.
+    assert llmnr.reverse(0xA9FE0709) == bytes.fromhex("0000 0000 0001") + bytes(6) + (
+        b"\x019\x017\x03254\x03169\x07in-addr\x04arpa\0\0\x0c\0\x01"
+    )
+    assert llmnr.answer(llmnr.reverse(0xA9FE0709)) is None
+    assert llmnr.answer(LLMNR_RESPONSE.replace(b"arpa", b"arpb")) is None
+
+
+def test_an_echo_of_ipv6_has_a_mac() -> None:
+    assert icmpv6.answer(ECHO_REPLY) == (MAC, NODE)
+    assert icmpv6.answer(ECHO_REPLY + b"more") == (MAC, NODE)
+    assert icmpv6.answer(ECHO_REPLY[:-1]) is None
+    for at in (12, 14, 20, 54):  # type of the frame, version, next header, type of ICMPv6
+        frame = bytearray(ECHO_REPLY)
+        frame[at] ^= 0x20
+        assert icmpv6.answer(bytes(frame)) is None
+    assert icmpv6.question() == bytes.fromhex("8000 0000 0001 0001")
+
+
 def test_a_client_that_asks_for_a_lease_is_known_by_its_mac() -> None:
     discover = struct.pack("!BBBB8xI12x6s202x4s", 1, 1, 6, 0, 0, MAC, b"\x63\x82\x53\x63")
     found = dhcp.answer(discover + b"\0\x35\x01\x01\x0c\x03box\xff")
@@ -298,7 +410,7 @@ def test_a_client_that_asks_for_a_lease_is_known_by_its_mac() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", [gvcp, mdns, wsd, ssdp, vxi11, dhcp], ids=lambda one: one.__name__
+    "module", [gvcp, mdns, llmnr, wsd, ssdp, vxi11, dhcp, icmpv6], ids=lambda one: one.__name__
 )
 def test_no_bytes_raise(module: ModuleType) -> None:
     rng = random.Random(1)
@@ -307,6 +419,8 @@ def test_no_bytes_raise(module: ModuleType) -> None:
         response(record(HTTP, dns.PTR, b"\x03web\xc0\x0c")),
         b"NOTIFY \r\nNT:urn",
         b"Hello<Types",
+        ECHO_REPLY,
+        LLMNR_RESPONSE,
     ]
     good.append(
         struct.pack("!BBBB8xI12x6s202x4s", 1, 1, 6, 0, 0, MAC, b"\x63\x82\x53\x63")
@@ -374,12 +488,51 @@ def test_one_address_of_two_hosts_is_a_conflict() -> None:
         (0xC0A84DFE, None, "ip address add 192.168.77.253/24 dev eth0"),
         (0x0A000001, 0xFF000000, "ip address add 10.0.0.2/8 dev eth0"),
         (0xA9FE0101, None, None),
+        (0xC0A80505, None, None),
         (0x0A000001, 0x12345678, "ip address add 10.0.0.2/24 dev eth0"),
     ],
 )
 def test_the_command_that_reaches_a_host(address: int, mask: int | None, how: str | None) -> None:
-    found = reach("eth0", address, mask, [(0xA9FE0909, 0xFFFF0000)])
+    found = reach("eth0", address, mask, [(0xC0A80501, MASK24)])
     assert found == (how and f"in another subnet: {how}")
+
+
+@pytest.mark.parametrize(
+    ("address", "mask", "fault"),
+    [
+        (0xA9FE0707, 0xFFFF0000, None),
+        (0xA9FE0707, MASK24, "wrong mask: 255.255.255.0, in this network 255.255.0.0"),
+        (0xC0A80505, MASK24, None),
+        (0xC0A80505, 0xFFFF0000, "wrong mask: 255.255.0.0, in this network 255.255.255.0"),
+        (0xC0A80505, 0xFFFFFFFF, "wrong mask: 255.255.255.255, in this network 255.255.255.0"),
+        (0x0A000001, 0xFF000000, None),
+        (0x0A000001, 0xFF00FF00, "wrong mask: 255.0.255.0 is not one"),
+        (0x0A000001, 0x000000FF, "wrong mask: 0.0.0.255 is not one"),
+        (0xC0A80505, 0, None),
+    ],
+)
+def test_a_wrong_mask(address: int, mask: int, fault: str | None) -> None:
+    assert mask_fault(address, mask, [(0xC0A80501, MASK24)]) == fault
+
+
+@pytest.mark.parametrize(
+    ("row", "reached"),
+    [
+        ("eth0\t0000FEA9\t00000000\t0001\t0\t0\t2002\t0000FFFF\t0\t0\t0", True),
+        ("eth1\t0000FEA9\t00000000\t0001\t0\t0\t2002\t0000FFFF\t0\t0\t0", False),
+        ("eth0\t0000FEA9\t00000000\t0001\t0\t0\t2002\t00FFFFFF\t0\t0\t0", False),
+        ("eth0\t00000000\t010200C0\t0003\t0\t0\t0\t00000000\t0\t0\t0", False),
+        ("eth0\t0000FEA9", False),
+        ("", False),
+    ],
+)
+@pytest.mark.skipif(sys.byteorder != "little", reason="/proc/net/route has the host's byte order")
+def test_a_route_to_link_local_hosts(
+    row: str, reached: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = f"Iface\tDestination\n{row}\n"
+    monkeypatch.setattr(interface_facts, "open", lambda *_, **__: io.StringIO(table), raising=False)
+    assert interface_facts.reaches_link_local("eth0") is reached
 
 
 def test_vendors_come_from_the_systems_list(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -405,6 +558,211 @@ def test_vendors_come_from_the_systems_list(tmp_path: Any, monkeypatch: pytest.M
     vendor._listed.cache_clear()
 
 
+# --- an interface ----------------------------------------------------------------------------------
+
+
+OURS = FIRST + 0x908
+OWN_MAC = b"\2\0\0\0\0\1"
+REPLY = 2
+NO_ROUTE = "eth0: has no route to link-local hosts: autoip eth0"
+
+
+class Echoes:
+    """A socket for the echoes of IPv6."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[int, bytes]] = []
+        self.frames: list[bytes] = []
+
+    def recv(self, _: int) -> bytes:
+        if not self.frames:
+            raise BlockingIOError
+        return self.frames.pop(0)
+
+    def close(self) -> None:
+        pass
+
+
+class Cable(Echoes):
+    """The sockets of a scan on an interface, without a kernel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.targets: list[int] = []
+        self.sent: list[udp.Datagram] = []
+        self.heard: list[tuple[int, int, int, int, bytes, bytes]] = []
+        self.echoes = Echoes()
+
+    def receive(self) -> list[tuple[int, int, int, int, bytes, bytes]]:
+        heard, self.heard = self.heard, []
+        return heard
+
+    def send(self, *what: Any) -> int:
+        if isinstance(what[0], bytes):
+            sent = udp.parse(what[0])
+            assert sent is not None
+            self.sent.append(sent)
+            return len(what[0])
+        self.targets += what[1]
+        return len(what[1])
+
+    def answer(self, protocol_port: int, payload: bytes, source: int, mac: bytes = MAC) -> None:
+        """Answer the last question that went to this port."""
+        asker = next(one for one in reversed(self.sent) if one.port == protocol_port)
+        there = udp.Datagram(mac, source, OURS, protocol_port, asker.source_port, payload)
+        self.frames.append(udp.emit(there, 1))
+
+
+@pytest.fixture
+def cable(monkeypatch: pytest.MonkeyPatch) -> Cable:
+    one = Cable()
+    for name, value in {
+        "BulkArp": lambda *_: one,
+        "open_datagrams": lambda *_: one,
+        "open_echo_replies": lambda *_: one.echoes,
+        "ask_all_nodes": lambda *what: one.echoes.asked.append(what),
+        "addresses": lambda _: [(OURS, 0xFFFF0000)],
+        "neighbours": lambda _: [FIRST + 77],
+        "is_wireless": lambda _: False,
+        "reaches_link_local": lambda _: True,
+    }.items():
+        monkeypatch.setattr(segment, name, value)
+    monkeypatch.setattr(likely, "remembered", lambda _: iter([FIRST + 88]))
+    return one
+
+
+@pytest.fixture
+def shown() -> list[Host]:
+    return []
+
+
+@pytest.fixture
+def scanning(cable: Cable, shown: list[Host]) -> Iterator[segment.Segment]:
+    hosts = Hosts()
+    one = segment.Segment(
+        "eth0", 1, OWN_MAC, True, hosts, lambda host, _: shown.append(host), lambda _: None
+    )
+    one.ask((0xA9FE0000, 0xFFFF0000), 100.0, None)
+    yield one
+    one.close()
+
+
+def test_likely_addresses_are_asked_for_first_on_an_interface(
+    cable: Cable, scanning: segment.Segment
+) -> None:
+    now = time.monotonic() + 1
+    for _ in range(8):
+        scanning.step(now)
+        now += 0.01
+    assert cable.targets[:7] == [FIRST + 77, FIRST + 88, *likely.FIXED]
+    cable.heard = [(0, FIRST + 1000, OURS, REPLY, MAC, OWN_MAC)]
+    before = len(cable.targets)
+    scanning.read()
+    for _ in range(2):
+        now += 0.01
+        scanning.step(now)
+    assert set(likely.derived(MAC)) <= set(cable.targets[before:])
+
+
+def test_a_host_that_was_found_has_its_name_asked_for_by_llmnr(
+    cable: Cable, scanning: segment.Segment, shown: list[Host]
+) -> None:
+    now = time.monotonic()
+    scanning.step(now)
+    cable.heard = [(0, 0xA9FE0709, OURS, REPLY, MAC, OWN_MAC)]
+    scanning.read()
+    scanning.step(now + 0.1)
+    assert cable.sent[-1].payload == llmnr.reverse(0xA9FE0709)
+    assert cable.sent[-1].destination == 0xE00000FC
+    cable.answer(5355, LLMNR_RESPONSE, 0xA9FE0709)
+    scanning.read()
+    assert (shown[-1].names, shown[-1].via) == (["box"], ["arp", "llmnr"])
+
+
+def test_a_host_that_has_only_ipv6_is_reported_at_the_end(
+    cable: Cable, scanning: segment.Segment, shown: list[Host]
+) -> None:
+    now = time.monotonic()
+    for _ in range(4):
+        scanning.step(now)
+        now += 1
+    assert cable.echoes.asked == [(1, icmpv6.question())] * 2
+    other = b"\0\x11\x1c\x0a\x0b\x0d"
+    for mac in (MAC, other, OWN_MAC, b"\1" + MAC[1:]):
+        cable.echoes.frames.append(ECHO_REPLY[:6] + mac + ECHO_REPLY[12:])
+    scanning.read()
+    before = len(cable.targets)
+    for _ in range(5):
+        scanning.step(now)
+        now += 0.01
+    assert set(likely.derived(other)) <= set(cable.targets[before:])
+    cable.heard = [(0, FIRST + 1000, OURS, REPLY, other, OWN_MAC)]
+    scanning.read()
+    assert [host.mac for host in shown] == [other]
+    scanning.finish()
+    assert [(host.address, host.mac) for host in shown[1:]] == [(None, MAC)]
+    assert (shown[1].kinds, shown[1].via) == (["ipv6", "fe80::211:1cff:fe0a:b0c"], ["ipv6"])
+
+
+def test_a_wrong_mask_is_noted_once_also_of_a_host_that_was_found_before(
+    cable: Cable, scanning: segment.Segment, shown: list[Host]
+) -> None:
+    scanning.step(time.monotonic())
+    cable.heard = [(0, FIRST + 1000, OURS, REPLY, MAC, OWN_MAC)]
+    scanning.read()
+    assert shown[-1].notes == []
+    for mask in (0xFFFF0000, MASK24, 0xFFFFFF80, 0xFF00FF00):
+        cable.answer(3956, camera_ack(FIRST + 1000, mask), FIRST + 1000)
+    scanning.read()
+    assert shown[-1].notes == ["wrong mask: 255.255.255.0, in this network 255.255.0.0"]
+    assert len(shown) == 3
+
+
+@pytest.mark.parametrize(
+    ("own", "routed", "lines"),
+    [
+        ([], False, [NO_ROUTE]),
+        (
+            [(0xC0A80501, MASK24)],
+            False,
+            [f"{NO_ROUTE}, or without a second address: autoip eth0 --route-only"],
+        ),
+        ([(0xC0A80501, MASK24)], True, []),
+    ],
+)
+def test_link_local_hosts_that_are_not_reached_are_one_finding(
+    own: list[tuple[int, int]],
+    routed: bool,
+    lines: list[str],
+    cable: Cable,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(segment, "addresses", lambda _: own)
+    monkeypatch.setattr(segment, "reaches_link_local", lambda _: routed)
+    hosts = Hosts()
+    one = segment.Segment("eth0", 1, OWN_MAC, False, hosts, lambda *_: None, lambda _: None)
+    cable.heard = [(0, 0x0A000001, OURS, REPLY, MAC, MAC)]
+    one.read()
+    assert list(hosts.findings()) == []
+    cable.heard = [(0, FIRST + number, OURS, REPLY, MAC, MAC) for number in range(3)]
+    one.read()
+    one.close()
+    assert list(hosts.findings()) == lines
+
+
+def test_forged_hosts_of_ipv6_cost_bounded_memory(
+    cable: Cable, scanning: segment.Segment, shown: list[Host]
+) -> None:
+    for number in range(2 * HOSTS_MAX):
+        mac = struct.pack("!HI", 2, number)
+        cable.echoes.frames.append(ECHO_REPLY[:6] + mac + ECHO_REPLY[12:])
+    while cable.echoes.frames:
+        scanning.read()
+    assert len(scanning._nodes) == HOSTS_MAX
+    scanning.finish()
+    assert len(shown) == HOSTS_MAX
+
+
 # --- words -----------------------------------------------------------------------------------------
 
 
@@ -428,6 +786,20 @@ def test_a_wrong_word_is_one_line(
 ) -> None:
     assert main(["scan", *words]) == 2
     assert line in capsys.readouterr().err
+
+
+def test_what_takes_long_to_load_is_not_loaded_before_the_first_frame() -> None:
+    slow = {"asyncio", "dataclasses", "inspect", "json", "random", "typing", "pyroute2"}
+    program = (
+        "import sys; before = set(sys.modules);"
+        "import autoip.commands.scan.command, autoip.commands.scan.segment;"
+        "print(*set(sys.modules) - before)"
+    )
+    loaded = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True
+    ).stdout.split()
+    assert not slow & set(loaded)
+    assert "autoip.commands.scan.segment" in loaded
 
 
 def test_an_interface_without_arp_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -196,11 +196,13 @@ def _scan(segments: list[Segment], found: dict[str, Any], output: Output) -> Non
         if (wait := output.step(now, segments)) is not None:
             waits.append(wait)
         if output.enough or (until is not None and now >= until):
-            return
+            break
         if all(segment.over(now) for segment in segments):
-            return
+            break
         # Rounded up: a wait that is too short would be a busy loop.
         waiting.poll(None if not waits else int(min(waits) * 1000 + 0.999))
+    for segment in segments:
+        segment.finish()
 
 
 class Output:

@@ -12,12 +12,18 @@ MANY = 16
 """Addresses of one MAC that are shown; one with more answers for others."""
 _TEXTS_MAX = 8
 _TEXT_MAX = 64
-_LINK_LOCAL, _LINK_LOCAL_MASK = 0xA9FE0000, 0xFFFF0000
+WRONG_MASK = "wrong mask: "
+LINK_LOCAL, LINK_LOCAL_MASK = 0xA9FE0000, 0xFFFF0000
 
 
 def text(number: int) -> str:
     """Return an IPv4 address as people write it."""
     return ".".join(str(octet) for octet in number.to_bytes(4, "big"))
+
+
+def is_link_local(address: int) -> bool:
+    """Return whether it is in 169.254.0.0/16."""
+    return address & LINK_LOCAL_MASK == LINK_LOCAL
 
 
 def clean(words: str) -> str:
@@ -87,6 +93,8 @@ class Hosts:
     """
 
     def __init__(self, everything: bool = False) -> None:
+        self.advice: dict[str, None] = {}
+        """More lines on what the hosts together mean, in the order in which they were found."""
         self.left_out = 0
         """Hosts for which there was no room, or that were too many."""
         self._everything = everything
@@ -115,6 +123,10 @@ class Hosts:
             self._by_address.setdefault((interface, address), []).append(host)
         return host, True
 
+    def knows(self, interface: str, mac: bytes) -> bool:
+        """Return whether a host has this MAC."""
+        return (interface, mac) in self._by_mac
+
     def rivals(self, host: Host) -> list[Host]:
         """Return the other hosts with the same address on the same interface."""
         if host.address is None:
@@ -135,6 +147,7 @@ class Hosts:
                     f"{interface}: {mac.hex(':')} answers for {has} addresses: proxy ARP, or a host with many"
                     f" ({MANY} shown; all: --all)"
                 )
+        yield from self.advice
         if self.left_out:
             yield f"{self.left_out} answers left out: only {HOSTS_MAX} hosts are remembered"
 
@@ -142,7 +155,7 @@ class Hosts:
 def reach(
     interface: str, address: int, mask: int | None, own: Sequence[tuple[int, int]]
 ) -> str | None:
-    """Return how to reach a host that our addresses do not reach; None: they do.
+    """Return how to reach a host that is in no network of ours, nor link-local; None: it is.
 
     Args:
         interface: where the host is.
@@ -150,10 +163,8 @@ def reach(
         mask: its mask, if it names one.
         own: our addresses on the interface, with their masks.
     """
-    if any((address ^ ours) & prefix == 0 for ours, prefix in own):
+    if is_link_local(address) or _mask_here(address, own) is not None:
         return None
-    if (address ^ _LINK_LOCAL) & _LINK_LOCAL_MASK == 0:
-        return f"no link-local address here: autoip {interface}"
     if mask is None or not 0xFF000000 <= mask < 0xFFFFFFFD:
         mask = 0xFFFFFF00
     near = (
@@ -163,3 +174,25 @@ def reach(
     )
     length = mask.bit_count()
     return f"in another subnet: ip address add {text(near)}/{length} dev {interface}"
+
+
+def mask_fault(address: int, mask: int, own: Sequence[tuple[int, int]]) -> str | None:
+    """Return what is wrong with the mask that a host has; None: nothing, or it is not known.
+
+    Args:
+        address: its address.
+        mask: its mask; 0: it has none.
+        own: our addresses on the interface, with their masks.
+    """
+    zeros = ~mask & 0xFFFFFFFF
+    if zeros & (zeros + 1):
+        return f"{WRONG_MASK}{text(mask)} is not one"
+    right = LINK_LOCAL_MASK if is_link_local(address) else _mask_here(address, own)
+    if not mask or right in (None, mask):
+        return None
+    return f"{WRONG_MASK}{text(mask)}, in this network {text(right or 0)}"
+
+
+def _mask_here(address: int, own: Sequence[tuple[int, int]]) -> int | None:
+    """Return the mask of our network that an address is in; None: it is in none."""
+    return next((mask for ours, mask in own if (address ^ ours) & mask == 0), None)

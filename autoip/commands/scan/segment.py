@@ -9,28 +9,45 @@ import time
 from collections import deque
 from contextlib import suppress
 
-from autoip.commands.scan import udp
-from autoip.commands.scan.hosts import Hosts, reach, text
-from autoip.commands.scan.questions import dhcp, gvcp, mdns, ssdp, vxi11, wsd
+from autoip.commands.scan import likely, udp
+from autoip.commands.scan.hosts import (
+    HOSTS_MAX,
+    WRONG_MASK,
+    Hosts,
+    is_link_local,
+    mask_fault,
+    reach,
+    text,
+)
+from autoip.commands.scan.questions import dhcp, gvcp, icmpv6, llmnr, mdns, ssdp, vxi11, wsd
 from autoip.commands.scan.sweep import ANSWER_TIME, Sweep
-from autoip.kernel.bulk_arp import BulkArp, open_datagrams
-from autoip.kernel.interface_facts import addresses, is_wireless, neighbours
+from autoip.kernel.bulk_arp import BulkArp, ask_all_nodes, open_datagrams, open_echo_replies
+from autoip.kernel.interface_facts import (
+    addresses,
+    is_wireless,
+    neighbours,
+    reaches_link_local,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # a scan must start fast
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Iterator
     from typing import Any
 
     from autoip.commands.scan.claim import Claim
     from autoip.commands.scan.hosts import Host
 
 _ASKED = {"gvcp": gvcp, "mdns": mdns, "wsd": wsd, "ssdp": ssdp, "vxi-11": vxi11}
-_HEARD = {mdns.PORT: ("mdns", mdns), ssdp.PORT: ("ssdp", ssdp), wsd.PORT: ("wsd", wsd)}
+_ANSWERED = {**_ASKED, "llmnr": llmnr}
+_HEARD = {
+    module.PORT: (name, module)
+    for name, module in _ANSWERED.items()
+    if name in ("mdns", "llmnr", "ssdp", "wsd")
+}
 _DHCP = {67: ("dhcp", dhcp), 68: ("dhcp", dhcp)}
 
 RATE, RATE_WIRELESS = 5000.0, 500.0
 """Requests a second, where none are chosen."""
-_LINK_LOCAL = (0xA9FE0000, 0xFFFF0000)
 _REPEAT = 1.0
 """Seconds until all is asked once more: a datagram may be lost."""
 _FULL_PAUSE = 0.001
@@ -71,6 +88,7 @@ class Segment:
         self.name, self._index, self._mac = name, index, mac
         self._hosts, self._report, self._say = hosts, report, say
         self._own = addresses(name)
+        self._reached = reaches_link_local(name)
         self.sweep: Sweep | None = None
         self._sender = 0
         self._claim: Claim | None = None
@@ -81,13 +99,15 @@ class Segment:
         self._reserved: dict[str, socket.socket] = {}
         self._by_port: dict[int, tuple[str, Any]] = {**_HEARD, **_DHCP}
         self._arp = BulkArp(index, mac)
-        for protocol, module in _ASKED.items() if ports else ():
+        for protocol, module in _ANSWERED.items() if ports else ():
             # A socket of the kernel has the port, so that the kernel does not refuse the answers, which we read
             # from the packet socket: so they come with a MAC, and also while the address is not the kernel's.
             self._reserved[protocol] = reserved = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
             reserved.bind(("", 0))
             self._by_port[reserved.getsockname()[1]] = (protocol, module)
         self._datagrams = open_datagrams(index, list(self._by_port))
+        self._echoes = open_echo_replies(index)
+        self._nodes: dict[bytes, bytes] = {}
 
     def ask(self, network: tuple[int, int], rate: float | None, delay: int | None) -> None:
         """Ask from now on.
@@ -100,19 +120,19 @@ class Segment:
         """
         first, mask = network
         inside = [own for own, _ in self._own if own & mask == first]
-        inside += [own for own, _ in self._own if own & _LINK_LOCAL[1] == _LINK_LOCAL[0]]
+        inside += [own for own, _ in self._own if is_link_local(own)]
         count = (~mask & 0xFFFFFFFF) + 1
         places = (first + 1, count - 2) if count > 2 else (first, count)
         if rate is None:
             rate = RATE_WIRELESS if is_wireless(self.name) else RATE
-        likely = list(neighbours(self.name))
         self.sweep = Sweep(
             *places,
-            likely,
+            [*neighbours(self.name), *likely.remembered(self._mac), *likely.FIXED],
             {own for own, _ in self._own},
             rate,
             int.from_bytes(os.urandom(8), "big"),
         )
+        ask_all_nodes(self._index, icmpv6.question())  # is answered without an IPv4 address, too
         if inside:
             self._use(inside[0])
             return
@@ -124,7 +144,13 @@ class Segment:
 
     def close(self) -> None:
         """Close all sockets, and give the claimed address back."""
-        for opened in (self._arp, self._datagrams, self._claim, *self._reserved.values()):
+        for opened in (
+            self._arp,
+            self._datagrams,
+            self._echoes,
+            self._claim,
+            *self._reserved.values(),
+        ):
             if opened is not None:
                 opened.close()
 
@@ -132,7 +158,7 @@ class Segment:
 
     def filenos(self) -> list[int]:
         """Return the descriptors to wait for."""
-        found = (self._arp, self._datagrams, self._claim)
+        found = (self._arp, self._datagrams, self._echoes, self._claim)
         return [opened.fileno() for opened in found if opened is not None]
 
     def step(self, now: float) -> float | None:
@@ -149,11 +175,15 @@ class Segment:
             self._asked_at = now
             for protocol, module in _ASKED.items():
                 self._send(module, protocol)
+            if not self._asks:
+                ask_all_nodes(self._index, icmpv6.question())
         if self._unnamed and self._names_at <= now:
             wanted = [
                 self._unnamed.popleft() for _ in range(min(len(self._unnamed), mdns.NAMES_MAX))
             ]
             self._send(mdns, "mdns", mdns.reverse(wanted))
+            for address in wanted:
+                self._send(llmnr, "llmnr", llmnr.reverse(address))
             self._asked_at = now
             self._names_at = now + _NAMES_PAUSE
         waits += [self._asks[0] - now] if self._asks else []
@@ -214,13 +244,12 @@ class Segment:
         """Read what waits, but never for long."""
         for packet in self._arp.receive():
             self._heard_arp(*packet)
-        for _ in range(_READ_AT_ONCE):
-            try:
-                frame = self._datagrams.recv(_FRAME_MAX)
-            except BlockingIOError:
-                break
+        for frame in _waiting(self._datagrams):
             if (datagram := udp.parse(frame)) is not None:
                 self._heard_datagram(datagram)
+        for frame in _waiting(self._echoes):
+            if (node := icmpv6.answer(frame)) is not None:
+                self._heard_node(*node)
 
     def _heard_arp(self, ns: int, spa: int, tpa: int, kind: int, sha: bytes, tha: bytes) -> None:
         at, rtt = ns / 1e9, None
@@ -248,6 +277,18 @@ class Segment:
             mask=answer.mask,
         )  # fmt: skip
 
+    def _heard_node(self, mac: bytes, address: bytes) -> None:
+        if mac not in self._nodes and len(self._nodes) < HOSTS_MAX:
+            self._nodes[mac] = address
+            self._prefer(likely.derived(mac))
+
+    def finish(self) -> None:
+        """Report the hosts of which only IPv6 was found: before, the sweep might have found an IPv4 address."""
+        for mac, address in self._nodes.items():
+            if not self._hosts.knows(self.name, mac):
+                shown = socket.inet_ntop(socket.AF_INET6, address)
+                self._learn(None, mac, time.time(), "ipv6", (), ("ipv6", shown))
+
     def _learn(
         self,
         address: int | None,
@@ -270,13 +311,45 @@ class Segment:
         if host.rtt is None:
             host.rtt = rtt
         more = host.learn(via, names, kinds)
+        if address is not None and mask is not None:
+            more = self._check_mask(host, address, mask) or more
         if new and address is not None:
             others = [other.mac.hex(":") for other in self._hosts.rivals(host)]
             if others:
                 host.notes.append(f"also in use by {others[0]}")
-            if (how := reach(self.name, address, mask, [*self._own, _LINK_LOCAL])) is not None:
+            if (how := reach(self.name, address, mask, self._own)) is not None:
                 host.notes.append(how)
+            if is_link_local(address) and not self._reached:
+                self._advise()
             if self._sender and not host.names:
                 self._unnamed.append(address)
         if new or more:
             self._report(host, new)
+        if new and self.sweep is not None:
+            self._prefer(likely.derived(mac))
+
+    def _check_mask(self, host: Host, address: int, mask: int) -> bool:
+        """Note a wrong mask, one for a host; return whether there is a new one."""
+        fault = mask_fault(address, mask, self._own)
+        if fault is None or any(note.startswith(WRONG_MASK) for note in host.notes):
+            return False
+        host.notes.append(fault)
+        return True
+
+    def _advise(self) -> None:
+        line = f"{self.name}: has no route to link-local hosts: autoip {self.name}"
+        if self._own:
+            line += f", or without a second address: autoip {self.name} --route-only"
+        self._hosts.advice[line] = None
+
+    def _prefer(self, addresses: Iterable[int]) -> None:
+        for address in addresses:
+            if self.sweep is not None:
+                self.sweep.prefer(address)
+
+
+def _waiting(sock: socket.socket) -> Iterator[bytes]:
+    """Yield the frames that wait at a socket, but not for long."""
+    with suppress(BlockingIOError):
+        for _ in range(_READ_AT_ONCE):
+            yield sock.recv(_FRAME_MAX)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from array import array
+from collections import deque
 from itertools import islice
 
 TYPE_CHECKING = False
@@ -56,11 +57,14 @@ class Sweep:
         self.turn = 0
         """Which pass it is, from 1; 0: not begun."""
         self._first, self._count, self._skip, self._seed = first, count, skip, seed
-        self._likely = {address: None for address in likely if first <= address < first + count}
+        self._likely: dict[int, None] = {}
+        self._soon: deque[int] = deque()
         self._answered = bytearray(count)
         self._sent_at = array("d", bytes(8 * count))
-        self._order = self._all()
         self._offered = array("I")
+        for address in likely:
+            self.prefer(address)
+        self._order = self._all()
         self._credit = 1.0
         self._last: float | None = None
         self._turn_began = self._not_before = 0.0
@@ -107,6 +111,15 @@ class Sweep:
         self._credit -= count
         self.asked += count
 
+    def prefer(self, address: int) -> None:
+        """Ask for this address before the others, unless it was asked for already."""
+        place = address - self._first
+        if not 0 <= place < self._count or self._sent_at[place] or address in self._likely:
+            return
+        if address not in self._offered:
+            self._likely[address] = None
+            self._soon.append(address)
+
     def refused(self, now: float) -> None:
         """Report that the kernel has no room (ENOBUFS): pause, and go on at half the pace."""
         self._slow_down(now)
@@ -140,11 +153,12 @@ class Sweep:
         for self.turn in range(1, PASSES + 1):
             if self.turn > 1:
                 yield None
-            for address in self._likely:
-                if self._wanted(address):
-                    yield address
+                self._soon.extend(self._likely)
             place = self._seed % size
             for _ in range(size):
+                while self._soon:
+                    if self._wanted(address := self._soon.popleft()):
+                        yield address
                 place = (place * _MULTIPLIER + (self._seed | 1)) % size
                 address = self._first + place
                 if place < self._count and address not in self._likely and self._wanted(address):

@@ -147,7 +147,9 @@ class Kept:
         for known, standing, why in self.standings:
             if known == name and standing is not None:
                 return standing, why
-        return Standing.ASKED, Standing.ASKED.value
+        # Where NetworkManager has not run since the boot, nothing is reported of it.
+        runs = os.path.exists(RUNTIME)
+        return Standing.ASKED, Standing.ASKED.value if runs else "waits for the system bus"
 
 
 NEW = Kept()

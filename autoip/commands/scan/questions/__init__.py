@@ -1,7 +1,8 @@
 """What a scan asks and hears, one file for each protocol: a question as bytes, an answer as a value.
 
-Each module has `PORT`, `GROUP` and `TTL`, where its question goes; `question()`; and `answer(payload)`, which returns
-what a datagram says of its sender, or None if it says nothing. Whatever the bytes are, neither raises.
+Each module has `PORT`, `GROUP` and `TTL`, where its question goes; `question()`, or `reverse`, which asks for the names
+of addresses; and `answer(payload)`, which returns what a datagram says of its sender, or None if it says nothing.
+Whatever the bytes are, neither raises. `icmpv6` alone is not UDP.
 """
 
 from __future__ import annotations

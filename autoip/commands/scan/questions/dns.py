@@ -1,4 +1,4 @@
-"""Messages of DNS (RFC 1035), as multicast DNS has them: bounded, whatever the bytes are."""
+"""Messages of DNS (RFC 1035), as multicast DNS and LLMNR have them: bounded, whatever the bytes are."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ if TYPE_CHECKING:  # a scan must start fast
 
 A, PTR, SRV = 1, 12, 33
 _INTERNET = 1
-_UNICAST = 0x8000
+UNICAST = 0x8000
 """The bit of a question's class that wants the answer sent to the asker alone (RFC 6762 section 5.4)."""
+ADDRESSES = ".in-addr.arpa"
+"""How the names of IPv4 addresses end."""
 _RESPONSE = 0x8000
 _HEADER = struct.Struct("!HHHHHH")
 _RECORD = struct.Struct("!HHIH")
@@ -19,11 +21,16 @@ _RECORDS_MAX = 128
 _NAME_MAX = 255
 
 
-def questions(names: Iterable[str]) -> bytes:
-    """Return a message that asks for the PTR records of these names."""
+def reversed_name(address: int) -> str:
+    """Return the name at which the name of an IPv4 address is."""
+    return ".".join(str(octet) for octet in reversed(address.to_bytes(4, "big"))) + ADDRESSES
+
+
+def questions(names: Iterable[str], how: int) -> bytes:
+    """Return a message that asks for the PTR records of these names; `how`: UNICAST, or 0."""
     asked = [
         b"".join(bytes([len(label)]) + label.encode() for label in name.split("."))
-        + struct.pack("!BHH", 0, PTR, _INTERNET | _UNICAST)
+        + struct.pack("!BHH", 0, PTR, _INTERNET | how)
         for name in names
     ]
     return _HEADER.pack(0, 0, len(asked), 0, 0, 0) + b"".join(asked)

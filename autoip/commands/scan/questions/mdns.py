@@ -27,15 +27,12 @@ NAMES_MAX = 16
 
 def question() -> bytes:
     """Ask for all types of services, and for the services of devices."""
-    return dns.questions([_ALL, *(f"{kind}._tcp.local" for kind in _TYPES)])
+    return dns.questions([_ALL, *(f"{kind}._tcp.local" for kind in _TYPES)], dns.UNICAST)
 
 
 def reverse(addresses: Iterable[int]) -> bytes:
     """Ask for the names of these addresses, at most NAMES_MAX."""
-    return dns.questions(
-        ".".join(str(octet) for octet in reversed(address.to_bytes(4, "big"))) + ".in-addr.arpa"
-        for address in addresses
-    )
+    return dns.questions(map(dns.reversed_name, addresses), dns.UNICAST)
 
 
 def answer(payload: bytes) -> Answer | None:
@@ -44,7 +41,7 @@ def answer(payload: bytes) -> Answer | None:
     for owner, kind, data in dns.records(payload):
         if kind == dns.A:
             hosts.append(owner)
-        elif kind == dns.SRV or owner.endswith(".in-addr.arpa"):
+        elif kind == dns.SRV or owner.endswith(dns.ADDRESSES):
             hosts.append(data)
         elif owner == _ALL:
             kinds.append(data.removesuffix(".local"))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-from urllib.parse import unquote
 
 from autoip.commands.scan.questions import Answer
 
@@ -39,6 +38,8 @@ def answer(payload: bytes) -> Answer | None:
     if "ProbeMatch" not in text and "Hello" not in text:
         return None
     kinds = [word.rpartition(":")[2] for found in _TYPES.findall(text) for word in found.split()]
+    from urllib.parse import unquote  # a scan must start fast
+
     scopes = [(what, unquote(value)) for what, value in _ONVIF.findall(text)]
     kinds += [value for what, value in scopes if what == "hardware"]
     names = [value for what, value in scopes if what == "name"]
