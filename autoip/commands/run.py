@@ -55,6 +55,9 @@ exit status:
   3  already running for it    4  no permission             5  not an ARP interface
 """
 
+_LOOP_DESCRIPTORS = 3
+"""An event loop that cannot have so many leaves a traceback when it is collected, so they are asked for before."""
+
 
 @dataclass(frozen=True, slots=True)
 class Arguments:
@@ -447,6 +450,8 @@ def _serve(
     )
     serving = daemon.run(settings, logger)
     try:
+        for spare in [os.dup(2) for _ in range(_LOOP_DESCRIPTORS)]:
+            os.close(spare)
         asyncio.run(serving)
     finally:
         serving.close()  # if the event loop could not be made

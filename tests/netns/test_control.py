@@ -84,6 +84,7 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "boolean": bool,
     "object": dict,
     "array of strings": list,
+    "array of objects": list,
 }
 
 
@@ -96,7 +97,8 @@ def _check_type(declared: str, value: object) -> None:
     assert isinstance(value, _TYPES[kind]), (declared, value)
     assert isinstance(value, bool) == (kind == "boolean")
     if isinstance(value, list):
-        assert all(isinstance(element, str) for element in value)
+        of = dict if kind == "array of objects" else str
+        assert all(isinstance(element, of) for element in value)
 
 
 def _check_status(report: dict[str, Any]) -> None:
@@ -150,6 +152,7 @@ def test_status_of_an_address(port: Port, daemon: Daemon) -> None:
         "defence": "defend",
         "delay": 50,
         "others": [],
+        "neighbours": [],
         "routable": [],
         "conflicts": 0,
         "defences": 0,

@@ -22,6 +22,7 @@ pytestmark = NETNS
 
 STATIC = IPv4Address("192.0.2.5")
 NEAR = IPv4Address("169.254.88.88")
+UNHEARD = IPv4Address("169.254.99.99")
 FAST = ("--delay", "50", "--ip", str(A))
 
 
@@ -96,9 +97,9 @@ def test_it_lingers_and_the_other_link_keeps_its_neighbours(
     address = bind(lingering, daemon)
 
     def sources() -> tuple[str, str]:
-        """Of new connections to a neighbour by the interface that lingers, and by whichever is right."""
+        """Of new connections by the interface that lingers, and the interface by which an unknown host is sought."""
         by = json.loads(host.ip(f"-j route get {NEAR} oif {lingers}"))[0]["prefsrc"]
-        return str(by), str(json.loads(host.ip(f"-j route get {PEER}"))[0]["dev"])
+        return str(by), str(json.loads(host.ip(f"-j route get {UNHEARD}"))[0]["dev"])
 
     started = host.popen(_pinging(300), stdout=-1) if lingers == "eth1" else None
     for _ in range(2):
