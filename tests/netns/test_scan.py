@@ -119,7 +119,8 @@ def test_a_scan_without_an_address_claims_one_and_gives_it_back(make_host: MakeH
     device.host.ip("address add 169.254.44.55/16 dev eth0")
     since = port.sniffer.mark()
     with NetworkCamera(device.host, "eth0", "Front%20door"):
-        found, err = scan(port, "--delay", "200", "--net", "169.254.44.0/24", "--mac", device.mac)
+        # The sweep does not ask the device, which would learn from that who we are.
+        found, err = scan(port, "--delay", "200", "--net", "169.254.45.0/24", "--mac", device.mac)
     assert found[-1]["address"] == "169.254.44.55"
     # The device asked by ARP who we are, and was answered, before it could send this.
     assert found[-1]["names"] == ["Front door"]
@@ -167,6 +168,19 @@ def test_avahi_gives_a_host_a_name_and_its_services(make_host: MakeHost) -> None
     assert "mdns" in last["via"]
     wanted = b"\x0255\x0244\x03254\x03169\x07in-addr\x04arpa"
     assert any(wanted in frame.data for frame in port.sniffer.frames() if frame.from_host)
+
+
+def test_a_host_that_has_only_ipv6_is_shown_with_its_mac(make_host: MakeHost) -> None:
+    port, device = make_host(plugged=True), make_host(plugged=True)
+    port.host.ip(f"address add {OURS}/16 dev eth0")
+    for one, address in ((port, "fe80::1"), (device, "fe80::2")):
+        one.host.run("sysctl", "-qw", "net.ipv6.conf.eth0.disable_ipv6=0")
+        one.host.ip(f"address add {address}/64 dev eth0 nodad")
+    found, _ = scan(port, "--net", "169.254.77.0/30", "--mac", device.mac)
+    [host] = found
+    assert (host["address"], host["mac"], host["via"]) == (None, device.mac, ["ipv6"])
+    assert host["kinds"][0] == "ipv6"
+    assert host["kinds"][1].startswith("fe80::")
 
 
 def test_a_running_daemon_is_neither_disturbed_nor_needed(

@@ -44,8 +44,6 @@ def remembered(mac: bytes) -> Iterator[int]:
 
 def derived(mac: bytes) -> Iterator[int]:
     """Yield the addresses that a host with this MAC (6 bytes) tries first."""
-    from autoip.core import (
-        candidates,
-    )  # which takes long to load, when the first host has been shown
+    from autoip.core import candidates  # takes long to load: when the first host has been shown
 
     return map(int, candidates.derived(mac))
