@@ -12,8 +12,8 @@
 #include <unistd.h>
 
 #include <arpa/inet.h>
-#include <linux/if_ether.h>
 #include <linux/icmpv6.h>
+#include <linux/if_ether.h>
 #include <linux/if_packet.h>
 #include <linux/udp.h>
 #include <netinet/in.h>
