@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
+import select
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -19,9 +21,9 @@ import pytest
 
 from autoip.core import arp
 from autoip.kernel.neighbour_socket import KNOWN_MAX, NeighbourSocket
-from lab import Daemon, Namespace, Port, Switch, crowd, frames
+from lab import Daemon, LabError, Namespace, Port, Switch, crowd, frames
 from lab.daemon import REPOSITORY
-from lab.peers import AvahiAutoipd, Dhcpcd
+from lab.peers import AvahiAutoipd, AvahiDaemon, Dhcpcd
 from tests.require import requires_program
 
 from .commands import report, run
@@ -212,6 +214,45 @@ def test_devices_with_programs_of_others(
         wait_until(lambda a=address: str(a) in bench.routes(), device.label)  # type: ignore[misc]
         talks(bench, link, address)
     assert {*bench.routes().values()} == {"eth0", "eth1"}
+
+
+@requires_program(AvahiDaemon.program, AvahiDaemon.package)
+def test_a_connection_to_a_name(make_bench: Callable[[int], Bench]) -> None:
+    """The answer of multicast DNS has not only shown the address, but also the link: the first connection is made."""
+    bench = make_bench(2)
+    bench.start()
+    device = bench.cables[1].device
+    own = [bench.host.link_local(cable.port.name)[0] for cable in bench.cables]
+    with AvahiDaemon(device) as avahi:
+        avahi.start()
+        address = bench.host.call(resolved, f"{AvahiDaemon.NAME}.local", own)
+        assert address == device_address(1)
+        with device.host.call(listening, socket.SOCK_STREAM, address) as far:
+            far.listen()
+            with bench.host.call(client, socket.SOCK_STREAM, address) as near:
+                assert near.getsockname()[0] == str(own[1])
+
+
+def resolved(name: str, own: Sequence[IPv4Address]) -> IPv4Address:
+    """Ask on each link by multicast DNS, as a resolver does, until a host answers."""
+    labels = b"".join(bytes([len(label)]) + label.encode() for label in name.split("."))
+    question = bytes.fromhex("000000000001000000000000") + labels + b"\0\0\1\0\1"
+    with contextlib.ExitStack() as opened:
+        asking = [
+            opened.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) for _ in own
+        ]
+        for one, address in zip(asking, own, strict=True):
+            one.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, address.packed)
+        until = time.monotonic() + PATIENCE
+        while time.monotonic() < until:
+            for one in asking:
+                one.sendto(question, ("224.0.0.251", 5353))
+            for one in select.select(asking, [], [], 0.5)[0]:
+                # The record of an address: type A, class, time to live, length, address.
+                found = re.search(rb"\x00\x01\x00\x01.{4}\x00\x04(.{4})", one.recv(9000), re.DOTALL)
+                if found:
+                    return IPv4Address(found[1])
+    raise LabError(f"nobody has the name {name}")
 
 
 def test_a_crowd_on_each_link(make_bench: Callable[[int], Bench]) -> None:
