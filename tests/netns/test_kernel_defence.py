@@ -194,21 +194,34 @@ class Judged:
         """Hold the other address, as after a claim."""
         self.candidate = A if self.candidate == B else B
         self.changes += 1
-        self._acd, self._judge = (
-            acd.Acd(
-                self.candidate, self.mac, Timing(), Random(0), 0.0, state=acd.Bound(acd.Guard())
-            )
-            for _ in range(2)
+        self._for_thread = (
+            False  # whether the conflict before was in a frame that only the thread answers
         )
+        self._acd, self._judge = self._new(acd.Guard()), self._new(acd.Guard())
+
+    def _new(self, guard: acd.Guard) -> acd.Acd:
+        assert self.candidate is not None
+        state = acd.Bound(guard)
+        return acd.Acd(self.candidate, self.mac, Timing(), Random(0), 0.0, state=state)
 
     def receive(self, packet: ArpPacket, at: float, defended_at: float | None = None) -> None:
-        self.received[number_of(packet.emit())] += 1
+        number = number_of(packet.emit())
+        self.received[number] += 1
         self._acd.receive(packet, at, defended_at)
         self._judge.receive(packet, at)
         if self._judge.to_send(at) is not None:
             self._judge.sent(at)
         self.by_reflex += defended_at is not None
-        self._take(self._judge.next_event(), packet)
+        wanted = self._judge.next_event()
+        if isinstance(wanted, acd.Conflict) and defended_at is not None and self._for_thread:
+            # The program has answered it while the one before, which only the thread answers, waited for the thread.
+            wanted = self._acd.next_event()
+            assert isinstance(wanted, acd.Defended)
+            self.defended += 1
+            self._judge = self._new(acd.Guard(last_conflict=at, ready_at=at + SHORT))
+        else:
+            self._take(wanted, packet)
+        self._for_thread = number % 4 == LONG
 
     def _take(self, wanted: acd.Event | None, packet: ArpPacket) -> None:
         if self._acd.to_send(inf) is not None:
@@ -243,6 +256,10 @@ class Judged:
     @property
     def reflex(self) -> ArpPacket | None:
         return None if self.idle else self._acd.reflex
+
+
+LONG = 3
+"""Remainder of the numbers of conflicts in frames that only the thread answers."""
 
 
 def numbered(number: int, address: IPv4Address) -> bytes:
