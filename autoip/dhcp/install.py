@@ -15,7 +15,7 @@ import subprocess
 from pathlib import Path
 
 from autoip.dhcp import running
-from autoip.dhcp.clients import CLIENTS, MARK, SHARED, DhcpClient, File
+from autoip.dhcp.clients import CLIENTS, MARK, POLICY, SHARED, DhcpClient, File, named
 from autoip.dhcp.image import Found
 from autoip.errors import AutoipError, UsageError
 
@@ -70,7 +70,7 @@ def install(
         raise AutoipError(f"no DHCP client is installed; --client names one of {known}")
     if interfaces and not any(client.confs for client in chosen.values()):
         needing = ", ".join(name for name, client in CLIENTS.items() if client.confs)
-        what = f"none of {', '.join(chosen)} is told names (but {needing})"
+        what = f"none of {', '.join(chosen)} is told names (but {needing}); leave them out"
         raise UsageError(f"{' '.join(interfaces)}: {what}")
     files = [File("hook", SHARED), *(file for client in chosen.values() for file in client.files)]
     wanted = {file.path: (_content(file, program), file.mode) for file in files}
@@ -156,6 +156,12 @@ def present(image: Image, name: str) -> bool:
 def is_enabled(image: Image, unit: str) -> bool:
     """Return whether a unit is enabled."""
     return bool(image.at(f"{_WANTS}/{unit}"))
+
+
+def interfaces(image: Image) -> list[str]:
+    """Return the names and patterns that earlier runs of `install` were given."""
+    found = image.at(POLICY)
+    return named(found.content.decode(errors="surrogateescape")) if found.is_ours else []
 
 
 def missing_word(image: Image, client: DhcpClient) -> str:
