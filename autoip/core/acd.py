@@ -291,7 +291,7 @@ class Acd:
     ) -> None:
         last = state.guard.last_conflict
         too_soon = last is not None and at - last < DEFEND_INTERVAL
-        if too_soon or (defended_at is None and self._defence is Defence.ABANDON):
+        if too_soon or self._defence is Defence.ABANDON:
             self._go(Trigger.GIVEN_UP, Ended())
             self._events.append(Conflict(self.address, packet, in_use=True))
             return
