@@ -17,12 +17,10 @@
 #include "internal.h"
 
 #include <errno.h>
-#include <string.h>
 #include <unistd.h>
 
 #include <linux/if_ether.h>
 #include <linux/pkt_cls.h>
-#include <sys/syscall.h>
 
 /* The ARP packet as a copy on the stack, in the byte order of the wire: frame bytes 14 to 41. */
 #define ARP_AT ETH_HLEN
@@ -150,16 +148,10 @@ int autoip_broadcast_load(void)
 
 int autoip_broadcast_before(int ifindex)
 {
-    union bpf_attr attributes;
+    int count = autoip_ebpf_attached(ifindex, AUTOIP_TCX_EGRESS);
 
-    memset(&attributes, 0, sizeof attributes);
-    /* An interface's index here, where other kinds of programs have a descriptor. */
-    attributes.query.target_fd = (uint32_t)ifindex;
-    attributes.query.attach_type = AUTOIP_TCX_EGRESS;
-    if (syscall(SYS_bpf, BPF_PROG_QUERY, &attributes, sizeof attributes) == 0)
-        return (int)attributes.query.prog_cnt;
     /* Nothing was ever attached; the kernel is older, or was built without. */
-    if (errno == ENOENT || errno == EINVAL || errno == ENOSYS || errno == EOPNOTSUPP)
+    if (count == -ENOENT || count == -EINVAL || count == -ENOSYS || count == -EOPNOTSUPP)
         return 0;
-    return -errno;
+    return count;
 }

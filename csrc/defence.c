@@ -279,13 +279,9 @@ static int defence_prepare(int memory, uint64_t interval_ns, uint32_t *seal)
 /* Whether the kernel has tcx: it is asked for the programs of the loopback interface. */
 static bool defence_has_tcx(void)
 {
-    union bpf_attr attributes;
+    int count = autoip_ebpf_attached(1, AUTOIP_TCX_INGRESS);
 
-    memset(&attributes, 0, sizeof attributes);
-    attributes.query.target_fd = 1;
-    attributes.query.attach_type = AUTOIP_TCX_INGRESS;
-    return syscall(SYS_bpf, BPF_PROG_QUERY, &attributes, sizeof attributes) == 0 ||
-           errno == ENOENT;
+    return count >= 0 || count == -ENOENT;
 }
 
 int autoip_defence_load(uint64_t interval_ns, int *memory, int *ring)

@@ -24,6 +24,19 @@ int autoip_ebpf_map(enum bpf_map_type type, uint32_t value_size, uint32_t entrie
     return result < 0 ? -errno : (int)result;
 }
 
+int autoip_ebpf_attached(int ifindex, uint32_t where)
+{
+    union bpf_attr attributes;
+
+    memset(&attributes, 0, sizeof attributes);
+    /* An interface's index here, where other kinds of programs have a descriptor. */
+    attributes.query.target_fd = (uint32_t)ifindex;
+    attributes.query.attach_type = where;
+    if (syscall(SYS_bpf, BPF_PROG_QUERY, &attributes, sizeof attributes) < 0)
+        return -errno;
+    return (int)attributes.query.prog_cnt;
+}
+
 int autoip_ebpf_load(const struct bpf_insn *program, int length)
 {
     /* No function that is called demands a program under the GPL. */
