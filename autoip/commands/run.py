@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -412,7 +413,9 @@ def _serve(
         _nothing_to_serve(text, environ, logger)
         return
 
-    # These imports take most of the start, so the command line and the configuration are checked before.
+    # These imports take most of the start, so the command line and the configuration are checked before. A signal waits
+    # for the daemon, which first takes off what a crash has left.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP, signal.SIGINT, signal.SIGTERM})
     _import_asyncio()
     import asyncio
 
