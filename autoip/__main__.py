@@ -14,8 +14,8 @@ from autoip.errors import shortage
 # the start, as for a background job of a script, stays ignored.
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-# The installed program was started with these blocked: Python's own start shows a traceback at SIGINT. They wait: a daemon
-# lets them through when it can take off what a crash or the program before has left, and every other command at once.
+# The installed program was started with these blocked: Python itself shows a traceback at SIGINT. A daemon lets
+# them through when it can take off what a crash or the program before has left, every other command at once.
 signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
 
 _NOT_BUILT = (

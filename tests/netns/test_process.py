@@ -459,7 +459,9 @@ BLOCKED = ("env", "--block-signal=SIGINT,SIGTERM")
 
 
 def _blocks(pid: int, number: signal.Signals) -> bool:
-    (mask,) = re.findall(r"^SigBlk:\s+(\w+)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    (mask,) = re.findall(
+        r"^SigBlk:\s+(\w+)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE
+    )
     return bool(int(mask, 16) >> (number - 1) & 1)
 
 

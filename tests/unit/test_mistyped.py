@@ -197,7 +197,15 @@ def test_bare_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_at_any_moment_of_the_start(tmp_path: Path, number: signal.Signals) -> None:
     """From exec on: no traceback, and it ends; started as the installed program is."""
-    command = ["env", "--block-signal=SIGINT,SIGTERM", sys.executable, "-m", "autoip", "wait", "no-such0"]
+    command = [
+        "env",
+        "--block-signal=SIGINT,SIGTERM",
+        sys.executable,
+        "-m",
+        "autoip",
+        "wait",
+        "no-such0",
+    ]
     # A start that is cut off must leave no half-written bytecode in the source tree.
     env = {**os.environ, "RUNTIME_DIRECTORY": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
     for step in range(25):
