@@ -117,11 +117,11 @@ def _install(image: Image, arguments: argparse.Namespace) -> Iterable[str]:
         devices = running.networkmanager_devices() if beside else None
         interfaces = _chosen([name for name, kind in (devices or {}).items() if kind == "ethernet"])
         conf = bool(interfaces)
-    if interfaces and conf:  # the files have those of earlier runs as well
-        interfaces = tuple(dict.fromkeys([*install.interfaces(image), *interfaces]))
     yield from install.install(image, names, interfaces, program, conf=conf)
     if interfaces and not image.root:
         yield from running.reload_networkmanager()
+        if conf:
+            interfaces = install.named_before(image)
         # The one service first: it gives up what has a unit of its own now.
         units = dict.fromkeys(map(running.unit, sorted(interfaces, key=is_pattern, reverse=True)))
         yield from running.start([unit for unit in units if install.is_enabled(image, unit)])

@@ -55,7 +55,7 @@ def install(
     Args:
         image: the root.
         names: of CLIENTS; empty: all that are installed.
-        interfaces: names and patterns for the DHCP clients that need them.
+        interfaces: names and patterns for the DHCP clients that need them, beside those of earlier runs.
         program: the path by which hooks start autoip.
         conf: whether to write the DHCP clients' configuration.
 
@@ -74,8 +74,9 @@ def install(
         raise UsageError(f"{' '.join(interfaces)}: {what}")
     files = [File("hook", SHARED), *(file for client in chosen.values() for file in client.files)]
     wanted = {file.path: (_content(file, program), file.mode) for file in files}
+    everyone = tuple(dict.fromkeys([*named_before(image), *interfaces]))
     for client in chosen.values() if conf and interfaces else ():
-        wanted |= {path: (text(interfaces).encode(), 0o644) for path, text in client.confs.items()}
+        wanted |= {path: (text(everyone).encode(), 0o644) for path, text in client.confs.items()}
     keeps = {file.path: file.keeps for file in files if file.keeps and _must_keep(image, file)}
     stale: dict[str, Entry] = {
         path: entry
@@ -158,7 +159,7 @@ def is_enabled(image: Image, unit: str) -> bool:
     return bool(image.at(f"{_WANTS}/{unit}"))
 
 
-def interfaces(image: Image) -> list[str]:
+def named_before(image: Image) -> list[str]:
     """Return the names and patterns that earlier runs of `install` were given."""
     found = image.at(POLICY)
     return named(found.content.decode(errors="surrogateescape")) if found.is_ours else []

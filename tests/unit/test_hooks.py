@@ -700,7 +700,23 @@ def test_names_are_added_to_those_of_earlier_installs(root: Path, run: Run) -> N
     run("remove")
     assert tree(root) == before
     run("install --client networkmanager eth9")
-    assert install.interfaces(Image(str(root))) == ["eth9"]
+    assert install.named_before(Image(str(root))) == ["eth9"]
+
+
+def test_a_later_install_enables_and_names_what_it_was_given_alone(root: Path, run: Run) -> None:
+    template = root / "usr/lib/systemd/system/autoip@.service"
+    template.parent.mkdir(parents=True)
+    template.touch()
+    run("install --client networkmanager eth0")
+    wants = root / "etc/systemd/system/multi-user.target.wants"
+    (wants / "autoip@eth0.service").unlink()  # systemctl disable
+    told = run("install --client networkmanager eth1")
+    assert [line.rpartition("/")[2] for line in told if line.startswith("enabled")] == [
+        "autoip@eth1.service"
+    ]
+    assert [path.name for path in wants.iterdir()] == ["autoip@eth1.service"]
+    with pytest.raises(UsageError, match=r"^eth2: none of dhclient is told names"):
+        run("install --client dhclient eth2")
 
 
 def test_patterns_are_for_the_one_service(root: Path, run: Run) -> None:
