@@ -1,4 +1,4 @@
-"""autoip.daemon.daemon.lock_file: one instance for an interface and network namespace (if-one)."""
+"""autoip.daemon.lock_file: one instance for an interface and network namespace (if-one)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import stat
 import subprocess
 import sys
 import threading
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
@@ -162,6 +164,18 @@ def test_hold_and_drop_are_what_the_next_one_learns(tmp_path: Path) -> None:
         assert path.stat().st_size == lock_file.RECORD_SIZE
 
 
+def sealed(text: str) -> bytes:
+    """Return a record with this text and its check sum."""
+    body = text.encode().ljust(lock_file.RECORD_SIZE - 10)
+    return body + b" %08x\n" % zlib.crc32(body)
+
+
+def test_a_record_is_text_and_its_check_sum() -> None:
+    whole = sealed(f"autoip 1 pid=7 index=3 address={ADDRESS}")
+    assert lock_file._format(7, Held(3, ADDRESS)) == whole
+    assert lock_file._parse(whole) == (7, Held(3, ADDRESS))
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -172,7 +186,12 @@ def test_hold_and_drop_are_what_the_next_one_learns(tmp_path: Path) -> None:
         b"x" * 100000,
         lock_file._format(1, Held(1, ADDRESS))[:-1],
         lock_file._format(1, Held(1, ADDRESS)).replace(b"index=1", b"index=2"),
-        lock_file._format(1, Held(1, ADDRESS)).replace(b"autoip 1", b"autoip 2"),
+        sealed(f"autoip 2 pid=1 index=1 address={ADDRESS}"),
+        sealed("autoip 1 pid=1 index=1 address=192.0.2.1"),
+        sealed(f"autoip 1 pid=1 index=0 address={ADDRESS}"),
+        sealed(f"autoip 1 pid=1 index={2**31} address={ADDRESS}"),
+        sealed("autoip 1 pid=1 index=1 address=nowhere"),
+        sealed("autoip 1 pid=1 index=1"),
     ],
 )
 def test_damaged_records(tmp_path: Path, content: bytes) -> None:
@@ -323,17 +342,23 @@ def test_planted_files_are_refused(tmp_path: Path) -> None:
     directory.mkdir()
     directory.chmod(0o755)  # a umask of 002 would have it refused for its mode
     path = file_of(directory)
+
+    def plant(mode: int) -> None:
+        os.mknod(path, 0o600 | stat.S_IFREG)
+        path.chmod(mode)
+
     cases: tuple[tuple[Callable[[], None], str], ...] = (
         (lambda: path.symlink_to(aim), "symbolic link"),
         (lambda: path.symlink_to(tmp_path / "nowhere"), "symbolic link"),
         (lambda: os.link(aim, path), "another name"),
         (lambda: os.mkfifo(path), "regular"),
-        (lambda: os.mknod(path, 0o600 | stat.S_IFREG), "by others"),
+        *(
+            (partial(plant, mode), "by others")
+            for mode in (0o640, 0o620, 0o610, 0o604, 0o602, 0o601)
+        ),
     )
     for make, text in cases:
         make()
-        if text == "by others":
-            path.chmod(0o620)
         with pytest.raises(NoPermission, match=text):
             LockFile.acquire(directory, "eth0")
         assert aim.read_text() == "precious"
