@@ -22,7 +22,7 @@ from autoip.core.ipv4ll import State
 from autoip.daemon.negotiator import Negotiator
 from autoip.kernel import arp_socket
 from autoip.kernel.model import Link
-from lab import Daemon, Namespace, Port, frames
+from lab import Daemon, LabError, Namespace, Port, frames
 
 from .commands import report
 from .conftest import MakeDaemon
@@ -45,6 +45,7 @@ FAST = ("--delay", "50", "--ip", str(A))
 INTERVAL = 10.0
 """DEFEND_INTERVAL of RFC 3927."""
 WITHOUT_BPF = ["setpriv", "--bounding-set=-bpf,-sys_admin", "--inh-caps=-all", "--"]
+BPF_TCX_INGRESS = 46  # include/uapi/linux/bpf.h
 BY_DAEMON = "the kernel does not defend the address itself, the daemon does"
 
 
@@ -57,26 +58,28 @@ def conflict(port: Port) -> int:
 
 def defended(port: Port, since: int) -> bool:
     """Whether the address is announced within a second."""
-    with contextlib.suppress(Exception):
+    with contextlib.suppress(LabError):
         port.sniffer.wait_announcement(A, 1, since=since)
         return True
     return False
 
 
+def places(daemon: Daemon) -> list[int]:
+    """The interfaces, by index, at whose ingress the daemon has a program; 0: the interface is gone."""
+    found = []
+    for number in range(3, 64):
+        with contextlib.suppress(OSError):
+            with open(f"/proc/{daemon.pid}/fdinfo/{number}", encoding="ascii") as file:
+                text = file.read()
+            if "link_type:\ttcx\n" in text and f"attach_type:\t{BPF_TCX_INGRESS} " in text:
+                found.append(int(text.partition("ifindex:\t")[2].split()[0]))
+    return found
+
+
 def attached(daemon: Daemon, port: Port) -> None:
     """Wait for the program's place at the interface."""
     index = port.host.index(port.name)
-
-    def there() -> bool:
-        for number in range(3, 64):
-            with contextlib.suppress(OSError):
-                with open(f"/proc/{daemon.pid}/fdinfo/{number}", encoding="ascii") as file:
-                    text = file.read()
-                if "link_type:\ttcx\n" in text and f"ifindex:\t{index}\n" in text:
-                    return True
-        return False
-
-    wait_until(there, "the program at the interface")
+    wait_until(lambda: places(daemon) == [index], "the program at the interface")
 
 
 @pytest.fixture
@@ -156,9 +159,9 @@ def test_abandon_never_arms(port: Port, make_autoip: MakeDaemon) -> None:
 def test_in_another_namespace(port: Port, bound: Daemon, stack: contextlib.ExitStack) -> None:
     """An interface that goes there, under another name, takes no defence along."""
     other = stack.enter_context(Namespace("other"))
-    other = stack.enter_context(Namespace("other"))
     port.host.ip(f"link set {port.name} netns {other.path} name elsewhere")
     bound.wait_line("there is no such interface")
+    wait_until(lambda: places(bound) == [], "the program's end")
     other.ip("link set elsewhere up")
     wait_until(lambda: link(other, "elsewhere")["operstate"] == "UP", "the other end of the move")
     assert not defended(port, conflict(port))
