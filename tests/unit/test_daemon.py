@@ -244,6 +244,18 @@ async def test_strict_rp_filter_is_a_limit_where_two_links_have_an_address(tmp_p
 
 
 @played
+async def test_the_cure_of_strict_rp_filter_is_safe_in_a_shell(tmp_path: Path) -> None:
+    async with World(tmp_path, "$(halt)", first=A) as world:
+        await world.until_bound("$(halt)")
+        world.network.strict = {"$(halt)"}
+        world.network.plug(link_of(3, "eth1"))
+        world.network.put(3, str(B), 16)
+        await asyncio.sleep(0.1)
+        (limit,) = world.report("$(halt)")["limits"]
+        assert limit.endswith(": sysctl -w net/ipv4/conf/'$(halt)'/rp_filter=2")
+
+
+@played
 async def test_frames_that_the_kernel_does_not_take_do_not_count(tmp_path: Path) -> None:
     async with World(tmp_path, first=A) as world:
         world.kernel.listener.refuse_send = 4

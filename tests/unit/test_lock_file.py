@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import shutil
@@ -378,6 +379,24 @@ def test_directories_that_others_can_write_are_refused(tmp_path: Path, mode: int
     with pytest.raises(NoPermission, match="written by others"):
         LockFile.acquire(directory, "eth0")
     assert os.listdir(directory) == []
+    assert sorted(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize("name", ["EROFS", "ENOSPC", "EDQUOT", "EIO", "EMFILE", "ENFILE"])
+def test_without_a_file_it_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    number: int = getattr(errno, name)
+
+    def refuse(*_: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(lock_file, "_open_file", refuse)
+    before = sorted(os.listdir("/proc/self/fd"))
+    held = LockFile.acquire(tmp_path, "eth0")
+    assert held.warning == f"no lock file {file_of(tmp_path)}: {os.strerror(number)}"
+    held.hold(1, ADDRESS)
+    held.release()
     assert sorted(os.listdir("/proc/self/fd")) == before
 
 
