@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import logging
 from collections.abc import Callable
@@ -18,8 +19,9 @@ from autoip.core.acd import Defence
 from autoip.core.arp import announcement
 from autoip.core.constants import DEFEND_INTERVAL
 from autoip.core.policy import Kind
-from autoip.daemon import handover
+from autoip.daemon import handover, terminal
 from autoip.errors import UsageError
+from autoip.kernel.timers import SLEEP_MIN
 from tests.unit.fake_kernel import link_of, mac_of
 from tests.unit.fake_world import STRANGER, A, B, World, played
 
@@ -283,6 +285,42 @@ async def test_what_changed_meanwhile(tmp_path: Path) -> None:
         assert await world.until_bound() == A
         await world.reload(meanwhile=lambda: world.network.unplug(2))
         await world.until_state("no-link")
+
+
+@played
+async def test_a_sleep_meanwhile(tmp_path: Path) -> None:
+    """After it all is probed again; a sleep before the reload is known already."""
+    async with World(tmp_path, first=A) as world:
+        await world.until_bound()
+        watch = world.kernel.clock_watch
+        watch.slept = 1000.0
+        since = len(world.kernel.listener.sent)
+
+        def sleep() -> None:
+            watch.slept += SLEEP_MIN
+
+        await world.reload()
+        await asyncio.sleep(1)
+        assert world.report()["state"] == "bound" and world.kernel.listener.sent[since:] == []
+        await world.reload(meanwhile=sleep)
+        await world.until_state("probing")
+        assert await world.until_bound() == A
+
+
+@played
+async def test_the_terminal_goes_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The signal was for that, and the program ends."""
+    answers = [0]
+    monkeypatch.setattr(terminal, "_open_terminal", lambda: answers[-1])
+    async with World(tmp_path, first=A) as world:
+        await world.until_bound()
+        await world.reload()
+        await asyncio.sleep(2 * terminal.HANGUP_TIME)
+        assert await world.until_bound() == A  # it is still there
+        await world.reload(meanwhile=lambda: answers.append(errno.ENXIO))
+        assert world._task is not None
+        await asyncio.wait_for(world._task, 2 * terminal.HANGUP_TIME)
+        assert world.network.owned(2) == []
 
 
 @played
