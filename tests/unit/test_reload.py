@@ -263,6 +263,22 @@ async def test_added_and_dropped_interface(tmp_path: Path) -> None:
 
 
 @played
+async def test_dropped_and_added_after_the_reload(tmp_path: Path) -> None:
+    """What was handed over is over: the interface is begun anew."""
+    async with World(tmp_path, "eth0", "eth1", first=A) as world:
+        await world.until_bound("eth0")
+        await world.until_bound("eth1")
+        await world.reload()
+        await world.daemon.drop("eth0")
+        since = len(world.kernel.listener.of(mac_of(2)))
+        await world.daemon.add("eth0")
+        await world.until_bound("eth0")
+        sent = world.kernel.listener.of(mac_of(2))[since:]
+        assert [packet.is_probe for packet in sent] == [True] * 3 + [False] * 2
+        assert (await world.asks("status", "eth0"))["ok"] is True
+
+
+@played
 async def test_stopped_interface_stays_stopped(tmp_path: Path) -> None:
     async with World(tmp_path, "eth0", "eth1") as world:
         await world.until_bound("eth0")
