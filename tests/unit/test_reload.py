@@ -20,6 +20,7 @@ from autoip.core.arp import announcement
 from autoip.core.constants import DEFEND_INTERVAL
 from autoip.core.policy import Kind
 from autoip.daemon import handover, terminal
+from autoip.daemon.served import Selection
 from autoip.errors import UsageError
 from autoip.kernel.timers import SLEEP_MIN
 from tests.unit.fake_kernel import link_of, mac_of
@@ -204,6 +205,36 @@ async def test_what_is_under_way_ends_before(tmp_path: Path) -> None:
         assert await world.until_bound() == A
 
 
+Begin = Callable[[World], object]
+
+
+@pytest.mark.parametrize(
+    "begin",
+    [
+        lambda world: world.daemon._interfaces[0]._requests.request(lambda: asyncio.sleep(2)),
+        lambda world: world.daemon._cables._requests.request(lambda: asyncio.sleep(2)),
+        lambda world: setattr(
+            world.daemon._served, "_task", asyncio.ensure_future(asyncio.sleep(2))
+        ),
+        lambda world: world.daemon._servers["eth0"].start(
+            asyncio.sleep(2), world.daemon._servers["eth0"].tasks
+        ),
+    ],
+    ids=["interface", "neighbours", "served", "answer"],
+)
+@played
+async def test_nothing_is_cut_off(tmp_path: Path, begin: Begin) -> None:
+    async with World(tmp_path, selection=Selection((("eth*", True),))) as world:
+        await world.until(lambda: "eth0" in world.daemon._servers)
+        await world.until_bound()
+        assert world.daemon.quiet
+        begin(world)
+        await world.until(lambda: not world.daemon.quiet)
+        await world.until(lambda: world.daemon.quiet)
+        world.daemon._stop.set()
+        assert not world.daemon.quiet
+
+
 @played
 async def test_what_does_not_end_refuses_it(tmp_path: Path) -> None:
     async with World(tmp_path, first=A) as world:
@@ -321,6 +352,22 @@ async def test_a_sleep_meanwhile(tmp_path: Path) -> None:
         await world.reload(meanwhile=sleep)
         await world.until_state("probing")
         assert await world.until_bound() == A
+
+
+@played
+async def test_a_limit_is_logged_once(tmp_path: Path) -> None:
+    async with World(tmp_path, first=A) as world:
+        await world.until_bound()
+        world.network.limits.append("something cannot be done")
+        world.claims(A)
+        await world.until(lambda: world.logged("something cannot be done"))
+        await world.reload(
+            meanwhile=lambda: world.network.limits.append("something cannot be done")
+        )
+        world.claims(A)
+        await asyncio.sleep(1)
+        assert world.logged("something cannot be done") == []
+        assert "something cannot be done" in world.report()["limits"]
 
 
 @played
