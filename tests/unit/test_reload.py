@@ -361,9 +361,7 @@ async def test_a_limit_is_logged_once(tmp_path: Path) -> None:
         world.network.limits.append("something cannot be done")
         world.claims(A)
         await world.until(lambda: world.logged("something cannot be done"))
-        await world.reload(
-            meanwhile=lambda: world.network.limits.append("something cannot be done")
-        )
+        await world.reload()
         world.claims(A)
         await asyncio.sleep(1)
         assert world.logged("something cannot be done") == []
@@ -436,6 +434,7 @@ async def test_what_cannot_be_read_is_probed_again(tmp_path: Path, change: Chang
         await world.until_bound()
         since = len(world.kernel.listener.sent)
         await world.reload(change=damage)
+        assert any("cannot be read" in line for line in world.reloading)
         assert await world.until_bound() == A
         assert sum(p.is_probe for _, _, p in world.kernel.listener.sent[since:]) == 3
 
