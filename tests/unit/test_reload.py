@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from ipaddress import IPv4Address
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -176,6 +177,11 @@ async def test_refused(tmp_path: Path) -> None:
     """With the reason, and all goes on; the next one is done."""
     async with World(tmp_path, first=A) as world:
         await world.until_bound()
+        notified: list[str] = []
+        world.daemon._reload._notifier = SimpleNamespace(  # type: ignore[assignment]
+            reloading=partial(notified.append, "reloading"),
+            reloaded=partial(notified.append, "reloaded"),
+        )
         world.executable.refused = "/etc/autoip.conf:3: no such thing"
         answer = await world.asks("reload")
         assert answer["error"] == world.executable.refused
@@ -183,6 +189,10 @@ async def test_refused(tmp_path: Path) -> None:
         world.executable.refused = None
         world.executable.failure = OSError(8, "Exec format error")
         assert (await world.asks("reload"))["error"] == "Exec format error"
+        world.executable.at_last = partial(int, "a bug")
+        assert (await world.asks("reload"))["error"].startswith("ValueError(")
+        world.executable.at_last = lambda: None
+        assert notified == ["reloading", "reloaded"] * 3
         world.claims(A)
         await world.until(lambda: world.report()["defences"] == 1)
         world.executable.failure = None
