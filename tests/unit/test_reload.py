@@ -134,6 +134,22 @@ async def test_conflict_at_the_last_moment(tmp_path: Path) -> None:
 
 
 @played
+async def test_the_address_is_lost_at_the_last_moment(tmp_path: Path) -> None:
+    """It is off the interface before the exec."""
+    async with World(tmp_path, first=A) as world:
+        await world.until_bound()
+        world.claims(A)
+        await asyncio.sleep(1)
+        world.executable.at_last = partial(
+            world.kernel.listener.deliver, announcement(STRANGER, A), quietly=True
+        )
+        there: list[list[IPv4Address]] = []
+        await world.reload(meanwhile=lambda: there.append(world.network.owned(2)))
+        assert there == [[]] and world.asked("remove") == [("remove", 2, A)]
+        assert await world.until_bound() != A
+
+
+@played
 async def test_two_conflicts_meanwhile(tmp_path: Path) -> None:
     """The first is answered, once; the second ends it."""
     async with World(tmp_path, first=A) as world:
