@@ -547,7 +547,6 @@ def test_killed_at_any_moment(root: Path, run: Run, monkeypatch: pytest.MonkeyPa
     assert moment > 10
 
 
-@pytest.mark.usefixtures("special")
 def test_killed_and_then_another_client(
     root: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -556,7 +555,7 @@ def test_killed_and_then_another_client(
     before = tree(root)
     left = 0
     for moment in range(1, 1000, 4):
-        if not killed(moment, lambda: run("install --client special")):
+        if not killed(moment, lambda: run("install --client networkd-dispatcher")):
             break
         left += any(path.endswith(".autoip-new") for path in tree(root))
         run("install --client dhclient")
