@@ -10,19 +10,17 @@
  * the kernel's own requests go through it. It takes no lock: processors that count at the same
  * time may let some more frames through.
  *
- * It is a filter with "direct action" for the egress of a clsact qdisc, where a frame begins with
- * its Ethernet header.
+ * It is for the egress: by tcx, or as a filter with "direct action" of a clsact qdisc. There a
+ * frame begins with its Ethernet header.
  */
 #include "ebpf.h"
 #include "internal.h"
 
 #include <errno.h>
-#include <string.h>
 #include <unistd.h>
 
 #include <linux/if_ether.h>
 #include <linux/pkt_cls.h>
-#include <sys/syscall.h>
 
 /* The ARP packet as a copy on the stack, in the byte order of the wire: frame bytes 14 to 41. */
 #define ARP_AT ETH_HLEN
@@ -146,20 +144,4 @@ int autoip_broadcast_load(void)
         close(map); /* the program has it */
     /* Before Linux 5.8 there is no such clock. */
     return program == -EINVAL ? autoip_broadcast_load_limited(-1) : program;
-}
-
-int autoip_broadcast_before(int ifindex)
-{
-    union bpf_attr attributes;
-
-    memset(&attributes, 0, sizeof attributes);
-    /* An interface's index here, where other kinds of programs have a descriptor. */
-    attributes.query.target_fd = (uint32_t)ifindex;
-    attributes.query.attach_type = AUTOIP_TCX_EGRESS;
-    if (syscall(SYS_bpf, BPF_PROG_QUERY, &attributes, sizeof attributes) == 0)
-        return (int)attributes.query.prog_cnt;
-    /* Nothing was ever attached; the kernel is older, or was built without. */
-    if (errno == ENOENT || errno == EINVAL || errno == ENOSYS || errno == EOPNOTSUPP)
-        return 0;
-    return -errno;
 }

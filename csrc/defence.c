@@ -26,7 +26,6 @@
 #include <linux/pkt_cls.h>
 #include <sys/mman.h>
 #include <sys/random.h>
-#include <sys/syscall.h>
 
 /* A copy of the frame on the stack, and below it the length that the answer has. */
 #define COPY (-48)
@@ -40,6 +39,9 @@
 /* Frames of a real Ethernet are padded to this; an answer is as long as the conflict. */
 #define PADDED_LEN 60
 _Static_assert(PADDED_LEN <= sizeof((struct autoip_slot *)0)->frame, "an answer has room");
+
+/* The index of the interface that each network namespace has. */
+#define LOOPBACK 1
 
 /* The record is for the thread, which has to be woken. */
 #define WAKE 2
@@ -276,23 +278,11 @@ static int defence_prepare(int memory, uint64_t interval_ns, uint32_t *seal)
     return 0;
 }
 
-/* Whether the kernel has tcx: it is asked for the programs of the loopback interface. */
-static bool defence_has_tcx(void)
-{
-    union bpf_attr attributes;
-
-    memset(&attributes, 0, sizeof attributes);
-    attributes.query.target_fd = 1;
-    attributes.query.attach_type = AUTOIP_TCX_INGRESS;
-    return syscall(SYS_bpf, BPF_PROG_QUERY, &attributes, sizeof attributes) == 0 ||
-           errno == ENOENT;
-}
-
 int autoip_defence_load(uint64_t interval_ns, int *memory, int *ring)
 {
     struct bpf_insn program[AUTOIP_DEFENCE_MAX];
     uint32_t seal = 0;
-    int result;
+    int ours, result;
 
     *ring = -1;
     *memory =
@@ -306,8 +296,8 @@ int autoip_defence_load(uint64_t interval_ns, int *memory, int *ring)
         result =
             autoip_ebpf_load(program, autoip_defence_build(program, AUTOIP_DEFENCE_MAX, *memory,
                                                            *ring, seal, interval_ns));
-    /* Asked last: who may not load a program may not ask either. */
-    if (result >= 0 && !defence_has_tcx()) {
+    /* Whether there is tcx: asked last, since who may not load a program may not ask either. */
+    if (result >= 0 && autoip_tcx_programs(LOOPBACK, false, &ours) == -EOPNOTSUPP) {
         close(result);
         result = -EOPNOTSUPP;
     }
@@ -317,18 +307,4 @@ int autoip_defence_load(uint64_t interval_ns, int *memory, int *ring)
             close(*ring);
     }
     return result;
-}
-
-int autoip_defence_attach(int program, int ifindex)
-{
-    union bpf_attr attributes;
-    long result;
-
-    memset(&attributes, 0, sizeof attributes);
-    attributes.link_create.prog_fd = (uint32_t)program;
-    attributes.link_create.target_fd = (uint32_t)ifindex;
-    attributes.link_create.attach_type = AUTOIP_TCX_INGRESS;
-    attributes.link_create.flags = AUTOIP_TCX_BEFORE;
-    result = syscall(SYS_bpf, BPF_LINK_CREATE, &attributes, sizeof attributes);
-    return result < 0 ? -errno : (int)result;
 }

@@ -77,4 +77,7 @@ int autoip_ebpf_map(enum bpf_map_type type, uint32_t value_size, uint32_t entrie
  * result. Returns a descriptor, closed on exec, or a negative errno. */
 int autoip_ebpf_load(const struct bpf_insn *program, int length);
 
+/* The name of each program and map. */
+#define AUTOIP_EBPF_NAME "autoip"
+
 #endif

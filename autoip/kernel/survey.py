@@ -12,9 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from autoip.errors import KernelRefused
-from autoip.kernel import arp_broadcast, netlink, rtnetlink
+from autoip.kernel import arp_broadcast, netlink, rtnetlink, tcx
 from autoip.kernel.arp_broadcast import Filter
-from autoip.kernel.arp_socket import programs_before
 from autoip.kernel.model import Address, Link, Neighbour, Route
 from autoip.kernel.netlink import Request, Requests
 
@@ -123,8 +122,9 @@ async def _egress(requests: Requests, index: int, *, other_hook: bool) -> Egress
         if problem.errno not in (*netlink.GONE, *netlink.NOT_BUILT, errno.EINVAL):
             raise
         filters = []
+    programs: int | None
     try:
-        programs = programs_before(index)
-    except OSError:
-        programs = None
+        programs, _ = tcx.programs(index, egress=True)
+    except OSError as problem:
+        programs = 0 if problem.errno == errno.EOPNOTSUPP else None
     return Egress(tuple(filters), programs, other_hook)
