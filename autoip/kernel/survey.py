@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,8 +25,10 @@ class Egress:
 
     filters: tuple[Filter, ...] = ()
     """Those of tc, in the order in which they run."""
+    by_tcx: bool = False
+    """Our program is attached by tcx, or would be: it runs before all filters of tc."""
     programs: int | None = 0
-    """How many BPF programs of tcx run before them; None: who asks may not know."""
+    """How many BPF programs of tcx run before ours; None: who asks may not know, nor whether ours is one."""
     other_hook: bool = False
     """A qdisc `ingress` is in the place of the clsact that our filter needs."""
 
@@ -122,9 +125,29 @@ async def _egress(requests: Requests, index: int, *, other_hook: bool) -> Egress
         if problem.errno not in (*netlink.GONE, *netlink.NOT_BUILT, errno.EINVAL):
             raise
         filters = []
-    programs: int | None
+    served = any(found.ours for found in filters)
+    by_tcx, programs = not served, None
+    with suppress(OSError):
+        by_tcx, programs = _programs(index, served=served)
+    return Egress(tuple(filters), by_tcx, programs, other_hook)
+
+
+def _programs(index: int, *, served: bool) -> tuple[bool, int]:
+    """Return whether our program is one of tcx, or would be, and how many run before ours.
+
+    Args:
+        index: the interface's.
+        served: whether a filter of tc has our program.
+
+    Raises:
+        OSError: EPERM.
+    """
     try:
-        programs, _ = tcx.programs(index, egress=True)
+        count, ours = tcx.programs(index, egress=True)
     except OSError as problem:
-        programs = 0 if problem.errno == errno.EOPNOTSUPP else None
-    return Egress(tuple(filters), programs, other_hook)
+        if problem.errno != errno.EOPNOTSUPP:
+            raise
+        return False, 0
+    if ours is not None:
+        return True, ours
+    return not served, count if served else 0  # the daemon would put ours before them

@@ -28,6 +28,7 @@ from .commands import report
 from .conftest import MakeDaemon
 from .helpers import (
     NETNS,
+    NO_TCX,
     PATIENCE,
     RIVAL,
     A,
@@ -84,7 +85,7 @@ def bound(port: Port, make_autoip: MakeDaemon) -> Daemon:
     daemon = make_autoip(port, *FAST)
     bind(port, daemon)
     if any(BY_DAEMON in limit for limit in report(daemon)["limits"]):
-        pytest.skip("needs tcx of the kernel (Linux 6.6)")
+        pytest.skip(NO_TCX)
     attached(daemon, port)
     return daemon
 
