@@ -10,6 +10,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:  # `autoip status` must start fast
     from collections.abc import Mapping
 
+AVAHI_STATE = "/var/lib/avahi-autoipd"
+"""Where avahi-autoipd keeps its addresses: a file for each MAC, named by it, one line."""
+
 
 def runtime_directory(environ: Mapping[str, str]) -> str:
     """Return the directory of lock files and control sockets: $RUNTIME_DIRECTORY, or /run/autoip."""

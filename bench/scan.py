@@ -7,7 +7,6 @@ import json
 import math
 import os
 import re
-import resource
 import socket
 import subprocess
 import sys
@@ -173,15 +172,11 @@ def _run(cable: Cable, command: Sequence[str], wanted: set[str]) -> tuple[int, f
     if child.stdout is None:
         raise LabError("no output")
     out = child.stdout.read().decode()
-    _, status, usage = _wait(child.pid)
+    _, status, usage = os.wait4(child.pid, 0)
     child.returncode = status
     seconds = time.monotonic() - began
     found = wanted & set(re.findall(r"\b169\.254\.\d+\.\d+\b", out))
     return len(found), seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
-
-
-def _wait(pid: int) -> tuple[int, int, resource.struct_rusage]:
-    return os.wait4(pid, 0)
 
 
 def _bulk(setting: Setting, cable: Cable, result: Result) -> None:

@@ -62,6 +62,19 @@ void autoip_asm_classic_jump(struct autoip_asm *program, struct sock_filter inst
     autoip_asm_classic(program, instruction);
 }
 
+void autoip_asm_do(struct autoip_asm *program, uint16_t code, uint32_t k)
+{
+    autoip_asm_classic(program, (struct sock_filter){.code = code, .k = k});
+}
+
+void autoip_asm_if(struct autoip_asm *program, uint16_t test, uint32_t k, unsigned int yes,
+                   unsigned int no)
+{
+    const uint16_t code = (uint16_t)(BPF_JMP | test | BPF_K);
+
+    autoip_asm_classic_jump(program, (struct sock_filter){.code = code, .k = k}, yes, no);
+}
+
 void autoip_asm_extended_jump(struct autoip_asm *program, struct bpf_insn instruction,
                               unsigned int label)
 {

@@ -60,6 +60,12 @@ void autoip_asm_extended(struct autoip_asm *program, struct bpf_insn instruction
 void autoip_asm_classic_jump(struct autoip_asm *program, struct sock_filter instruction,
                              unsigned int yes, unsigned int no);
 
+/* The same two for the usual instructions: the jump compares A with `k` by `test` (BPF_JEQ...).
+ */
+void autoip_asm_do(struct autoip_asm *program, uint16_t code, uint32_t k);
+void autoip_asm_if(struct autoip_asm *program, uint16_t test, uint32_t k, unsigned int yes,
+                   unsigned int no);
+
 /* Adds an eBPF jump to `label` if its condition holds; else the next instruction follows. */
 void autoip_asm_extended_jump(struct autoip_asm *program, struct bpf_insn instruction,
                               unsigned int label);

@@ -37,63 +37,42 @@
 
 enum { ACCEPT, REJECT, NEXT = AUTOIP_ASM_NEXT };
 
-static void bulk_do(struct autoip_asm *program, uint16_t code, uint32_t k)
-{
-    autoip_asm_classic(program, (struct sock_filter){.code = code, .k = k});
-}
-
-static void bulk_if(struct autoip_asm *program, uint16_t test, uint32_t k, unsigned int yes,
-                    unsigned int no)
-{
-    const struct sock_filter jump = {.code = (uint16_t)(BPF_JMP | test | BPF_K), .k = k};
-
-    autoip_asm_classic_jump(program, jump, yes, no);
-}
-
 /* Accepts what other hosts send: ARP, UDP over IPv4 to one of these ports, or echo replies of
  * ICMPv6. */
 static int bulk_filter(int fd, int type, const uint16_t *ports, size_t count)
 {
     struct sock_filter code[AUTOIP_FILTER_MAX + AUTOIP_PORTS_MAX];
-    struct sock_fprog program = {.filter = code};
     struct autoip_asm made;
     struct autoip_asm *p = &made;
-    int length;
 
     autoip_asm_init(p);
-    bulk_do(p, BPF_LD | BPF_W | BPF_ABS,
-            (uint32_t)(SKF_AD_OFF + SKF_AD_PKTTYPE));   /* A <- direction */
-    bulk_if(p, BPF_JEQ, PACKET_OUTGOING, REJECT, NEXT); /* our own? */
-    bulk_do(p, BPF_LD | BPF_H | BPF_ABS, AT_TYPE);      /* A <- type */
-    bulk_if(p, BPF_JEQ, (uint32_t)type, NEXT, REJECT);  /* another? */
+    autoip_asm_do(p, BPF_LD | BPF_W | BPF_ABS,
+                  (uint32_t)(SKF_AD_OFF + SKF_AD_PKTTYPE));   /* A <- direction */
+    autoip_asm_if(p, BPF_JEQ, PACKET_OUTGOING, REJECT, NEXT); /* our own? */
+    autoip_asm_do(p, BPF_LD | BPF_H | BPF_ABS, AT_TYPE);      /* A <- type */
+    autoip_asm_if(p, BPF_JEQ, (uint32_t)type, NEXT, REJECT);  /* another? */
     if (type == ETH_P_IP) {
-        bulk_do(p, BPF_LD | BPF_B | BPF_ABS, AT_PROTOCOL); /* A <- protocol */
-        bulk_if(p, BPF_JEQ, IPPROTO_UDP, NEXT, REJECT);    /* not UDP? */
-        bulk_do(p, BPF_LD | BPF_H | BPF_ABS, AT_FRAGMENT); /* A <- offset */
-        bulk_if(p, BPF_JSET, 0x1fff, REJECT, NEXT);        /* a later piece? */
-        bulk_do(p, BPF_LDX | BPF_B | BPF_MSH, ETH_HLEN);   /* X <- header's length */
-        bulk_do(p, BPF_LD | BPF_H | BPF_IND,
-                ETH_HLEN + offsetof(struct udphdr, dest)); /* A <- port */
+        autoip_asm_do(p, BPF_LD | BPF_B | BPF_ABS, AT_PROTOCOL); /* A <- protocol */
+        autoip_asm_if(p, BPF_JEQ, IPPROTO_UDP, NEXT, REJECT);    /* not UDP? */
+        autoip_asm_do(p, BPF_LD | BPF_H | BPF_ABS, AT_FRAGMENT); /* A <- offset */
+        autoip_asm_if(p, BPF_JSET, 0x1fff, REJECT, NEXT);        /* a later piece? */
+        autoip_asm_do(p, BPF_LDX | BPF_B | BPF_MSH, ETH_HLEN);   /* X <- header's length */
+        autoip_asm_do(p, BPF_LD | BPF_H | BPF_IND,
+                      ETH_HLEN + offsetof(struct udphdr, dest)); /* A <- port */
         for (size_t i = 0; i < count; i++)
-            bulk_if(p, BPF_JEQ, ports[i], ACCEPT, NEXT);
-        bulk_do(p, BPF_RET | BPF_K, 0);
+            autoip_asm_if(p, BPF_JEQ, ports[i], ACCEPT, NEXT);
+        autoip_asm_do(p, BPF_RET | BPF_K, 0);
     } else if (type == ETH_P_IPV6) {
-        bulk_do(p, BPF_LD | BPF_B | BPF_ABS, AT_NEXT_HEADER); /* A <- next header */
-        bulk_if(p, BPF_JEQ, IPPROTO_ICMPV6, NEXT, REJECT);    /* not ICMPv6? */
-        bulk_do(p, BPF_LD | BPF_B | BPF_ABS, AT_ICMP6_TYPE);  /* A <- its type */
-        bulk_if(p, BPF_JEQ, ICMPV6_ECHO_REPLY, NEXT, REJECT); /* another? */
+        autoip_asm_do(p, BPF_LD | BPF_B | BPF_ABS, AT_NEXT_HEADER); /* A <- next header */
+        autoip_asm_if(p, BPF_JEQ, IPPROTO_ICMPV6, NEXT, REJECT);    /* not ICMPv6? */
+        autoip_asm_do(p, BPF_LD | BPF_B | BPF_ABS, AT_ICMP6_TYPE);  /* A <- its type */
+        autoip_asm_if(p, BPF_JEQ, ICMPV6_ECHO_REPLY, NEXT, REJECT); /* another? */
     }
     autoip_asm_place(p, ACCEPT);
-    bulk_do(p, BPF_RET | BPF_K, UINT16_MAX);
+    autoip_asm_do(p, BPF_RET | BPF_K, UINT16_MAX);
     autoip_asm_place(p, REJECT);
-    bulk_do(p, BPF_RET | BPF_K, 0);
-    length = autoip_asm_finish(p, code, sizeof code / sizeof *code);
-    if (length < 0)
-        return length;
-    program.len = (unsigned short)length;
-    if (setsockopt(fd, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof program) < 0)
-        return -errno;
-    return 0;
+    autoip_asm_do(p, BPF_RET | BPF_K, 0);
+    return autoip_packet_attach(fd, code, autoip_asm_finish(p, code, sizeof code / sizeof *code));
 }
 
 int autoip_bulk_open(int ifindex, int type, const uint16_t *ports, size_t count)

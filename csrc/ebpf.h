@@ -69,6 +69,9 @@
 #define AUTOIP_TCX_EGRESS 47
 #define AUTOIP_TCX_BEFORE 8 /* BPF_F_BEFORE: first of all */
 
+/* The name of each program and map. */
+#define AUTOIP_EBPF_NAME "autoip"
+
 /* Creates a map with 4-byte keys: a descriptor, closed on exec, or a negative errno. */
 int autoip_ebpf_map(enum bpf_map_type type, uint32_t value_size, uint32_t entries,
                     uint32_t flags);
@@ -76,8 +79,5 @@ int autoip_ebpf_map(enum bpf_map_type type, uint32_t value_size, uint32_t entrie
 /* Loads a program for frames of an interface. `length` may be a negative errno: then it is the
  * result. Returns a descriptor, closed on exec, or a negative errno. */
 int autoip_ebpf_load(const struct bpf_insn *program, int length);
-
-/* The name of each program and map. */
-#define AUTOIP_EBPF_NAME "autoip"
 
 #endif

@@ -55,36 +55,22 @@ static uint32_t filter_read32(const uint8_t *bytes)
 /* The targets of jumps. */
 enum { ACCEPT, REJECT, KNOWN_OPERATION, OTHER_HOST, NEXT = AUTOIP_ASM_NEXT };
 
-static void filter_do(struct autoip_asm *program, uint16_t code, uint32_t k)
-{
-    autoip_asm_classic(program, (struct sock_filter){.code = code, .k = k});
-}
-
 /* A <- `size` bytes (BPF_H, BPF_W) at an offset of the frame; a frame too short is refused. */
 static void filter_load(struct autoip_asm *program, int size, uint32_t offset)
 {
-    filter_do(program, (uint16_t)(BPF_LD | size | BPF_ABS), offset);
+    autoip_asm_do(program, (uint16_t)(BPF_LD | size | BPF_ABS), offset);
 }
 
 /* A <- what the kernel has about the frame beside its bytes. */
 static void filter_load_about(struct autoip_asm *program, int what)
 {
-    filter_do(program, BPF_LD | BPF_W | BPF_ABS, (uint32_t)(SKF_AD_OFF + what));
-}
-
-/* Compares A with k by `test` (BPF_JEQ, BPF_JGE, BPF_JGT). */
-static void filter_if(struct autoip_asm *program, int test, uint32_t k, unsigned int yes,
-                      unsigned int no)
-{
-    const uint16_t code = (uint16_t)(BPF_JMP | test | BPF_K);
-
-    autoip_asm_classic_jump(program, (struct sock_filter){.code = code, .k = k}, yes, no);
+    autoip_asm_do(program, BPF_LD | BPF_W | BPF_ABS, (uint32_t)(SKF_AD_OFF + what));
 }
 
 static void filter_if_equal(struct autoip_asm *program, uint32_t k, unsigned int yes,
                             unsigned int no)
 {
-    filter_if(program, BPF_JEQ, k, yes, no);
+    autoip_asm_if(program, BPF_JEQ, k, yes, no);
 }
 
 /* Refuses what is not an ARP packet for IPv4 over Ethernet from another host. */
@@ -94,19 +80,19 @@ static void filter_common(struct autoip_asm *p, const uint8_t mac[6], uint32_t s
         filter_load_about(p, SKF_AD_RXHASH);    /* A <- hash */
         filter_if_equal(p, seal, REJECT, NEXT); /* judged by defence.c? */
     }
-    filter_do(p, BPF_LD | BPF_W | BPF_LEN, 0);             /* A <- length */
-    filter_if(p, BPF_JGE, AUTOIP_FRAME_LEN, NEXT, REJECT); /* too short? */
-    filter_load_about(p, SKF_AD_PKTTYPE);                  /* A <- direction */
-    filter_if(p, BPF_JGT, PACKET_MULTICAST, REJECT, NEXT); /* not for us? */
-    filter_load_about(p, SKF_AD_VLAN_TAG_PRESENT);         /* A <- tagged */
-    filter_if_equal(p, 0, NEXT, REJECT);                   /* tagged? */
-    filter_load(p, BPF_H, AT_TYPE);                        /* A <- type */
-    filter_if_equal(p, ETH_P_ARP, NEXT, REJECT);           /* not ARP? */
-    filter_load(p, BPF_W, AT_HARDWARE_AND_PROTOCOL);       /* A <- both types */
-    filter_if_equal(p, ETHERNET_AND_IPV4, NEXT, REJECT);   /* other types? */
-    filter_load(p, BPF_W, AT_LENGTHS_AND_OPERATION);       /* A <- lengths, op */
-    filter_if_equal(p, REQUEST, KNOWN_OPERATION, NEXT);    /* a request? */
-    filter_if_equal(p, REPLY, NEXT, REJECT);               /* a reply? */
+    autoip_asm_do(p, BPF_LD | BPF_W | BPF_LEN, 0);             /* A <- length */
+    autoip_asm_if(p, BPF_JGE, AUTOIP_FRAME_LEN, NEXT, REJECT); /* too short? */
+    filter_load_about(p, SKF_AD_PKTTYPE);                      /* A <- direction */
+    autoip_asm_if(p, BPF_JGT, PACKET_MULTICAST, REJECT, NEXT); /* not for us? */
+    filter_load_about(p, SKF_AD_VLAN_TAG_PRESENT);             /* A <- tagged */
+    filter_if_equal(p, 0, NEXT, REJECT);                       /* tagged? */
+    filter_load(p, BPF_H, AT_TYPE);                            /* A <- type */
+    filter_if_equal(p, ETH_P_ARP, NEXT, REJECT);               /* not ARP? */
+    filter_load(p, BPF_W, AT_HARDWARE_AND_PROTOCOL);           /* A <- both types */
+    filter_if_equal(p, ETHERNET_AND_IPV4, NEXT, REJECT);       /* other types? */
+    filter_load(p, BPF_W, AT_LENGTHS_AND_OPERATION);           /* A <- lengths, op */
+    filter_if_equal(p, REQUEST, KNOWN_OPERATION, NEXT);        /* a request? */
+    filter_if_equal(p, REPLY, NEXT, REJECT);                   /* a reply? */
     autoip_asm_place(p, KNOWN_OPERATION);
     filter_load(p, BPF_W, AT_SHA);                            /* A <- SHA, first 4 */
     filter_if_equal(p, filter_read32(mac), NEXT, OTHER_HOST); /* differs already? */
@@ -165,10 +151,11 @@ int autoip_filter_sealed(struct sock_filter *out, size_t capacity, const uint8_t
         return -EINVAL;
     }
     autoip_asm_place(&program, REJECT);
-    filter_do(&program, BPF_RET | BPF_K, 0); /* refuse */
+    autoip_asm_do(&program, BPF_RET | BPF_K, 0); /* refuse */
     if (phase != AUTOIP_SILENT) {
         autoip_asm_place(&program, ACCEPT);
-        filter_do(&program, BPF_RET | BPF_K, AUTOIP_FRAME_LEN); /* pass, without the padding */
+        autoip_asm_do(&program, BPF_RET | BPF_K,
+                      AUTOIP_FRAME_LEN); /* pass, without the padding */
     }
     return autoip_asm_finish(&program, out, capacity);
 }

@@ -89,8 +89,6 @@ struct autoip_record {
     uint8_t frame[64];
 };
 
-struct bpf_insn;
-
 /* Writes the program to `out`: the number of instructions, or -ENOSPC. */
 int autoip_defence_build(struct bpf_insn *out, size_t capacity, int memory, int ring,
                          uint32_t seal, uint64_t interval_ns);
@@ -127,6 +125,10 @@ static inline uint64_t autoip_own_row(uint64_t mac)
 
 /* Opens, attaches the silent filter, then binds. Returns the descriptor or a negative errno. */
 int autoip_packet_open(int ifindex);
+
+/* Attaches a filter, or replaces the one that is there. `length` may be a negative errno: then it
+ * is the result. */
+int autoip_packet_attach(int fd, struct sock_filter *code, int length);
 
 /* Replaces the filter in one step: each frame passes the old one or the new one. For `seal` see
  * autoip_filter_sealed(). */

@@ -54,19 +54,24 @@ fail:
     return result;
 }
 
-int autoip_packet_filter(int fd, const uint8_t mac[6], uint32_t address, enum autoip_phase phase,
-                         uint32_t seal)
+int autoip_packet_attach(int fd, struct sock_filter *code, int length)
 {
-    struct sock_filter instructions[AUTOIP_FILTER_MAX];
-    struct sock_fprog program = {.filter = instructions};
-    int length = autoip_filter_sealed(instructions, AUTOIP_FILTER_MAX, mac, address, phase, seal);
+    struct sock_fprog program = {.filter = code, .len = (unsigned short)length};
 
     if (length < 0)
         return length;
-    program.len = (unsigned short)length;
     if (setsockopt(fd, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof program) < 0)
         return -errno;
     return 0;
+}
+
+int autoip_packet_filter(int fd, const uint8_t mac[6], uint32_t address, enum autoip_phase phase,
+                         uint32_t seal)
+{
+    struct sock_filter code[AUTOIP_FILTER_MAX];
+    int length = autoip_filter_sealed(code, AUTOIP_FILTER_MAX, mac, address, phase, seal);
+
+    return autoip_packet_attach(fd, code, length);
 }
 
 int autoip_packet_send(int fd, const uint8_t frame[AUTOIP_FRAME_LEN])

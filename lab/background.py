@@ -6,9 +6,10 @@ import os
 import select
 import socket
 import threading
+from abc import ABC, abstractmethod
 
 
-class Reader:
+class Reader(ABC):
     """Calls `received` whenever the socket is readable; no wake-up without traffic. Closes the socket at the end."""
 
     def __init__(self, sock: socket.socket, name: str) -> None:
@@ -21,9 +22,9 @@ class Reader:
     def start(self) -> None:
         self._thread.start()
 
+    @abstractmethod
     def received(self) -> None:
         """Read all waiting data. Runs in the thread."""
-        raise NotImplementedError
 
     def _loop(self) -> None:
         poll = select.poll()

@@ -12,6 +12,7 @@ import os
 import pwd
 import signal
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -33,7 +34,7 @@ def _children(parent: int) -> Iterator[int]:
                 yield int(name)
 
 
-class Peer(Daemon):
+class Peer(Daemon, ABC):
     """A program at `port`, not started yet."""
 
     program = ""
@@ -59,9 +60,9 @@ class Peer(Daemon):
             *("sh", "-c", script),
         ]
 
+    @abstractmethod
     def script(self) -> str:
         """Return shell lines that prepare the mounts and end with the program in the foreground."""
-        raise NotImplementedError
 
     def _shell(self) -> int:
         return next(_children(self.process.pid), 0)

@@ -267,8 +267,8 @@ class Acd:
         Args:
             packet: any ARP packet; what does not concern the address is ignored.
             at: when it arrived.
-            defended_at: when the armed helper answered it with our announcement; None if it
-                did not.
+            defended_at: when the armed helper answered it with our announcement; None if it did not. An
+                answer does not count if the helper did not know of a conflict that came shortly before.
         """
         claimed = packet.claims(self.address, self._mac)
         match self.state:
@@ -291,7 +291,7 @@ class Acd:
     ) -> None:
         last = state.guard.last_conflict
         too_soon = last is not None and at - last < DEFEND_INTERVAL
-        if defended_at is None and (self._defence is Defence.ABANDON or too_soon):
+        if too_soon or self._defence is Defence.ABANDON:
             self._go(Trigger.GIVEN_UP, Ended())
             self._events.append(Conflict(self.address, packet, in_use=True))
             return

@@ -17,9 +17,7 @@ from pathlib import Path
 from autoip.core.constants import is_candidate
 from autoip.errors import StateProblem
 from autoip.kernel.capabilities import as_owner
-
-AVAHI_DIRECTORY = Path("/var/lib/avahi-autoipd")
-"""Where avahi-autoipd keeps its addresses: a file for each MAC, named by it, one line."""
+from autoip.paths import AVAHI_STATE
 
 VERSION = 1
 # Our files have about 80 bytes. Bytes beyond this limit are not read.
@@ -29,7 +27,7 @@ MAX_SIZE = 4096
 class AddressStore:
     """Addresses by MAC in one directory."""
 
-    def __init__(self, directory: Path | None, avahi: Path = AVAHI_DIRECTORY) -> None:
+    def __init__(self, directory: Path | None, avahi: Path = Path(AVAHI_STATE)) -> None:
         """Use `directory`, which the first save makes; None: neither read nor write.
 
         `avahi` is avahi-autoipd's directory; it is only read.

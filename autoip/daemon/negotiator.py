@@ -20,7 +20,7 @@ from autoip.core.constants import Timing
 from autoip.core.ipv4ll import Ipv4ll, State
 from autoip.daemon.handover import KeptNegotiator
 from autoip.daemon.protocols import ArpListener, ArpSocket
-from autoip.kernel.arp_socket import Phase, Received
+from autoip.kernel.arp_socket import KeptSocket, Phase, Received
 from autoip.kernel.model import Link
 from autoip.options import Options
 
@@ -219,10 +219,12 @@ class Negotiator:
             return
         # As it was, not as it would be now: what waits in the socket came before now.
         armed = core.reflex.emit() if kept.armed and core is not None and core.reflex else None
-        watched = (kept.mac, kept.phase, kept.address)
-        more = (armed, kept.generation, kept.attached)
-        socket = listener.take_over(kept.descriptor, *watched, *more)
-        self._attachment = _Attachment(socket, (kept.phase, kept.address), armed is not None)
+        watched = kept.phase, kept.address
+        before = kept.descriptor, kept.mac, *watched
+        socket = listener.take_over(
+            KeptSocket(*before, armed=armed, generation=kept.generation, attached=kept.attached)
+        )
+        self._attachment = _Attachment(socket, watched, armed is not None)
 
     # --- what is wanted ----------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from autoip.core.arp import ArpPacket
 from autoip.kernel.arp_broadcast import Attached
-from autoip.kernel.arp_socket import Phase, Received
+from autoip.kernel.arp_socket import KeptSocket, Phase, Received
 from autoip.kernel.model import Address, Event, Link, Neighbour
 
 
@@ -86,16 +86,7 @@ class ArpListener(Protocol):
     @property
     def lost(self) -> int: ...
     def open(self, index: int, mac: bytes) -> ArpSocket: ...
-    def take_over(
-        self,
-        fd: int,
-        mac: bytes,
-        phase: Phase,
-        address: IPv4Address | None,
-        armed: bytes | None,
-        generation: int = 1,
-        attached: tuple[int, int] | None = None,
-    ) -> ArpSocket: ...
+    def take_over(self, kept: KeptSocket) -> ArpSocket: ...
     def pause(self) -> None: ...
     def resume(self) -> None: ...
     def own(self, macs: Collection[bytes]) -> None: ...

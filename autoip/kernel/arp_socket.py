@@ -73,6 +73,27 @@ class Received(NamedTuple):
     defended_at: float | None
 
 
+class KeptSocket(NamedTuple):
+    """What `ArpListener.take_over` needs of the socket of another program.
+
+    Attributes:
+        descriptor: of the socket.
+        mac: the interface's own hardware address, 6 bytes.
+        phase, address: those of its filter.
+        armed: the frame that answers the first conflict; None: it is not answered.
+        generation: its `ArpSocket.generation`.
+        attached: its `ArpSocket.attached`.
+    """
+
+    descriptor: int
+    mac: bytes
+    phase: Phase
+    address: IPv4Address | None
+    armed: bytes | None
+    generation: int
+    attached: tuple[int, int] | None
+
+
 class ArpListener:
     """The sockets and the queue of their events. Usable in a with statement.
 
@@ -165,43 +186,25 @@ class ArpListener:
         self._sockets[opened.token] = opened
         return opened
 
-    def take_over(
-        self,
-        fd: int,
-        mac: bytes,
-        phase: Phase,
-        address: IPv4Address | None,
-        armed: bytes | None,
-        generation: int = 1,
-        attached: tuple[int, int] | None = None,
-    ) -> ArpSocket:
-        """Go on with the socket of the program that this process was before.
+    def take_over(self, kept: KeptSocket) -> ArpSocket:
+        """Go on with the socket of the program that this process was before; its descriptor is the new socket's.
 
         Frames that wait in it are checked as they would have been then. After `resume` `drain` has them.
-
-        Args:
-            fd: its descriptor; the new socket's from now on.
-            mac: the interface's own hardware address, 6 bytes.
-            phase: of its filter.
-            address: of its filter.
-            armed: the frame that answers the first conflict; None: it is not answered.
-            generation: that of the other socket.
-            attached: of the other socket.
 
         Raises:
             OSError: it is not a socket.
         """
-        frame = ffi.NULL if armed is None else _bytes(armed, FRAME_LENGTH, "frame")
+        mac, generation, attached = _bytes(kept.mac, 6, "mac"), kept.generation, kept.attached
+        frame = ffi.NULL if kept.armed is None else _bytes(kept.armed, FRAME_LENGTH, "frame")
+        number = 0 if kept.address is None else int(kept.address)
         out = ffi.new("struct autoip_socket **")
-        mac = _bytes(mac, 6, "mac")
-        number = 0 if address is None else int(address)
-        words = (mac, phase, number, generation, frame, out)
-        check(lib.autoip_socket_take_over(self._open(), fd, *words))
+        words = (mac, kept.phase, number, generation, frame, out)
+        check(lib.autoip_socket_take_over(self._open(), kept.descriptor, *words))
         place = self._attach(*attached) if attached is not None else None
         if place is None and attached is not None:
             os.close(attached[1])  # otherwise it would go on without us
         opened = ArpSocket(self, out[0], place)
-        opened.generation, opened.watched = generation, (phase, address)
+        opened.generation, opened.watched = generation, (kept.phase, kept.address)
         self._sockets[opened.token] = opened
         return opened
 

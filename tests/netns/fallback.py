@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from ipaddress import IPv4Address
 from typing import ClassVar
@@ -29,7 +30,7 @@ AFTER = 2
 MakeClient = Callable[..., tuple[Hooked, Client]]
 
 
-class Fallback:
+class Fallback(ABC):
     """A link-local address when DHCP gives nothing, beside what it gives later, and nothing of the client's changed."""
 
     kind: ClassVar[type[Client]]
@@ -50,13 +51,13 @@ class Fallback:
 
     # --- what differs ----------------------------------------------------------------------------
 
+    @abstractmethod
     def give_up(self, client: Client) -> None:
         """The client is told to let the interface go."""
-        raise NotImplementedError
 
+    @abstractmethod
     def called(self, port: Port, words: str) -> list[str]:
         """What its hook calls at that event."""
-        raise NotImplementedError
 
     def second(self, client: Client, port: Port) -> Client:
         """Who serves a second interface of the host."""

@@ -122,6 +122,16 @@ def test_a_stopped_daemon_goes_on(port: Port, bound: Daemon) -> None:
     assert not port.sniffer.announcements(A, since=since)
 
 
+def test_the_first_conflict_waits_for_the_thread(port: Port, bound: Daemon) -> None:
+    """def-yield: the program answers the second one, since it does not know of the first; that saves nothing."""
+    bound.signal(signal.SIGSTOP)
+    since = port.sniffer.mark()
+    port.send(frames.padded(frames.conflict_request(RIVAL, A), 100))
+    assert defended(port, conflict(port))
+    bound.signal(signal.SIGCONT)
+    claimed_other(port, A, since=since)
+
+
 def test_a_killed_daemon_does_not_defend(port: Port, bound: Daemon) -> None:
     """The program goes with the process, and nothing of it is left."""
     bound.kill()
@@ -187,6 +197,9 @@ class Judged:
         self.given_up = 0
         self.defended = 0
         self.by_reflex = 0
+        self.late = 0
+        """Answered by the program, since the one before, which only the thread answers, still waited for the thread."""
+        self._long = False
         self.received: Counter[int] = Counter()
         self.candidate: IPv4Address | None = B
         self.change()
@@ -203,13 +216,19 @@ class Judged:
         )
 
     def receive(self, packet: ArpPacket, at: float, defended_at: float | None = None) -> None:
-        self.received[number_of(packet.emit())] += 1
+        number = number_of(packet.emit())
+        self.received[number] += 1
         self._acd.receive(packet, at, defended_at)
         self._judge.receive(packet, at)
         if self._judge.to_send(at) is not None:
             self._judge.sent(at)
         self.by_reflex += defended_at is not None
-        self._take(self._judge.next_event(), packet)
+        wanted = self._judge.next_event()
+        if isinstance(wanted, acd.Conflict) and defended_at is not None:
+            assert self._long, packet
+            self.late += 1
+        self._long = number % 4 == LONG
+        self._take(wanted, packet)
 
     def _take(self, wanted: acd.Event | None, packet: ArpPacket) -> None:
         if self._acd.to_send(inf) is not None:
@@ -244,6 +263,10 @@ class Judged:
     @property
     def reflex(self) -> ArpPacket | None:
         return None if self.idle else self._acd.reflex
+
+
+LONG = 3
+"""Remainder of the numbers of conflicts in frames that only the thread answers."""
 
 
 def numbered(number: int, address: IPv4Address) -> bytes:
@@ -365,12 +388,14 @@ def test_borders(who: str, stack: contextlib.ExitStack, monkeypatch: pytest.Monk
             pytest.skip(defence)
         borders = Borders(0x3927, defence)
         with borders.listener, borders.wire:
-            for _ in range(STEPS // 100):
+            core = borders.core
+            for done in range(0, 5 * STEPS, 100):
+                if done >= STEPS and core.given_up > 100 and core.by_reflex > 300:
+                    return
                 for _ in range(100):
                     borders.step()
                 borders.settle()
-                assert borders.announced == borders.core.defended + borders.former
-        core = borders.core
-        assert core.given_up > 100 and core.by_reflex > 300, vars(core)
+                assert borders.announced == core.defended + borders.former + core.late
+        pytest.fail(f"a busy machine, or there were too few of something: {vars(core)}")
 
     host.call(run)

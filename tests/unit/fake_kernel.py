@@ -15,7 +15,7 @@ from typing import Any
 from autoip.core.arp import ArpPacket, parse
 from autoip.daemon.protocols import Kernel
 from autoip.errors import KernelRefused
-from autoip.kernel.arp_socket import Phase, Received
+from autoip.kernel.arp_socket import KeptSocket, Phase, Received
 from autoip.kernel.model import (
     IFF_LOWER_UP,
     IFF_RUNNING,
@@ -262,31 +262,18 @@ class FakeListener(_Readable):
                 self._waiting += sock.read()
             self.wake()
 
-    def take_over(
-        self,
-        fd: int,
-        mac: bytes,
-        phase: Phase,
-        address: IPv4Address | None,
-        armed: bytes | None,
-        generation: int = 1,
-        attached: tuple[int, int] | None = None,
-    ) -> FakeSocket:
+    def take_over(self, kept: KeptSocket) -> FakeSocket:
         self.handed = False
         if self.refuse_take_over:
             self.refuse_take_over = False
             raise OSError(errno.EBADF, "bad file descriptor")
-        before = self.opened[fd - _NUMBERS - 1]
-        assert (before.mac, before.phase, before.address) == (mac, phase, address)
+        before = self.opened[kept.descriptor - _NUMBERS - 1]
+        assert (before.mac, before.phase, before.address) == (kept.mac, kept.phase, kept.address)
         before.closed = True
-        sock = FakeSocket(len(self.opened) + 1, mac, self._clock, before._transmit)
-        sock.phase, sock.address, sock.generation, sock.attached = (
-            phase,
-            address,
-            generation,
-            attached,
-        )
-        sock.armed = None if armed is None else parse(armed)
+        sock = FakeSocket(len(self.opened) + 1, kept.mac, self._clock, before._transmit)
+        sock.phase, sock.address = kept.phase, kept.address
+        sock.generation, sock.attached = kept.generation, kept.attached
+        sock.armed = None if kept.armed is None else parse(kept.armed)
         sock.waiting = before.waiting
         sock.queue, sock.wake = self._waiting, self.wake
         self.opened.append(sock)

@@ -25,7 +25,7 @@ from autoip.commands.scan.hosts import HOSTS_MAX, MANY, Host, Hosts, clean, mask
 from autoip.commands.scan.questions import dhcp, dns, gvcp, icmpv6, llmnr, mdns, ssdp, vxi11, wsd
 from autoip.commands.scan.sweep import BATCH, PASS_TIME, PASSES, RATE_MIN, Sweep
 from autoip.core.candidates import Candidates, Pool
-from autoip.daemon.address_store import AVAHI_DIRECTORY, AddressStore
+from autoip.daemon.address_store import AddressStore
 from autoip.kernel import interface_facts
 
 FIRST = 0xA9FE0001
@@ -114,8 +114,7 @@ def test_remembered_addresses_are_read_where_they_may_be(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path))
-    assert str(AVAHI_DIRECTORY) == likely.AVAHI
-    monkeypatch.setattr(likely, "AVAHI", str(tmp_path))
+    monkeypatch.setattr(likely, "AVAHI_STATE", str(tmp_path))
     assert list(likely.remembered(MAC)) == []
     (tmp_path / MAC.hex(":")).write_text("169.254.0.2\n")
     assert list(likely.remembered(MAC)) == [FIRST + 1]

@@ -26,7 +26,7 @@ from autoip.core.ipv4ll import Configure, Event, Ipv4ll, State, Unconfigure
 from autoip.daemon.handover import KeptNegotiator
 from autoip.daemon.negotiator import Negotiator
 from autoip.daemon.plain import plain, read
-from autoip.kernel.arp_socket import Phase
+from autoip.kernel.arp_socket import KeptSocket
 from tests.unit.fake_kernel import FakeListener, FakeSocket, link_of, mac_of
 
 T = TypeVar("T")
@@ -170,25 +170,12 @@ class _Taken(FakeListener):
     def __init__(self, socket: FakeSocket) -> None:
         self._socket = socket
 
-    def take_over(
-        self,
-        fd: int,
-        mac: bytes,
-        phase: Phase,
-        address: IPv4Address | None,
-        armed: bytes | None,
-        generation: int = 1,
-        attached: tuple[int, int] | None = None,
-    ) -> FakeSocket:
+    def take_over(self, kept: KeptSocket) -> FakeSocket:
         socket = self._socket
-        assert (fd, mac, phase, address) == (
-            socket.fileno(),
-            socket.mac,
-            socket.phase,
-            socket.address,
-        )
-        assert (armed is not None) == (socket.armed is not None)
-        socket.armed = None if armed is None else parse(armed)
+        there = (socket.fileno(), socket.mac, socket.phase, socket.address)
+        assert there == (kept.descriptor, kept.mac, kept.phase, kept.address)
+        assert (kept.armed is not None) == (socket.armed is not None)
+        socket.armed = None if kept.armed is None else parse(kept.armed)
         return socket
 
 

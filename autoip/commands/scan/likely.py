@@ -7,13 +7,12 @@ import re
 import socket
 from contextlib import suppress
 
-from autoip.paths import state_directory
+from autoip.paths import AVAHI_STATE, state_directory
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # a scan must start fast
     from collections.abc import Iterator
 
-AVAHI = "/var/lib/avahi-autoipd"
 _SIZE_MAX = 4096
 
 FIXED = (
@@ -32,7 +31,10 @@ def remembered(mac: bytes) -> Iterator[int]:
     `address_store` checks these files; here a wrong address costs one request, and to load that takes longer than
     a camera needs for its answer.
     """
-    for path in (f"{state_directory(os.environ)}/{mac.hex()}.json", f"{AVAHI}/{mac.hex(':')}"):
+    for path in (
+        f"{state_directory(os.environ)}/{mac.hex()}.json",
+        f"{AVAHI_STATE}/{mac.hex(':')}",
+    ):
         with suppress(OSError):
             # O_NONBLOCK: else the open of a FIFO could wait for ever.
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
