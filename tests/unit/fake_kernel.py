@@ -424,6 +424,9 @@ class FakeNetwork:
         self.losses: deque[set[int] | None] = deque()
         self.missing: list[str] = []
         """What `restore` finds missing."""
+        self.attached: tuple[tuple[int, int], ...] = ()
+        self.without_filter: set[int] = set()
+        """Indexes; the kernel does not report that."""
         self._lost = asyncio.Event()
 
     # What a test does.
@@ -531,6 +534,9 @@ class FakeNetwork:
     async def restore(self, link: Link, address: IPv4Address) -> list[str]:
         await self._ask("restore", link.index, address)
         missing, self.missing = self.missing, []
+        if link.index in self.without_filter:
+            self.without_filter.remove(link.index)
+            missing.append("filter")
         return missing
 
     async def remove_address(self, index: int, address: IPv4Address) -> bool:
@@ -593,6 +599,9 @@ class FakeNetwork:
 
     def by_unicast(self, _index: int) -> str | None:
         return self.unicast
+
+    def detached(self, index: int) -> bool:
+        return index in self.without_filter
 
     def limit(self, line: str) -> None:
         self.limits.append(line)

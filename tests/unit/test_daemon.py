@@ -547,6 +547,22 @@ async def test_what_belongs_to_the_address_is_put_back(tmp_path: Path) -> None:
 
 
 @played
+async def test_a_filter_that_somebody_detached(tmp_path: Path) -> None:
+    """The kernel does not report it, and nothing wakes the process to look: the next status finds it."""
+    async with World(tmp_path) as world:
+        await world.until_bound()
+        world.report()
+        world.network.without_filter = {2}
+        await asyncio.sleep(3600)
+        assert not world.asked("restore")
+        assert world.report()["notes"] == []
+        await asyncio.sleep(10)
+        assert world.report()["notes"] == ["somebody removed our filter; it was put back"]
+        await asyncio.sleep(10)
+        assert len(world.asked("restore")) == 1
+
+
+@played
 async def test_what_belongs_to_an_address_that_is_not_held_is_not_put_back(tmp_path: Path) -> None:
     async with World(tmp_path, first=A) as world:
         await world.until_state("announce-wait")

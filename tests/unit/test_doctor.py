@@ -273,6 +273,10 @@ MODIFY = "nmcli connection modify 'my wire'"
             *("egress", WARNING, "2 BPF programs of tcx", "bpftool net show dev eth0"),
         ),
         (
+            with_egress(Egress((FOREIGN,), by_tcx=True, programs=1)),
+            *("egress", WARNING, "1 BPF programs of tcx", "bpftool net show dev eth0"),
+        ),
+        (
             with_egress(Egress(other_hook=True)),
             *("egress", WARNING, "qdisc ingress", "tc qdisc del dev eth0 ingress"),
         ),
@@ -382,6 +386,8 @@ OF_HOST = [check.name for check in CHECKS if check.of_host is not None]
         with_egress(Egress((replace(FOREIGN, protocol=0x0800), Filter(PRIORITY, HANDLE)))),
         with_egress(Egress((replace(FOREIGN, priority=2),))),
         with_egress(Egress(programs=None)),
+        with_egress(Egress((replace(FOREIGN, protocol=ETH_P_ALL),), by_tcx=True, other_hook=True)),
+        with_egress(Egress((FOREIGN,), by_tcx=True, programs=None)),
         replace(with_tables(routes=(Route(2, 0, 254, 3, via="192.0.2.1"),)), cloud="Google"),
         with_tables(routes=(*ROUTES, replace(TABLE_100, table=255))),
         with_tables(routes=(Route(2, 0, 254, PROTOCOL), TABLE_100)),

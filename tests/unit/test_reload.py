@@ -499,6 +499,22 @@ RECORDED = Path(__file__).with_name("handover-0.1.json")
 """What version 0.1 handed over: two interfaces, one of them rate-limited. Never changed; a version adds its own."""
 
 
+def test_what_sends_by_broadcast_is_handed_over() -> None:
+    """Each attachment is a descriptor, which an older program closes, so that it has none twice."""
+    handed = handover.Handover(program=5, attached=((2, 7), (3, 9)))
+    assert handed.descriptors == [5, 7, 9]
+    assert handover.parse(handed.emit()) == (handed, [])
+    older = handed.emit().replace(b'"attached"', b'"unknown"')
+    assert handover.parse(older) == (handover.Handover(program=5), [7, 9])
+
+
+@played
+async def test_what_sends_by_broadcast_is_kept(tmp_path: Path) -> None:
+    async with World(tmp_path) as world:
+        world.network.attached = ((2, 77),)
+        assert world.daemon.keep().attached == ((2, 77),)
+
+
 def test_what_the_release_before_wrote() -> None:
     found, rest = handover.parse(RECORDED.read_bytes())
     assert (found.unread, rest, found.by) == ((), [], "0.1.0")
