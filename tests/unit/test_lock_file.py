@@ -370,6 +370,26 @@ def test_planted_files_are_refused(tmp_path: Path) -> None:
         LockFile.acquire(directory, "eth0")
 
 
+def test_a_planted_file_is_neither_followed_nor_waited_for(tmp_path: Path) -> None:
+    """Root reads the records in the directory of the service's user."""
+    aim, pipe, link = tmp_path / "aim", tmp_path / "pipe", tmp_path / "link"
+    aim.write_bytes(sealed(f"autoip 1 pid=1 index=1 address={ADDRESS}"))
+    os.mkfifo(pipe)
+    link.symlink_to(aim)
+    handle = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    found: list[Held | None] = []
+    reader = threading.Thread(
+        target=lambda: found.append(lock_file.recorded(handle, "pipe")), daemon=True
+    )
+    reader.start()
+    reader.join(10)
+    assert found == [None]
+    assert lock_file.recorded(handle, "aim") == Held(1, ADDRESS)
+    with pytest.raises(OSError, match="symbolic link"):
+        lock_file.recorded(handle, "link")
+    os.close(handle)
+
+
 @pytest.mark.parametrize("mode", [0o777, 0o1777, 0o775, 0o757])
 def test_directories_that_others_can_write_are_refused(tmp_path: Path, mode: int) -> None:
     directory = tmp_path / "run"
