@@ -7,11 +7,13 @@ import json
 import os
 import random
 import re
+import socket
 import time
 from collections.abc import Sequence
 from ipaddress import IPv4Address
 from typing import TYPE_CHECKING, Any
 
+from autoip.kernel import tcx
 from lab import Daemon, Namespace, Port, Switch
 from tests.netns.helpers import PATIENCE, autoip_command
 
@@ -96,7 +98,18 @@ class Ground:
         output = self.host.run("sh", "-c", "; echo =; ".join(LISTS.values())).split("=\n")
         found = {kind: json.loads(text or "[]") for kind, text in zip(LISTS, output, strict=True)}
         found["addresses"] = [one for link in found["addresses"] for one in link["addr_info"]]
+        found["programs"] = self.host.call(self._programs)
         return {kind: sorted(map(json.dumps, entries)) for kind, entries in found.items()}
+
+    def _programs(self) -> list[dict[str, Any]]:
+        """Those of tcx, at both sides of the interface; where the kernel has no tcx, none."""
+        index = socket.if_nametoindex("eth0")
+        found: list[dict[str, Any]] = []
+        for side in ("ingress", "egress"):
+            with contextlib.suppress(OSError):
+                count, _ = tcx.programs(index, egress=side == "egress")
+                found += [{"side": side, "place": place} for place in range(count)]
+        return found
 
     def _new(self) -> dict[str, list[dict[str, Any]]]:
         """What was added to the first configuration. Raises Wrong if some of that is gone."""
@@ -141,9 +154,14 @@ class Ground:
         wanted = {
             "addresses": [one.get("local") == text for one in new["addresses"]],
             "rules": [one.get("src") == text for one in new["rules"]],
-            "queueing": [one.get("kind") == "clsact" for one in new["queueing"]],
-            "filters": [True for one in new["filters"] if one.get("options", {}).get("handle")],
         }
+        at_egress = [True for one in new["programs"] if one["side"] == "egress"]
+        if new["queueing"]:  # then the filter is there, and nothing by tcx
+            wanted["queueing"] = [one.get("kind") == "clsact" for one in new["queueing"]]
+            wanted["filters"] = [True for f in new["filters"] if f.get("options", {}).get("handle")]
+            wanted["programs"] = [not at_egress]
+        else:
+            wanted["programs"] = at_egress
         for kind, right in wanted.items():
             if right != [True]:
                 raise Wrong(f"{kind}: not once what {text} needs: {new[kind]}")

@@ -90,10 +90,24 @@ class Ends:
 
 
 def helper(
-    setting: Setting, cable: Cable, module: str, *arguments: str, apart: bool = False
+    setting: Setting,
+    cable: Cable,
+    module: str,
+    *arguments: str,
+    apart: bool = False,
+    prefix: Sequence[str] = (),
 ) -> Daemon:
-    """Start a process of the benchmarks' own in a namespace; it runs once it has printed "ready"."""
-    words = (sys.executable, "-m", f"bench.{module}", *arguments)
+    """Start a process of the benchmarks' own in a namespace; it runs once it has printed "ready".
+
+    Args:
+        setting: how to measure.
+        cable: its interface is the process's.
+        module: of this package.
+        arguments: of the process.
+        apart: see `Setting.command`.
+        prefix: a command that runs the process.
+    """
+    words = (*prefix, sys.executable, "-m", f"bench.{module}", *arguments)
     process = Daemon(cable.host, cable.name, setting.command(*words, apart=apart))
     process.start()
     process.wait_line("^ready$", 20)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 from ipaddress import IPv4Address
 
-from lab import Namespace
+from lab import Namespace, tcx
 from lab.frames import conflict_request
 
 from . import cables, samples
@@ -71,6 +72,7 @@ def measure(setting: Setting) -> Result:
                     "rate_median": samples.median([one["frames"] / one["cpu"] for one in found]),
                     "rounds": found,
                 }
+        _at_egress(setting, cable, result)
     for direction in ("received", "sent"):
         ours = rates[direction, "helper"]
         for means, factor in (("socket", SOCKET_FACTOR), ("scapy", SCAPY_FACTOR)):
@@ -88,8 +90,40 @@ def measure(setting: Setting) -> Result:
             " checked and given to Python with its time; the helper's thread and drain() together."
         ),
         "Sent: one frame a call, on a veth pair, whose sender also pays for the delivery at the far end.",
+        (
+            "Program at the egress: the one that has ARP of link-local addresses leave by broadcast, beside the helper"
+            " without it. Lost: what did not arrive while it was attached and detached over and over."
+        ),
     ]
     return result
+
+
+def _at_egress(setting: Setting, cable: Cable, result: Result) -> None:
+    """Measure the helper's sending with the program for ARP by broadcast at the interface."""
+    for prefix in ((), tcx.WITHOUT):
+        for how in ("stays", "comes-and-goes"):
+            before = _arrived(cable)
+            with helper(setting, cable, "egress", cable.name, how, prefix=prefix) as process:
+                found = _send(setting, cable, "helper")
+                process.signal(signal.SIGTERM)
+                told = json.loads(process.wait_line("^{", 60))
+                process.wait()
+            found["lost"] = max(before + found["frames"] - _arrived(cable), 0)
+            rate, times, place = found["frames"] / found["cpu"], told["times"], told["place"]
+            name = f"sent, program {place}" + (f", came {times} times" if times > 1 else "")
+            words = (found["frames"], found["lost"], rate, 1e6 / rate)
+            wall = number(found["frames"] / found["wall"])
+            result.rows.append((name, *map(number, words), wall))
+            result.numbers[f"sent, program {place}, {how}"] = {**found, "times": times}
+            if (place, how) == ("by tcx", "comes-and-goes"):
+                figure = "frames lost while the program comes and goes by tcx"
+                result.targets.append(Target(figure, 0.0, found["lost"], "frames"))
+
+
+def _arrived(cable: Cable) -> int:
+    """Return how many frames have come out of the far end."""
+    [link] = json.loads(cable.yonder.run("ip", "-s", "-j", "link", "show", cable.far))
+    return int(link["stats64"]["rx"]["packets"])
 
 
 def _arguments(cable: Cable, means: str, count: int) -> tuple[str, ...]:

@@ -10,8 +10,8 @@
  * the kernel's own requests go through it. It takes no lock: processors that count at the same
  * time may let some more frames through.
  *
- * It is a filter with "direct action" for the egress of a clsact qdisc, where a frame begins with
- * its Ethernet header.
+ * It is for the egress: by tcx, or as a filter with "direct action" of a clsact qdisc. There a
+ * frame begins with its Ethernet header.
  */
 #include "ebpf.h"
 #include "internal.h"
@@ -144,14 +144,4 @@ int autoip_broadcast_load(void)
         close(map); /* the program has it */
     /* Before Linux 5.8 there is no such clock. */
     return program == -EINVAL ? autoip_broadcast_load_limited(-1) : program;
-}
-
-int autoip_broadcast_before(int ifindex)
-{
-    int count = autoip_ebpf_attached(ifindex, AUTOIP_TCX_EGRESS);
-
-    /* Nothing was ever attached; the kernel is older, or was built without. */
-    if (count == -ENOENT || count == -EINVAL || count == -ENOSYS || count == -EOPNOTSUPP)
-        return 0;
-    return count;
 }

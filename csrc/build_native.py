@@ -67,11 +67,12 @@ ffibuilder.cdef(
     int autoip_socket_detach(struct autoip_socket *sock);
 
     int autoip_defence_load(uint64_t interval_ns, int *memory, int *ring);
-    int autoip_defence_attach(int program, int ifindex);
     int autoip_listener_defend(struct autoip_listener *listener, int memory, int ring);
 
     int autoip_broadcast_load(void);
-    int autoip_broadcast_before(int ifindex);
+
+    int autoip_tcx_attach(int program, int ifindex, bool egress);
+    int autoip_tcx_programs(int ifindex, bool egress, int *ours);
 
     struct autoip_heard { uint64_t at_ns; ...; };
     int autoip_bulk_open(int ifindex, int type, const uint16_t *ports, size_t count);

@@ -94,7 +94,7 @@ int autoip_calls_build(struct sock_filter *out, size_t capacity, const int *call
 
     JUMP(BPF_JEQ, SYS_bpf, 0, 4);                                 /* not bpf(2)? */
     LOAD_WORD(offsetof(struct seccomp_data, args[0]) + LOW_WORD); /* A <- command */
-    JUMP(BPF_JEQ, BPF_LINK_CREATE, 0, 1);                         /* autoip_defence_attach()? */
+    JUMP(BPF_JEQ, BPF_LINK_CREATE, 0, 1);                         /* autoip_tcx_attach()? */
     RETURN(SECCOMP_RET_ALLOW);
     RETURN(REFUSE(EPERM));
 

@@ -26,7 +26,6 @@
 #include <linux/pkt_cls.h>
 #include <sys/mman.h>
 #include <sys/random.h>
-#include <sys/syscall.h>
 
 /* A copy of the frame on the stack, and below it the length that the answer has. */
 #define COPY (-48)
@@ -37,15 +36,20 @@
 #define SLOT(field) ((short)offsetof(struct autoip_slot, field))
 #define RECORD(field) ((short)offsetof(struct autoip_record, field))
 
-/* Frames of a real Ethernet are padded to this; an answer is as long as the conflict. */
-#define PADDED_LEN 60
-_Static_assert(PADDED_LEN <= sizeof((struct autoip_slot *)0)->frame, "an answer has room");
+/* An answer is as long as the conflict. A real Ethernet pads to 60 bytes, with a tag that was
+ * taken off to 56, and some switches to 64. */
+#define PADDED_MAX 64
+_Static_assert(PADDED_MAX <= sizeof((struct autoip_slot *)0)->frame, "an answer has room");
+_Static_assert(PADDED_MAX <= sizeof((struct autoip_record *)0)->frame, "a record has room");
+
+/* The index of the interface that each network namespace has. */
+#define LOOPBACK 1
 
 /* The record is for the thread, which has to be woken. */
 #define WAKE 2
 #define NO_WAKE 1
 
-enum { PASS, DISCARD, SUBMIT, TOO_SOON, DROP, FITS };
+enum { PASS, DISCARD, SUBMIT, TOO_SOON, DROP };
 
 /* Goes to PASS for a frame that is not ARP for IPv4 over Ethernet: as filter.c does. */
 static void defence_check_frame(struct autoip_asm *p)
@@ -57,11 +61,10 @@ static void defence_check_frame(struct autoip_asm *p)
     LOAD(BPF_W, 2, 6, CONTEXT(pkt_type));
     IF_NUMBER(BPF_JGT, 2, PACKET_MULTICAST, PASS); /* not for us? */
 
-    /* Other lengths are for the thread: the answer would have what stands behind the packet. */
+    /* Longer ones are for the thread: the answer would have what stands behind the packet. */
     LOAD(BPF_W, 2, 6, CONTEXT(len));
-    IF_NUMBER(BPF_JEQ, 2, AUTOIP_FRAME_LEN, FITS);
-    UNLESS_EQUAL(2, PADDED_LEN, PASS);
-    autoip_asm_place(p, FITS);
+    IF_NUMBER(BPF_JLT, 2, AUTOIP_FRAME_LEN, PASS);
+    IF_NUMBER(BPF_JGT, 2, PADDED_MAX, PASS);
     PUT(BPF_DW, 10, LENGTH, 2);
 
     MOVE(1, 6);
@@ -276,19 +279,11 @@ static int defence_prepare(int memory, uint64_t interval_ns, uint32_t *seal)
     return 0;
 }
 
-/* Whether the kernel has tcx: it is asked for the programs of the loopback interface. */
-static bool defence_has_tcx(void)
-{
-    int count = autoip_ebpf_attached(1, AUTOIP_TCX_INGRESS);
-
-    return count >= 0 || count == -ENOENT;
-}
-
 int autoip_defence_load(uint64_t interval_ns, int *memory, int *ring)
 {
     struct bpf_insn program[AUTOIP_DEFENCE_MAX];
     uint32_t seal = 0;
-    int result;
+    int ours, result;
 
     *ring = -1;
     *memory =
@@ -302,8 +297,8 @@ int autoip_defence_load(uint64_t interval_ns, int *memory, int *ring)
         result =
             autoip_ebpf_load(program, autoip_defence_build(program, AUTOIP_DEFENCE_MAX, *memory,
                                                            *ring, seal, interval_ns));
-    /* Asked last: who may not load a program may not ask either. */
-    if (result >= 0 && !defence_has_tcx()) {
+    /* Whether there is tcx: asked last, since who may not load a program may not ask either. */
+    if (result >= 0 && autoip_tcx_programs(LOOPBACK, false, &ours) == -EOPNOTSUPP) {
         close(result);
         result = -EOPNOTSUPP;
     }
@@ -313,18 +308,4 @@ int autoip_defence_load(uint64_t interval_ns, int *memory, int *ring)
             close(*ring);
     }
     return result;
-}
-
-int autoip_defence_attach(int program, int ifindex)
-{
-    union bpf_attr attributes;
-    long result;
-
-    memset(&attributes, 0, sizeof attributes);
-    attributes.link_create.prog_fd = (uint32_t)program;
-    attributes.link_create.target_fd = (uint32_t)ifindex;
-    attributes.link_create.attach_type = AUTOIP_TCX_INGRESS;
-    attributes.link_create.flags = AUTOIP_TCX_BEFORE;
-    result = syscall(SYS_bpf, BPF_LINK_CREATE, &attributes, sizeof attributes);
-    return result < 0 ? -errno : (int)result;
 }

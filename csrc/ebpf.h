@@ -69,13 +69,12 @@
 #define AUTOIP_TCX_EGRESS 47
 #define AUTOIP_TCX_BEFORE 8 /* BPF_F_BEFORE: first of all */
 
+/* The name of each program and map. */
+#define AUTOIP_EBPF_NAME "autoip"
+
 /* Creates a map with 4-byte keys: a descriptor, closed on exec, or a negative errno. */
 int autoip_ebpf_map(enum bpf_map_type type, uint32_t value_size, uint32_t entries,
                     uint32_t flags);
-
-/* How many programs are attached to an interface by tcx, AUTOIP_TCX_INGRESS or AUTOIP_TCX_EGRESS;
- * or a negative errno: -ENOENT if none ever was. */
-int autoip_ebpf_attached(int ifindex, uint32_t where);
 
 /* Loads a program for frames of an interface. `length` may be a negative errno: then it is the
  * result. Returns a descriptor, closed on exec, or a negative errno. */

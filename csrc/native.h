@@ -200,12 +200,23 @@ int autoip_socket_detach(struct autoip_socket *sock);
  */
 int autoip_defence_load(uint64_t interval_ns, int *memory, int *ring);
 
+/* -- ebpf.c --------------------------------------------------------------------------- */
+
 /*
- * Attaches it to an interface, before all other programs (CAP_NET_ADMIN; Linux 6.6). Returns a
+ * Attaches a program to the ingress or egress of an interface by a link of tcx (CAP_NET_ADMIN;
+ * Linux 6.6): before all programs that are there, and before all filters of tc. Returns a
  * descriptor, closed on exec: with that one closed, also by the end of the process, it is
- * detached. Or a negative errno. Either takes the kernel some 10 ms.
+ * detached. Or a negative errno, -EOPNOTSUPP where the kernel has no tcx. Either takes the kernel
+ * some 10 ms.
  */
-int autoip_defence_attach(int program, int ifindex);
+int autoip_tcx_attach(int program, int ifindex, bool egress);
+
+/*
+ * How many programs of tcx are there; `ours` <- how many of them run before ours, -1: ours is not
+ * there. Or a negative errno: -EOPNOTSUPP where the kernel has no tcx, -EPERM without
+ * CAP_NET_ADMIN and, where there are some, CAP_SYS_ADMIN. Changes nothing.
+ */
+int autoip_tcx_programs(int ifindex, bool egress, int *ours);
 
 /* -- broadcast.c ---------------------------------------------------------------------- */
 
@@ -215,13 +226,6 @@ int autoip_defence_attach(int program, int ifindex);
  * which it can be attached to the egress of any number of interfaces; or a negative errno.
  */
 int autoip_broadcast_load(void);
-
-/*
- * How many BPF programs are attached to the egress of an interface by tcx (Linux 6.6): they run
- * before all filters of tc. 0 where the kernel has no tcx. Or a negative errno, -EPERM without
- * CAP_NET_ADMIN. Changes nothing.
- */
-int autoip_broadcast_before(int ifindex);
 
 /* -- bulk.c --------------------------------------------------------------------------- */
 

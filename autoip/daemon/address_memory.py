@@ -9,9 +9,9 @@ from ipaddress import IPv4Address
 from typing import final
 
 from autoip.daemon.address_store import AddressStore
-from autoip.daemon.daemon_threads import DaemonThreads
 from autoip.daemon.reporter import Reporter
 from autoip.errors import StateProblem
+from autoip.kernel.daemon_threads import DaemonThreads
 from autoip.options import MAC, Options
 
 SAVE_INTERVAL = 900.0

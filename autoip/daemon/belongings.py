@@ -48,6 +48,11 @@ class Belongings:
             loop = asyncio.get_running_loop()
             self._timer = loop.call_later(REPAIR_PAUSE, self._request)
 
+    def check(self) -> None:
+        """As `lost`, if the filter was detached: the kernel does not report that."""
+        if self.link is not None and self._network.detached(self.link.index):
+            self.lost()
+
     def _request(self) -> None:
         self._timer = None
         self._requests.request(self._put_back, once="belongings")

@@ -109,7 +109,8 @@ async def run(settings: Settings, log: logging.Logger) -> None:
     # cheaply, since what the imports have made stays.
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
-    network = Network(_label_suffix(settings), settings.program)
+    handed = () if settings.handed is None else settings.handed.attached
+    network = Network(_label_suffix(settings), settings.program, handed)
     defence = None if isinstance(settings.defence, str) else settings.defence
     paused = settings.handed is not None  # until the sockets are taken over
     await network.open()

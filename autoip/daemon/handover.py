@@ -21,6 +21,7 @@ from autoip.core import ipv4ll, policy
 from autoip.daemon.lock_file import Held
 from autoip.daemon.networkmanager import gate
 from autoip.daemon.plain import plain, read
+from autoip.kernel.arp_broadcast import Attached
 from autoip.kernel.arp_socket import NOT_IN_KERNEL, Defence, Phase
 from autoip.kernel.model import Link
 from autoip.options import Options
@@ -138,6 +139,7 @@ class Handover:
         names: of the interfaces that were asked for.
         stopped: those of them that were stopped since.
         program, defence: see `Settings`.
+        attached: see `Broadcast`.
         trace: descriptor of its file.
         terminal: whether the process had a controlling terminal.
         limits: those of the network, all reported.
@@ -159,6 +161,7 @@ class Handover:
     slept: float | None = None
     networkmanager: gate.Kept = gate.NEW
     defence: Defence | str = f"{NOT_IN_KERNEL}: no program was handed over"
+    attached: Attached = ()
     by: str = __version__
     unread: tuple[str, ...] = field(default=(), compare=False)
 
@@ -168,6 +171,7 @@ class Handover:
         shared = [one for one in (self.program, self.trace) if isinstance(one, int)]
         if not isinstance(self.defence, str):
             shared += self.defence
+        shared += [descriptor for _, descriptor in self.attached]
         return shared + [one for kept in self.interfaces for one in kept.descriptors]
 
     def interface(self, name: str) -> KeptInterface | None:

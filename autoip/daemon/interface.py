@@ -125,6 +125,7 @@ class Interface(ResumableInterface):
 
     def report(self) -> dict[str, Any]:
         """The status object: see `protocol.STATUS`."""
+        self._belongings.check()  # here, since a look now and then would wake the process
         more = (*self._shared.limits, *self._owned.limits)
         limits = [*self._network.limits, *more, *dropped(self._network, self._host, self.link)]
         near = self._host.others(self.link, self._owned), self._shared.cables.report(self.link)
@@ -186,8 +187,7 @@ class Interface(ResumableInterface):
             # Only when it appears: somebody who sets the interface down later is obeyed.
             set_up = appeared and self.options.bring_up
             if (trouble := _trouble(self.name, link, set_up=set_up)) or link is None:
-                follows = self._negotiator.state is not State.NO_LINK
-                self.reporter.waits(trouble, follows=follows)
+                self.reporter.waits(trouble, follows=self._negotiator.state is not State.NO_LINK)
                 self._lose_link(trouble)
                 if set_up and link is not None and link.speaks_arp and not link.up:
                     self._requests.request(partial(self._network.set_up, link.index))

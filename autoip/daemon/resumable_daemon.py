@@ -141,4 +141,5 @@ class ResumableDaemon(ABC):
             self._kernel.clock_watch.slept,
             self._follower.keep(),
             self._settings.defence,
+            attached=self._network.attached,
         )

@@ -1,8 +1,11 @@
 """ARP with a link-local sender leaves by broadcast, the kernel's own included (RFC 3927 section 2.5).
 
-The kernel answers by unicast, and probes a stale neighbour by unicast. So a filter at the egress of
-the interface, a BPF program of the C helper, gives such packets another destination. The filter
-needs the queueing discipline "clsact", which has filters and queues nothing.
+The kernel answers by unicast, and probes a stale neighbour by unicast. So a BPF program of the C
+helper at the egress of the interface gives such packets another destination. It is attached by a
+link of tcx (see `tcx`), which goes with this process.
+
+Where the kernel refuses that, the program is in a filter of tc. Such a filter needs the queueing discipline
+"clsact", which has filters and queues nothing.
 
 * The clsact of another program stays, with its filters. Ours runs before them, if none of them has
   priority 1, and lets all of them run (TC_ACT_UNSPEC). Its priority is one that nobody has.
@@ -12,21 +15,26 @@ needs the queueing discipline "clsact", which has filters and queues nothing.
 * To make or remove a clsact, the kernel stops the interface's queues for a moment, and loses what is
   sent just then. So it stays from one address to the next, until none is wanted.
 
-A filter that a crash left has our name: the next instance on that interface replaces it in one step.
+A filter that a crash left has our name: the next instance on that interface replaces it in one step, or
+removes it once the program is attached by tcx.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
+import os
 import socket
 import struct
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import TypeAlias, final
 
 from autoip.errors import KernelRefused
-from autoip.kernel import netlink, rtnetlink
+from autoip.kernel import netlink, rtnetlink, tcx
+from autoip.kernel.daemon_threads import DaemonThreads
 from autoip.kernel.model import Link
 from autoip.kernel.netlink import Request, Requests
 from autoip.kernel.rtnetlink import attribute, nest, text
@@ -68,29 +76,60 @@ class Filter:
         return marked and (self.kind, self.name) == (_BPF, FILTER_NAME)
 
 
+BY_FILTER = "the filter for ARP by broadcast is in a qdisc clsact, not a link of tcx"
+Attached: TypeAlias = tuple[tuple[int, int], ...]
+"""Of each link the index of its interface and its descriptor."""
+
+
 @final
 class Broadcast:
-    """Our filters, at most one on each interface.
+    """Our links or filters, at most one on each interface.
 
     Args:
         requests: to the kernel.
         program: descriptor of the BPF program, or in words why there is none.
+        limit: called with what the kernel cannot do.
+        attached: the links that there are already.
 
     Raises:
         KernelRefused: from each coroutine but `add`.
     """
 
-    def __init__(self, requests: Requests, program: int | str) -> None:
+    def __init__(
+        self,
+        requests: Requests,
+        program: int | str,
+        limit: Callable[[str], None],
+        attached: Attached = (),
+    ) -> None:
         self._requests = requests
         self._program = program
+        self._limit = limit
+        self._attached = dict(attached)
+        self._lock = threading.Lock()  # of the threads that attach and detach
         self._filters: dict[int, Filter] = {}
         self._refusals: dict[int, str] = {}
+
+    @property
+    def attached(self) -> Attached:
+        """The links that there are."""
+        return tuple(self._attached.items())
+
+    def detached(self, index: int) -> bool:
+        """Return whether somebody else detached our link from the interface. The kernel does not report that."""
+        link = self._attached.get(index)
+        return link is not None and not tcx.attached(link, index)
 
     def refusal(self, index: int) -> str | None:
         """Return, in words, why ARP leaves the interface by unicast; None: not as far as is known."""
         if index not in self._filters and isinstance(self._program, str):
             return self._program
         return self._refusals.get(index)
+
+    def close(self) -> None:
+        """Detach the program from all interfaces, as the end of the process does."""
+        for index in [*self._attached]:
+            self._detach(index)
 
     async def add(self, link: Link) -> None:
         """Send ARP with a link-local sender by broadcast on `link`. May be called again.
@@ -113,12 +152,16 @@ class Broadcast:
         """Do `add` again if somebody removed the filter. Return whether it was missing."""
         if isinstance(self._program, str) or link.index in self._refusals:
             return False
-        try:
-            if any(found.ours for found in await filters(self._requests, link.index, EGRESS)):
+        if link.index in self._attached:
+            if not self.detached(link.index):
                 return False
-        except KernelRefused as problem:
-            if problem.errno != errno.EINVAL:  # EINVAL: the clsact is gone
-                raise
+        else:
+            try:
+                if any(found.ours for found in await filters(self._requests, link.index, EGRESS)):
+                    return False
+            except KernelRefused as problem:
+                if problem.errno != errno.EINVAL:  # EINVAL: the clsact is gone
+                    raise
         await self._add(link.index)
         return True
 
@@ -126,6 +169,12 @@ class Broadcast:
         """Undo `add`, also that of an instance that crashed."""
         self._filters.pop(index, None)
         self._refusals.pop(index, None)
+        if index in self._attached:
+            await _in_thread(self._detach, index)
+        await self._remove_filter(index)
+
+    async def _remove_filter(self, index: int) -> None:
+        """Remove our filter from the interface, and the clsact if it is ours and nobody else's filter is in it."""
         there = await filters(self._requests, index, EGRESS)
         ours = [found for found in there if found.ours]
         # The kernel lists our filter's priority as well, with no handle.
@@ -147,6 +196,12 @@ class Broadcast:
             if left:
                 self._filters[index] = left[0]
             return
+        if index in self._attached and not self.detached(index):
+            return
+        if await self._by_tcx(index, self._program):
+            with contextlib.suppress(KernelRefused):  # what stays now is for `remove`
+                await self._remove_filter(index)
+            return
         if ours is not None:
             # Fails if the clsact was removed, or the index is that of another interface now.
             with contextlib.suppress(KernelRefused):
@@ -155,6 +210,33 @@ class Broadcast:
         if await self._has_hook(index) or not await self._make_hook(index, self._program):
             there = await filters(self._requests, index, EGRESS)
             await self._put(index, place(there), self._program)
+
+    async def _by_tcx(self, index: int, program: int) -> bool:
+        """Attach the program by tcx. Return whether the kernel allows that. Raise KernelRefused: no such interface."""
+        try:
+            await _in_thread(self._attach, index, program)
+        except OSError as problem:
+            number = problem.errno or errno.EIO
+            if number == errno.ENODEV:
+                raise KernelRefused(number, f"attach a program to interface {index}") from problem
+            self._limit(f"{BY_FILTER}: {tcx.why(number)}")
+            return False
+        return True
+
+    def _attach(self, index: int, program: int) -> None:
+        """Attach the program unless it is attached. Raises OSError."""
+        with self._lock:
+            link = self._attached.get(index)
+            if link is not None and tcx.attached(link, index):
+                return
+            if link is not None:
+                os.close(self._attached.pop(index))
+            self._attached[index] = tcx.attach(program, index, egress=True)
+
+    def _detach(self, index: int) -> None:
+        with self._lock:
+            if (link := self._attached.pop(index, None)) is not None:
+                os.close(link)
 
     async def _has_hook(self, index: int) -> bool:
         """Return whether there is a clsact."""
@@ -203,6 +285,15 @@ class Broadcast:
         except KernelRefused as problem:
             if problem.errno != errno.EINVAL:  # EINVAL: the clsact is gone
                 raise
+
+
+async def _in_thread(function: Callable[..., None], *arguments: object) -> None:
+    """Run what waits for the kernel. It comes to its end also if nobody waits for it any more."""
+    loop = asyncio.get_running_loop()
+    try:
+        await loop.run_in_executor(DaemonThreads(), function, *arguments)
+    except RuntimeError:  # no thread is left
+        function(*arguments)
 
 
 async def filters(requests: Requests, index: int, parent: int) -> list[Filter]:

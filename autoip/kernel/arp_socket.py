@@ -23,6 +23,7 @@ from collections.abc import Callable, Collection
 from ipaddress import IPv4Address
 from typing import NamedTuple, TypeAlias
 
+from autoip.kernel import tcx
 from autoip.kernel.native import check, ffi, lib
 
 Defence: TypeAlias = tuple[int, int, int]
@@ -36,7 +37,6 @@ _NS = 1_000_000_000
 _EVENT = struct.Struct("@QQII42s6x")
 _DRAIN_AT_ONCE = 256
 _READ_TIME_MS = 50
-_DETACH_TIME_MS = 5000
 
 
 class Phase(enum.IntEnum):
@@ -420,20 +420,17 @@ class _Attached:
             _in_thread(self._attach, program)
 
     def _attach(self, program: int) -> None:
-        result: int = lib.autoip_defence_attach(program, self.index)
-        for _ in range(_DETACH_TIME_MS):
-            if result != -errno.EEXIST or self._closed:
-                break
-            time.sleep(0.001)  # the kernel still detaches it from a socket before this one
-            result = lib.autoip_defence_attach(program, self.index)
+        try:
+            link = tcx.attach(program, self.index, egress=False, wanted=lambda: not self._closed)
+        except OSError as problem:
+            if problem.errno != errno.ENODEV and not self._closed:
+                self._refused(f"{NOT_IN_KERNEL}: {tcx.why(problem.errno or errno.EIO)}")
+            return
         with self._lock:
-            if result >= 0 and not self._closed:
-                self.descriptor = result
+            if not self._closed:
+                self.descriptor = link
                 return
-        if result >= 0:
-            os.close(result)
-        elif result != -errno.ENODEV and not self._closed:
-            self._refused(f"{NOT_IN_KERNEL}: {_WHY.get(-result, os.strerror(-result))}")
+        os.close(link)
 
     def close(self) -> None:
         """Detach it."""
@@ -445,11 +442,6 @@ class _Attached:
 
 
 NOT_IN_KERNEL = "the kernel does not defend the address itself, the daemon does"
-_WHY = {
-    errno.EPERM: "no permission to load a program; CAP_BPF gives it",
-    errno.EACCES: "no permission to load a program; CAP_BPF gives it",
-    errno.EOPNOTSUPP: "that needs Linux 6.6, with CONFIG_NET_CLS_ACT",
-}
 
 
 def load_defence(interval: float) -> Defence | str:
@@ -467,7 +459,7 @@ def load_defence(interval: float) -> Defence | str:
     result: int = lib.autoip_defence_load(round(interval * _NS), memory, ring)
     if result >= 0:
         return result, memory[0], ring[0]
-    return f"{NOT_IN_KERNEL}: {_WHY.get(-result, os.strerror(-result))}"
+    return f"{NOT_IN_KERNEL}: {tcx.why(-result)}"
 
 
 def load_broadcast() -> int | str:
@@ -483,17 +475,8 @@ def load_broadcast() -> int | str:
     if result >= 0:
         return result
     if result in (-errno.EPERM, -errno.EACCES):
-        return "no permission to load a program; CAP_BPF gives it"
+        return tcx.why(-result)
     return f"cannot load a program: {os.strerror(-result)}"
-
-
-def programs_before(index: int) -> int:
-    """How many BPF programs of tcx run before all filters at the egress of the interface `index`.
-
-    Raises:
-        OSError: EPERM without CAP_NET_ADMIN.
-    """
-    return check(lib.autoip_broadcast_before(index))
 
 
 def _in_thread(function: Callable[..., None], *arguments: object) -> None:

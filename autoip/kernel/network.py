@@ -32,7 +32,7 @@ from typing import Any, final
 from autoip.errors import KernelRefused
 from autoip.kernel import netlink, rtnetlink
 from autoip.kernel.addresses import Addresses
-from autoip.kernel.arp_broadcast import Broadcast
+from autoip.kernel.arp_broadcast import Attached, Broadcast
 from autoip.kernel.loss_watch import LossWatch
 from autoip.kernel.model import (
     IFF_UP,
@@ -76,7 +76,7 @@ class Network:
 
     Args:
         label_suffix: see LABEL_SUFFIX.
-        program: see `Broadcast`.
+        program, attached: see `Broadcast`.
 
     Raises:
         KernelRefused: from each method that asks the kernel; EBADF if it is not open.
@@ -86,7 +86,10 @@ class Network:
     """What this kernel cannot do, one line each, as far as it was noticed. Grows."""
 
     def __init__(
-        self, label_suffix: str = LABEL_SUFFIX, program: int | str = "no program was loaded"
+        self,
+        label_suffix: str = LABEL_SUFFIX,
+        program: int | str = "no program was loaded",
+        attached: Attached = (),
     ) -> None:
         self.limits = []
         self._groups = EVENT_GROUPS
@@ -94,7 +97,7 @@ class Network:
         self._requests = Requests(rtnetlink.ROUTE)
         self._addresses = Addresses(self._requests, label_suffix, self.limit)
         self._rules = SourceRules(self._requests)
-        self._broadcast = Broadcast(self._requests, program)
+        self._broadcast = Broadcast(self._requests, program, self.limit, attached)
         self._onlink = OnlinkRoutes(self._requests, TABLE_BASE)
         self._stranded = StrandedRoutes(self._requests, self._addresses)
         self.neighbours = NeighbourRoutes(self._requests)
@@ -115,8 +118,9 @@ class Network:
             raise
 
     def close(self) -> None:
-        """Close the sockets. Harmless when repeated."""
+        """Close the sockets, and detach programs. Harmless when repeated."""
         self._close_events()
+        self._broadcast.close()
         self._requests.close()
         self._losses.close()
 
@@ -202,6 +206,15 @@ class Network:
     def by_unicast(self, index: int) -> str | None:
         """Return why ARP for our address leaves the interface `index` by unicast; None: it does not."""
         return self._broadcast.refusal(index)
+
+    @property
+    def attached(self) -> Attached:
+        """What a program that goes on in this process takes over: see `Broadcast`."""
+        return self._broadcast.attached
+
+    def detached(self, index: int) -> bool:
+        """Return whether somebody else detached what sends ARP by broadcast from the interface `index`."""
+        return self._broadcast.detached(index)
 
     async def set_onlink(self, link: Link, source: IPv4Address) -> None:
         """Reach link-local destinations by `link` from `source`."""

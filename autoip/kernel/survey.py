@@ -8,13 +8,13 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from autoip.errors import KernelRefused
-from autoip.kernel import arp_broadcast, netlink, rtnetlink
+from autoip.kernel import arp_broadcast, netlink, rtnetlink, tcx
 from autoip.kernel.arp_broadcast import Filter
-from autoip.kernel.arp_socket import programs_before
 from autoip.kernel.model import Address, Link, Neighbour, Route
 from autoip.kernel.netlink import Request, Requests
 
@@ -25,8 +25,10 @@ class Egress:
 
     filters: tuple[Filter, ...] = ()
     """Those of tc, in the order in which they run."""
+    by_tcx: bool = False
+    """Our program is attached by tcx, or would be: it runs before all filters of tc."""
     programs: int | None = 0
-    """How many BPF programs of tcx run before them; None: who asks may not know."""
+    """How many BPF programs of tcx run before ours; None: who asks may not know, nor whether ours is one."""
     other_hook: bool = False
     """A qdisc `ingress` is in the place of the clsact that our filter needs."""
 
@@ -123,8 +125,29 @@ async def _egress(requests: Requests, index: int, *, other_hook: bool) -> Egress
         if problem.errno not in (*netlink.GONE, *netlink.NOT_BUILT, errno.EINVAL):
             raise
         filters = []
+    served = any(found.ours for found in filters)
+    by_tcx, programs = not served, None
+    with suppress(OSError):
+        by_tcx, programs = _programs(index, served=served)
+    return Egress(tuple(filters), by_tcx, programs, other_hook)
+
+
+def _programs(index: int, *, served: bool) -> tuple[bool, int]:
+    """Return whether our program is one of tcx, or would be, and how many run before ours.
+
+    Args:
+        index: the interface's.
+        served: whether a filter of tc has our program.
+
+    Raises:
+        OSError: EPERM.
+    """
     try:
-        programs = programs_before(index)
-    except OSError:
-        programs = None
-    return Egress(tuple(filters), programs, other_hook)
+        count, ours = tcx.programs(index, egress=True)
+    except OSError as problem:
+        if problem.errno != errno.EOPNOTSUPP:
+            raise
+        return False, 0
+    if ours is not None:
+        return True, ours
+    return not served, count if served else 0  # the daemon would put ours before them

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from autoip.kernel import tcx
 from lab import ArpFrame, Daemon, LabError, Namespace, Port, frames
 from tests.require import requires_kernel_feature, requires_root
 
@@ -37,6 +38,33 @@ NETNS = [requires_root, requires_kernel_feature("veth")]
 
 PATIENCE = 30.0
 """Seconds to wait for what must come: long, since the machine may be busy, and never waited out."""
+
+
+NO_TCX = "needs tcx of the kernel (Linux 6.6)"
+
+
+def has_tcx(host: Namespace) -> bool:
+    """Whether the kernel has tcx; else the reason to skip is NO_TCX."""
+    try:
+        host.call(tcx.programs, host.index("lo"), egress=True)
+    except OSError:
+        return False
+    return True
+
+
+def filters(host: Namespace, interface: str) -> list[str]:
+    """The handles of our filters of tc at an interface's egress."""
+    shown = host.run("tc", "-j", "filter", "show", "dev", interface, "egress")
+    found = [one.get("options", {}) for one in json.loads(shown or "[]")]
+    return [one["handle"] for one in found if one.get("bpf_name") == "autoip"]
+
+
+def broadcasting(host: Namespace, interface: str) -> list[str]:
+    """By what ARP leaves an interface by broadcast: "tcx", or "clsact" for each filter of ours."""
+    found = ["clsact"] * len(filters(host, interface))
+    if has_tcx(host) and host.call(tcx.programs, host.index(interface), egress=True)[1] is not None:
+        found.append("tcx")
+    return found
 
 
 def autoip_command() -> list[str]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
 
 from attack import chaos
 from attack.ground import Ground, Wrong
+from lab import tcx
 from tests.require import requires_program
 
-from .helpers import NETNS, RIVAL
+from .helpers import NETNS, NO_TCX, RIVAL
 
 pytestmark = NETNS
 
@@ -42,16 +44,37 @@ def test_a_life_in_order(ground: Ground) -> None:
         ("ip route del default dev eth0", "routes"),
         ("ip addr flush dev eth0 scope link", "addresses"),
         ("tc filter del dev eth0 egress", "filters"),
-        ("tc qdisc del dev eth0 clsact", "queueing"),
+        ("tc qdisc del dev eth0 clsact", "programs"),
+        ("tc qdisc add dev eth0 clsact", "filters"),
     ],
 )
 def test_what_is_wrong_is_seen(ground: Ground, command: str, wrong: str) -> None:
+    if command.startswith("tc ") and " del " in command:
+        ground.daemon.command[:0] = tcx.WITHOUT
     address = ground.start_and_claim("--delay", "1", "--default-route")
     ground.whole(address, more_routes=2)
     ground.daemon.signal(19)  # SIGSTOP: autoip would put it right
     ground.host.run(*command.split())
     with pytest.raises(Wrong, match=f"^{wrong}: "):
         ground.whole(address, more_routes=2)
+
+
+def test_a_program_that_is_gone_or_left_is_seen(ground: Ground) -> None:
+    index = ground.host.index("eth0")
+    address = ground.start_and_claim("--delay", "1")
+    ground.whole(address)
+    if not tcx.links(ground.daemon.pid, index):
+        pytest.skip(NO_TCX)
+    tcx.detach(ground.daemon.pid, index)
+    with pytest.raises(Wrong, match=r"^programs: "):
+        ground.whole(address)
+    ground.stop()
+    ground.clean()
+    link = ground.host.call(tcx.attach, index)
+    with pytest.raises(Wrong, match=r"^programs: left over"):
+        ground.clean()
+    os.close(link)
+    ground.clean()
 
 
 def test_files_that_are_left_are_seen(ground: Ground) -> None:

@@ -11,6 +11,7 @@ import re
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from ipaddress import IPv4Address
@@ -18,26 +19,31 @@ from typing import Any
 
 import pytest
 
-from autoip.kernel import arp_socket
-from autoip.kernel.arp_broadcast import HANDLE, Broadcast
+from autoip.kernel import arp_socket, tcx
+from autoip.kernel.arp_broadcast import BY_FILTER, HANDLE, Broadcast
 from autoip.kernel.model import Link
 from autoip.kernel.network import Network
 from lab import ArpFrame, Daemon, Frame, LabError, Namespace, Port, frames
+from lab import tcx as foreign_tcx
 from tests.fed_socket import feed
 
 from .commands import report
 from .conftest import MakeDaemon, autoip_command
 from .helpers import (
     NETNS,
+    NO_TCX,
     PATIENCE,
     PEER,
     RIVAL,
     A,
     B,
     bind,
+    broadcasting,
     claim,
     claimed,
     configuration,
+    filters,
+    has_tcx,
     wait_until,
 )
 
@@ -52,10 +58,48 @@ BY_UNICAST = "the kernel sends ARP for the address by unicast"
 
 
 def ours(port: Port) -> list[str]:
-    """The handles of our filters at the interface's egress."""
-    shown = port.host.run("tc", "-j", "filter", "show", "dev", port.name, "egress")
-    found = [one.get("options", {}) for one in json.loads(shown or "[]")]
-    return [one["handle"] for one in found if one.get("bpf_name") == "autoip"]
+    return filters(port.host, port.name)
+
+
+def where(port: Port) -> list[str]:
+    return broadcasting(port.host, port.name)
+
+
+@pytest.fixture(params=["tcx", "clsact"])
+def by(request: pytest.FixtureRequest, port: Port) -> str:
+    """What the kernel has for a program at the egress: one from before Linux 6.6 has no tcx."""
+    mode: str = request.param
+    if mode == "tcx" and not has_tcx(port.host):
+        pytest.skip(NO_TCX)
+    return mode
+
+
+@pytest.fixture
+def make_clsact(make_autoip: MakeDaemon) -> MakeDaemon:
+    """As `make_autoip`, on a kernel without tcx."""
+
+    def make(port: Port, *arguments: str) -> Daemon:
+        daemon = make_autoip(port, *arguments)
+        daemon.command[:0] = foreign_tcx.WITHOUT
+        return daemon
+
+    return make
+
+
+@pytest.fixture
+def make_by(by: str, make_autoip: MakeDaemon, make_clsact: MakeDaemon) -> MakeDaemon:
+    """As `make_autoip`, on such a kernel."""
+    return make_autoip if by == "tcx" else make_clsact
+
+
+@pytest.fixture
+def without_tcx(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel has none, for what runs in the test's own process."""
+
+    def refuse(*_: object, **__: object) -> int:
+        raise OSError(errno.EOPNOTSUPP, "no tcx")
+
+    monkeypatch.setattr(tcx, "attach", refuse)
 
 
 def hook(port: Port) -> str:
@@ -239,34 +283,39 @@ def test_of_an_interface_above(port: Port, make_autoip: MakeDaemon) -> None:
 # What it sets up and takes off
 
 
-def test_set_up_once_and_taken_off(port: Port, make_autoip: MakeDaemon) -> None:
-    """if-stop: one filter, from before the address is there until the end."""
+def test_set_up_once_and_taken_off(port: Port, make_by: MakeDaemon, by: str) -> None:
+    """if-stop: once, from before the address is there until the end. What was refused is in the status."""
     before = configuration(port.host) + picture(port)
-    daemon = make_autoip(port, *FAST)
+    daemon = make_by(port, *FAST)
     daemon.start()
     port.sniffer.wait_probe(timeout=PATIENCE)
     claimed(port)
-    [handle] = ours(port)
-    assert hook(port) == "clsact"
+    assert where(port) == [by]
+    assert hook(port) == ("clsact" if by == "clsact" else "")
+    handles = ours(port)
     for _ in range(3):
         since = port.sniffer.mark()
         daemon.request("refresh")
         claimed(port, since=since)
-        assert ours(port) == [handle]
+        assert (where(port), ours(port)) == ([by], handles)
     assert answers_by_broadcast(port)
+    limits = [limit for limit in report(daemon)["limits"] if limit.startswith(BY_FILTER)]
+    assert limits == ([f"{BY_FILTER}: {tcx.why(errno.EOPNOTSUPP)}"] if by == "clsact" else [])
     assert daemon.stop() == 0
     assert configuration(port.host) + picture(port) == before
+    assert where(port) == []
     assert BY_UNICAST not in daemon.output
+    assert daemon.output.count(BY_FILTER) == len(limits)
 
 
-def test_taken_off_when_no_address_is_wanted(port: Port, make_autoip: MakeDaemon) -> None:
+def test_taken_off_when_no_address_is_wanted(port: Port, make_by: MakeDaemon) -> None:
     """co-lease: when a routable address makes ours superfluous, the interface is as it was."""
     before = picture(port)
-    daemon = make_autoip(port, *FAST, "--policy", "fallback", "--after", "0", "--linger", "0")
+    daemon = make_by(port, *FAST, "--policy", "fallback", "--after", "0", "--linger", "0")
     bind(port, daemon)
     for _ in range(2):
         port.host.ip(f"addr add {STATIC}/24 dev eth0")
-        wait_until(lambda: picture(port) == before, "nothing left")
+        wait_until(lambda: picture(port) == before and not where(port), "nothing left")
         assert daemon.addresses() == []
         since = port.sniffer.mark()
         port.host.ip(f"addr del {STATIC}/24 dev eth0")
@@ -284,15 +333,15 @@ FOREIGN = (
 )
 
 
-def test_filters_of_others(port: Port, make_autoip: MakeDaemon) -> None:
+def test_filters_of_others(port: Port, make_by: MakeDaemon, by: str) -> None:
     """They stay as they are, theirs and the clsact, and they see every frame after us."""
     other = port.switch.attach(port.host, "eth1")
     for words in FOREIGN:
         tc(port, words)
     before = picture(port)
-    daemon = make_autoip(port, *FAST)
+    daemon = make_by(port, *FAST)
     bind(port, daemon)
-    assert len(ours(port)) == 1
+    assert where(port) == [by]
     since = other.sniffer.mark()
     assert answers_by_broadcast(port)
     mirrored = other.sniffer.wait_for(lambda f: f.op == frames.REPLY, PATIENCE, since=since)
@@ -309,14 +358,14 @@ U32, BPF = "u32 match u32 0 0 flowid 1:1", "bpf bytecode 1,6_0_0_0"
     [(39, "all", U32), (39, "arp", BPF), (2, "all", BPF), (2, "arp", U32)],
 )
 def test_somebody_has_a_low_priority(
-    port: Port, make_autoip: MakeDaemon, priority: int, protocol: str, first: str
+    port: Port, make_clsact: MakeDaemon, priority: int, protocol: str, first: str
 ) -> None:
     """Then ours gets a lower one: theirs may decide that no other filter runs."""
     tc(port, "qdisc add dev eth0 clsact")
     words = f"filter add dev eth0 egress pref {priority} protocol {protocol} {first}"
     port.host.run("tc", *[word.replace("_", " ") for word in words.split()])
     before = picture(port)
-    daemon = make_autoip(port, *FAST)
+    daemon = make_clsact(port, *FAST)
     bind(port, daemon)
     assert len(ours(port)) == 1
     assert answers_by_broadcast(port)
@@ -324,21 +373,21 @@ def test_somebody_has_a_low_priority(
     assert picture(port) == before
 
 
-@pytest.mark.parametrize("where", ["ingress", "egress"])
-def test_somebody_uses_our_clsact(port: Port, make_autoip: MakeDaemon, where: str) -> None:
+@pytest.mark.parametrize("side", ["ingress", "egress"])
+def test_somebody_uses_our_clsact(port: Port, make_clsact: MakeDaemon, side: str) -> None:
     """It stays, for what somebody else has put there."""
-    daemon = make_autoip(port, *FAST)
+    daemon = make_clsact(port, *FAST)
     bind(port, daemon)
-    tc(port, f"filter add dev eth0 {where} protocol ip u32 match u32 0 0 flowid 1:1")
+    tc(port, f"filter add dev eth0 {side} protocol ip u32 match u32 0 0 flowid 1:1")
     assert daemon.stop() == 0
     assert hook(port) == "clsact"
     assert ours(port) == []
-    assert "match 00000000/00000000 at 0" in tc(port, f"filter show dev eth0 {where}")
+    assert "match 00000000/00000000 at 0" in tc(port, f"filter show dev eth0 {side}")
 
 
-def test_somebody_removes_the_clsact(port: Port, make_autoip: MakeDaemon) -> None:
+def test_somebody_removes_the_clsact(port: Port, make_clsact: MakeDaemon) -> None:
     """The next claim puts it back."""
-    daemon = make_autoip(port, *FAST)
+    daemon = make_clsact(port, *FAST)
     bind(port, daemon)
     tc(port, "qdisc del dev eth0 clsact")
     since = port.sniffer.mark()
@@ -351,18 +400,28 @@ def test_somebody_removes_the_clsact(port: Port, make_autoip: MakeDaemon) -> Non
 
 
 @pytest.mark.parametrize("foreign", [False, True], ids=["our clsact", "a foreign clsact"])
-def test_after_a_crash(port: Port, make_autoip: MakeDaemon, foreign: bool) -> None:
+def test_after_a_crash(port: Port, make_clsact: MakeDaemon, foreign: bool) -> None:
     """The next instance has the same one filter, and takes off what the first one has made."""
     if foreign:
         tc(port, "qdisc add dev eth0 clsact")
     before = configuration(port.host) + picture(port)
-    daemon = make_autoip(port, *FAST)
-    for _ in range(3):
+    daemon = make_clsact(port, *FAST)
+    for _ in range(2):
         claim(port, daemon)
         assert len(ours(port)) == 1
         assert answers_by_broadcast(port)
         daemon.kill()
         assert len(ours(port)) == 1
+    del daemon.command[
+        : len(foreign_tcx.WITHOUT)
+    ]  # as after the upgrade of the kernel, or of autoip
+    if has_tcx(port.host):
+        claim(port, daemon)
+        wait_until(lambda: where(port) == ["tcx"], "the filter is gone")
+        assert hook(port) == ("clsact" if foreign else "")
+        assert answers_by_broadcast(port)
+        daemon.kill()
+        assert where(port) == []
     claim(port, daemon)
     assert daemon.stop() == 0
     assert configuration(port.host) + picture(port) == before
@@ -396,7 +455,7 @@ asyncio.run(main())
 def test_killed_when_the_clsact_is_made(port: Port) -> None:
     """The next instance knows that it is ours."""
     before = configuration(port.host) + picture(port)
-    killed = port.host.popen([sys.executable, "-c", KILLED])
+    killed = port.host.popen([*foreign_tcx.WITHOUT, sys.executable, "-c", KILLED])
     assert killed.wait(PATIENCE) == -signal.SIGKILL
     assert hook(port) == "clsact"
 
@@ -410,6 +469,7 @@ def test_killed_when_the_clsact_is_made(port: Port) -> None:
     assert configuration(port.host) + picture(port) == before
 
 
+@pytest.mark.usefixtures("without_tcx")
 def test_somebody_makes_a_clsact_at_the_same_time(
     port: Port, stack: contextlib.ExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -430,10 +490,12 @@ def test_somebody_makes_a_clsact_at_the_same_time(
     assert [int(handle, 16) for handle in ours(port)] == [HANDLE]
 
 
-def test_stopped_before_it_claims(port: Port, make_autoip: MakeDaemon) -> None:
+def test_stopped_before_it_claims(
+    port: Port, make_autoip: MakeDaemon, make_clsact: MakeDaemon
+) -> None:
     """Then as well what a crash has left is taken off, also if the address is gone."""
     before = configuration(port.host) + picture(port)
-    daemon = make_autoip(port, *FAST)
+    daemon = make_clsact(port, *FAST)
     claim(port, daemon)
     daemon.kill()
     port.host.ip(f"addr del {A}/16 dev eth0")
@@ -450,13 +512,13 @@ def test_stopped_before_it_claims(port: Port, make_autoip: MakeDaemon) -> None:
     assert configuration(port.host) + picture(port) == before
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_two_interfaces(port: Port, make_autoip: MakeDaemon, processes: int) -> None:
+@pytest.mark.parametrize(("processes", "by"), [(1, "clsact"), (2, "tcx")], indirect=["by"])
+def test_two_interfaces(port: Port, make_by: MakeDaemon, by: str, processes: int) -> None:
     """if-many: each has its filter; the end of one does not touch the other."""
     other = port.switch.attach(port.host, "eth1")
-    daemons = [make_autoip(port, "--delay", "50")]
+    daemons = [make_by(port, "--delay", "50")]
     if processes == 2:
-        daemons.append(make_autoip(other, "--delay", "50"))
+        daemons.append(make_by(other, "--delay", "50"))
     else:
         daemons[0].command.append("eth1")
     for daemon in daemons:
@@ -471,15 +533,16 @@ def test_two_interfaces(port: Port, make_autoip: MakeDaemon, processes: int) -> 
     stop = [*autoip_command(), "stop", "eth0"]
     told = port.host.popen(stop, env=daemons[0].env)
     assert told.wait(PATIENCE) == 0
-    wait_until(lambda: not ours(port) and not hook(port), "nothing left")
-    assert len(ours(other)) == 1
+    wait_until(lambda: not where(port) and not hook(port), "nothing left")
+    assert where(other) == [by]
     assert answers_by_broadcast(other, second)
     if processes == 2:  # it had nothing else to serve
         assert daemons.pop(0).wait() == 0
     assert daemons[0].stop() == 0
-    assert hook(other) == ""
+    assert (hook(other), where(other)) == ("", [])
 
 
+@pytest.mark.usefixtures("without_tcx")
 def test_many_interfaces(stack: contextlib.ExitStack) -> None:
     """One program for a hundred interfaces; every one has its filter, and none at the end."""
     count = 100
@@ -537,6 +600,7 @@ def _added(port: Port, program: int, before: Callable[[Network], object]) -> str
     return port.host.call(asyncio.run, body())
 
 
+@pytest.mark.usefixtures("without_tcx")
 def test_an_answer_of_the_kernel_is_lost(port: Port, stack: contextlib.ExitStack) -> None:
     """That is no refusal."""
     program = arp_socket.load_broadcast()
@@ -549,6 +613,103 @@ def test_an_answer_of_the_kernel_is_lost(port: Port, stack: contextlib.ExitStack
     assert _added(port, program, lose) is None
     assert len(ours(port)) == 1
     assert answers_by_broadcast(port)
+
+
+# By tcx
+
+
+def test_programs_of_others(
+    port: Port, make_autoip: MakeDaemon, stack: contextlib.ExitStack
+) -> None:
+    """One that was there first, and lets nothing follow, does not hide ours; a qdisc ingress is not in the way."""
+    if not has_tcx(port.host):
+        pytest.skip(NO_TCX)
+    index = port.host.index(port.name)
+    link = port.host.call(foreign_tcx.attach, index, verdict=foreign_tcx.PASS)
+    stack.callback(os.close, link)
+    tc(port, "qdisc add dev eth0 ingress")
+    daemon = make_autoip(port, *FAST)
+    bind(port, daemon)
+    assert port.host.call(tcx.programs, index, egress=True) == (2, 0)
+    assert answers_by_broadcast(port)
+    assert report(daemon)["limits"] == []
+    later = port.host.call(foreign_tcx.attach, index, before=True)
+    stack.callback(os.close, later)
+    assert port.host.call(tcx.programs, index, egress=True) == (3, 1)
+    assert answers_by_broadcast(port)
+    assert daemon.stop() == 0
+    assert port.host.call(tcx.programs, index, egress=True) == (2, None)
+    assert hook(port) == "ingress"
+
+
+def test_somebody_detaches_the_program(port: Port, make_autoip: MakeDaemon) -> None:
+    """Whoever asks for the status has it put back; the next claim does so, too."""
+    if not has_tcx(port.host):
+        pytest.skip(NO_TCX)
+    index = port.host.index(port.name)
+    daemon = make_autoip(port, *FAST)
+    bind(port, daemon)
+    foreign_tcx.detach(daemon.pid, index)
+    assert where(port) == []
+    assert not answers_by_broadcast(port)
+    report(daemon)
+    wait_until(lambda: where(port) == ["tcx"], "the program again")
+    assert answers_by_broadcast(port)
+    note = "somebody removed our filter; it was put back"
+    wait_until(lambda: note in report(daemon)["notes"], "the note")
+    foreign_tcx.detach(daemon.pid, index)
+    since = port.sniffer.mark()
+    daemon.request("refresh")
+    claimed(port, since=since)
+    assert where(port) == ["tcx"]
+    assert daemon.stop() == 0
+
+
+def test_no_frame_is_lost(port: Port, stack: contextlib.ExitStack) -> None:
+    """All that is sent while the program is attached and detached arrives."""
+    if not has_tcx(port.host):
+        pytest.skip(NO_TCX)
+    program = arp_socket.load_broadcast()
+    assert isinstance(program, int), program
+    stack.callback(os.close, program)
+    sender = port.host.call(socket.socket, socket.AF_PACKET, socket.SOCK_RAW, 0)
+    stack.callback(sender.close)
+    sender.bind((port.name, 0))
+    frame = _changed(0, b"")
+    ended = threading.Event()
+    sent = [0]
+
+    def send() -> None:
+        while not ended.is_set():
+            sent[0] += sender.send(frame) == len(frame)
+            time.sleep(0.0002)
+
+    async def body() -> None:
+        kernel = Network(program=program)
+        await kernel.open()
+        try:
+            [link] = [link for link in (await kernel.snapshot())[0] if link.name == "eth0"]
+            for _ in range(10):
+                await kernel.add_address(link, A)
+                await kernel.remove_address(link.index, A)
+                await kernel.release(link.index)
+            assert kernel.limits == []
+        finally:
+            kernel.close()
+
+    def arrived() -> int:
+        return sum(f.tpa == PEER and f.op == frames.REPLY for f in port.sniffer.arp(since))
+
+    since = port.sniffer.mark()
+    thread = threading.Thread(target=send)
+    thread.start()
+    try:
+        port.host.call(asyncio.run, body())
+    finally:
+        ended.set()
+        thread.join()
+    wait_until(lambda: arrived() == sent[0], "each frame")
+    assert sent[0] > 10
 
 
 # Where it is refused
@@ -639,11 +800,11 @@ def test_refused_and_flooded(port: Port, refused: Daemon) -> None:
 
 
 def test_refused_but_a_filter_was_left(
-    port: Port, make_autoip: MakeDaemon, refused: Daemon
+    port: Port, make_clsact: MakeDaemon, refused: Daemon
 ) -> None:
     """What an instance with more privileges left does as well; at the end it is gone."""
     before = configuration(port.host) + picture(port)
-    first = make_autoip(port, *FAST)
+    first = make_clsact(port, *FAST)
     claim(port, first)
     first.kill()
     refused.env = first.env
@@ -656,22 +817,22 @@ def test_refused_but_a_filter_was_left(
     assert configuration(port.host) + picture(port) == before
 
 
-def test_an_ingress_qdisc_is_in_the_way(port: Port, make_autoip: MakeDaemon) -> None:
+def test_an_ingress_qdisc_is_in_the_way(port: Port, make_clsact: MakeDaemon) -> None:
     """It is at the clsact's place: it stays, with its filters, and we answer besides."""
     tc(port, "qdisc add dev eth0 ingress")
     tc(port, "filter add dev eth0 parent ffff: protocol ip u32 match u32 0 0 flowid 1:1")
     before = configuration(port.host) + picture(port)
-    daemon = make_autoip(port, *FAST)
+    daemon = make_clsact(port, *FAST)
     bind(port, daemon)
-    [limit] = report(daemon)["limits"]
-    assert BY_UNICAST in limit and "ingress" in limit
+    [limit] = [limit for limit in report(daemon)["limits"] if BY_UNICAST in limit]
+    assert "ingress" in limit
     assert picture(port) == before[-3:]
     assert sorted(f.broadcast for f in replies(port, question(port), 2)) == [False, True]
     tc(port, "qdisc del dev eth0 ingress")
     since = port.sniffer.mark()
     daemon.request("refresh")
     claimed(port, since=since)
-    assert report(daemon)["limits"] == []
+    assert BY_UNICAST not in str(report(daemon)["limits"])
     assert answers_by_broadcast(port)
     assert daemon.stop() == 0
     assert hook(port) == ""

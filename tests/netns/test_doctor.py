@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import os
-import platform
 import shlex
 import socket
-import struct
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from autoip.dhcp.clients import CLIENTS
-from autoip.kernel.arp_socket import load_broadcast
 from lab import (
     ArpFrame,
     Daemon,
@@ -29,6 +25,7 @@ from lab import (
     SystemBus,
     frames,
     machine,
+    tcx,
 )
 from lab.daemon import REPOSITORY
 from lab.dhcpcd import DhcpcdClient
@@ -39,7 +36,7 @@ from tests.require import requires_program
 
 from .commands import Ran, report, run
 from .conftest import autoip_command
-from .helpers import NEIGHBOUR, NETNS, PATIENCE, PEER, A, bind, configuration, wait_until
+from .helpers import NEIGHBOUR, NETNS, PATIENCE, PEER, A, bind, configuration, has_tcx, wait_until
 
 pytestmark = NETNS
 
@@ -57,6 +54,8 @@ class Patient:
     port: Port
     where: Daemon
     """The environment of a daemon that serves it, or would."""
+    prefix: tuple[str, ...] = ()
+    """Before the command."""
 
     @property
     def host(self) -> Namespace:
@@ -64,7 +63,9 @@ class Patient:
 
     def examine(self, *words: str, prefix: tuple[str, ...] = ()) -> Ran:
         """`autoip doctor --json WORDS`."""
-        return run(self.where, " ".join(["doctor", "--json=short", *words]), prefix=prefix)
+        return run(
+            self.where, " ".join(["doctor", "--json=short", *words]), prefix=(*self.prefix, *prefix)
+        )
 
     def troubles(self, name: str = "eth0", prefix: tuple[str, ...] = ()) -> list[Finding]:
         """What is not ok, and the exit status as it has to be."""
@@ -119,7 +120,9 @@ def test_nothing_is_wrong_and_nothing_is_changed(ill: Patient, prefix: tuple[str
     assert ill.port.sniffer.frames(since) == []
     assert (ran.status, ran.err) == (0, "")
     assert {one["result"] for one in ran.json["findings"]} == {"ok"}
-    unprivileged = ["BPF programs of tcx at eth0: needs CAP_NET_ADMIN, run it as root"]
+    unprivileged = [
+        "BPF programs of tcx at eth0: needs CAP_NET_ADMIN and CAP_SYS_ADMIN, run it as root"
+    ]
     assert ran.json["unread"] == (unprivileged if prefix else [])
 
 
@@ -268,6 +271,14 @@ def test_metadata_host(ill: Patient) -> None:
 # --- before our filter -----------------------------------------------------------------------------
 
 
+def without_tcx(ill: Patient) -> Patient:
+    """The same on a kernel that has none. Where it has, nothing of tc is in the way."""
+    if has_tcx(ill.host):
+        assert ill.troubles() == []
+    ill.where.command[:0] = tcx.WITHOUT
+    return replace(ill, prefix=tcx.WITHOUT)
+
+
 @pytest.mark.parametrize("served", [False, True])
 def test_filter_of_tc(ill: Patient, served: bool) -> None:
     ill.host.run("tc", "qdisc", "add", "dev", "eth0", "clsact")
@@ -275,6 +286,7 @@ def test_filter_of_tc(ill: Patient, served: bool) -> None:
         words = f"filter add dev eth0 egress pref {priority} protocol all bpf"
         # One instruction: the frame goes on.
         ill.host.run("tc", *words.split(), "bytecode", "1,6 0 0 0", "flowid", "1:1")
+    ill = without_tcx(ill)
     if served:
         bind(ill.port, ill.where)
     ill.cure(ill.trouble("egress", "warning", "of priority 1, runs before"))
@@ -282,35 +294,26 @@ def test_filter_of_tc(ill: Patient, served: bool) -> None:
 
 def test_other_qdisc_in_the_place(ill: Patient) -> None:
     ill.host.run("tc", "qdisc", "add", "dev", "eth0", "ingress")
+    ill = without_tcx(ill)
     ill.cure(ill.trouble("egress", "warning", "qdisc ingress"))
 
 
-BPF_PROG_ATTACH, BPF_PROG_DETACH, BPF_TCX_EGRESS = 8, 9, 47
-SYS_BPF = {"x86_64": 321, "aarch64": 280}
-
-
-def bpf(command: int, *fields: int) -> None:
-    """bpf(2) with these 32-bit fields. Raises OSError."""
-    attributes = struct.pack("=32I", *fields, *([0] * (32 - len(fields))))
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.syscall(SYS_BPF[platform.machine()], command, attributes, len(attributes)) < 0:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-
-
-def test_program_of_tcx(ill: Patient) -> None:
-    program = load_broadcast()
-    assert isinstance(program, int)
+def test_program_of_tcx(ill: Patient, stack: contextlib.ExitStack) -> None:
+    """In the way is one that was put before ours, not one that was there."""
     index = ill.host.index("eth0")
     try:
-        ill.host.call(bpf, BPF_PROG_ATTACH, index, program, BPF_TCX_EGRESS)
+        stack.callback(os.close, ill.host.call(tcx.attach, index))
     except OSError as error:
         if error.errno == errno.EINVAL:
             pytest.skip("the kernel has no tcx (Linux 6.6)")
         raise
-    finally:
-        os.close(program)
+    bind(ill.port, ill.where)
+    assert ill.troubles() == []
+    later = ill.host.call(tcx.attach, index, before=True)
     cure = ill.trouble("egress", "warning", "1 BPF programs of tcx run before")
     assert "bpftool net show dev eth0" in cure
+    os.close(later)
+    wait_until(lambda: ill.troubles() == [], "the kernel detaches it")
 
 
 # --- other programs --------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ from .helpers import (
     RIVAL,
     A,
     bind,
+    broadcasting,
     claim,
     claimed,
     configuration,
@@ -164,7 +165,7 @@ def test_interface_pulled_out_and_put_back(port: Port, make_autoip: MakeDaemon) 
     _claims_again(port, since, first)
     assert port.host.index("eth0") != before
     assert _rules(port.host) == [str(A)]
-    assert "clsact" in port.host.run("tc", "qdisc")
+    assert broadcasting(port.host, port.name)
     # Replaced so quickly that the new one may be there when the loss of the former is told.
     since = port.sniffer.mark()
     port.delete()
@@ -181,7 +182,7 @@ def test_renamed_away_and_back(port: Port, make_autoip: MakeDaemon) -> None:
     wait_until(lambda: port.host.link_local("lan0") == [], "the address is taken off")
     daemon.wait_line("waits: there is no such interface")
     wait_until(lambda: _rules(port.host) == [], "the rule is taken off")
-    wait_until(lambda: "clsact" not in port.host.run("tc", "qdisc"), "the filter is taken off")
+    wait_until(lambda: not broadcasting(port.host, "lan0"), "the filter is taken off")
     since = port.sniffer.mark()
     time.sleep(0.3)
     assert port.sniffer.arp(since) == []

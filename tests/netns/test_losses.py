@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from autoip.kernel.loss_watch import LossWatch
-from lab import Port
+from lab import Port, tcx
 
 from .commands import report
 from .conftest import MakeDaemon
@@ -47,6 +47,8 @@ def picture(port: Port) -> list[str]:
 @pytest.mark.parametrize("what", REMOVALS)
 def test_what_somebody_removes_is_put_back(port: Port, make_autoip: MakeDaemon, what: str) -> None:
     daemon = make_autoip(port, "--delay", "200", "--ip", str(A))
+    if any(command.startswith("tc ") for command in REMOVALS[what]):
+        daemon.command[:0] = tcx.WITHOUT
     before = configuration(port.host)
     bind(port, daemon)
     wanted = picture(port)

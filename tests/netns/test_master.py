@@ -21,6 +21,7 @@ from .helpers import (
     A,
     B,
     bind,
+    broadcasting,
     claimed,
     notify_socket,
     wait_ready,
@@ -38,14 +39,15 @@ def _bridge(host: Namespace) -> None:
     host.ip("link set br0 up")
 
 
-TRACES = ("169.254.0.0", str(A), "clsact")
+TRACES = ("169.254.0.0", str(A), "broadcasting")
 """What shows the address, its routes, its rule, and the filter."""
 
 
 def _set_up(host: Namespace) -> str:
     """Addresses, rules, routes and filters, as text."""
     whats = ("addr", "rule", "route show table all")
-    return "".join([*map(host.ip, whats), host.run("tc", "qdisc")])
+    filters = [*broadcasting(host, "eth0"), host.run("tc", "qdisc", "show", "clsact")]
+    return "".join([*map(host.ip, whats), "broadcasting" if any(filters) else ""])
 
 
 def _ping(host: Namespace, *arguments: str) -> str:

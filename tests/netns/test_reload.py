@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from lab import Daemon, LabError, Namespace, Port, frames
+from lab import Daemon, LabError, Namespace, Port, frames, tcx
 from lab.daemon import REPOSITORY
 from lab.traffic import Traffic
 
@@ -24,6 +24,7 @@ from .commands import report
 from .conftest import MakeDaemon, MakeHost
 from .helpers import (
     NETNS,
+    NO_TCX,
     PATIENCE,
     RIVAL,
     A,
@@ -31,6 +32,7 @@ from .helpers import (
     bind,
     claimed_other,
     configuration,
+    has_tcx,
     python_for_all,
     wait_until,
 )
@@ -113,7 +115,7 @@ def test_the_kernel_defends_meanwhile(port: Port, make_autoip: MakeDaemon) -> No
     daemon = make_autoip(port, *FAST)
     bind(port, daemon)
     if any("does not defend" in limit for limit in report(daemon)["limits"]):
-        pytest.skip("needs tcx of the kernel (Linux 6.6)")
+        pytest.skip(NO_TCX)
     reload(daemon)  # what is handed over twice is tried, too
     since = port.sniffer.mark()
     with reloading(daemon):
@@ -135,6 +137,8 @@ def test_fifty_reloads(
     daemon = make_autoip(port, *FAST)
     bind(port, daemon)
     before = kept(port.host)
+    links = tcx.links(daemon.pid, port.host.index(port.name))
+    assert len(links) == has_tcx(port.host)
     # Where the packets of the session do not come.
     pid, since = daemon.pid, third.sniffer.mark()
     listener = port.host.call(socket.create_server, (str(A), 7000))
@@ -161,6 +165,7 @@ def test_fifty_reloads(
     status = daemon.request("status")["status"]
     assert (status["conflicts"], status["defences"]) == (5, 5)
     assert kept(port.host) == before
+    assert tcx.links(daemon.pid, port.host.index(port.name)) == links
     assert daemon.output.count("claimed") == 1
     assert daemon.stop() == 0
     assert daemon.addresses() == []

@@ -327,13 +327,18 @@ class FakeArp(_Readable):
         self.known: set[tuple[IPv4Address, bytes]] = set()
         self.lost = 0
         self.sent: list[ArpPacket] = []
+        self.refuses = False
+        """Whether nothing can be sent."""
         self.closed = False
         self.woken = 0
         """How often it was read."""
+        self.filters = 0
+        """How often its filter was replaced."""
         self._waiting: list[ArpPacket] = []
 
     def ignore(self, known: Iterable[tuple[IPv4Address, bytes]]) -> None:
         self.known = {*known}
+        self.filters += 1
 
     def comes(self, *packets: ArpPacket, quietly: bool = False) -> None:
         """Frames come, or leave if they are from the interface itself; `quietly`: the loop is busy."""
@@ -358,6 +363,8 @@ class FakeArp(_Readable):
         return lost
 
     def send(self, frame: bytes) -> None:
+        if self.refuses:
+            raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))
         packet = parse(frame)
         assert packet is not None
         self.sent.append(packet)
@@ -417,6 +424,9 @@ class FakeNetwork:
         self.losses: deque[set[int] | None] = deque()
         self.missing: list[str] = []
         """What `restore` finds missing."""
+        self.attached: tuple[tuple[int, int], ...] = ()
+        self.without_filter: set[int] = set()
+        """Indexes; the kernel does not report that."""
         self._lost = asyncio.Event()
 
     # What a test does.
@@ -524,6 +534,9 @@ class FakeNetwork:
     async def restore(self, link: Link, address: IPv4Address) -> list[str]:
         await self._ask("restore", link.index, address)
         missing, self.missing = self.missing, []
+        if link.index in self.without_filter:
+            self.without_filter.remove(link.index)
+            missing.append("filter")
         return missing
 
     async def remove_address(self, index: int, address: IPv4Address) -> bool:
@@ -586,6 +599,9 @@ class FakeNetwork:
 
     def by_unicast(self, _index: int) -> str | None:
         return self.unicast
+
+    def detached(self, index: int) -> bool:
+        return index in self.without_filter
 
     def limit(self, line: str) -> None:
         self.limits.append(line)
@@ -658,9 +674,12 @@ class FakeKernel:
         self.clock_watch = FakeClockWatch()
         self.arp: list[FakeArp] = []
         """All sockets for neighbours that were opened."""
+        self.refuse_arp = False
         self.given_up: list[FakeGivenUp] = []
 
     def open_arp(self, index: int, mac: bytes) -> FakeArp:
+        if self.refuse_arp:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         self.arp.append(FakeArp(index, mac))
         return self.arp[-1]
 

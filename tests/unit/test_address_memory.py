@@ -111,7 +111,7 @@ def test_without_a_thread_there_is_a_warning(
 
 HANGS = """\
 import asyncio, threading
-from autoip.daemon.daemon_threads import DaemonThreads
+from autoip.kernel.daemon_threads import DaemonThreads
 
 async def main():
     call = threading.Event().wait

@@ -80,6 +80,7 @@ IMPORTERS = {
         "kernel.bulk_arp",
         "kernel.capabilities",
         "kernel.confinement",
+        "kernel.tcx",
         "kernel.timers",
         "kernel.users",
     },

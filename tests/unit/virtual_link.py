@@ -54,6 +54,7 @@ class Host:
         self.on_interface: IPv4Address | None = None
         self.events: list[tuple[float, Event]] = []
         self.held: list[tuple[IPv4Address, float, float | None]] = []
+        self.ups: list[float] = []
         self._timer: float | None = None
         self.socket = FakeSocket(1, mac, lambda: link.now, self._transmit, reflex=reflex)
         self.negotiator = Negotiator(
@@ -134,6 +135,7 @@ class Host:
         self.negotiator.resume(kept, self.core, _Taken(self.socket))
 
     def link_up(self) -> None:
+        self.ups.append(self.link.now)
         self.core.link_up(self.link.now)
         self.pump()
 

@@ -394,6 +394,10 @@ def _egress(facts: Facts, link: Link) -> Troubles:
             " does not run",
             f"whoever attached them must detach them: bpftool net show dev {name}",
         )
+    if egress.by_tcx:
+        if egress.programs is None:
+            raise Unread
+        return  # it runs before all filters of tc, and needs no qdisc
     if egress.other_hook:
         yield _warning(
             "a qdisc ingress is in the place of the clsact for autoip's filter: ARP leaves by unicast",

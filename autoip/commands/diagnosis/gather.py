@@ -73,7 +73,7 @@ async def facts(
     """
     names = [link.name for link in links]
     unread = [
-        f"BPF programs of tcx at {link.name}: needs CAP_NET_ADMIN, run it as root"
+        f"BPF programs of tcx at {link.name}: needs CAP_NET_ADMIN and CAP_SYS_ADMIN, run it as root"
         for link in links
         if link.index in found.egress and found.egress[link.index].programs is None
     ]
