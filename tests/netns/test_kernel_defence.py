@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import socket
 import time
@@ -20,12 +21,15 @@ from autoip.core.arp import ArpPacket
 from autoip.core.constants import Timing
 from autoip.core.ipv4ll import State
 from autoip.daemon.negotiator import Negotiator
-from autoip.kernel import arp_socket
+from autoip.kernel import arp_socket, tcx
+from autoip.kernel.arp_broadcast import BY_FILTER
 from autoip.kernel.model import Link
-from lab import Daemon, Namespace, Port, frames
+from lab import Daemon, Namespace, Port, Switch, frames
+from lab import tcx as foreign_tcx
+from lab.tcx import INGRESS
 
 from .commands import report
-from .conftest import MakeDaemon
+from .conftest import MakeDaemon, MakeHost
 from .helpers import (
     NETNS,
     NO_TCX,
@@ -35,7 +39,9 @@ from .helpers import (
     B,
     autoip_command,
     bind,
+    claimed,
     claimed_other,
+    has_tcx,
     link,
     wait_until,
 )
@@ -46,6 +52,8 @@ FAST = ("--delay", "50", "--ip", str(A))
 INTERVAL = 10.0
 """DEFEND_INTERVAL of RFC 3927."""
 WITHOUT_BPF = ["setpriv", "--bounding-set=-bpf,-sys_admin", "--inh-caps=-all", "--"]
+PLACES = 64
+"""At one side of an interface the kernel has as many for programs of tcx."""
 BY_DAEMON = "the kernel does not defend the address itself, the daemon does"
 
 
@@ -64,20 +72,14 @@ def defended(port: Port, since: int) -> bool:
     return False
 
 
+def places(daemon: Daemon, port: Port) -> list[int]:
+    """The numbers of the defence's links at the interface."""
+    return foreign_tcx.links(daemon.pid, port.host.index(port.name), INGRESS)
+
+
 def attached(daemon: Daemon, port: Port) -> None:
     """Wait for the program's place at the interface."""
-    index = port.host.index(port.name)
-
-    def there() -> bool:
-        for number in range(3, 64):
-            with contextlib.suppress(OSError):
-                with open(f"/proc/{daemon.pid}/fdinfo/{number}", encoding="ascii") as file:
-                    text = file.read()
-                if "link_type:\ttcx\n" in text and f"ifindex:\t{index}\n" in text:
-                    return True
-        return False
-
-    wait_until(there, "the program at the interface")
+    wait_until(lambda: places(daemon, port), "the program at the interface")
 
 
 @pytest.fixture
@@ -107,7 +109,106 @@ def test_a_stopped_daemon_is_defended(port: Port, bound: Daemon) -> None:
     bound.wait_line(f"{RIVAL} claims {A}", since=said)
     found = report(bound)
     assert (found["address"], found["defences"], found["conflicts"]) == (str(other), 2, 3)
+    assert found["kernel_defence"] == {"answered": 2, "left": 1, "failed": 0}
     assert not found["notes"] and "internal error" not in bound.output
+
+
+def test_somebody_detaches_the_program(port: Port, bound: Daemon) -> None:
+    """Whoever asks for the status has it put back, and so do a claim and a reload, with one note; not so a close."""
+    index = port.host.index(port.name)
+
+    def detach() -> None:
+        foreign_tcx.detach(bound.pid, index, INGRESS)
+        assert not places(bound, port)
+
+    detach()
+    report(bound)
+    attached(bound, port)
+    bound.signal(signal.SIGSTOP)
+    assert defended(port, conflict(port))
+    bound.signal(signal.SIGCONT)
+    note = "somebody removed our defence; it was put back"
+    wait_until(lambda: report(bound)["notes"] == [note], "the note")
+    detach()
+    since = port.sniffer.mark()
+    bound.request("refresh")
+    port.sniffer.wait_announcement(A, PATIENCE, since=since)
+    attached(bound, port)
+    detach()
+    said = len(bound.lines)
+    bound.signal(signal.SIGHUP)
+    bound.wait_line("reloaded", since=said)
+    attached(bound, port)
+    found = report(bound)
+    assert (found["notes"], bound.output.count(note)) == ([note], 1)
+    assert found["kernel_defence"] == {"answered": 1, "left": 0, "failed": 0}
+    port.host.ip(f"link set {port.name} down")
+    wait_until(lambda: not places(bound, port), "the end of the link")
+    report(bound)
+    time.sleep(1.0)
+    assert not places(bound, port)
+    assert bound.output.count(note) == 1
+
+
+def test_a_link_that_was_closed_is_not_attached_again(stack: contextlib.ExitStack) -> None:
+    host = stack.enter_context(Namespace("closed"))
+    if not has_tcx(host):
+        pytest.skip(NO_TCX)
+
+    def run() -> None:
+        program = arp_socket.load_broadcast()
+        assert isinstance(program, int), program
+        link = tcx.Link(program, 1, egress=True)
+        assert (link.attached, link.detached) == (False, False)
+        for _ in range(2):
+            link.attach()
+            link.attach()  # that is the same one
+            assert (link.attached, link.detached) == (True, False)
+            assert len(foreign_tcx.links(os.getpid(), 1)) == 1
+            foreign_tcx.detach(os.getpid(), 1)
+            assert (link.attached, link.detached) == (False, True)
+        link.close()
+        link.attach()
+        link.close()
+        assert (link.descriptor, link.attached, link.detached) == (None, False, False)
+        assert tcx.programs(1, egress=True) == (0, None)
+        os.close(program)
+
+    host.call(run)
+
+
+def test_an_interface_that_has_no_place(
+    make_host: MakeHost, switch: Switch, make_autoip: MakeDaemon, stack: contextlib.ExitStack
+) -> None:
+    """Its status has both reasons, that of the other interface has none; a claim tries again."""
+    full = make_host(plugged=True)
+    other = switch.attach(full.host, "eth1", plugged=True)
+    if not has_tcx(full.host):
+        pytest.skip(NO_TCX)
+    with contextlib.ExitStack() as theirs:
+        for side in (INGRESS, foreign_tcx.EGRESS):
+            for _ in range(PLACES):
+                link = full.host.call(foreign_tcx.attach, full.host.index(full.name), side)
+                theirs.callback(os.close, link)
+        daemon = make_autoip(full, other.name, "--delay", "50")
+        since = [port.sniffer.mark() for port in (full, other)]
+        daemon.start()
+        claimed(full, since=since[0])
+        claimed(other, since=since[1])
+        reasons = [
+            f"{what}: other programs have all places of tcx there"
+            for what in (BY_FILTER, BY_DAEMON)
+        ]
+        assert report(daemon)["limits"] == reasons
+        assert report(daemon, other.name)["limits"] == []
+    for reason in reasons:
+        daemon.wait_line(f"{full.name}: {reason}")
+        assert daemon.output.count(reason) == 1
+    mark = full.sniffer.mark()
+    daemon.request("refresh")
+    claimed(full, since=mark)
+    assert report(daemon)["limits"] == []
+    assert places(daemon, full)
 
 
 def test_a_stopped_daemon_goes_on(port: Port, bound: Daemon) -> None:
@@ -289,13 +390,13 @@ def _failed(error: OSError) -> None:
 class Borders:
     """Everything that can happen, in any order, on the loopback interface of a namespace."""
 
-    def __init__(self, seed: int, defence: arp_socket.Defence | None) -> None:
+    def __init__(self, seed: int, defence: arp_socket.Defence | str) -> None:
         self.random = Random(seed)
         self.core = Judged()
         self.wire = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
         self.wire.bind(("lo", 3))
         self.wire.setblocking(False)
-        self.listener = arp_socket.ArpListener(defence, pytest.fail)
+        self.listener = arp_socket.ArpListener(defence)
         self.announced = self.changes = self.former = 0
         self.due: set[int] = set()
         """Numbers of the conflicts that must be received."""
@@ -383,8 +484,8 @@ def test_borders(who: str, stack: contextlib.ExitStack, monkeypatch: pytest.Monk
     host.ip("link set lo up")
 
     def run() -> None:
-        defence = arp_socket.load_defence(SHORT) if who == "kernel" else None
-        if isinstance(defence, str):
+        defence = arp_socket.load_defence(SHORT) if who == "kernel" else ""
+        if isinstance(defence, str) and defence:
             pytest.skip(defence)
         borders = Borders(0x3927, defence)
         with borders.listener, borders.wire:

@@ -126,6 +126,8 @@ def test_the_kernel_defends_meanwhile(port: Port, make_autoip: MakeDaemon) -> No
     port.send(frames.conflict_request(RIVAL, A))
     claimed_other(port, A, since=since)
     assert not port.sniffer.announcements(A, since=since)
+    reload(daemon)
+    assert report(daemon)["kernel_defence"] == {"answered": 1, "left": 1, "failed": 0}
 
 
 def test_fifty_reloads(
