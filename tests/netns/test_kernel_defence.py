@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import socket
+import sys
+import threading
 import time
 from collections import Counter
 from functools import partial
@@ -17,12 +20,13 @@ from typing import Any
 import pytest
 
 from autoip.core import acd
-from autoip.core.arp import ArpPacket
+from autoip.core.arp import ArpPacket, announcement
 from autoip.core.constants import Timing
 from autoip.core.ipv4ll import State
 from autoip.daemon.negotiator import Negotiator
 from autoip.kernel import arp_socket, tcx
 from autoip.kernel.arp_broadcast import BY_FILTER
+from autoip.kernel.arp_socket import Phase
 from autoip.kernel.model import Link
 from lab import Daemon, Namespace, Port, Switch, frames
 from lab import tcx as foreign_tcx
@@ -52,8 +56,6 @@ FAST = ("--delay", "50", "--ip", str(A))
 INTERVAL = 10.0
 """DEFEND_INTERVAL of RFC 3927."""
 WITHOUT_BPF = ["setpriv", "--bounding-set=-bpf,-sys_admin", "--inh-caps=-all", "--"]
-PLACES = 64
-"""At one side of an interface the kernel has as many for programs of tcx."""
 BY_DAEMON = "the kernel does not defend the address itself, the daemon does"
 
 
@@ -114,7 +116,7 @@ def test_a_stopped_daemon_is_defended(port: Port, bound: Daemon) -> None:
 
 
 def test_somebody_detaches_the_program(port: Port, bound: Daemon) -> None:
-    """Whoever asks for the status has it put back, and so do a claim and a reload, with one note; not so a close."""
+    """Whoever asks for the status has it put back, and so does a claim, with one note; not after a close."""
     index = port.host.index(port.name)
 
     def detach() -> None:
@@ -133,11 +135,6 @@ def test_somebody_detaches_the_program(port: Port, bound: Daemon) -> None:
     since = port.sniffer.mark()
     bound.request("refresh")
     port.sniffer.wait_announcement(A, PATIENCE, since=since)
-    attached(bound, port)
-    detach()
-    said = len(bound.lines)
-    bound.signal(signal.SIGHUP)
-    bound.wait_line("reloaded", since=said)
     attached(bound, port)
     found = report(bound)
     assert (found["notes"], bound.output.count(note)) == ([note], 1)
@@ -177,6 +174,13 @@ def test_a_link_that_was_closed_is_not_attached_again(stack: contextlib.ExitStac
     host.call(run)
 
 
+def fill(host: Namespace, index: int, side: int, theirs: contextlib.ExitStack) -> None:
+    """Take all places of tcx there."""
+    while True:
+        link = host.call(foreign_tcx.attach, index, side)
+        theirs.callback(os.close, link)
+
+
 def test_an_interface_that_has_no_place(
     make_host: MakeHost, switch: Switch, make_autoip: MakeDaemon, stack: contextlib.ExitStack
 ) -> None:
@@ -187,9 +191,8 @@ def test_an_interface_that_has_no_place(
         pytest.skip(NO_TCX)
     with contextlib.ExitStack() as theirs:
         for side in (INGRESS, foreign_tcx.EGRESS):
-            for _ in range(PLACES):
-                link = full.host.call(foreign_tcx.attach, full.host.index(full.name), side)
-                theirs.callback(os.close, link)
+            with pytest.raises(OSError, match=os.strerror(errno.ERANGE)):
+                fill(full.host, full.host.index(full.name), side, theirs)
         daemon = make_autoip(full, other.name, "--delay", "50")
         since = [port.sniffer.mark() for port in (full, other)]
         daemon.start()
@@ -283,6 +286,62 @@ def test_without_the_kernel_the_thread_defends(port: Port, stack: contextlib.Exi
     since = conflict(port)
     claimed_other(port, A, since=since)
     assert not port.sniffer.announcements(A, since=since)
+
+
+def test_places_in_the_memory(stack: contextlib.ExitStack) -> None:
+    """One for interfaces whose indexes end alike. Its counts are the interface's, from one socket to the next."""
+    host = stack.enter_context(Namespace("memory"))
+    host.ip("link set lo up")
+    host.ip("link add far index 1025 type veth peer name other")
+    mac = bytes.fromhex("020000000001")
+
+    def run() -> None:
+        defence = arp_socket.load_defence(INTERVAL)
+        if isinstance(defence, str):
+            pytest.skip(defence)
+        threads = threading.active_count()
+        with (
+            arp_socket.ArpListener(defence) as listener,
+            socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as wire,
+        ):
+            near, far = listener.open(1, mac), listener.open(1025, mac)
+            assert near.counts is near.undefended is None  # neither watches
+            near.watch(Phase.DEFEND, A)
+            far.watch(Phase.DEFEND, A)
+            wait_until(lambda: near.attached, "the program at the interface")
+            near.arm(announcement(mac, A).emit())
+            wire.sendto(frames.padded(frames.conflict_request(RIVAL, A)), ("lo", 0))
+            wait_until(listener.drain, "the conflict")
+            assert (near.counts, near.undefended) == ((1, 0, 0), None)
+            busy = f"{BY_DAEMON}: another interface has its place in the memory"
+            assert (far.counts, far.undefended) == (None, busy)
+            near.close()
+            again = listener.open(1, mac)
+            again.watch(Phase.PROBE, B)
+            assert again.counts == (1, 0, 0)
+            again.close()
+            far.watch(Phase.PROBE, B)
+            assert (far.counts, far.undefended) == ((0, 0, 0), None)
+            listener.own(of_one_row(9))
+            many = f"{BY_DAEMON}: this host has too many hardware addresses"
+            assert (far.counts, far.undefended) == ((0, 0, 0), many)
+            far.close()
+        wait_until(lambda: threading.active_count() <= threads, "the ends of the links")
+
+    host.call(run)
+
+
+def of_one_row(count: int) -> list[bytes]:
+    """Hardware addresses in one row of the table that the program has: see autoip_own_row()."""
+    rows: dict[int, list[bytes]] = {}
+    for number in range(1 << 16):
+        mac = b"\x02" + number.to_bytes(5, "big")
+        value = int.from_bytes(mac, sys.byteorder)
+        found = rows.setdefault((value * 0x9E3779B97F4A7C15) % (1 << 64) >> 55, [])
+        found.append(mac)
+        if len(found) == count:
+            return found
+    raise AssertionError
 
 
 # The borders
