@@ -240,7 +240,7 @@ static inline void extended_call(struct extended *e, int function)
         r[i] = 0xdeadbeefdeadbeef;
 }
 
-/* Adds and fetches, or compares with r0 and exchanges. */
+/* Adds, and may fetch; or compares with r0 and exchanges. */
 static inline void extended_atomic(struct extended *e, const struct bpf_insn *code, uint64_t at)
 {
     uint64_t *source = &e->r[code->src_reg];
