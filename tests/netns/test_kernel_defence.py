@@ -161,14 +161,14 @@ def test_a_link_that_was_closed_is_not_attached_again(stack: contextlib.ExitStac
         assert (link.attached, link.detached) == (False, False)
         for _ in range(2):
             link.attach()
-            link.attach()  # that is the same one
             assert (link.attached, link.detached) == (True, False)
-            assert len(foreign_tcx.links(os.getpid(), 1)) == 1
+            [number] = foreign_tcx.links(os.getpid(), 1)
+            link.attach()
+            assert foreign_tcx.links(os.getpid(), 1) == [number]
             foreign_tcx.detach(os.getpid(), 1)
             assert (link.attached, link.detached) == (False, True)
         link.close()
         link.attach()
-        link.close()
         assert (link.descriptor, link.attached, link.detached) == (None, False, False)
         assert tcx.programs(1, egress=True) == (0, None)
         os.close(program)
