@@ -261,10 +261,15 @@ def test_abandon_never_arms(port: Port, make_autoip: MakeDaemon) -> None:
 
 def test_in_another_namespace(port: Port, bound: Daemon, stack: contextlib.ExitStack) -> None:
     """An interface that goes there, under another name, takes no defence along."""
-    other = stack.enter_context(Namespace("other"))
+    index = port.host.index(port.name)
     other = stack.enter_context(Namespace("other"))
     port.host.ip(f"link set {port.name} netns {other.path} name elsewhere")
     bound.wait_line("there is no such interface")
+    # The kernel detaches the link, and the daemon closes it.
+    gone = (index, 0)
+    wait_until(
+        lambda: not any(tcx.links(bound.pid, one, tcx.INGRESS) for one in gone), "the program's end"
+    )
     other.ip("link set elsewhere up")
     wait_until(lambda: link(other, "elsewhere")["operstate"] == "UP", "the other end of the move")
     assert not defended(port, conflict(port))
