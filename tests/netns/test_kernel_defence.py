@@ -268,7 +268,8 @@ def test_in_another_namespace(port: Port, bound: Daemon, stack: contextlib.ExitS
     # The kernel detaches the link, and the daemon closes it.
     gone = (index, 0)
     wait_until(
-        lambda: not any(tcx.links(bound.pid, one, tcx.INGRESS) for one in gone), "the program's end"
+        lambda: not any(foreign_tcx.links(bound.pid, one, INGRESS) for one in gone),
+        "the program's end",
     )
     other.ip("link set elsewhere up")
     wait_until(lambda: link(other, "elsewhere")["operstate"] == "UP", "the other end of the move")
@@ -311,30 +312,34 @@ def test_places_in_the_memory(stack: contextlib.ExitStack) -> None:
             socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as wire,
         ):
             near, far = listener.open(1, mac), listener.open(1025, mac)
-            assert near.counts is near.undefended is None  # neither watches
+            assert seen(near) == seen(far) == (None, None)  # neither watches
             near.watch(Phase.DEFEND, A)
             far.watch(Phase.DEFEND, A)
             wait_until(lambda: near.attached, "the program at the interface")
             near.arm(announcement(mac, A).emit())
             wire.sendto(frames.padded(frames.conflict_request(RIVAL, A)), ("lo", 0))
             wait_until(listener.drain, "the conflict")
-            assert (near.counts, near.undefended) == ((1, 0, 0), None)
+            assert seen(near) == ((1, 0, 0), None)
             busy = f"{BY_DAEMON}: another interface has its place in the memory"
-            assert (far.counts, far.undefended) == (None, busy)
+            assert seen(far) == (None, busy)
             near.close()
             again = listener.open(1, mac)
             again.watch(Phase.PROBE, B)
-            assert again.counts == (1, 0, 0)
+            assert seen(again) == ((1, 0, 0), None)
             again.close()
             far.watch(Phase.PROBE, B)
-            assert (far.counts, far.undefended) == ((0, 0, 0), None)
+            assert seen(far) == ((0, 0, 0), None)
             listener.own(of_one_row(9))
             many = f"{BY_DAEMON}: this host has too many hardware addresses"
-            assert (far.counts, far.undefended) == ((0, 0, 0), many)
+            assert seen(far) == ((0, 0, 0), many)
             far.close()
         wait_until(lambda: threading.active_count() <= threads, "the ends of the links")
 
     host.call(run)
+
+
+def seen(sock: arp_socket.ArpSocket) -> tuple[arp_socket.Counts | None, str | None]:
+    return sock.counts, sock.undefended
 
 
 def of_one_row(count: int) -> list[bytes]:
