@@ -51,8 +51,8 @@ class Belongings:
     def check(self) -> None:
         """As `lost`, if the filter or the defence was detached: the kernel does not report that."""
         link, sock = self.link, self._negotiator.socket
-        filtered = link is None or not self._network.detached(link.index)
-        if not filtered or (sock is not None and sock.detached):
+        unfiltered = link is not None and self._network.detached(link.index)
+        if unfiltered or (sock is not None and sock.detached):
             self.lost()
 
     def _request(self) -> None:

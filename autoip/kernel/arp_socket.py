@@ -317,12 +317,16 @@ class ArpSocket:
         return self._link is not None and self._link.detached
 
     async def restore(self) -> bool:
-        """Attach the defence in the kernel if it is not. Return whether it is back after somebody else detached it."""
+        """Attach the defence in the kernel again where somebody else has detached it, or the kernel refused it.
+
+        Returns:
+            Whether it is back after somebody else detached it.
+        """
         from autoip.kernel.daemon_threads import in_thread
 
-        if self._link is None or self._link.attached:
+        was_detached = self.detached
+        if self._link is None or not (was_detached or self._refused is not None):
             return False
-        was_detached = self._link.detached
         await in_thread(self._attach, self._link)
         return was_detached and self._link.attached
 
