@@ -99,7 +99,7 @@ def without_tcx(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> int:
         raise OSError(errno.EOPNOTSUPP, "no tcx")
 
-    monkeypatch.setattr(tcx, "attach", refuse)
+    monkeypatch.setattr(tcx.Link, "attach", refuse)
 
 
 def hook(port: Port) -> str:
