@@ -29,7 +29,6 @@ import socket
 import struct
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TypeAlias, final
 
 from autoip.errors import KernelRefused
@@ -38,6 +37,7 @@ from autoip.kernel.daemon_threads import DaemonThreads
 from autoip.kernel.model import Link
 from autoip.kernel.netlink import Request, Requests
 from autoip.kernel.rtnetlink import attribute, nest, text
+from autoip.values import dataclass
 
 FILTER_NAME = "autoip"
 PRIORITY = 39
