@@ -285,23 +285,9 @@ def _inherited() -> Handover | None:
     """Return what the program before has handed over to this one; None: there was none."""
     if "AUTOIP_HANDOVER" not in os.environ:
         return None  # without the import, since most of the start's time is for it
-    _import_asyncio()
     from autoip.daemon import executable
 
     return executable.inherited(os.environ)
-
-
-def _import_asyncio() -> None:
-    """Import asyncio without TLS, which takes 4 MB and which nothing here uses.
-
-    asyncio works without `ssl`, since Python may lack it. Other code can import `ssl` afterwards.
-    """
-    if "ssl" not in sys.modules:
-        sys.modules["ssl"] = None  # type: ignore[assignment]
-        try:
-            import asyncio  # noqa: F401
-        finally:
-            del sys.modules["ssl"]
 
 
 def _import_what_comes_later(arguments: Arguments) -> None:
@@ -414,7 +400,6 @@ def _serve(
         return
 
     # These imports take most of the start, so the command line and the configuration are checked before.
-    _import_asyncio()
     import asyncio
 
     from autoip import log
