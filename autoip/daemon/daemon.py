@@ -436,7 +436,7 @@ def _try_packet_socket(kernel: Kernel, links: Sequence[Link]) -> None:
     """Raise NoPermission if the capabilities do not hold for this network, as in some user namespaces."""
     for link in links[:1]:
         try:
-            kernel.listener.open(link.index, bytes(6)).close()
+            kernel.listener.open(link.index, bytes(6), defended=False).close()
         except PermissionError:
             raise NoPermission(
                 "no permission: CAP_NET_RAW does not hold for this network namespace"

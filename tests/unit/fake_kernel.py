@@ -205,7 +205,7 @@ class FakeListener(_Readable):
         self._clock = clock
         self._waiting: list[Received] = []
 
-    def open(self, index: int, mac: bytes) -> FakeSocket:
+    def open(self, index: int, mac: bytes, *, defended: bool = True) -> FakeSocket:
         if self.refuse_open is not None:
             number, self.refuse_open = self.refuse_open, None
             raise OSError(number, os.strerror(number))
