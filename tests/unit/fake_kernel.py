@@ -188,6 +188,8 @@ class FakeListener(_Readable):
     def __init__(self, clock: Callable[[], float]) -> None:
         super().__init__()
         self.opened: list[FakeSocket] = []
+        self.defended: list[bool] = []
+        """For each of them, whether the kernel's defence was asked for."""
         self.sent: list[tuple[float, FakeSocket, ArpPacket]] = []
         self.macs: Collection[bytes] = ()
         self.refuse_open: int | None = None
@@ -219,6 +221,7 @@ class FakeListener(_Readable):
         opened = FakeSocket(len(self.opened) + 1, mac, self._clock, transmit)
         opened.queue, opened.wake = self._waiting, self.wake
         self.opened.append(opened)
+        self.defended.append(defended)
         return opened
 
     @property
