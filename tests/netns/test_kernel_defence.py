@@ -22,7 +22,7 @@ from autoip.core.ipv4ll import State
 from autoip.daemon.negotiator import Negotiator
 from autoip.kernel import arp_socket
 from autoip.kernel.model import Link
-from lab import Daemon, Namespace, Port, frames
+from lab import Daemon, LabError, Namespace, Port, frames
 
 from .commands import report
 from .conftest import MakeDaemon
@@ -49,19 +49,21 @@ WITHOUT_BPF = ["setpriv", "--bounding-set=-bpf,-sys_admin", "--inh-caps=-all", "
 BY_DAEMON = "the kernel does not defend the address itself, the daemon does"
 
 
-def conflict(port: Port) -> int:
-    """Dispute the address; a mark of the sniffer from before."""
+def conflict(port: Port, length: int = 60) -> int:
+    """Dispute the address, by a frame of that length; a mark of the sniffer from before."""
     since = port.sniffer.mark()
-    port.send(frames.padded(frames.conflict_request(RIVAL, A)))
+    port.send(frames.conflict_request(RIVAL, A).ljust(length, b"\xaa"))
     return since
 
 
 def defended(port: Port, since: int) -> bool:
-    """Whether the address is announced within a second."""
-    with contextlib.suppress(Exception):
-        port.sniffer.wait_announcement(A, 1, since=since)
-        return True
-    return False
+    """Whether the address is announced within a second, by a frame that has nothing of the conflict's padding."""
+    try:
+        answer = port.sniffer.wait_announcement(A, 1, since=since)
+    except LabError:
+        return False
+    assert not any(answer.data[42:])
+    return True
 
 
 def attached(daemon: Daemon, port: Port) -> None:
@@ -94,10 +96,10 @@ def test_a_stopped_daemon_is_defended(port: Port, bound: Daemon) -> None:
     """def-once, def-again, def-yield: by the kernel, and then by the daemon as if it had seen each at its time."""
     bound.signal(signal.SIGSTOP)
     began = time.monotonic()
-    assert defended(port, conflict(port))
+    assert defended(port, conflict(port, 64))
     time.sleep(began + INTERVAL + 0.5 - time.monotonic())
-    assert defended(port, conflict(port))
-    since = conflict(port)  # too soon
+    assert defended(port, conflict(port, 56))
+    since = conflict(port, 42)  # too soon
     assert not defended(port, since)
     assert not defended(port, conflict(port))
     said = len(bound.lines)
@@ -125,8 +127,7 @@ def test_a_stopped_daemon_goes_on(port: Port, bound: Daemon) -> None:
 def test_the_first_conflict_waits_for_the_thread(port: Port, bound: Daemon) -> None:
     """def-yield: the program answers the second one, since it does not know of the first; that saves nothing."""
     bound.signal(signal.SIGSTOP)
-    since = port.sniffer.mark()
-    port.send(frames.padded(frames.conflict_request(RIVAL, A), 100))
+    since = conflict(port, 65)
     assert defended(port, conflict(port))
     bound.signal(signal.SIGCONT)
     claimed_other(port, A, since=since)
@@ -273,9 +274,7 @@ def numbered(number: int, address: IPv4Address) -> bytes:
     """A conflict, by a frame of a length that the program or only the thread answers."""
     target = f"02:00:{number >> 24 & 255:02x}:{number >> 16 & 255:02x}:{number >> 8 & 255:02x}:{number & 255:02x}"
     frame = frames.arp(frames.REQUEST, sha=RIVAL, spa=address, tha=target, tpa="169.254.0.1")
-    return [frame, frames.padded(frame), frames.padded(frame), frames.padded(frame, 100)][
-        number % 4
-    ]
+    return frames.padded(frame, [42, 56, 64, 65][number % 4])
 
 
 def number_of(frame: bytes) -> int:
