@@ -22,7 +22,7 @@ from autoip.core.ipv4ll import State
 from autoip.daemon.negotiator import Negotiator
 from autoip.kernel import arp_socket
 from autoip.kernel.model import Link
-from lab import Daemon, LabError, Namespace, Port, frames
+from lab import Daemon, LabError, Namespace, Port, frames, tcx
 
 from .commands import report
 from .conftest import MakeDaemon
@@ -69,17 +69,7 @@ def defended(port: Port, since: int) -> bool:
 def attached(daemon: Daemon, port: Port) -> None:
     """Wait for the program's place at the interface."""
     index = port.host.index(port.name)
-
-    def there() -> bool:
-        for number in range(3, 64):
-            with contextlib.suppress(OSError):
-                with open(f"/proc/{daemon.pid}/fdinfo/{number}", encoding="ascii") as file:
-                    text = file.read()
-                if "link_type:\ttcx\n" in text and f"ifindex:\t{index}\n" in text:
-                    return True
-        return False
-
-    wait_until(there, "the program at the interface")
+    wait_until(lambda: tcx.links(daemon.pid, index, tcx.INGRESS), "the program at the interface")
 
 
 @pytest.fixture
@@ -157,10 +147,15 @@ def test_abandon_never_arms(port: Port, make_autoip: MakeDaemon) -> None:
 
 def test_in_another_namespace(port: Port, bound: Daemon, stack: contextlib.ExitStack) -> None:
     """An interface that goes there, under another name, takes no defence along."""
-    other = stack.enter_context(Namespace("other"))
+    index = port.host.index(port.name)
     other = stack.enter_context(Namespace("other"))
     port.host.ip(f"link set {port.name} netns {other.path} name elsewhere")
     bound.wait_line("there is no such interface")
+    # The kernel detaches the link, and the daemon closes it.
+    gone = (index, 0)
+    wait_until(
+        lambda: not any(tcx.links(bound.pid, one, tcx.INGRESS) for one in gone), "the program's end"
+    )
     other.ip("link set elsewhere up")
     wait_until(lambda: link(other, "elsewhere")["operstate"] == "UP", "the other end of the move")
     assert not defended(port, conflict(port))
