@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast
 
-from lab import Daemon, LabError, Namespace, Port
+from lab import Daemon, LabError, Namespace, Port, python_for_all
 from lab.peers import Peer
 
 from .cables import Cable
@@ -64,10 +64,14 @@ def step_aside() -> Iterator[None]:
 
 
 def autoip(setting: Setting, cables: Sequence[Cable], *options: str, apart: bool = False) -> Daemon:
-    """Return autoip on all these cables in one process, not started yet."""
+    """Return autoip on all these cables in one process, not started yet.
+
+    The first start writes the byte code, which an installed program has.
+    """
     names = [cable.name for cable in cables]
-    command = setting.command(*AUTOIP, *names, *options, apart=apart)
-    return Daemon(cables[0].host, names[0], command)
+    words = (*python_for_all(), "-m", "autoip", *names, *options)
+    command = setting.command(*words, apart=apart)
+    return Daemon(cables[0].host, names[0], command, env={"PYTHONDONTWRITEBYTECODE": ""})
 
 
 def peer(

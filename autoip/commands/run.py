@@ -9,7 +9,7 @@ import signal
 import sys
 from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ from autoip.errors import AlreadyRunning, AutoipError, NotArp, UsageError
 from autoip.kernel import interface_names
 from autoip.option_table import is_pattern
 from autoip.options import CONFIGURED, MAC, RUN, WORDS, Options
+from autoip.values import dataclass
 
 if TYPE_CHECKING:
     from autoip.daemon.served import Selection
@@ -285,7 +286,6 @@ def _inherited() -> Handover | None:
     """Return what the program before has handed over to this one; None: there was none."""
     if "AUTOIP_HANDOVER" not in os.environ:
         return None  # without the import, since most of the start's time is for it
-    _import_asyncio()
     from autoip.daemon import executable
 
     return executable.inherited(os.environ)
@@ -294,19 +294,6 @@ def _inherited() -> Handover | None:
 def _let_signals_wait() -> None:
     """Keep the signals that end a daemon until it handles them: it then takes off what a crash has left."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP, signal.SIGINT, signal.SIGTERM})
-
-
-def _import_asyncio() -> None:
-    """Import asyncio without TLS, which takes 4 MB and which nothing here uses.
-
-    asyncio works without `ssl`, since Python may lack it. Other code can import `ssl` afterwards.
-    """
-    if "ssl" not in sys.modules:
-        sys.modules["ssl"] = None  # type: ignore[assignment]
-        try:
-            import asyncio  # noqa: F401
-        finally:
-            del sys.modules["ssl"]
 
 
 def _import_what_comes_later(arguments: Arguments) -> None:
@@ -420,7 +407,6 @@ def _serve(
 
     _let_signals_wait()
     # These imports take most of the start, so the command line and the configuration are checked before.
-    _import_asyncio()
     from autoip import log
     from autoip.daemon import daemon, executable
     from autoip.kernel import arp_socket

@@ -9,7 +9,6 @@ import logging
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,6 +48,7 @@ from autoip.kernel.timers import ClockWatch, Timer
 from autoip.log import NOTICE
 from autoip.options import Options
 from autoip.paths import network_namespace, runtime_directory, state_directory
+from autoip.values import dataclass
 
 if TYPE_CHECKING:
     from autoip.daemon.trace import Trace
@@ -435,7 +435,7 @@ def _try_packet_socket(kernel: Kernel, links: Sequence[Link]) -> None:
     """Raise NoPermission if the capabilities do not hold for this network, as in some user namespaces."""
     for link in links[:1]:
         try:
-            kernel.listener.open(link.index, bytes(6)).close()
+            kernel.listener.open(link.index, bytes(6), defended=False).close()
         except PermissionError:
             raise NoPermission(
                 "no permission: CAP_NET_RAW does not hold for this network namespace"

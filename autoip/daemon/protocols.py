@@ -7,7 +7,6 @@ which need neither root nor time.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import Protocol
 
@@ -15,6 +14,7 @@ from autoip.core.arp import ArpPacket
 from autoip.kernel.arp_broadcast import Attached
 from autoip.kernel.arp_socket import Counts, KeptSocket, Phase, Received
 from autoip.kernel.model import Address, Event, Link, Neighbour
+from autoip.values import dataclass
 
 
 class NeighbourRoutes(Protocol):
@@ -95,7 +95,7 @@ class ArpListener(Protocol):
     def lost(self) -> int: ...
     @property
     def undefended(self) -> str | None: ...
-    def open(self, index: int, mac: bytes) -> ArpSocket: ...
+    def open(self, index: int, mac: bytes, *, defended: bool = True) -> ArpSocket: ...
     def take_over(self, kept: KeptSocket) -> ArpSocket: ...
     def pause(self) -> None: ...
     def resume(self) -> None: ...

@@ -176,12 +176,13 @@ class ArpListener:
             if count < _DRAIN_AT_ONCE:
                 return received
 
-    def open(self, index: int, mac: bytes) -> ArpSocket:
+    def open(self, index: int, mac: bytes, *, defended: bool = True) -> ArpSocket:
         """Open a socket on an interface, in phase SILENT.
 
         Args:
             index: the interface's index, from 1.
             mac: the interface's own hardware address, 6 bytes.
+            defended: attach the kernel's defence, which takes the kernel some 10 ms, as to detach it.
 
         Raises:
             OSError: EPERM without CAP_NET_RAW, ENODEV if there is no such interface, EMFILE.
@@ -193,7 +194,7 @@ class ArpListener:
             raise ValueError(f"interface index: {index}")
         out = ffi.new("struct autoip_socket **")
         check(lib.autoip_socket_open(listener, index, _bytes(mac, 6, "mac"), out))
-        opened = ArpSocket(self, out[0], self._link(index))
+        opened = ArpSocket(self, out[0], self._link(index) if defended else None)
         self._sockets[opened.token] = opened
         return opened
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
-import shlex
 import shutil
 import signal
 import socket
@@ -32,6 +30,7 @@ from .helpers import (
     bind,
     claimed_other,
     configuration,
+    for_every_user,
     has_tcx,
     python_for_all,
     wait_until,
@@ -44,8 +43,7 @@ FAST = ("--delay", "50", "--ip", str(A))
 
 @pytest.fixture(autouse=True)
 def _for_every_user(monkeypatch: pytest.MonkeyPatch) -> None:
-    if not os.environ.get("AUTOIP_COMMAND"):
-        monkeypatch.setenv("AUTOIP_COMMAND", shlex.join([*python_for_all(), "-m", "autoip"]))
+    for_every_user(monkeypatch)
 
 
 @pytest.fixture

@@ -196,6 +196,8 @@ class FakeListener(_Readable):
     def __init__(self, clock: Callable[[], float]) -> None:
         super().__init__()
         self.opened: list[FakeSocket] = []
+        self.defended: list[bool] = []
+        """For each of them, whether the kernel's defence was asked for."""
         self.sent: list[tuple[float, FakeSocket, ArpPacket]] = []
         self.macs: Collection[bytes] = ()
         self.refuse_open: int | None = None
@@ -214,7 +216,7 @@ class FakeListener(_Readable):
         self._clock = clock
         self._waiting: list[Received] = []
 
-    def open(self, index: int, mac: bytes) -> FakeSocket:
+    def open(self, index: int, mac: bytes, *, defended: bool = True) -> FakeSocket:
         if self.refuse_open is not None:
             number, self.refuse_open = self.refuse_open, None
             raise OSError(number, os.strerror(number))
@@ -228,6 +230,7 @@ class FakeListener(_Readable):
         opened = FakeSocket(len(self.opened) + 1, mac, self._clock, transmit)
         opened.queue, opened.wake = self._waiting, self.wake
         self.opened.append(opened)
+        self.defended.append(defended)
         return opened
 
     @property

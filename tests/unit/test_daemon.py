@@ -1515,6 +1515,14 @@ async def test_no_permission(tmp_path: Path) -> None:
 
 
 @played
+async def test_the_permission_is_tried_without_the_kernel_s_defence(tmp_path: Path) -> None:
+    """The kernel attaches and detaches it with the lock of the network configuration, 10 ms each."""
+    async with World(tmp_path) as world:
+        await world.until_bound()
+        assert world.kernel.listener.defended == [False, True]
+
+
+@played
 async def test_a_link_that_has_another_index_is_not_confused_with_its_namesake(
     tmp_path: Path,
 ) -> None:

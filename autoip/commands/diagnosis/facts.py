@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from autoip.daemon.networkmanager.device import Device
 from autoip.daemon.rivals import Process
 from autoip.kernel.survey import Survey, Tables
+from autoip.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)
