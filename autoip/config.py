@@ -19,13 +19,13 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from autoip.errors import NoPermission, UsageError
 from autoip.option_table import Option
 from autoip.options import CONFIGURED, CONTAINERS, FILE, FOLDER
-from autoip.values import dataclass
 
 HOOKS = Option(
     "hooks",

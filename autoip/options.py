@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 from contextlib import suppress
+from dataclasses import dataclass
 from ipaddress import AddressValueError, IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
@@ -29,7 +30,6 @@ from autoip.core.constants import (
 from autoip.core.policy import Kind
 from autoip.errors import UsageError
 from autoip.option_table import SECONDS_MAX, Option, interface_name, seconds
-from autoip.values import dataclass
 
 FILE = Path("/etc/autoip.conf")
 FOLDER = Path("/etc/autoip.conf.d")

@@ -9,7 +9,7 @@ import signal
 import sys
 from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,6 @@ from autoip.errors import AlreadyRunning, AutoipError, NotArp, UsageError
 from autoip.kernel import interface_names
 from autoip.option_table import is_pattern
 from autoip.options import CONFIGURED, MAC, RUN, WORDS, Options
-from autoip.values import dataclass
 
 if TYPE_CHECKING:
     from autoip.daemon.served import Selection

@@ -24,12 +24,11 @@ import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AbstractContextManager
-from dataclasses import field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 from autoip.control.protocol import VERSION
-from autoip.values import dataclass
 
 LINE_MAX = 4096
 REQUEST_TIME = 10.0

@@ -7,10 +7,9 @@ packet becomes bytes.
 from __future__ import annotations
 
 import struct
+from dataclasses import dataclass
 from enum import IntEnum
 from ipaddress import IPv4Address
-
-from autoip.values import dataclass
 
 ETHERTYPE_ARP = 0x0806
 _HARDWARE_ETHERNET = 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from random import Random
 
@@ -14,7 +15,6 @@ from autoip.core.constants import (
     LINK_LOCAL_NETWORK,
     MAX_CONFLICTS,
 )
-from autoip.values import dataclass
 
 _DRAWS = 1000
 """Draws after which an address that should be avoided is accepted: the loop must end."""

@@ -6,9 +6,8 @@ phase; everything else uses the constants as they stand.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
-
-from autoip.values import dataclass
 
 # --- RFC 3927 section 9, RFC 5227 section 1.1 ------------------------------------------------------
 

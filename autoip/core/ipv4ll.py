@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 from enum import Enum
 from ipaddress import IPv4Address
 from random import Random
@@ -35,7 +35,6 @@ from autoip.core.constants import (
     Timing,
 )
 from autoip.errors import CoreMisuse
-from autoip.values import dataclass
 
 
 class State(Enum):

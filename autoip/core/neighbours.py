@@ -12,10 +12,9 @@ its link is asked for it. Silence counts only if no frame of the link was lost m
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import final
-
-from autoip.values import dataclass
 
 LINK_MAX = 256
 """Neighbours of one link."""

@@ -19,11 +19,10 @@ see a foreign address yet. Sans-IO as `acd` is: the time is an argument, and `ne
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import Enum
 from ipaddress import IPv4Address
 from typing import TypeAlias
-
-from autoip.values import dataclass
 
 CONNECTIONS_INTERVAL = 5.0
 """Seconds between two looks for connections, once the linger is over."""

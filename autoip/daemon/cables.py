@@ -11,7 +11,7 @@ import asyncio
 import errno
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 from functools import partial
 from ipaddress import IPv4Address
 from typing import Any, Protocol, final
@@ -34,7 +34,6 @@ from autoip.daemon.serial_tasks import SerialTasks
 from autoip.errors import KernelRefused
 from autoip.kernel.model import Link
 from autoip.kernel.neighbour_socket import READ_MAX
-from autoip.values import dataclass
 
 READ_PAUSE = 0.25
 """Seconds without reading after READ_MAX frames at once: more of them, from whomever, cost no more."""

@@ -9,6 +9,7 @@ import logging
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,7 +49,6 @@ from autoip.kernel.timers import ClockWatch, Timer
 from autoip.log import NOTICE
 from autoip.options import Options
 from autoip.paths import network_namespace, runtime_directory, state_directory
-from autoip.values import dataclass
 
 if TYPE_CHECKING:
     from autoip.daemon.trace import Trace

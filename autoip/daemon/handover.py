@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import field, replace
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address
 from typing import Any
 
@@ -25,7 +25,6 @@ from autoip.kernel.arp_broadcast import Attached
 from autoip.kernel.arp_socket import NOT_IN_KERNEL, Defence, Phase
 from autoip.kernel.model import Link
 from autoip.options import Options
-from autoip.values import dataclass
 
 FORMAT = 1
 """Changed whenever a program could misread what another wrote; what is only added needs no change."""

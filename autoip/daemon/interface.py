@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from ipaddress import IPv4Address
 from typing import TYPE_CHECKING, Any
@@ -40,7 +41,6 @@ from autoip.daemon.stranded_routes import StrandedRoutes
 from autoip.kernel.arp_socket import Received
 from autoip.kernel.model import Address, Link
 from autoip.options import MAC, Options
-from autoip.values import dataclass
 
 if TYPE_CHECKING:
     from autoip.daemon.script import ScriptRunner

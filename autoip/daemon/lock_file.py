@@ -25,6 +25,7 @@ import re
 import stat
 import time
 import zlib
+from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
 from types import TracebackType
@@ -34,7 +35,6 @@ from autoip.core.constants import is_candidate
 from autoip.errors import AlreadyRunning, NoPermission
 from autoip.kernel.capabilities import as_owner, trusted_users
 from autoip.paths import network_namespace
-from autoip.values import dataclass
 
 RECORD_SIZE = 128
 # A record may be read while its owner writes it: so many tries, so many seconds apart.

@@ -11,9 +11,8 @@ import logging
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import final
-
-from autoip.values import dataclass
 
 LINES = 100
 """Lines of one kind at once."""

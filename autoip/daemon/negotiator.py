@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from ipaddress import IPv4Address
 from random import Random
 from typing import Protocol, final
@@ -22,7 +23,6 @@ from autoip.daemon.protocols import ArpListener, ArpSocket
 from autoip.kernel.arp_socket import KeptSocket, Phase, Received
 from autoip.kernel.model import Link
 from autoip.options import Options
-from autoip.values import dataclass
 
 _PHASES = {Listen.NOTHING: Phase.SILENT, Listen.PROBE: Phase.PROBE, Listen.DEFEND: Phase.DEFEND}
 IDLE = (State.NO_LINK, State.STANDBY)

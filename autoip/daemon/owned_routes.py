@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from functools import partial
 from ipaddress import IPv4Address
 from typing import final
@@ -21,7 +22,6 @@ from autoip.daemon.reporter import Reporter
 from autoip.daemon.serial_tasks import SerialTasks
 from autoip.kernel.model import Link
 from autoip.options import Options
-from autoip.values import dataclass
 
 REPAIR_PAUSE = 0.5
 """Seconds after which what somebody removed beside an address is put back: not at once, so that a program that removes

@@ -7,6 +7,7 @@ which need neither root nor time.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import Protocol
 
@@ -14,7 +15,6 @@ from autoip.core.arp import ArpPacket
 from autoip.kernel.arp_broadcast import Attached
 from autoip.kernel.arp_socket import Counts, KeptSocket, Phase, Received
 from autoip.kernel.model import Address, Event, Link, Neighbour
-from autoip.values import dataclass
 
 
 class NeighbourRoutes(Protocol):

@@ -27,12 +27,12 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from ipaddress import IPv4Address
 
 from autoip.daemon.child import ended
 from autoip.daemon.reporter import Reporter
 from autoip.errors import AutoipError
-from autoip.values import dataclass
 
 TIMEOUT = 10.0
 """Seconds that a call may take."""

@@ -10,6 +10,7 @@ import logging
 import os
 from collections.abc import Coroutine, Iterable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Protocol, final
 
@@ -17,7 +18,6 @@ from autoip.errors import AlreadyRunning, AutoipError
 from autoip.kernel.model import Link
 from autoip.log import NOTICE
 from autoip.options import CONTAINERS
-from autoip.values import dataclass
 
 RETRY = 30.0
 """Seconds after which an interface of another process is tried again, if the end of that process is not reported."""

@@ -12,11 +12,11 @@ import errno
 import itertools
 import os
 import stat
+from dataclasses import dataclass
 from typing import final
 
 from autoip.dhcp.clients import MARK
 from autoip.errors import AutoipError, NoPermission
-from autoip.values import dataclass
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # `typing` takes milliseconds to import

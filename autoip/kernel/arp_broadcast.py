@@ -26,6 +26,7 @@ import errno
 import socket
 import struct
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TypeAlias, final
 
 from autoip.errors import KernelRefused
@@ -34,7 +35,6 @@ from autoip.kernel.daemon_threads import in_thread
 from autoip.kernel.model import Link
 from autoip.kernel.netlink import Request, Requests
 from autoip.kernel.rtnetlink import attribute, nest, text
-from autoip.values import dataclass
 
 FILTER_NAME = "autoip"
 PRIORITY = 39

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 
 from autoip.core.constants import LINK_LOCAL_NETWORK
-from autoip.values import dataclass
 
 PROTOCOL = 169
 """IFA_PROTO, FRA_PROTOCOL and rtm_protocol of all that is ours; iproute2 has no name for it."""

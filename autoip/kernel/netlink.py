@@ -14,10 +14,10 @@ import socket
 import struct
 import sys
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, final
 
 from autoip.errors import KernelRefused
-from autoip.values import dataclass
 
 
 def _import_codec() -> Any:

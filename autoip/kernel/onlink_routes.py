@@ -16,6 +16,7 @@ With an address the kernel removes the routes whose source it is.
 from __future__ import annotations
 
 import socket
+from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from typing import final
 
@@ -23,7 +24,6 @@ from autoip.core.constants import LINK_LOCAL_NETWORK
 from autoip.kernel import netlink, rtnetlink
 from autoip.kernel.model import PROTOCOL, Link
 from autoip.kernel.netlink import Request, Requests
-from autoip.values import dataclass
 
 METRIC_BASE = 2000
 DEFAULT_METRIC_BASE = 1690000000

@@ -9,7 +9,7 @@ import errno
 import socket
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import Any
 
 from autoip.errors import KernelRefused
@@ -17,7 +17,6 @@ from autoip.kernel import arp_broadcast, netlink, rtnetlink, tcx
 from autoip.kernel.arp_broadcast import Filter
 from autoip.kernel.model import Address, Link, Neighbour, Route
 from autoip.kernel.netlink import Request, Requests
-from autoip.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

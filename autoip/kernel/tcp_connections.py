@@ -11,12 +11,12 @@ import socket
 import struct
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, closing
+from dataclasses import dataclass
 from ipaddress import IPv4Address
 
 from autoip.errors import KernelRefused
 from autoip.kernel import netlink
 from autoip.kernel.netlink import Request, nlmsg
-from autoip.values import dataclass
 
 # include/uapi/linux/netlink.h
 NETLINK_SOCK_DIAG = 4

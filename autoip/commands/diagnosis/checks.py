@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from enum import Enum
 from fnmatch import fnmatchcase
 from ipaddress import IPv4Address
@@ -24,7 +25,6 @@ from autoip.kernel.model import IFF_LOWER_UP, Address, Link, Route
 from autoip.kernel.network import LABEL_SUFFIX
 from autoip.kernel.rtnetlink import RT_TABLE_LOCAL, RT_TABLE_MAIN
 from autoip.kernel.survey import Tables
-from autoip.values import dataclass
 
 METADATA_ADDRESS = IPv4Address("169.254.169.254")
 """Where clouds serve instance metadata."""

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import field
+from dataclasses import dataclass, field
 
 from autoip.daemon.networkmanager.device import Device
 from autoip.daemon.rivals import Process
 from autoip.kernel.survey import Survey, Tables
-from autoip.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

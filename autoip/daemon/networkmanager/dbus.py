@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, final
 
 import jeepney
@@ -18,8 +19,6 @@ from jeepney import DBusAddress, HeaderFields, MessageFlag, MessageType, new_met
 from jeepney.auth import BEGIN, Authenticator
 from jeepney.bus import get_connectable_addresses
 from jeepney.low_level import calc_msg_size
-
-from autoip.values import dataclass
 
 BUS_NAME = "org.freedesktop.DBus"
 """The name of the bus itself; nobody else may have it."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 import configparser
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from autoip.daemon.networkmanager.gate import DEVICE, NAME, PATH, PROPERTIES, SYSTEM_BUS
-from autoip.values import dataclass
 
 if TYPE_CHECKING:
     from autoip.daemon.networkmanager.dbus import Bus, Message

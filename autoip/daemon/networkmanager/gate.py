@@ -16,11 +16,10 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from enum import Enum
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
-
-from autoip.values import dataclass
 
 if TYPE_CHECKING:
     from autoip.daemon.networkmanager.dbus import Bus, Message
