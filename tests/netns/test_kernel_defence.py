@@ -7,6 +7,8 @@ import signal
 import socket
 import time
 from collections import Counter
+from collections.abc import Sequence
+from errno import EOPNOTSUPP, EPERM
 from functools import partial
 from ipaddress import IPv4Address
 from math import inf
@@ -21,8 +23,9 @@ from autoip.core.constants import Timing
 from autoip.core.ipv4ll import State
 from autoip.daemon.negotiator import Negotiator
 from autoip.kernel import arp_socket
+from autoip.kernel import tcx as kernel_tcx
 from autoip.kernel.model import Link
-from lab import Daemon, Namespace, Port, frames
+from lab import Daemon, Namespace, Port, frames, tcx
 
 from .commands import report
 from .conftest import MakeDaemon
@@ -31,9 +34,9 @@ from .helpers import (
     NO_TCX,
     PATIENCE,
     RIVAL,
+    WITHOUT_BPF,
     A,
     B,
-    autoip_command,
     bind,
     claimed_other,
     link,
@@ -45,7 +48,6 @@ pytestmark = NETNS
 FAST = ("--delay", "50", "--ip", str(A))
 INTERVAL = 10.0
 """DEFEND_INTERVAL of RFC 3927."""
-WITHOUT_BPF = ["setpriv", "--bounding-set=-bpf,-sys_admin", "--inh-caps=-all", "--"]
 BY_DAEMON = "the kernel does not defend the address itself, the daemon does"
 
 
@@ -143,9 +145,9 @@ def test_a_killed_daemon_does_not_defend(port: Port, bound: Daemon) -> None:
     assert not defended(port, conflict(port))
 
 
-def test_abandon_never_arms(port: Port, make_autoip: MakeDaemon) -> None:
+def test_abandon_never_arms(port: Port, make_by: MakeDaemon) -> None:
     """def-abandon: not even while the daemon is stopped."""
-    daemon = make_autoip(port, *FAST, "--abandon")
+    daemon = make_by(port, *FAST, "--abandon")
     bind(port, daemon)
     daemon.signal(signal.SIGSTOP)
     since = conflict(port)
@@ -157,7 +159,6 @@ def test_abandon_never_arms(port: Port, make_autoip: MakeDaemon) -> None:
 def test_in_another_namespace(port: Port, bound: Daemon, stack: contextlib.ExitStack) -> None:
     """An interface that goes there, under another name, takes no defence along."""
     other = stack.enter_context(Namespace("other"))
-    other = stack.enter_context(Namespace("other"))
     port.host.ip(f"link set {port.name} netns {other.path} name elsewhere")
     bound.wait_line("there is no such interface")
     other.ip("link set elsewhere up")
@@ -165,13 +166,15 @@ def test_in_another_namespace(port: Port, bound: Daemon, stack: contextlib.ExitS
     assert not defended(port, conflict(port))
 
 
-def test_without_the_kernel_the_thread_defends(port: Port, stack: contextlib.ExitStack) -> None:
+@pytest.mark.parametrize(("before", "why"), [(WITHOUT_BPF, EPERM), (tcx.WITHOUT, EOPNOTSUPP)])
+def test_without_the_kernel_the_thread_defends(
+    port: Port, make_autoip: MakeDaemon, before: Sequence[str], why: int
+) -> None:
     """def-once, def-yield: one line in the log and in the status; the rest is as ever."""
-    command = [*WITHOUT_BPF, *autoip_command(), "eth0", *FAST]
-    daemon = stack.enter_context(Daemon(port.host, "eth0", command))
+    daemon = make_autoip(port, *FAST)
+    daemon.command[:0] = before
     bind(port, daemon)
-    reason = f"{BY_DAEMON}: no permission to load a program; CAP_BPF gives it"
-    assert reason in report(daemon)["limits"]
+    assert f"{BY_DAEMON}: {kernel_tcx.why(why)}" in report(daemon)["limits"]
     assert daemon.output.count(BY_DAEMON) == 1
     daemon.signal(signal.SIGSTOP)
     since = conflict(port)
