@@ -293,10 +293,11 @@ class ArpSocket:
 
     @property
     def attached(self) -> tuple[int, int] | None:
-        """The interface to which the defence in the kernel is attached, and the descriptor of that; None: it is not."""
-        if self._attached is None or self._attached.descriptor is None:
-            return None
-        return self._attached.index, self._attached.descriptor
+        """The interface to which the defence in the kernel is attached, and the descriptor of that; None: it is not.
+
+        Wait for the kernel, some 10 ms, while the defence is being attached.
+        """
+        return None if self._attached is None else self._attached.wait()
 
     def watch(self, phase: Phase, address: IPv4Address | None) -> None:
         """Report conflicts for this address from now on, under a new generation if it is another one.
@@ -416,8 +417,13 @@ class _Attached:
         self._refused = refused
         self._closed = False
         self._lock = threading.Lock()
-        if descriptor is None:
-            _in_thread(self._attach, program)
+        self._attaching = None if descriptor is not None else _in_thread(self._attach, program)
+
+    def wait(self) -> tuple[int, int] | None:
+        """Wait until it is attached or refused. Return the index and the descriptor, or None."""
+        if self._attaching is not None:
+            self._attaching.join()
+        return None if self.descriptor is None else (self.index, self.descriptor)
 
     def _attach(self, program: int) -> None:
         try:
@@ -479,12 +485,15 @@ def load_broadcast() -> int | str:
     return f"cannot load a program: {os.strerror(-result)}"
 
 
-def _in_thread(function: Callable[..., None], *arguments: object) -> None:
-    """Run a function that may wait for the kernel."""
+def _in_thread(function: Callable[..., None], *arguments: object) -> threading.Thread | None:
+    """Run a function that may wait for the kernel; return the thread, or None if no thread is left."""
+    thread = threading.Thread(target=function, args=arguments, daemon=True)
     try:
-        threading.Thread(target=function, args=arguments, daemon=True).start()
-    except RuntimeError:  # no thread is left
+        thread.start()
+    except RuntimeError:
         function(*arguments)
+        return None
+    return thread
 
 
 def _bytes(value: bytes, length: int, what: str) -> bytes:
