@@ -36,9 +36,11 @@
 #define SLOT(field) ((short)offsetof(struct autoip_slot, field))
 #define RECORD(field) ((short)offsetof(struct autoip_record, field))
 
-/* Frames of a real Ethernet are padded to this; an answer is as long as the conflict. */
-#define PADDED_LEN 60
-_Static_assert(PADDED_LEN <= sizeof((struct autoip_slot *)0)->frame, "an answer has room");
+/* An answer is as long as the conflict. A real Ethernet pads to 60 bytes, with a tag that was
+ * taken off to 56, and some switches to 64. */
+#define PADDED_MAX 64
+_Static_assert(PADDED_MAX <= sizeof((struct autoip_slot *)0)->frame, "an answer has room");
+_Static_assert(PADDED_MAX <= sizeof((struct autoip_record *)0)->frame, "a record has room");
 
 /* The index of the interface that each network namespace has. */
 #define LOOPBACK 1
@@ -47,7 +49,7 @@ _Static_assert(PADDED_LEN <= sizeof((struct autoip_slot *)0)->frame, "an answer 
 #define WAKE 2
 #define NO_WAKE 1
 
-enum { PASS, DISCARD, SUBMIT, TOO_SOON, DROP, FITS };
+enum { PASS, DISCARD, SUBMIT, TOO_SOON, DROP };
 
 /* Goes to PASS for a frame that is not ARP for IPv4 over Ethernet: as filter.c does. */
 static void defence_check_frame(struct autoip_asm *p)
@@ -59,11 +61,10 @@ static void defence_check_frame(struct autoip_asm *p)
     LOAD(BPF_W, 2, 6, CONTEXT(pkt_type));
     IF_NUMBER(BPF_JGT, 2, PACKET_MULTICAST, PASS); /* not for us? */
 
-    /* Other lengths are for the thread: the answer would have what stands behind the packet. */
+    /* Longer ones are for the thread: the answer would have what stands behind the packet. */
     LOAD(BPF_W, 2, 6, CONTEXT(len));
-    IF_NUMBER(BPF_JEQ, 2, AUTOIP_FRAME_LEN, FITS);
-    UNLESS_EQUAL(2, PADDED_LEN, PASS);
-    autoip_asm_place(p, FITS);
+    IF_NUMBER(BPF_JLT, 2, AUTOIP_FRAME_LEN, PASS);
+    IF_NUMBER(BPF_JGT, 2, PADDED_MAX, PASS);
     PUT(BPF_DW, 10, LENGTH, 2);
 
     MOVE(1, 6);

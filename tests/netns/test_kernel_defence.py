@@ -26,7 +26,7 @@ from autoip.kernel import arp_socket
 from autoip.kernel import tcx as kernel_tcx
 from autoip.kernel.model import Link
 from autoip.kernel.native import ffi
-from lab import Daemon, Namespace, Port, frames, tcx
+from lab import Daemon, LabError, Namespace, Port, frames, tcx
 
 from .commands import report
 from .conftest import MakeDaemon
@@ -52,35 +52,27 @@ INTERVAL = 10.0
 BY_DAEMON = "the kernel does not defend the address itself, the daemon does"
 
 
-def conflict(port: Port) -> int:
-    """Dispute the address; a mark of the sniffer from before."""
+def conflict(port: Port, length: int = 60) -> int:
+    """Dispute the address, by a frame of that length; a mark of the sniffer from before."""
     since = port.sniffer.mark()
-    port.send(frames.padded(frames.conflict_request(RIVAL, A)))
+    port.send(frames.conflict_request(RIVAL, A).ljust(length, b"\xaa"))
     return since
 
 
 def defended(port: Port, since: int) -> bool:
-    """Whether the address is announced within a second."""
-    with contextlib.suppress(Exception):
-        port.sniffer.wait_announcement(A, 1, since=since)
-        return True
-    return False
+    """Whether the address is announced within a second, by a frame that has nothing of the conflict's padding."""
+    try:
+        answer = port.sniffer.wait_announcement(A, 1, since=since)
+    except LabError:
+        return False
+    assert not any(answer.data[42:])
+    return True
 
 
 def attached(daemon: Daemon, port: Port) -> None:
     """Wait for the program's place at the interface."""
     index = port.host.index(port.name)
-
-    def there() -> bool:
-        for number in range(3, 64):
-            with contextlib.suppress(OSError):
-                with open(f"/proc/{daemon.pid}/fdinfo/{number}", encoding="ascii") as file:
-                    text = file.read()
-                if "link_type:\ttcx\n" in text and f"ifindex:\t{index}\n" in text:
-                    return True
-        return False
-
-    wait_until(there, "the program at the interface")
+    wait_until(lambda: tcx.links(daemon.pid, index, tcx.INGRESS), "the program at the interface")
 
 
 @pytest.fixture
@@ -97,10 +89,10 @@ def test_a_stopped_daemon_is_defended(port: Port, bound: Daemon) -> None:
     """def-once, def-again, def-yield: by the kernel, and then by the daemon as if it had seen each at its time."""
     bound.signal(signal.SIGSTOP)
     began = time.monotonic()
-    assert defended(port, conflict(port))
+    assert defended(port, conflict(port, 64))
     time.sleep(began + INTERVAL + 0.5 - time.monotonic())
-    assert defended(port, conflict(port))
-    since = conflict(port)  # too soon
+    assert defended(port, conflict(port, 56))
+    since = conflict(port, 42)  # too soon
     assert not defended(port, since)
     assert not defended(port, conflict(port))
     said = len(bound.lines)
@@ -128,8 +120,7 @@ def test_a_stopped_daemon_goes_on(port: Port, bound: Daemon) -> None:
 def test_the_first_conflict_waits_for_the_thread(port: Port, bound: Daemon) -> None:
     """def-yield: the program answers the second one, since it does not know of the first; that saves nothing."""
     bound.signal(signal.SIGSTOP)
-    since = port.sniffer.mark()
-    port.send(frames.padded(frames.conflict_request(RIVAL, A), 100))
+    since = conflict(port, 65)
     assert defended(port, conflict(port))
     bound.signal(signal.SIGCONT)
     claimed_other(port, A, since=since)
@@ -159,9 +150,15 @@ def test_abandon_never_arms(port: Port, make_by: MakeDaemon) -> None:
 
 def test_in_another_namespace(port: Port, bound: Daemon, stack: contextlib.ExitStack) -> None:
     """An interface that goes there, under another name, takes no defence along."""
+    index = port.host.index(port.name)
     other = stack.enter_context(Namespace("other"))
     port.host.ip(f"link set {port.name} netns {other.path} name elsewhere")
     bound.wait_line("there is no such interface")
+    # The kernel detaches the link, and the daemon closes it.
+    gone = (index, 0)
+    wait_until(
+        lambda: not any(tcx.links(bound.pid, one, tcx.INGRESS) for one in gone), "the program's end"
+    )
     other.ip("link set elsewhere up")
     wait_until(lambda: link(other, "elsewhere")["operstate"] == "UP", "the other end of the move")
     assert not defended(port, conflict(port))
@@ -283,9 +280,7 @@ def numbered(number: int, address: IPv4Address) -> bytes:
     """A conflict, by a frame of a length that the program or only the thread answers."""
     target = f"02:00:{number >> 24 & 255:02x}:{number >> 16 & 255:02x}:{number >> 8 & 255:02x}:{number & 255:02x}"
     frame = frames.arp(frames.REQUEST, sha=RIVAL, spa=address, tha=target, tpa="169.254.0.1")
-    return [frame, frames.padded(frame), frames.padded(frame), frames.padded(frame, 100)][
-        number % 4
-    ]
+    return frames.padded(frame, [42, 56, 64, 65][number % 4])
 
 
 def number_of(frame: bytes) -> int:

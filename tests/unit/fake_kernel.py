@@ -327,13 +327,18 @@ class FakeArp(_Readable):
         self.known: set[tuple[IPv4Address, bytes]] = set()
         self.lost = 0
         self.sent: list[ArpPacket] = []
+        self.refuses = False
+        """Whether nothing can be sent."""
         self.closed = False
         self.woken = 0
         """How often it was read."""
+        self.filters = 0
+        """How often its filter was replaced."""
         self._waiting: list[ArpPacket] = []
 
     def ignore(self, known: Iterable[tuple[IPv4Address, bytes]]) -> None:
         self.known = {*known}
+        self.filters += 1
 
     def comes(self, *packets: ArpPacket, quietly: bool = False) -> None:
         """Frames come, or leave if they are from the interface itself; `quietly`: the loop is busy."""
@@ -358,6 +363,8 @@ class FakeArp(_Readable):
         return lost
 
     def send(self, frame: bytes) -> None:
+        if self.refuses:
+            raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))
         packet = parse(frame)
         assert packet is not None
         self.sent.append(packet)
@@ -667,9 +674,12 @@ class FakeKernel:
         self.clock_watch = FakeClockWatch()
         self.arp: list[FakeArp] = []
         """All sockets for neighbours that were opened."""
+        self.refuse_arp = False
         self.given_up: list[FakeGivenUp] = []
 
     def open_arp(self, index: int, mac: bytes) -> FakeArp:
+        if self.refuse_arp:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         self.arp.append(FakeArp(index, mac))
         return self.arp[-1]
 

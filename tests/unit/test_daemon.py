@@ -222,9 +222,15 @@ async def test_an_answer_to_who_asks_where_the_kernel_sends_by_unicast(tmp_path:
 async def test_strict_rp_filter_is_a_limit_where_two_links_have_an_address(tmp_path: Path) -> None:
     async with World(tmp_path, first=A) as world:
         world.network.strict = {"eth0"}
+        for index, other in ((3, B), (4, B + 1)):  # before eth0 has an address
+            world.network.plug(link_of(index, f"eth{index - 2}"))
+            world.network.put(index, str(other), 16)
+        await asyncio.sleep(0.1)
+        assert world.address() is None and world.report()["limits"] == []
+        for index, other in ((3, B), (4, B + 1)):
+            world.network.take(index, other)
         await world.until_bound()
         assert world.report()["limits"] == []
-        world.network.plug(link_of(3, "eth1"))
         world.network.put(3, "192.0.2.7")
         await asyncio.sleep(0.1)
         assert world.report()["limits"] == []
@@ -235,6 +241,18 @@ async def test_strict_rp_filter_is_a_limit_where_two_links_have_an_address(tmp_p
         assert limit.endswith(": sysctl -w net/ipv4/conf/eth0/rp_filter=2")
         world.network.strict = {"eth1"}
         assert world.report()["limits"] == []
+
+
+@played
+async def test_the_cure_of_strict_rp_filter_is_safe_in_a_shell(tmp_path: Path) -> None:
+    async with World(tmp_path, "$(halt)", first=A) as world:
+        await world.until_bound("$(halt)")
+        world.network.strict = {"$(halt)"}
+        world.network.plug(link_of(3, "eth1"))
+        world.network.put(3, str(B), 16)
+        await asyncio.sleep(0.1)
+        (limit,) = world.report("$(halt)")["limits"]
+        assert limit.endswith(": sysctl -w net/ipv4/conf/'$(halt)'/rp_filter=2")
 
 
 @played

@@ -547,6 +547,24 @@ def test_killed_at_any_moment(root: Path, run: Run, monkeypatch: pytest.MonkeyPa
     assert moment > 10
 
 
+def test_killed_and_then_another_client(
+    root: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An install for one DHCP client takes away what a killed one for another has left under temporary names."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    before = tree(root)
+    left = 0
+    for moment in range(1, 1000, 4):
+        if not killed(moment, lambda: run("install --client networkd-dispatcher")):
+            break
+        left += any(path.endswith(".autoip-new") for path in tree(root))
+        run("install --client dhclient")
+        assert not [path for path in tree(root) if path.endswith(".autoip-new")], moment
+        run("remove")
+        assert tree(root) == before, moment
+    assert left > 2
+
+
 @pytest.mark.usefixtures("special")
 def test_files_reach_the_disk_before_the_link(
     root: Path, run: Run, monkeypatch: pytest.MonkeyPatch
