@@ -78,7 +78,7 @@ def render(reports: Sequence[Mapping[str, Any]], modes: Iterable[Mapping[str, An
         cells = [_CELLS[report["rows"][row]["result"]] for report in reports]
         lines.append(f"| [{row}](#{row}) | {facts.level} | {facts.text} | {' | '.join(cells)} |")
     lines.append(_counts(reports))
-    kernels = sorted({report["kernel"] for report in reports})
+    kernels = sorted({kernel for report in reports for kernel in report["kernel"].split(", ")})
     lines += ["", f"Kernel {', '.join(kernels)}.", ""]
     lines += [_mode(what, report) for what, report in zip(MODES.values(), modes, strict=False)]
     lines += ["## What was seen", ""]
