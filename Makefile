@@ -88,7 +88,7 @@ setup: $(VENV)/.ready ## make .venv and build the extension, if need be
 
 run: setup ## run on IFACE, with ARGS; without IFACE: the demo
 ifneq ($(strip $(IFACE)),)
-	@exec $(AS_ROOT) env --block-signal=SIGINT $(PY) -m autoip $(IFACE) $(ARGS)
+	@exec $(AS_ROOT) env --block-signal=SIGINT,SIGTERM $(PY) -m autoip $(IFACE) $(ARGS)
 else
 	$(DEPS)
 	@# Where users may make namespaces, the demo is root in one of its own.
@@ -218,7 +218,7 @@ install-program: setup
 	find "$(DESTDIR)$(PROGRAMDIR)" -mindepth 1 -maxdepth 1 ! -name .folders -exec rm -rf {} +
 	$(PIP) install --target "$(DESTDIR)$(PROGRAMDIR)" "$$(echo build/wheel/autoip-*.whl)[networkmanager]"
 	rm -rf "$(DESTDIR)$(PROGRAMDIR)/bin"
-	sed -e "1s|.*|#!/usr/bin/env -S --block-signal=SIGINT $$($(PY) -c 'import sys; print(sys._base_executable)') -I|" \
+	sed -e "1s|.*|#!/usr/bin/env -S --block-signal=SIGINT,SIGTERM $$($(PY) -c 'import sys; print(sys._base_executable)') -I|" \
 		-e 's|@PROGRAMDIR@|$(PROGRAMDIR)|' share/autoip.in >"$(DESTDIR)$(BINDIR)/autoip"
 	chmod 755 "$(DESTDIR)$(BINDIR)/autoip"
 

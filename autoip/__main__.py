@@ -5,7 +5,6 @@ A library's user never imports this file, so it may change what a signal does.
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 
@@ -15,10 +14,9 @@ from autoip.errors import shortage
 # the start, as for a background job of a script, stays ignored.
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-# The installed program was started with SIGINT blocked, since Python's own start shows a traceback. After a reload
-# something has been set up: the daemon itself lets the signals through.
-if "AUTOIP_HANDOVER" not in os.environ:
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+# The installed program was started with these blocked: Python itself shows a traceback at SIGINT. A daemon lets
+# them through when it can take off what a crash or the program before has left, every other command at once.
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
 
 _NOT_BUILT = (
     "autoip.kernel._native",

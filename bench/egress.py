@@ -26,7 +26,7 @@ async def serve(interface: str, how: str) -> None:
     [link] = [link for link in links if link.name == interface]
     requests = Requests(ROUTE)
     requests.open()
-    broadcast = Broadcast(requests, load_broadcast(), lambda _: None)
+    broadcast = Broadcast(requests, load_broadcast())
     ended = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
     await broadcast.add(link)

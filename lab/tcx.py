@@ -41,12 +41,18 @@ def _bpf(command: int, fields: bytes) -> int:
 
 
 def attach(
-    index: int, *, verdict: int = NEXT, name: bytes = b"theirs", before: bool = False
+    index: int,
+    place: int = EGRESS,
+    *,
+    verdict: int = NEXT,
+    name: bytes = b"theirs",
+    before: bool = False,
 ) -> int:
-    """Attach a program to the egress of an interface; return the link's descriptor, with which it goes.
+    """Attach a program to an interface; return the link's descriptor, with which it goes.
 
     Args:
         index: the interface's.
+        place: EGRESS or INGRESS.
         verdict: what the program decides about each frame.
         name: the program's.
         before: put it before all that are there; otherwise it comes last.
@@ -59,7 +65,7 @@ def attach(
     program = _bpf(_PROG_LOAD, words + bytes(24) + name.ljust(16, b"\0"))
     try:
         flags = _BEFORE if before else 0
-        return _bpf(_LINK_CREATE, struct.pack("=IIII", program, index, EGRESS, flags))
+        return _bpf(_LINK_CREATE, struct.pack("=IIII", program, index, place, flags))
     finally:
         os.close(program)
 
@@ -76,9 +82,9 @@ def links(pid: int, index: int, place: int = EGRESS) -> list[int]:
     return found
 
 
-def detach(pid: int, index: int) -> None:
+def detach(pid: int, index: int, place: int = EGRESS) -> None:
     """Detach those links, as root can (BPF_LINK_DETACH)."""
-    for number in links(pid, index):
+    for number in links(pid, index, place):
         link = _bpf(_LINK_GET_FD_BY_ID, struct.pack("=I", number))
         _bpf(_LINK_DETACH, struct.pack("=I", link))
         os.close(link)

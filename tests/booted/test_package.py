@@ -186,6 +186,8 @@ def test_removed_it_leaves_what_it_has_learned(machine: Booted) -> None:
 
 
 def test_purged_it_leaves_nothing(machine: Booted) -> None:
+    machine.write("/etc/autoip.conf", "[eth0]\n")
+    machine.write("/etc/autoip.conf.d/site.conf", "[eth0]\n")
     apt(machine, "purge", "autoip")
     machine.run("rm", "-r", "/etc/systemd/system/autoip@eth0.service.d")  # this test's own
     assert machine.run(*WAS_THERE.split()) == ""

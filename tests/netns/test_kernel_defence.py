@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import signal
 import socket
+import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
-from errno import EOPNOTSUPP, EPERM
 from functools import partial
 from ipaddress import IPv4Address
 from math import inf
@@ -18,18 +21,21 @@ from typing import Any
 import pytest
 
 from autoip.core import acd
-from autoip.core.arp import ArpPacket
+from autoip.core.arp import ArpPacket, announcement
 from autoip.core.constants import Timing
 from autoip.core.ipv4ll import State
 from autoip.daemon.negotiator import Negotiator
-from autoip.kernel import arp_socket
-from autoip.kernel import tcx as kernel_tcx
+from autoip.kernel import arp_socket, tcx
+from autoip.kernel.arp_broadcast import BY_FILTER
+from autoip.kernel.arp_socket import Phase
 from autoip.kernel.model import Link
 from autoip.kernel.native import ffi
-from lab import Daemon, LabError, Namespace, Port, frames, tcx
+from lab import Daemon, LabError, Namespace, Port, Switch, frames
+from lab import tcx as foreign_tcx
+from lab.tcx import INGRESS
 
 from .commands import report
-from .conftest import MakeDaemon
+from .conftest import MakeDaemon, MakeHost
 from .helpers import (
     NETNS,
     NO_TCX,
@@ -39,7 +45,9 @@ from .helpers import (
     A,
     B,
     bind,
+    claimed,
     claimed_other,
+    has_tcx,
     link,
     wait_until,
 )
@@ -69,10 +77,14 @@ def defended(port: Port, since: int) -> bool:
     return True
 
 
+def places(daemon: Daemon, port: Port) -> list[int]:
+    """The numbers of the defence's links at the interface."""
+    return foreign_tcx.links(daemon.pid, port.host.index(port.name), INGRESS)
+
+
 def attached(daemon: Daemon, port: Port) -> None:
     """Wait for the program's place at the interface."""
-    index = port.host.index(port.name)
-    wait_until(lambda: tcx.links(daemon.pid, index, tcx.INGRESS), "the program at the interface")
+    wait_until(lambda: places(daemon, port), "the program at the interface")
 
 
 @pytest.fixture
@@ -102,7 +114,107 @@ def test_a_stopped_daemon_is_defended(port: Port, bound: Daemon) -> None:
     bound.wait_line(f"{RIVAL} claims {A}", since=said)
     found = report(bound)
     assert (found["address"], found["defences"], found["conflicts"]) == (str(other), 2, 3)
+    assert found["kernel_defence"] == {"answered": 2, "left": 1, "failed": 0}
     assert not found["notes"] and "internal error" not in bound.output
+
+
+def test_somebody_detaches_the_program(port: Port, bound: Daemon) -> None:
+    """Whoever asks for the status has it put back, and so does a claim, with one note; not after a close."""
+    index = port.host.index(port.name)
+
+    def detach() -> None:
+        foreign_tcx.detach(bound.pid, index, INGRESS)
+        assert not places(bound, port)
+
+    detach()
+    report(bound)
+    attached(bound, port)
+    bound.signal(signal.SIGSTOP)
+    assert defended(port, conflict(port))
+    bound.signal(signal.SIGCONT)
+    note = "somebody removed our defence; it was put back"
+    wait_until(lambda: report(bound)["notes"] == [note], "the note")
+    detach()
+    since = port.sniffer.mark()
+    bound.request("refresh")
+    port.sniffer.wait_announcement(A, PATIENCE, since=since)
+    attached(bound, port)
+    found = report(bound)
+    assert (found["notes"], bound.output.count(note)) == ([note], 1)
+    assert found["kernel_defence"] == {"answered": 1, "left": 0, "failed": 0}
+    port.host.ip(f"link set {port.name} down")
+    wait_until(lambda: not places(bound, port), "the end of the link")
+    report(bound)
+    time.sleep(1.0)
+    assert not places(bound, port)
+    assert bound.output.count(note) == 1
+
+
+def test_a_link_that_was_closed_is_not_attached_again(stack: contextlib.ExitStack) -> None:
+    host = stack.enter_context(Namespace("closed"))
+    if not has_tcx(host):
+        pytest.skip(NO_TCX)
+
+    def run() -> None:
+        program = arp_socket.load_broadcast()
+        assert isinstance(program, int), program
+        link = tcx.Link(program, 1, egress=True)
+        assert (link.attached, link.detached) == (False, False)
+        for _ in range(2):
+            link.attach()
+            assert (link.attached, link.detached) == (True, False)
+            [number] = foreign_tcx.links(os.getpid(), 1)
+            link.attach()
+            assert foreign_tcx.links(os.getpid(), 1) == [number]
+            foreign_tcx.detach(os.getpid(), 1)
+            assert (link.attached, link.detached) == (False, True)
+        link.close()
+        link.attach()
+        assert (link.descriptor, link.attached, link.detached) == (None, False, False)
+        assert tcx.programs(1, egress=True) == (0, None)
+        os.close(program)
+
+    host.call(run)
+
+
+def fill(host: Namespace, index: int, side: int, theirs: contextlib.ExitStack) -> None:
+    """Take all places of tcx there."""
+    while True:
+        link = host.call(foreign_tcx.attach, index, side)
+        theirs.callback(os.close, link)
+
+
+def test_an_interface_that_has_no_place(
+    make_host: MakeHost, switch: Switch, make_autoip: MakeDaemon, stack: contextlib.ExitStack
+) -> None:
+    """Its status has both reasons, that of the other interface has none; a claim tries again."""
+    full = make_host(plugged=True)
+    other = switch.attach(full.host, "eth1", plugged=True)
+    if not has_tcx(full.host):
+        pytest.skip(NO_TCX)
+    with contextlib.ExitStack() as theirs:
+        for side in (INGRESS, foreign_tcx.EGRESS):
+            with pytest.raises(OSError, match=os.strerror(errno.ERANGE)):
+                fill(full.host, full.host.index(full.name), side, theirs)
+        daemon = make_autoip(full, other.name, "--delay", "50")
+        since = [port.sniffer.mark() for port in (full, other)]
+        daemon.start()
+        claimed(full, since=since[0])
+        claimed(other, since=since[1])
+        reasons = [
+            f"{what}: other programs have all places of tcx there"
+            for what in (BY_FILTER, BY_DAEMON)
+        ]
+        assert report(daemon)["limits"] == reasons
+        assert report(daemon, other.name)["limits"] == []
+    for reason in reasons:
+        daemon.wait_line(f"{full.name}: {reason}")
+        assert daemon.output.count(reason) == 1
+    mark = full.sniffer.mark()
+    daemon.request("refresh")
+    claimed(full, since=mark)
+    assert report(daemon)["limits"] == []
+    assert places(daemon, full)
 
 
 def test_a_stopped_daemon_goes_on(port: Port, bound: Daemon) -> None:
@@ -157,14 +269,17 @@ def test_in_another_namespace(port: Port, bound: Daemon, stack: contextlib.ExitS
     # The kernel detaches the link, and the daemon closes it.
     gone = (index, 0)
     wait_until(
-        lambda: not any(tcx.links(bound.pid, one, tcx.INGRESS) for one in gone), "the program's end"
+        lambda: not any(foreign_tcx.links(bound.pid, one, INGRESS) for one in gone),
+        "the program's end",
     )
     other.ip("link set elsewhere up")
     wait_until(lambda: link(other, "elsewhere")["operstate"] == "UP", "the other end of the move")
     assert not defended(port, conflict(port))
 
 
-@pytest.mark.parametrize(("before", "why"), [(WITHOUT_BPF, EPERM), (tcx.WITHOUT, EOPNOTSUPP)])
+@pytest.mark.parametrize(
+    ("before", "why"), [(WITHOUT_BPF, errno.EPERM), (foreign_tcx.WITHOUT, errno.EOPNOTSUPP)]
+)
 def test_without_the_kernel_the_thread_defends(
     port: Port, make_autoip: MakeDaemon, before: Sequence[str], why: int
 ) -> None:
@@ -172,7 +287,7 @@ def test_without_the_kernel_the_thread_defends(
     daemon = make_autoip(port, *FAST)
     daemon.command[:0] = before
     bind(port, daemon)
-    assert f"{BY_DAEMON}: {kernel_tcx.why(why)}" in report(daemon)["limits"]
+    assert f"{BY_DAEMON}: {tcx.why(why)}" in report(daemon)["limits"]
     assert daemon.output.count(BY_DAEMON) == 1
     daemon.signal(signal.SIGSTOP)
     since = conflict(port)
@@ -183,6 +298,66 @@ def test_without_the_kernel_the_thread_defends(
     since = conflict(port)
     claimed_other(port, A, since=since)
     assert not port.sniffer.announcements(A, since=since)
+
+
+def test_places_in_the_memory(stack: contextlib.ExitStack) -> None:
+    """One for interfaces whose indexes end alike. Its counts are the interface's, from one socket to the next."""
+    host = stack.enter_context(Namespace("memory"))
+    host.ip("link set lo up")
+    host.ip("link add far index 1025 type veth peer name other")
+    mac = bytes.fromhex("020000000001")
+
+    def run() -> None:
+        defence = arp_socket.load_defence(INTERVAL)
+        if isinstance(defence, str):
+            pytest.skip(defence)
+        threads = threading.active_count()
+        with (
+            arp_socket.ArpListener(defence) as listener,
+            socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as wire,
+        ):
+            near, far = listener.open(1, mac), listener.open(1025, mac)
+            assert seen(near) == seen(far) == (None, None)  # neither watches
+            near.watch(Phase.DEFEND, A)
+            far.watch(Phase.DEFEND, A)
+            wait_until(lambda: near.attached, "the program at the interface")
+            near.arm(announcement(mac, A).emit())
+            wire.sendto(frames.padded(frames.conflict_request(RIVAL, A)), ("lo", 0))
+            wait_until(listener.drain, "the conflict")
+            assert seen(near) == ((1, 0, 0), None)
+            busy = f"{BY_DAEMON}: another interface has its place in the memory"
+            assert seen(far) == (None, busy)
+            near.close()
+            again = listener.open(1, mac)
+            again.watch(Phase.PROBE, B)
+            assert seen(again) == ((1, 0, 0), None)
+            again.close()
+            far.watch(Phase.PROBE, B)
+            assert seen(far) == ((0, 0, 0), None)
+            listener.own(of_one_row(9))
+            many = f"{BY_DAEMON}: this host has too many hardware addresses"
+            assert seen(far) == ((0, 0, 0), many)
+            far.close()
+        wait_until(lambda: threading.active_count() <= threads, "the ends of the links")
+
+    host.call(run)
+
+
+def seen(sock: arp_socket.ArpSocket) -> tuple[arp_socket.Counts | None, str | None]:
+    return sock.counts, sock.undefended
+
+
+def of_one_row(count: int) -> list[bytes]:
+    """Hardware addresses in one row of the table that the program has: see autoip_own_row()."""
+    rows: dict[int, list[bytes]] = {}
+    for number in range(1 << 16):
+        mac = b"\x02" + number.to_bytes(5, "big")
+        value = int.from_bytes(mac, sys.byteorder)
+        found = rows.setdefault((value * 0x9E3779B97F4A7C15) % (1 << 64) >> 55, [])
+        found.append(mac)
+        if len(found) == count:
+            return found
+    raise AssertionError
 
 
 # The borders
@@ -295,7 +470,7 @@ class Borders:
     """Everything that can happen, in any order, at one end of a cable; `host` has both ends."""
 
     def __init__(
-        self, seed: int, defence: arp_socket.Defence | None, host: Namespace, other: Namespace
+        self, seed: int, defence: arp_socket.Defence | str, host: Namespace, other: Namespace
     ) -> None:
         self.random = Random(seed)
         self.core = Judged()
@@ -308,7 +483,7 @@ class Borders:
         """Numbers of the conflicts that must be received."""
         self.count = 0
         self.done: Counter[str] = Counter()
-        self.listener = arp_socket.ArpListener(defence, pytest.fail)
+        self.listener = arp_socket.ArpListener(defence)
         self.clock = partial(time.clock_gettime, time.CLOCK_BOOTTIME)
         self.negotiator = self.new_negotiator()
         self.replace()
@@ -418,14 +593,14 @@ class Borders:
         self.conflicts()
         kept = self.negotiator.keep(self.core.mac)
         ffi.gc(self.listener._listener, None)
-        self.listener = arp_socket.ArpListener(self.defence, pytest.fail, paused=True)
+        self.listener = arp_socket.ArpListener(self.defence, paused=True)
         self.conflicts()
         self.negotiator = self.new_negotiator()
         core: Any = self.core
         self.negotiator.resume(kept, core, self.listener)
         self.conflicts()
         self.listener.resume()
-        assert (kept.attached is None) == (self.defence is None)
+        assert (kept.attached is None) == isinstance(self.defence, str)
 
     def poll(self) -> None:
         while self.negotiator.poll():
@@ -493,8 +668,8 @@ def test_borders(who: str, stack: contextlib.ExitStack, monkeypatch: pytest.Monk
     host, other = (stack.enter_context(Namespace("borders")) for _ in range(2))
 
     def run() -> None:
-        defence = arp_socket.load_defence(SHORT) if who == "kernel" else None
-        if isinstance(defence, str):
+        defence = arp_socket.load_defence(SHORT) if who == "kernel" else ""
+        if isinstance(defence, str) and defence:
             pytest.skip(defence)
         borders = Borders(0x3927, defence, host, other)
         with contextlib.closing(borders):

@@ -125,6 +125,11 @@ def test_the_kernel_defends_meanwhile(port: Port, make_autoip: MakeDaemon) -> No
     port.send(frames.conflict_request(RIVAL, A))
     claimed_other(port, A, since=since)
     assert not port.sniffer.announcements(A, since=since)
+    index = port.host.index(port.name)
+    tcx.detach(daemon.pid, index, tcx.INGRESS)
+    reload(daemon)  # finds that, without being asked for the status
+    wait_until(lambda: tcx.links(daemon.pid, index, tcx.INGRESS), "the program at the interface")
+    assert report(daemon)["kernel_defence"] == {"answered": 1, "left": 1, "failed": 0}
 
 
 @pytest.mark.parametrize(("by", "reloads"), [("tcx", 50), ("clsact", 10)], indirect=["by"])

@@ -15,7 +15,7 @@ from typing import Any
 from autoip.core.arp import ArpPacket, parse
 from autoip.daemon.protocols import Kernel
 from autoip.errors import KernelRefused
-from autoip.kernel.arp_socket import KeptSocket, Phase, Received
+from autoip.kernel.arp_socket import Counts, KeptSocket, Phase, Received
 from autoip.kernel.model import (
     IFF_LOWER_UP,
     IFF_RUNNING,
@@ -90,6 +90,14 @@ class FakeSocket:
         self._transmit = transmit
 
     attached: tuple[int, int] | None = None
+    detached = False
+    undefended: str | None = None
+    counts: Counts | None = None
+
+    async def restore(self) -> bool:
+        await asyncio.sleep(0)
+        was, self.detached = self.detached, False
+        return was
 
     def fileno(self) -> int:
         return _NUMBERS + self.token  # not a descriptor of the process
@@ -192,6 +200,7 @@ class FakeListener(_Readable):
         self.macs: Collection[bytes] = ()
         self.refuse_open: int | None = None
         """The error number with which the next `open` fails."""
+        self.undefended: str | None = None
         self.lost = 0
         """Conflicts for which the queue had no room."""
         self.refuse_take_over = False
@@ -415,6 +424,8 @@ class FakeNetwork:
         self.foreign_default = False
         self.follows_routes = False
         self.unicast: str | None = None
+        self.filters: dict[int, str] = {}
+        """See `by_filter`."""
         self.events: deque[Event] = deque()
         self._before: dict[str, deque[Step]] = {}
         self._after: dict[str, deque[Step]] = {}
@@ -599,6 +610,9 @@ class FakeNetwork:
 
     def by_unicast(self, _index: int) -> str | None:
         return self.unicast
+
+    def by_filter(self, index: int) -> str | None:
+        return self.filters.get(index)
 
     def detached(self, index: int) -> bool:
         return index in self.without_filter

@@ -563,6 +563,44 @@ async def test_a_filter_that_somebody_detached(tmp_path: Path) -> None:
 
 
 @played
+async def test_a_defence_that_somebody_detached(tmp_path: Path) -> None:
+    """The next status has it put back, with one note; a claim does so at once."""
+    async with World(tmp_path, first=A) as world:
+        await world.until_bound()
+        (sock,) = world.kernel.listener.sockets
+        sock.detached = True
+        await asyncio.sleep(3600)
+        assert [one.detached for one in world.kernel.listener.sockets] == [True]
+        assert world.report()["notes"] == []
+        await world.until(lambda: not sock.detached)
+        note = "somebody removed our defence; it was put back"
+        assert world.report()["notes"] == [note]
+        sock.detached = True
+        world.network.take(2, A)
+        await world.until(lambda: not sock.detached)
+        await world.until_bound()
+        assert len(world.logged(note)) == 1
+
+
+@played
+async def test_what_the_kernel_refused_is_in_the_status_of_that_interface(tmp_path: Path) -> None:
+    """Logged once; the other interface has none of it."""
+    async with World(tmp_path, "eth0", "eth1") as world:
+        world.network.filters[3] = "by a filter"
+        await world.until_bound("eth0")
+        await world.until_bound("eth1")
+        for sock in world.kernel.listener.sockets:
+            sock.undefended = "not here" if sock.mac == mac_of(3) else None
+        for _ in range(2):
+            world.interface("eth1").restart("asked")
+            await world.until_bound("eth1")
+        assert world.report("eth1")["limits"] == ["by a filter", "not here"]
+        assert world.report("eth0")["limits"] == []
+        assert world.logged("by a filter") == ["eth1: by a filter"]
+        assert world.logged("not here") == ["eth1: not here"]
+
+
+@played
 async def test_what_belongs_to_an_address_that_is_not_held_is_not_put_back(tmp_path: Path) -> None:
     async with World(tmp_path, first=A) as world:
         await world.until_state("announce-wait")

@@ -8,7 +8,7 @@ import json
 import os
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -21,6 +21,7 @@ from autoip.commands.diagnosis import checks, gather
 from autoip.commands.diagnosis.checks import CHECKS, Finding, Result, findings
 from autoip.commands.diagnosis.facts import Configuration, Facts, Hooks, NetworkFile, Node
 from autoip.control import protocol
+from autoip.control.protocol import socket_name
 from autoip.daemon import rivals
 from autoip.daemon.networkmanager.device import INFINITE, Device, configured_timeout, devices
 from autoip.daemon.rivals import Process
@@ -40,6 +41,7 @@ from autoip.kernel.model import (
     Route,
 )
 from autoip.kernel.survey import Egress, Survey, Tables
+from autoip.paths import network_namespace
 from tests.require import requires_program
 
 from .fake_networkmanager import FakeNetworkManager, PrivateBus
@@ -871,7 +873,32 @@ LO = Link(1, "lo", bytes(6), 772, READY | 8, None, None, None)
     ],
 )
 def test_which_interfaces(words: list[str], names: list[str]) -> None:
-    assert [link.name for link in doctor._chosen([LO, ETH0, ETH1, PORT], words)] == names
+    assert [link.name for link in doctor._chosen([LO, ETH0, ETH1, PORT], words, [])] == names
+
+
+def test_without_a_name_what_is_served_is_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the veth of a container, which is nobody's default."""
+    veth = replace(ETH1, kind="veth")
+    seen: list[str] = []
+
+    async def kernel(_: float) -> Any:
+        return replace(HEALTHY.kernel, links=(LO, ETH0, veth))
+
+    async def facts(_: Any, links: Sequence[Link], *__: Any) -> Facts:
+        seen.extend(link.name for link in links)
+        return HEALTHY
+
+    monkeypatch.setattr(gather, "kernel", kernel)
+    monkeypatch.setattr(gather, "facts", facts)
+    monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path))
+    assert main.main(["doctor"]) == 0
+    assert seen == ["eth0"]
+    (tmp_path / socket_name(network_namespace(), "eth1")).touch()
+    seen.clear()
+    assert main.main(["doctor"]) == 0
+    assert seen == ["eth0", "eth1"]
 
 
 @pytest.mark.parametrize(
@@ -879,7 +906,7 @@ def test_which_interfaces(words: list[str], names: list[str]) -> None:
 )
 def test_an_interface_that_is_not_there(word: str, told: str) -> None:
     with pytest.raises(UsageError, match=told):
-        doctor._chosen([LO, ETH0, ETH1], ["eth0", word])
+        doctor._chosen([LO, ETH0, ETH1], ["eth0", word], [])
 
 
 def test_a_check_is_of_an_interface_or_of_the_host() -> None:
