@@ -32,7 +32,9 @@ TESTS := $(PY) -m pytest -n $(JOBS) --dist loadgroup
 # Without a cache nothing is left outside of this folder.
 PIP := $(PY) -m pip --disable-pip-version-check --no-input --no-cache-dir -q
 
-CONFORMANCE := $(PY) -m pytest -p no:cacheprovider conformance -n $(CASES)
+CONFORMANCE := $(PY) -m pytest -p no:cacheprovider -n $(CASES) conformance
+# Of autoip all rows must hold.
+AUTOIP_ROWS := -q --all-rows --dut "conformance/adapters/autoip {netns} {ifname}"
 PROGRAMS ?= $(notdir $(basename $(wildcard conformance/adapters/*.json)))
 
 # Where `make install` puts things. DESTDIR is for packagers.
@@ -104,7 +106,7 @@ test: $(VENV)/.dev ## all tests: C, then pytest (those that need root are skippe
 	$(DEPS)
 	$(GIVE_BACK) $(C_TESTS) check
 ifeq ($(strip $(ARGS))$(UID),0)
-	$(GIVE_BACK) $(SIDE_BY_SIDE) test-conformance test-units
+	$(GIVE_BACK) $(SIDE_BY_SIDE) -j 3 test-conformance test-defence test-units
 	$(GIVE_BACK) $(TESTS) tests/booted tests/netns
 else
 	$(GIVE_BACK) $(TESTS) $(ARGS)
@@ -114,7 +116,10 @@ test-units:
 	nice -n 10 $(TESTS) tests/unit
 
 test-conformance:
-	$(CONFORMANCE) -q --all-rows --dut "conformance/adapters/autoip {netns} {ifname}"
+	$(CONFORMANCE) $(AUTOIP_ROWS)
+
+test-defence: # as on a kernel without tcx
+	WITHOUT=tcx $(CONFORMANCE)/test_defence.py $(AUTOIP_ROWS)
 
 # Coverage doubles the time of a test: those that need much and add no line run in `make test` alone.
 check: $(VENV)/.dev ## linters, types, formats, coverage of the unit tests, C warnings, sanitizers, valgrind
@@ -178,6 +183,10 @@ conformance: $(VENV)/.dev ## measure autoip and other programs anew, for docs/co
 	@for program in $(PROGRAMS); do \
 		$(AS_ROOT) $(CONFORMANCE) --dut "conformance/adapters/$$program {netns} {ifname}" \
 			--report conformance/reports/$$program.json --tb=no || [ $$? = 1 ] || exit 1; \
+	done
+	@for without in $(if $(filter autoip,$(PROGRAMS)),tcx bpf); do \
+		$(AS_ROOT) env WITHOUT=$$without $(CONFORMANCE) $(AUTOIP_ROWS) \
+			--report conformance/reports/autoip-without-$$without.json --tb=no || [ $$? = 1 ] || exit 1; \
 	done
 	$(PY) -m conformance.page
 
@@ -311,5 +320,5 @@ $(VENV)/.dev: pyproject.toml setup.py | $(VENV)/.ready
 	@$(AS_OWNER) $(PIP) install --no-build-isolation -e '.[bench,dev,release,test]'
 	@$(AS_OWNER) touch $@
 
-.PHONY: help setup run test test-units test-conformance check $(CHECKS) mutate bench attack $(ATTACKS) conformance build deb release image install install-folders \
+.PHONY: help setup run test test-units test-conformance test-defence check $(CHECKS) mutate bench attack $(ATTACKS) conformance build deb release image install install-folders \
 	install-program install-data install-compat uninstall clean remake

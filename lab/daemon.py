@@ -69,8 +69,12 @@ def usage(pid: int) -> Usage:
         rss = re.search(r"^VmRSS:\s+(\d+) kB", (root / "status").read_text(), re.MULTILINE)
         fields = (root / "stat").read_text().rpartition(")")[2].split()
         for task in (root / "task").iterdir():
+            try:
+                text = (task / "status").read_text()
+            except (FileNotFoundError, ProcessLookupError):  # this thread has ended
+                continue
             threads += 1
-            for line in (task / "status").read_text().splitlines():
+            for line in text.splitlines():
                 key, _, value = line.partition(":")
                 if key in counts:
                     counts[key] += int(value)

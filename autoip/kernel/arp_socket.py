@@ -298,8 +298,8 @@ class ArpSocket:
         self._counts = ffi.new("struct autoip_counts *")
         self.token: int = lib.autoip_socket_token(pointer)
         self.generation = 0
-        if link is not None and link.descriptor is None:
-            _in_thread(self._attach, link)
+        wanted = link is not None and link.descriptor is None
+        self._attaching = _in_thread(self._attach, link) if wanted else None
 
     def fileno(self) -> int:
         """The socket's descriptor."""
@@ -307,7 +307,12 @@ class ArpSocket:
 
     @property
     def attached(self) -> tuple[int, int] | None:
-        """The interface to which the defence in the kernel is attached, and the descriptor of that; None: it is not."""
+        """The interface to which the defence in the kernel is attached, and the descriptor of that; None: it is not.
+
+        Wait for the kernel, some 10 ms, while the defence is being attached.
+        """
+        if self._attaching is not None:
+            self._attaching.join()
         if self._link is None or self._link.descriptor is None:
             return None
         return self._link.index, self._link.descriptor
@@ -500,12 +505,15 @@ def load_broadcast() -> int | str:
     return f"cannot load a program: {os.strerror(-result)}"
 
 
-def _in_thread(function: Callable[..., None], *arguments: object) -> None:
-    """Run a function that may wait for the kernel."""
+def _in_thread(function: Callable[..., None], *arguments: object) -> threading.Thread | None:
+    """Run a function that may wait for the kernel; return the thread, or None if no thread is left."""
+    thread = threading.Thread(target=function, args=arguments, daemon=True)
     try:
-        threading.Thread(target=function, args=arguments, daemon=True).start()
-    except RuntimeError:  # no thread is left
+        thread.start()
+    except RuntimeError:
         function(*arguments)
+        return None
+    return thread
 
 
 def _bytes(value: bytes, length: int, what: str) -> bytes:

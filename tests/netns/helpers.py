@@ -40,6 +40,8 @@ PATIENCE = 30.0
 """Seconds to wait for what must come: long, since the machine may be busy, and never waited out."""
 
 
+WITHOUT_BPF = ["setpriv", "--bounding-set=-bpf,-sys_admin", "--inh-caps=-all", "--"]
+"""Before a command, as in a container: the capabilities that load a program cannot be had."""
 NO_TCX = "needs tcx of the kernel (Linux 6.6)"
 
 

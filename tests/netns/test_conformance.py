@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import subprocess
 import sys
@@ -10,10 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from conformance.device import CAPABILITIES
+from autoip.kernel import arp_socket, tcx
+from conformance.device import CAPABILITIES, Machine
 from conformance.rows import ROWS
+from lab import Switch
 
-from .helpers import NETNS
+from .helpers import NETNS, NO_TCX, PATIENCE, has_tcx
 
 pytestmark = NETNS
 
@@ -98,6 +102,22 @@ def test_a_candidate_that_must_be_refused(tmp_path: Path) -> None:
 def test_each_row_is_shown_falling_short() -> None:
     shown = {"sel-metadata", *LACKS, *PROMISES}.union(*(wrong for wrong, _ in DEFECTS.values()))
     assert shown == ROWS.keys() - UNTESTABLE
+
+
+@pytest.mark.parametrize("without", ["", "tcx", "bpf"])
+def test_the_adapter_takes_it_away(without: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise the rows that hold in the other modes prove nothing."""
+    monkeypatch.setenv("WITHOUT", without)
+    with Switch() as switch:
+        if not has_tcx(switch.namespace):
+            pytest.skip(NO_TCX)
+        command = "conformance/adapters/autoip {netns} {ifname}"
+        with contextlib.closing(Machine(switch, command, REPOSITORY)) as machine:
+            device = machine.start()
+            device.wait_line("-> probing", PATIENCE)
+    reasons = {"tcx": tcx.why(errno.EOPNOTSUPP), "bpf": tcx.why(errno.EPERM)}
+    told = [line for line in device.lines if arp_socket.NOT_IN_KERNEL in line]
+    assert [line.rpartition(": ")[2] for line in told] == [reasons[one] for one in [without] if one]
 
 
 def test_what_is_asked_wrongly_is_refused() -> None:

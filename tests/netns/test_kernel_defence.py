@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
 from functools import partial
 from ipaddress import IPv4Address
 from math import inf
@@ -28,6 +29,7 @@ from autoip.kernel import arp_socket, tcx
 from autoip.kernel.arp_broadcast import BY_FILTER
 from autoip.kernel.arp_socket import Phase
 from autoip.kernel.model import Link
+from autoip.kernel.native import ffi
 from lab import Daemon, LabError, Namespace, Port, Switch, frames
 from lab import tcx as foreign_tcx
 from lab.tcx import INGRESS
@@ -39,9 +41,9 @@ from .helpers import (
     NO_TCX,
     PATIENCE,
     RIVAL,
+    WITHOUT_BPF,
     A,
     B,
-    autoip_command,
     bind,
     claimed,
     claimed_other,
@@ -55,7 +57,6 @@ pytestmark = NETNS
 FAST = ("--delay", "50", "--ip", str(A))
 INTERVAL = 10.0
 """DEFEND_INTERVAL of RFC 3927."""
-WITHOUT_BPF = ["setpriv", "--bounding-set=-bpf,-sys_admin", "--inh-caps=-all", "--"]
 BY_DAEMON = "the kernel does not defend the address itself, the daemon does"
 
 
@@ -248,9 +249,9 @@ def test_a_killed_daemon_does_not_defend(port: Port, bound: Daemon) -> None:
     assert not defended(port, conflict(port))
 
 
-def test_abandon_never_arms(port: Port, make_autoip: MakeDaemon) -> None:
+def test_abandon_never_arms(port: Port, make_by: MakeDaemon) -> None:
     """def-abandon: not even while the daemon is stopped."""
-    daemon = make_autoip(port, *FAST, "--abandon")
+    daemon = make_by(port, *FAST, "--abandon")
     bind(port, daemon)
     daemon.signal(signal.SIGSTOP)
     since = conflict(port)
@@ -276,13 +277,17 @@ def test_in_another_namespace(port: Port, bound: Daemon, stack: contextlib.ExitS
     assert not defended(port, conflict(port))
 
 
-def test_without_the_kernel_the_thread_defends(port: Port, stack: contextlib.ExitStack) -> None:
+@pytest.mark.parametrize(
+    ("before", "why"), [(WITHOUT_BPF, errno.EPERM), (foreign_tcx.WITHOUT, errno.EOPNOTSUPP)]
+)
+def test_without_the_kernel_the_thread_defends(
+    port: Port, make_autoip: MakeDaemon, before: Sequence[str], why: int
+) -> None:
     """def-once, def-yield: one line in the log and in the status; the rest is as ever."""
-    command = [*WITHOUT_BPF, *autoip_command(), "eth0", *FAST]
-    daemon = stack.enter_context(Daemon(port.host, "eth0", command))
+    daemon = make_autoip(port, *FAST)
+    daemon.command[:0] = before
     bind(port, daemon)
-    reason = f"{BY_DAEMON}: no permission to load a program; CAP_BPF gives it"
-    assert reason in report(daemon)["limits"]
+    assert f"{BY_DAEMON}: {tcx.why(why)}" in report(daemon)["limits"]
     assert daemon.output.count(BY_DAEMON) == 1
     daemon.signal(signal.SIGSTOP)
     since = conflict(port)
@@ -425,6 +430,12 @@ class Judged:
     def handle_timer(self, now: float) -> None:
         self._acd.handle_timer(now)
 
+    def link_down(self, why: str, *, asked: bool = False) -> None:
+        self.change()
+
+    def keep(self) -> None:
+        """It is not handed over, but its socket is."""
+
     state = State.BOUND
 
     @property
@@ -456,50 +467,140 @@ def _failed(error: OSError) -> None:
 
 
 class Borders:
-    """Everything that can happen, in any order, on the loopback interface of a namespace."""
+    """Everything that can happen, in any order, at one end of a cable; `host` has both ends."""
 
-    def __init__(self, seed: int, defence: arp_socket.Defence | str) -> None:
+    def __init__(
+        self, seed: int, defence: arp_socket.Defence | str, host: Namespace, other: Namespace
+    ) -> None:
         self.random = Random(seed)
         self.core = Judged()
+        self.host, self.other = host, other
+        self.defence = defence
         self.wire = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
-        self.wire.bind(("lo", 3))
         self.wire.setblocking(False)
-        self.listener = arp_socket.ArpListener(defence)
-        self.announced = self.changes = self.former = 0
+        self.announced = self.heard = self.changes = self.former = 0
         self.due: set[int] = set()
         """Numbers of the conflicts that must be received."""
         self.count = 0
-        clock = partial(time.clock_gettime, time.CLOCK_BOOTTIME)
+        self.done: Counter[str] = Counter()
+        self.listener = arp_socket.ArpListener(defence)
+        self.clock = partial(time.clock_gettime, time.CLOCK_BOOTTIME)
+        self.negotiator = self.new_negotiator()
+        self.replace()
+
+    def new_negotiator(self) -> Negotiator:
         core: Any = self.core
-        self.sock = self.listener.open(1, self.core.mac)
-        self.negotiator = Negotiator(lambda *_: self.sock, clock, lambda _: core, _failed)
-        assert self.negotiator.attach(Link(1, "lo", self.core.mac, 1, 0, None, None, None))
-        self.negotiator.watch()
+        made = Negotiator(self.listener.open, self.clock, lambda _: core, _failed)
+        made.core = core
+        return made
+
+    def close(self) -> None:
+        self.listener.close()
+        self.wire.close()
 
     def step(self) -> None:
-        what = self.random.choices(
-            ("conflict", "read", "timer", "pause", "idle", "change"), WEIGHTS
-        )[0]
-        if what == "conflict":
-            self.count += 1
-            address = A if self.random.random() < 0.5 else B
-            if address == self.core.candidate and not self.core.idle:
-                self.due.add(self.count)
-            self.wire.send(numbered(self.count, address))
-        elif what == "read":
-            self.read()
-        elif what == "timer":
-            self.poll()
-        elif what == "pause":
-            time.sleep(self.random.random() * SHORT)
-        elif what == "idle":
-            self.core.idle = not self.core.idle
-            self.core.changes += 1
-            self.poll()
-        else:
-            self.core.change()
-            self.poll()
+        what = self.random.choices([*STEPS], [*STEPS.values()])[0]
+        self.done[what] += 1
+        getattr(self, what)()
         self.look()
+
+    def conflict(self) -> None:
+        self.count += 1
+        address = A if self.random.random() < 0.5 else B
+        if address == self.core.candidate and not self.core.idle:
+            self.due.add(self.count)
+        self.wire.sendto(numbered(self.count, address), ("far", 3))
+
+    def conflicts(self) -> None:
+        for _ in range(self.random.randint(0, 2)):
+            self.conflict()
+
+    def pause(self) -> None:
+        time.sleep(self.random.random() * SHORT)
+
+    def idle(self) -> None:
+        self.core.idle = not self.core.idle
+        self.core.changes += 1
+        self.poll()
+
+    def change(self) -> None:
+        self.core.change()
+        self.poll()
+
+    def replace(self) -> None:
+        """Another interface of the same name."""
+        if self.negotiator.attached:
+            self.host.ip("link del own")
+            self.lost()
+        mac = self.core.mac.hex(":")
+        self.host.ip(f"link add own address {mac} type veth peer name far")
+        self.host.ip("link set far up")
+        self.back()
+
+    def rename(self) -> None:
+        """The program and the socket do not know names; then the daemon opens the interface anew."""
+        for name, new in (("own", "renamed"), ("renamed", "own")):
+            self.host.ip(f"link set {name} down")
+            self.host.ip(f"link set {name} name {new}")
+            self.up(self.host, new)
+            self.conflicts()
+        self.settle()  # so it is armed
+        self.lost()
+        for _ in range(8):
+            self.conflict()
+        self.back()
+
+    def move(self) -> None:
+        """To another namespace and back: nothing is defended there."""
+        self.host.ip(f"link set own netns {self.other.path}")
+        self.lost()
+        self.look()
+        heard = self.heard
+        self.up(self.other, "own")
+        self.conflicts()
+        self.look()
+        assert self.heard == heard
+        self.other.ip(f"link set own netns {self.host.path}")
+        self.back()
+
+    def lost(self) -> None:
+        """As the daemon does when the kernel reports it."""
+        self.negotiator.detach("it is lost")
+
+    def up(self, where: Namespace, name: str) -> None:
+        """Until both ends of the cable carry frames: before, the kernel drops them."""
+        where.ip(f"link set {name} up")
+        for host, end in ((where, name), (self.host, "far")):
+            wait_until(lambda: link(host, end)["operstate"] == "UP", "the cable")  # noqa: B023
+
+    def back(self) -> None:
+        self.up(self.host, "own")
+        index = self.host.index("own")
+        assert self.negotiator.attach(Link(index, "own", self.core.mac, 1, 0, None, None, None))
+        self.due.clear()
+        self.changes = self.core.changes
+        self.negotiator.watch()
+        if self.random.random() < 0.5:
+            self.reload()  # the program is being attached
+
+    def reload(self) -> None:
+        """As by an exec: the thread ends, and all else of the former program stays as it is, and is forgotten."""
+        self.conflicts()
+        self.listener.pause()
+        self.pause()
+        self.conflicts()
+        self.read()
+        self.conflicts()
+        kept = self.negotiator.keep(self.core.mac)
+        ffi.gc(self.listener._listener, None)
+        self.listener = arp_socket.ArpListener(self.defence, paused=True)
+        self.conflicts()
+        self.negotiator = self.new_negotiator()
+        core: Any = self.core
+        self.negotiator.resume(kept, core, self.listener)
+        self.conflicts()
+        self.listener.resume()
+        assert (kept.attached is None) == isinstance(self.defence, str)
 
     def poll(self) -> None:
         while self.negotiator.poll():
@@ -508,10 +609,12 @@ class Borders:
 
     def read(self) -> None:
         for received in self.listener.drain():
+            known = self.core.received.total()
+            if received.token == self.negotiator.token:
+                self.negotiator.receive(received)
             # Answered for an address that was given up since, for another reason.
-            former = received.generation != self.sock.generation
+            former = self.core.received.total() == known
             self.former += former and received.defended_at is not None
-            self.negotiator.receive(received)
             self.poll()
 
     def look(self) -> None:
@@ -522,7 +625,9 @@ class Borders:
             while True:
                 frame, address = self.wire.recvfrom(128)
                 ours = frame[22:28] == self.core.mac and frame[28:32] == frame[38:42]
-                self.announced += ours and address[2] == socket.PACKET_OUTGOING
+                sent = address[2] == socket.PACKET_OUTGOING
+                self.announced += ours and sent
+                self.heard += ours and not sent
 
     def settle(self) -> None:
         """All that has come is received, once; all that was sent is known to the core."""
@@ -540,26 +645,38 @@ class Borders:
 
 
 SHORT = 0.003
-WEIGHTS = (50, 25, 10, 12, 1, 2)
-STEPS = 10_000
+NUMBER = 10_000
+STEPS = {
+    "conflict": 50,
+    "read": 25,
+    "poll": 10,
+    "pause": 12,
+    "idle": 1,
+    "change": 2,
+    "reload": 1,
+    "rename": 0.1,
+    "move": 0.1,
+    "replace": 0.1,
+}
+"""What happens, and how often compared with the others."""
 
 
 @pytest.mark.parametrize("who", ["kernel", "thread"])
 def test_borders(who: str, stack: contextlib.ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
     """def-once, def-yield, def-again: whatever comes when, it is judged once, and as the core alone would judge it."""
     monkeypatch.setattr(acd, "DEFEND_INTERVAL", SHORT)
-    host = stack.enter_context(Namespace("borders"))
-    host.ip("link set lo up")
+    host, other = (stack.enter_context(Namespace("borders")) for _ in range(2))
 
     def run() -> None:
         defence = arp_socket.load_defence(SHORT) if who == "kernel" else ""
         if isinstance(defence, str) and defence:
             pytest.skip(defence)
-        borders = Borders(0x3927, defence)
-        with borders.listener, borders.wire:
+        borders = Borders(0x3927, defence, host, other)
+        with contextlib.closing(borders):
             core = borders.core
-            for done in range(0, 5 * STEPS, 100):
-                if done >= STEPS and core.given_up > 100 and core.by_reflex > 300:
+            for done in range(0, 5 * NUMBER, 100):
+                if done >= NUMBER and core.given_up > 100 and core.by_reflex > 300:
+                    assert min(borders.done[what] for what in STEPS) > 3, borders.done
                     return
                 for _ in range(100):
                     borders.step()
