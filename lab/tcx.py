@@ -18,7 +18,7 @@ from pathlib import Path
 
 WITHOUT = (sys.executable, "-m", "lab.tcx")
 """Before a command: without tcx."""
-EGRESS = 47
+INGRESS, EGRESS = 46, 47
 NEXT, PASS = -1, 0
 """What a program decides: the next one runs as well; none does, and the frame leaves."""
 
@@ -64,14 +64,14 @@ def attach(
         os.close(program)
 
 
-def links(pid: int, index: int) -> list[int]:
-    """Return the numbers of the links that a process has at the egress of an interface."""
+def links(pid: int, index: int, side: int = EGRESS) -> list[int]:
+    """Return the numbers of the links that a process has at the egress, or INGRESS, of an interface."""
     found = []
     for path in Path(f"/proc/{pid}/fdinfo").iterdir():
         words: dict[str, str] = {}
         with suppress(FileNotFoundError):  # it is closed meanwhile
             words = dict(re.findall(r"^(\w+):\t(\S+)", path.read_text(), re.MULTILINE))
-        if (words.get("ifindex"), words.get("attach_type")) == (str(index), str(EGRESS)):
+        if (words.get("ifindex"), words.get("attach_type")) == (str(index), str(side)):
             found.append(int(words["link_id"]))
     return found
 
