@@ -133,16 +133,16 @@ class _Bench:
 
     @contextlib.contextmanager
     def _stopped(self) -> Iterator[None]:
-        """Stop all programs but the bare loops."""
-        sides = (*self._armed[1:], *self._rarely[1:])
-        stopped = [program for side in sides for program in side.programs]
+        """Stop all programs but the bare loops, with their helpers."""
+        hosts = {side.laid[0].host for side in (*self._armed[1:], *self._rarely[1:])}
+        stopped = [pid for host in hosts for pid in host.processes()]
         try:
-            for program in stopped:
-                program.signal(signal.SIGSTOP)
+            for pid in stopped:
+                os.kill(pid, signal.SIGSTOP)
             yield
         finally:
-            for program in stopped:
-                program.signal(signal.SIGCONT)
+            for pid in stopped:
+                os.kill(pid, signal.SIGCONT)
 
     def targets(self) -> list[Target]:
         of = {side.name: side for sides in self.sides.values() for side in sides}

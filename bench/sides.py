@@ -6,7 +6,6 @@ import contextlib
 import time
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address
-from typing import TypeVar
 
 from lab import Daemon, LabError, Namespace, NetworkManager, SystemBus, machine
 from lab.frames import announcement, conflict_request
@@ -22,7 +21,6 @@ FIRST_ADDRESS = IPv4Address("169.254.77.1")
 REST = 0.006
 """Pause between two samples, in seconds, so that a program's work after its answer is in no sample."""
 HEAD = ("", "samples", "unanswered", "median", "p90", "p99")
-_Started = TypeVar("_Started", bound=Daemon)
 
 
 @dataclass(slots=True)
@@ -31,12 +29,10 @@ class Side:
 
     Attributes:
         laid: its cables; none if the program is not installed.
-        programs: its processes.
     """
 
     name: str
     laid: list[Cable]
-    programs: list[Daemon] = field(default_factory=list)
     taps: list[Tap] = field(default_factory=list)
     addresses: list[IPv4Address] = field(default_factory=list)
     found: list[float] = field(default_factory=list)
@@ -91,7 +87,7 @@ class Programs:
             answer = announcement(cable.mac, address).hex()
             words = (self._setting.workshop.program("bare_loop"), cable.name, answer)
             command = self._settings(apart).command(*words, apart=apart)
-            process = self._start(side, Daemon(cable.host, cable.name, command))
+            process = self._start(Daemon(cable.host, cable.name, command))
             process.wait_line("^ready$")
         return side
 
@@ -104,14 +100,14 @@ class Programs:
         [cable], [address] = side.laid, side.addresses
         words = (cable.name, cable.raw_mac.hex(), str(address), *options)
         process = helper(self._settings(apart), cable, "reflex", *words, apart=apart)
-        side.programs.append(self._stack.enter_context(process))
+        self._stack.enter_context(process)
         return side
 
     def autoip(self, name: str, count: int) -> Side:
         """Start autoip, one process for all cables."""
         side = Side(name, self.lay(count, "autoip"))
         words = ("--delay", "20", "--no-state")
-        self._start(side, autoip(self._setting, side.laid, *words, apart=True))
+        self._start(autoip(self._setting, side.laid, *words, apart=True))
         return side
 
     def peer(self, kind: type[Peer], count: int, *, each: bool = False) -> Side:
@@ -123,7 +119,7 @@ class Programs:
         except LabError:
             return Side(kind.program, [])
         for process in processes:
-            self._start(side, process)
+            self._start(process)
         return side
 
     def networkmanager(self, count: int) -> Side:
@@ -141,7 +137,7 @@ class Programs:
         manager.start()
         for cable in laid:
             manager.add_profile(cable.name, ipv4__method="link-local", ipv6__method="disabled")
-        return Side("NetworkManager", laid, [manager])
+        return Side("NetworkManager", laid)
 
     def settle(self, sides: list[Side]) -> None:
         """Wait until the programs that choose their addresses have them. Raises LabError."""
@@ -153,10 +149,9 @@ class Programs:
         # The second announcement must not be taken for an answer.
         time.sleep(4)
 
-    def _start(self, side: Side, process: _Started) -> _Started:
+    def _start(self, process: Daemon) -> Daemon:
         self._stack.enter_context(process)
         process.start()
-        side.programs.append(process)
         return process
 
     def _tap(self, side: Side) -> None:

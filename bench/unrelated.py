@@ -23,7 +23,7 @@ NAME = "unrelated"
 
 REQUESTS = 300_000
 ADDRESS = "169.254.77.1"
-FLOODS, SHORT = 15, 100_000
+FLOODS, SHORT = 25, 100_000
 """Floods with the programs, and as many without, and the frames of each: many, for the noise of a busy machine."""
 
 
