@@ -110,17 +110,15 @@ class Programs:
         self._start(autoip(self._setting, side.laid, *words, apart=True))
         return side
 
-    def peer(self, kind: type[Peer], count: int, *, each: bool = False) -> Side:
-        """Start another program, one process for all cables or one for each of them, if it is installed."""
-        side = Side(kind.program, self.lay(count, "peer"))
-        groups = [[cable] for cable in side.laid] if each else [side.laid]
+    def peer(self, kind: type[Peer], count: int) -> Side:
+        """Start another program, one process for all cables, if it is installed."""
+        laid = self.lay(count, "peer")
         try:
-            processes = [peer(self._setting, kind, group, apart=True) for group in groups]
+            process = peer(self._setting, kind, laid, apart=True)
         except LabError:
             return Side(kind.program, [])
-        for process in processes:
-            self._start(process)
-        return side
+        self._start(process)
+        return Side(kind.program, laid)
 
     def networkmanager(self, count: int) -> Side:
         """Start NetworkManager, if it is installed."""
