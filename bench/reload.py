@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from lab import Daemon, Namespace
+from lab.programs import python_for_all
 
 from . import cables, samples
 from .report import Result, Target, number
@@ -30,7 +31,9 @@ def measure(setting: Setting) -> Result:
     with contextlib.ExitStack() as stack:
         yonder = stack.enter_context(Namespace("far"))
         cable = cables.cable(yonder, stack.enter_context(Namespace("autoip")))
-        daemon = stack.enter_context(autoip(setting, [cable], "--delay", "1"))
+        # Executed anew by the daemon's user.
+        program = (*python_for_all(), "-m", "autoip")
+        daemon = stack.enter_context(autoip(setting, [cable], "--delay", "1", program=program))
         daemon.start()
         daemon.wait_line("announcing -> bound", 20)
         for _ in range(setting.times(50, 5)):
@@ -57,23 +60,17 @@ def measure(setting: Setting) -> Result:
 
 
 def _reload(daemon: Daemon) -> tuple[float, float]:
-    """Return milliseconds from the request to the answer, and those without the thread."""
-    answered = threading.Event()
-
-    def ask() -> None:
-        daemon.request("reload")
-        answered.set()
-
-    asking = threading.Thread(target=ask)
+    """Return milliseconds from the request to the answer, and those without the thread. Raises LabError: refused."""
     began = time.monotonic()
-    asking.start()
     gap = 0.0
-    while not answered.is_set():
-        before = time.monotonic()
-        time.sleep(PAUSE_S)
-        if not _reads(daemon.pid):
-            gap += time.monotonic() - before
-    asking.join()
+    with ThreadPoolExecutor(1) as executor:
+        asking = executor.submit(daemon.request, "reload")
+        while not asking.done():
+            before = time.monotonic()
+            time.sleep(PAUSE_S)
+            if not _reads(daemon.pid):
+                gap += time.monotonic() - before
+        asking.result()
     return (time.monotonic() - began) * 1e3, gap * 1e3
 
 

@@ -66,10 +66,16 @@ def step_aside() -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-def autoip(setting: Setting, cables: Sequence[Cable], *options: str, apart: bool = False) -> Daemon:
+def autoip(
+    setting: Setting,
+    cables: Sequence[Cable],
+    *options: str,
+    apart: bool = False,
+    program: Sequence[str] = AUTOIP,
+) -> Daemon:
     """Return autoip on all these cables in one process, not started yet."""
     names = [cable.name for cable in cables]
-    command = setting.command(*AUTOIP, *names, *options, apart=apart)
+    command = setting.command(*program, *names, *options, apart=apart)
     return Daemon(cables[0].host, names[0], command)
 
 

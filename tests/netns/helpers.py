@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import shlex
-import shutil
 import socket
 import sys
 import tempfile
@@ -19,7 +18,7 @@ from typing import Any
 import pytest
 
 from autoip.kernel import tcx
-from lab import ArpFrame, Daemon, LabError, Namespace, Port, frames
+from lab import ArpFrame, Daemon, LabError, Namespace, Port, frames, programs
 from tests.require import requires_kernel_feature, requires_root
 
 A = IPv4Address("169.254.20.20")
@@ -73,16 +72,11 @@ def autoip_command() -> list[str]:
 
 
 def python_for_all() -> list[str]:
-    """A Python that the daemon's user may run: this one can be in root's home."""
-    folders = Path(sys.executable).resolve().parents
-    if all(folder.stat().st_mode & 0o001 for folder in folders):
-        return [sys.executable]
-    packages = os.pathsep.join(path for path in sys.path if path.endswith("site-packages"))
-    name = f"python{sys.version_info.major}.{sys.version_info.minor}"
-    other = shutil.which(name, path="/usr/local/bin:/usr/bin")
-    if other is None:
-        pytest.skip(f"needs a {name} that every user may run")
-    return ["env", f"PYTHONPATH={packages}", other]
+    """As in lab.programs; without one the test is skipped."""
+    try:
+        return programs.python_for_all()
+    except LabError as problem:
+        pytest.skip(str(problem))
 
 
 def for_every_user(monkeypatch: pytest.MonkeyPatch) -> None:
