@@ -25,10 +25,16 @@ SHELL_FILES := $(wildcard .ci/run share/completions/*.bash share/autoip.init sha
 # The sanitizers of older compilers cannot place their shadow memory where the kernel spreads its
 # mappings over 32 bits; a container may forbid to ask for less.
 NO_ASLR := $(shell setarch -R true 2>/dev/null && echo setarch -R)
+# Targets that do not need one another, the output of each in one piece.
+SIDE_BY_SIDE := $(MAKE) --no-print-directory -j $(shell nproc) --output-sync=target
+C_TESTS := $(SIDE_BY_SIDE) -C tests/c
+TESTS := $(PY) -m pytest -n $(JOBS) --dist loadgroup
 # Without a cache nothing is left outside of this folder.
 PIP := $(PY) -m pip --disable-pip-version-check --no-input --no-cache-dir -q
 
-CONFORMANCE := $(PY) -m pytest conformance -n $(CASES)
+CONFORMANCE := $(PY) -m pytest -p no:cacheprovider -n $(CASES) conformance
+# Of autoip all rows must hold.
+AUTOIP_ROWS := -q --all-rows --dut "conformance/adapters/autoip {netns} {ifname}"
 PROGRAMS ?= $(notdir $(basename $(wildcard conformance/adapters/*.json)))
 
 # Where `make install` puts things. DESTDIR is for packagers.
@@ -86,7 +92,7 @@ setup: $(VENV)/.ready ## make .venv and build the extension, if need be
 
 run: setup ## run on IFACE, with ARGS; without IFACE: the demo
 ifneq ($(strip $(IFACE)),)
-	@exec $(AS_ROOT) env --block-signal=SIGINT $(PY) -m autoip $(IFACE) $(ARGS)
+	@exec $(AS_ROOT) env --block-signal=SIGINT,SIGTERM $(PY) -m autoip $(IFACE) $(ARGS)
 else
 	$(DEPS)
 	@# Where users may make namespaces, the demo is root in one of its own.
@@ -94,36 +100,58 @@ else
 	else exec $(AS_ROOT) $(PY) -m demo $(ARGS); fi
 endif
 
+# The conformance suite waits, so the unit tests run beside it; niced, because the suite measures times. With ARGS all
+# is one run of pytest.
 test: $(VENV)/.dev ## all tests: C, then pytest (those that need root are skipped without)
 	$(DEPS)
-	$(GIVE_BACK) $(MAKE) --no-print-directory -C tests/c check
-	$(GIVE_BACK) $(PY) -m pytest -n $(JOBS) --dist loadgroup $(ARGS)
+	$(GIVE_BACK) $(C_TESTS) check
 ifeq ($(strip $(ARGS))$(UID),0)
-	$(GIVE_BACK) $(CONFORMANCE) -q --all-rows --dut "conformance/adapters/autoip {netns} {ifname}"
+	$(GIVE_BACK) $(SIDE_BY_SIDE) -j 3 test-conformance test-defence test-units
+	$(GIVE_BACK) $(TESTS) tests/booted tests/netns
+else
+	$(GIVE_BACK) $(TESTS) $(ARGS)
 endif
 
+test-units:
+	nice -n 10 $(TESTS) tests/unit
+
+test-conformance:
+	$(CONFORMANCE) $(AUTOIP_ROWS)
+
+test-defence: # as on a kernel without tcx
+	WITHOUT=tcx $(CONFORMANCE)/test_defence.py $(AUTOIP_ROWS)
+
+# Coverage doubles the time of a test: those that need much and add no line run in `make test` alone.
 check: $(VENV)/.dev ## linters, types, formats, coverage of the unit tests, C warnings, sanitizers, valgrind
 	$(DEPS)
-	$(PY) -m ruff check .
-	$(PY) -m ruff format --check .
-	$(PY) -m mypy --strict
-	shellcheck $(SHELL_FILES)
-	$(VENV)/bin/clang-format --dry-run --Werror $(C_FORMATTED)
-	@set -e; for cc in gcc clang; do \
-		if command -v $$cc >/dev/null; then \
-			for file in $(C_SOURCES); do \
-				echo "$$cc @csrc/warnings -Werror $$file"; \
-				$$cc $(C_FLAGS) -c -o /dev/null $$file; \
-			done; \
-		fi; \
-	done
+	@$(SIDE_BY_SIDE) $(CHECKS)
 	$(GIVE_BACK) $(PY) -m coverage erase
-	$(GIVE_BACK) $(PY) -m coverage run -m pytest -q -n $(JOBS) tests/unit
+	$(GIVE_BACK) $(PY) -m coverage run -m pytest -q -n $(JOBS) -m 'not heavy' tests/unit
 	$(GIVE_BACK) $(PY) -m coverage combine -q
 	$(PY) -m coverage report --skip-covered
 	@$(PY) -m coverage report --include='autoip/daemon/*' --fail-under=85 >/dev/null
-	$(GIVE_BACK) $(NO_ASLR) $(MAKE) --no-print-directory -C tests/c asan tsan
-	$(GIVE_BACK) $(MAKE) --no-print-directory -C tests/c valgrind
+	$(GIVE_BACK) $(NO_ASLR) $(C_TESTS) asan tsan
+	$(GIVE_BACK) $(C_TESTS) valgrind
+
+CHECKS := check-types check-python check-shell check-format check-gcc check-clang
+check-types:
+	$(PY) -m mypy --strict
+
+check-python:
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+check-shell:
+	shellcheck $(SHELL_FILES)
+
+check-format:
+	$(VENV)/bin/clang-format --dry-run --Werror $(C_FORMATTED)
+
+check-gcc check-clang: check-%:
+	@! command -v $* >/dev/null || for file in $(C_SOURCES); do \
+		echo "$* @csrc/warnings -Werror $$file"; \
+		$* $(C_FLAGS) -c -o /dev/null $$file || exit 1; \
+	done
 
 mutate: $(VENV)/.dev ## change one thing at a time in autoip/core: do its unit tests notice? (ARGS="--sample 150": a part)
 	$(GIVE_BACK) $(PY) -m tools.mutate $(ARGS)
@@ -155,6 +183,10 @@ conformance: $(VENV)/.dev ## measure autoip and other programs anew, for docs/co
 	@for program in $(PROGRAMS); do \
 		$(AS_ROOT) $(CONFORMANCE) --dut "conformance/adapters/$$program {netns} {ifname}" \
 			--report conformance/reports/$$program.json --tb=no || [ $$? = 1 ] || exit 1; \
+	done
+	@for without in $(if $(filter autoip,$(PROGRAMS)),tcx bpf); do \
+		$(AS_ROOT) env WITHOUT=$$without $(CONFORMANCE) $(AUTOIP_ROWS) \
+			--report conformance/reports/autoip-without-$$without.json --tb=no || [ $$? = 1 ] || exit 1; \
 	done
 	$(PY) -m conformance.page
 
@@ -210,7 +242,7 @@ install-program: setup
 	find "$(DESTDIR)$(PROGRAMDIR)" -mindepth 1 -maxdepth 1 ! -name .folders -exec rm -rf {} +
 	$(PIP) install --target "$(DESTDIR)$(PROGRAMDIR)" "$$(echo build/wheel/autoip-*.whl)[networkmanager]"
 	rm -rf "$(DESTDIR)$(PROGRAMDIR)/bin"
-	sed -e "1s|.*|#!/usr/bin/env -S --block-signal=SIGINT $$($(PY) -c 'import sys; print(sys._base_executable)') -I|" \
+	sed -e "1s|.*|#!/usr/bin/env -S --block-signal=SIGINT,SIGTERM $$($(PY) -c 'import sys; print(sys._base_executable)') -I|" \
 		-e 's|@PROGRAMDIR@|$(PROGRAMDIR)|' share/autoip.in >"$(DESTDIR)$(BINDIR)/autoip"
 	chmod 755 "$(DESTDIR)$(BINDIR)/autoip"
 
@@ -288,5 +320,5 @@ $(VENV)/.dev: pyproject.toml setup.py | $(VENV)/.ready
 	@$(AS_OWNER) $(PIP) install --no-build-isolation -e '.[bench,dev,release,test]'
 	@$(AS_OWNER) touch $@
 
-.PHONY: help setup run test check mutate bench attack $(ATTACKS) conformance build deb release image install install-folders \
+.PHONY: help setup run test test-units test-conformance test-defence check $(CHECKS) mutate bench attack $(ATTACKS) conformance build deb release image install install-folders \
 	install-program install-data install-compat uninstall clean remake

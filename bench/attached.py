@@ -32,11 +32,10 @@ async def serve(interface: str, mac: bytes, address: IPv4Address, how: str) -> N
     [link] = [link for link in links if link.name == interface]
     requests = Requests(ROUTE)
     requests.open()
-    broadcast = Broadcast(requests, load_broadcast(), lambda _: None)
-    defence = load_defence(DEFEND_INTERVAL)
+    broadcast = Broadcast(requests, load_broadcast())
     ended = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
-    with ArpListener(None if isinstance(defence, str) else defence, sys.exit) as listener:
+    with ArpListener(load_defence(DEFEND_INTERVAL)) as listener:
 
         async def come() -> ArpSocket:
             await broadcast.add(link)

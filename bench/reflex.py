@@ -25,10 +25,9 @@ def main() -> None:
     interface, mac, address = sys.argv[1], bytes.fromhex(sys.argv[2]), IPv4Address(sys.argv[3])
     busy = "--busy" in sys.argv[4:]
     frame = announcement(mac, address).emit()
-    defence = load_defence(INTERVAL) if "--kernel" in sys.argv[4:] else None
-    if isinstance(defence, str):
-        sys.exit(defence)
-    with ArpListener(defence, sys.exit) as listener:
+    with ArpListener(load_defence(INTERVAL) if "--kernel" in sys.argv[4:] else "") as listener:
+        if listener.undefended is not None:
+            sys.exit(listener.undefended)
         sock = listener.open(socket.if_nametoindex(interface), mac)
         sock.watch(Phase.DEFEND, address)
         sock.arm(frame)
@@ -45,7 +44,7 @@ def main() -> None:
             else:
                 poll.poll()
             # The kernel goes on to answer; to arm it anew would disarm it for a moment.
-            if listener.drain() and defence is None:
+            if listener.drain() and not listener.in_kernel:
                 sock.arm(frame)
 
 

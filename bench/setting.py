@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast
 
-from lab import Daemon, LabError, Namespace, Port
+from lab import Daemon, LabError, Namespace, Port, python_for_all
 from lab.peers import Peer
 
 from .cables import Cable
@@ -66,17 +66,15 @@ def step_aside() -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-def autoip(
-    setting: Setting,
-    cables: Sequence[Cable],
-    *options: str,
-    apart: bool = False,
-    program: Sequence[str] = AUTOIP,
-) -> Daemon:
-    """Return autoip on all these cables in one process, not started yet."""
+def autoip(setting: Setting, cables: Sequence[Cable], *options: str, apart: bool = False) -> Daemon:
+    """Return autoip on all these cables in one process, not started yet.
+
+    The first start writes the byte code, which an installed program has.
+    """
     names = [cable.name for cable in cables]
-    command = setting.command(*program, *names, *options, apart=apart)
-    return Daemon(cables[0].host, names[0], command)
+    words = (*python_for_all(), "-m", "autoip", *names, *options)
+    command = setting.command(*words, apart=apart)
+    return Daemon(cables[0].host, names[0], command, env={"PYTHONDONTWRITEBYTECODE": ""})
 
 
 def peer(

@@ -20,6 +20,11 @@ PAGE = HERE.parent / "docs" / "conformance.md"
 
 PROGRAMS = ("autoip", "avahi-autoipd", "dhcpcd", "networkd", "networkmanager")
 """Names of adapters and of reports, in the order of the columns."""
+MODES = {
+    "autoip-without-tcx": "as on a kernel from before Linux 6.6, where its thread defends",
+    "autoip-without-bpf": "without CAP_BPF, where its thread also repeats by broadcast the kernel's answers",
+}
+"""Names of reports of autoip with less than the kernel can give, each with what that means."""
 
 _HEAD = """\
 # What programs for IPv4 link-local addresses do on the wire
@@ -40,10 +45,10 @@ class BadReport(ValueError):
     """A report cannot be used; the message has the reason."""
 
 
-def load(folder: Path = REPORTS) -> list[dict[str, Any]]:
-    """Return the reports of all programs, in the order of the columns. Raises BadReport."""
+def load(folder: Path = REPORTS, names: Iterable[str] = PROGRAMS) -> list[dict[str, Any]]:
+    """Return reports, by default those of all programs, in the order of the columns. Raises BadReport."""
     reports = []
-    for name in PROGRAMS:
+    for name in names:
         path = folder / f"{name}.json"
         try:
             report = json.loads(path.read_text(encoding="utf-8"))
@@ -57,8 +62,13 @@ def load(folder: Path = REPORTS) -> list[dict[str, Any]]:
     return reports
 
 
-def render(reports: Sequence[Mapping[str, Any]]) -> str:
-    """Return the page."""
+def render(reports: Sequence[Mapping[str, Any]], modes: Iterable[Mapping[str, Any]] = ()) -> str:
+    """Return the page.
+
+    Args:
+        reports: of PROGRAMS.
+        modes: reports of MODES, or none.
+    """
     names = [report["program"]["name"] for report in reports]
     lines = [_HEAD, f"| row | level | what | {' | '.join(names)} |"]
     lines.append("|---" * (3 + len(names)) + "|")
@@ -68,8 +78,10 @@ def render(reports: Sequence[Mapping[str, Any]]) -> str:
         cells = [_CELLS[report["rows"][row]["result"]] for report in reports]
         lines.append(f"| [{row}](#{row}) | {facts.level} | {facts.text} | {' | '.join(cells)} |")
     lines.append(_counts(reports))
-    kernels = sorted({report["kernel"] for report in reports})
-    lines += ["", f"Kernel {', '.join(kernels)}.", "", "## What was seen", ""]
+    kernels = sorted({kernel for report in reports for kernel in report["kernel"].split(", ")})
+    lines += ["", f"Kernel {', '.join(kernels)}.", ""]
+    lines += [_mode(what, report) for what, report in zip(MODES.values(), modes, strict=False)]
+    lines += ["## What was seen", ""]
     for row, facts in ROWS.items():
         lines += [f"### {row}", "", f"{facts.text[0].upper()}{facts.text[1:]} ({facts.level}).", ""]
         lines += _details(row, reports)
@@ -82,6 +94,13 @@ def _counts(reports: Sequence[Mapping[str, Any]]) -> str:
         results = [facts["result"] for facts in report["rows"].values()]
         cells.append(f"{results.count(HOLDS)} / {results.count(SHORT)}")
     return f"| | | rows that hold / fall short | {' | '.join(cells)} |"
+
+
+def _mode(what: str, report: Mapping[str, Any]) -> str:
+    results = {row: facts["result"] for row, facts in report["rows"].items()}
+    short = [f"[{row}](#{row})" for row in results if results[row] == SHORT]
+    holds = f"{[*results.values()].count(HOLDS)} rows hold"
+    return f"autoip {what} ({report['date']}): {holds}, short: {', '.join(short) or 'none'}.\n"
 
 
 def _details(row: str, reports: Iterable[Mapping[str, Any]]) -> Iterable[str]:
@@ -113,4 +132,4 @@ def _safe(text: str) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(render(load()), encoding="utf-8")
+    PAGE.write_text(render(load(), load(names=MODES)), encoding="utf-8")

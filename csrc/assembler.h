@@ -17,7 +17,7 @@
 /* Bounds of a program. */
 #define AUTOIP_ASM_INSTRUCTIONS 512
 #define AUTOIP_ASM_JUMPS 64
-#define AUTOIP_ASM_LABELS 8
+#define AUTOIP_ASM_LABELS 16
 
 /* In the place of a label: do not jump, the instruction that follows is next. */
 #define AUTOIP_ASM_NEXT AUTOIP_ASM_LABELS

@@ -64,6 +64,8 @@ ffibuilder.cdef(
     int autoip_socket_arm(struct autoip_socket *sock, const uint8_t *frame);
     void autoip_socket_disarm(struct autoip_socket *sock);
     int autoip_socket_pending(struct autoip_socket *sock);
+    struct autoip_counts { uint64_t answered; uint64_t left; uint64_t failed; };
+    int autoip_socket_counts(const struct autoip_socket *sock, struct autoip_counts *out);
     int autoip_socket_detach(struct autoip_socket *sock);
 
     int autoip_defence_load(uint64_t interval_ns, int *memory, int *ring);

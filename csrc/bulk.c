@@ -37,8 +37,8 @@
 
 enum { ACCEPT, REJECT, NEXT = AUTOIP_ASM_NEXT };
 
-/* Accepts what other hosts send: ARP, UDP over IPv4 to one of these ports, or echo replies of
- * ICMPv6. */
+/* Accepts ARP, UDP over IPv4 to one of these ports, or echo replies of ICMPv6. The socket is
+ * bound to the type; so it gets no other one, and nothing that this host sends. */
 static int bulk_filter(int fd, int type, const uint16_t *ports, size_t count)
 {
     struct sock_filter code[AUTOIP_FILTER_MAX + AUTOIP_PORTS_MAX];
@@ -46,11 +46,6 @@ static int bulk_filter(int fd, int type, const uint16_t *ports, size_t count)
     struct autoip_asm *p = &made;
 
     autoip_asm_init(p);
-    autoip_asm_do(p, BPF_LD | BPF_W | BPF_ABS,
-                  (uint32_t)(SKF_AD_OFF + SKF_AD_PKTTYPE));   /* A <- direction */
-    autoip_asm_if(p, BPF_JEQ, PACKET_OUTGOING, REJECT, NEXT); /* our own? */
-    autoip_asm_do(p, BPF_LD | BPF_H | BPF_ABS, AT_TYPE);      /* A <- type */
-    autoip_asm_if(p, BPF_JEQ, (uint32_t)type, NEXT, REJECT);  /* another? */
     if (type == ETH_P_IP) {
         autoip_asm_do(p, BPF_LD | BPF_B | BPF_ABS, AT_PROTOCOL); /* A <- protocol */
         autoip_asm_if(p, BPF_JEQ, IPPROTO_UDP, NEXT, REJECT);    /* not UDP? */

@@ -36,18 +36,22 @@
 #define SLOT(field) ((short)offsetof(struct autoip_slot, field))
 #define RECORD(field) ((short)offsetof(struct autoip_record, field))
 
-/* Frames of a real Ethernet are padded to this; an answer is as long as the conflict. */
-#define PADDED_LEN 60
-_Static_assert(PADDED_LEN <= sizeof((struct autoip_slot *)0)->frame, "an answer has room");
+/* An answer is as long as the conflict. A real Ethernet pads to 60 bytes, with a tag that was
+ * taken off to 56, and some switches to 64. */
+#define PADDED_MAX 64
+_Static_assert(PADDED_MAX <= sizeof((struct autoip_slot *)0)->frame, "an answer has room");
+_Static_assert(PADDED_MAX <= sizeof((struct autoip_record *)0)->frame, "a record has room");
 
 /* The index of the interface that each network namespace has. */
 #define LOOPBACK 1
+
+#define COUNT(field) ((short)offsetof(struct autoip_slot, counts.field))
 
 /* The record is for the thread, which has to be woken. */
 #define WAKE 2
 #define NO_WAKE 1
 
-enum { PASS, DISCARD, SUBMIT, TOO_SOON, DROP, FITS };
+enum { PASS, DISCARD, SUBMIT, TOO_SOON, DROP, FULL, LOST, LEFT, UNSENT, REFUSED, RESTORE };
 
 /* Goes to PASS for a frame that is not ARP for IPv4 over Ethernet: as filter.c does. */
 static void defence_check_frame(struct autoip_asm *p)
@@ -59,11 +63,10 @@ static void defence_check_frame(struct autoip_asm *p)
     LOAD(BPF_W, 2, 6, CONTEXT(pkt_type));
     IF_NUMBER(BPF_JGT, 2, PACKET_MULTICAST, PASS); /* not for us? */
 
-    /* Other lengths are for the thread: the answer would have what stands behind the packet. */
+    /* Longer ones are for the thread: the answer would have what stands behind the packet. */
     LOAD(BPF_W, 2, 6, CONTEXT(len));
-    IF_NUMBER(BPF_JEQ, 2, AUTOIP_FRAME_LEN, FITS);
-    UNLESS_EQUAL(2, PADDED_LEN, PASS);
-    autoip_asm_place(p, FITS);
+    IF_NUMBER(BPF_JLT, 2, AUTOIP_FRAME_LEN, PASS);
+    IF_NUMBER(BPF_JGT, 2, PADDED_MAX, PASS);
     PUT(BPF_DW, 10, LENGTH, 2);
 
     MOVE(1, 6);
@@ -142,7 +145,7 @@ static void defence_begin_record(struct autoip_asm *p, int ring)
     SET(2, sizeof(struct autoip_record));
     SET(3, 0);
     CALL(BPF_FUNC_ringbuf_reserve);
-    IF_NUMBER(BPF_JEQ, 0, 0, PASS); /* no room? */
+    IF_NUMBER(BPF_JEQ, 0, 0, FULL);
     MOVE(9, 0);
     LOAD(BPF_W, 2, 6, CONTEXT(ifindex));
     PUT(BPF_W, 9, RECORD(ifindex), 2);
@@ -156,18 +159,26 @@ static void defence_begin_record(struct autoip_asm *p, int ring)
     ADD(3, RECORD(frame));
     LOAD(BPF_DW, 4, 10, LENGTH);
     CALL(BPF_FUNC_skb_load_bytes);
-    UNLESS_EQUAL(0, 0, DISCARD);
+    UNLESS_EQUAL(0, 0, LOST);
     CALL(BPF_FUNC_ktime_get_boot_ns); /* after the word was read, so not before it */
     PUT(BPF_DW, 9, RECORD(received_ns), 0);
 }
 
-/* The word <- r1, if it still is r8; else another processor was faster: goes to DISCARD. */
+/* The word <- r1, if it still is r8; else another processor was faster: goes to LEFT. */
 static void defence_claim(struct autoip_asm *p)
 {
     MOVE(0, 8);
     DO(.code = BPF_STX | BPF_ATOMIC | BPF_DW, .dst_reg = 7, .src_reg = 1, .off = SLOT(ready_at),
        .imm = BPF_CMPXCHG);
-    IF(BPF_JNE, 0, 8, DISCARD);
+    IF(BPF_JNE, 0, 8, LEFT);
+}
+
+/* Counts the conflict: `field` is COUNT(...). Frames that are not conflicts never come here. */
+static void defence_count(struct autoip_asm *p, short field)
+{
+    SET(1, 1);
+    DO(.code = BPF_STX | BPF_ATOMIC | BPF_DW, .dst_reg = 7, .src_reg = 1, .off = field,
+       .imm = BPF_ADD);
 }
 
 /* Frame <- the bytes at r3. */
@@ -180,25 +191,33 @@ static void defence_store(struct autoip_asm *p)
     CALL(BPF_FUNC_skb_store_bytes);
 }
 
-/* Sends the announcement; the frame is afterwards as it was. */
+/* Sends the announcement; the frame is afterwards as it was. Goes to SUBMIT. */
 static void defence_answer(struct autoip_asm *p)
 {
     MOVE(3, 7);
     ADD(3, SLOT(frame));
     defence_store(p);
-    UNLESS_EQUAL(0, 0, SUBMIT); /* no memory: not sent */
+    UNLESS_EQUAL(0, 0, UNSENT); /* no memory */
     MOVE(1, 6);
     LOAD(BPF_W, 2, 6, CONTEXT(ifindex));
     SET(3, 0);
     CALL(BPF_FUNC_clone_redirect);
-    MOVE(8, 0);
+    UNLESS_EQUAL(0, 0, REFUSED);
+    CALL(BPF_FUNC_ktime_get_boot_ns);
+    PUT(BPF_DW, 9, RECORD(defended_ns), 0);
+    defence_count(p, COUNT(answered));
+    GO(RESTORE);
+    autoip_asm_place(p, REFUSED);
+    defence_count(p, COUNT(failed));
+    autoip_asm_place(p, RESTORE);
     MOVE(3, 9);
     ADD(3, RECORD(frame));
     defence_store(p);
     UNLESS_EQUAL(0, 0, DROP); /* no memory: it is not what came */
-    UNLESS_EQUAL(8, 0, SUBMIT);
-    CALL(BPF_FUNC_ktime_get_boot_ns);
-    PUT(BPF_DW, 9, RECORD(defended_ns), 0);
+    GO(SUBMIT);
+    autoip_asm_place(p, UNSENT);
+    defence_count(p, COUNT(failed));
+    GO(SUBMIT);
 }
 
 int autoip_defence_build(struct bpf_insn *out, size_t capacity, int memory, int ring,
@@ -218,11 +237,11 @@ int autoip_defence_build(struct bpf_insn *out, size_t capacity, int memory, int 
     DO(.code = BPF_ALU64 | BPF_ADD | BPF_X, .dst_reg = 1, .src_reg = 0);
     defence_claim(p);
     defence_answer(p);
-    GO(SUBMIT);
 
     autoip_asm_place(p, TOO_SOON);
     SET(1, -2); /* AUTOIP_YIELDED */
     defence_claim(p);
+    defence_count(p, COUNT(left));
 
     autoip_asm_place(p, SUBMIT);
     MOVE(1, 6);
@@ -235,6 +254,15 @@ int autoip_defence_build(struct bpf_insn *out, size_t capacity, int memory, int 
     SET(0, TC_ACT_UNSPEC); /* other programs, and the kernel itself, follow */
     EXIT();
 
+    autoip_asm_place(p, FULL);
+    defence_count(p, COUNT(failed));
+    GO(PASS);
+
+    autoip_asm_place(p, LEFT);
+    defence_count(p, COUNT(left));
+    GO(DISCARD);
+    autoip_asm_place(p, LOST);
+    defence_count(p, COUNT(failed));
     autoip_asm_place(p, DISCARD);
     MOVE(1, 9);
     SET(2, NO_WAKE);

@@ -52,7 +52,7 @@ int autoip_broadcast_load_limited(int map);
 #define AUTOIP_DEFENCE_MAX 192
 
 /* Changed together with one of the structures. */
-#define AUTOIP_LAYOUT 0x6175746f69700001u
+#define AUTOIP_LAYOUT 0x6175746f69700002u
 
 /* Values of `ready_at` that no clock reaches. */
 #define AUTOIP_NEVER UINT64_MAX
@@ -68,8 +68,9 @@ struct autoip_slot {
     uint32_t ifindex; /* 0: free */
     uint32_t address; /* in the byte order of the wire */
     uint32_t generation;
-    uint32_t unused;
+    uint32_t counted;  /* index of the interface that `counts` is about; 0: of none yet */
     uint8_t frame[64]; /* the announcement, and zeros */
+    struct autoip_counts counts; /* each is changed atomically */
 };
 
 struct autoip_shared {

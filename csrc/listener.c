@@ -753,6 +753,9 @@ static void listener_share_slot(struct autoip_socket *sock)
     sock->slot = slot;
     if (slot->ifindex == 0) {
         slot->address = 0;
+        if (slot->counted != (uint32_t)sock->ifindex)
+            memset(&slot->counts, 0, sizeof slot->counts);
+        slot->counted = (uint32_t)sock->ifindex;
         __atomic_store_n(&slot->ifindex, (uint32_t)sock->ifindex, __ATOMIC_RELEASE);
     }
 }
@@ -996,6 +999,21 @@ void autoip_socket_disarm(struct autoip_socket *sock)
     pthread_mutex_unlock(&sock->listener->lock);
     if (news)
         listener_notify(sock->listener);
+}
+
+int autoip_socket_counts(const struct autoip_socket *sock, struct autoip_counts *out)
+{
+    const struct autoip_shared *shared = sock->listener->shared;
+    const struct autoip_counts *counts = &sock->slot->counts;
+
+    if (shared == NULL || sock->ifindex == 0)
+        return -ENODATA;
+    if (sock->slot == &sock->private)
+        return sock->watched.phase == AUTOIP_SILENT ? -ENODATA : -EBUSY;
+    out->answered = __atomic_load_n(&counts->answered, __ATOMIC_RELAXED);
+    out->left = __atomic_load_n(&counts->left, __ATOMIC_RELAXED);
+    out->failed = __atomic_load_n(&counts->failed, __ATOMIC_RELAXED);
+    return shared->own_full == 0 ? 0 : -E2BIG;
 }
 
 int autoip_socket_detach(struct autoip_socket *sock)

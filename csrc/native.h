@@ -190,6 +190,21 @@ int autoip_socket_pending(struct autoip_socket *sock);
  */
 int autoip_socket_detach(struct autoip_socket *sock);
 
+/* The conflicts that the kernel's defence has judged on one interface. */
+struct autoip_counts {
+    uint64_t answered;
+    uint64_t left;   /* to the program: another one came less than the interval before */
+    uint64_t failed; /* not reported (the ring is full), or not answered (no memory, no link) */
+};
+
+/*
+ * *out <- the counts of the socket's interface, also of the time before the socket. Returns 0;
+ * -ENODATA without the kernel's defence, and before the first autoip_socket_watch(); -EBUSY if
+ * another interface has the place in the memory; -E2BIG, with *out set, if this host has too many
+ * hardware addresses. With the last two the kernel does not answer. A plain read of memory.
+ */
+int autoip_socket_counts(const struct autoip_socket *sock, struct autoip_counts *out);
+
 /* -- defence.c ------------------------------------------------------------------------ */
 
 /*

@@ -18,6 +18,7 @@ from .neighbour import (
     probes_too,
 )
 from .networkmanager import NetworkManager, SystemBus
+from .python import python_for_all
 from .sniffer import AddressMonitor, Sniffer
 from .syslog import Syslog
 
@@ -48,5 +49,6 @@ __all__ = [
     "leftovers",
     "machine",
     "probes_too",
+    "python_for_all",
     "usage",
 ]

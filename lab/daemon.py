@@ -51,6 +51,15 @@ class Usage:
         )
 
 
+def _runs(pid: int) -> bool:
+    """Return whether a thread of the process is neither stopped nor ended."""
+    for status in Path(f"/proc/{pid}/task").glob("*/stat"):
+        with contextlib.suppress(OSError):  # it has ended
+            if status.read_text().rpartition(")")[2].split()[0] not in "TZX":
+                return True
+    return False
+
+
 def usage(pid: int) -> Usage:
     """Read /proc. Raises LabError if the process has ended."""
     root = Path(f"/proc/{pid}")
@@ -60,8 +69,12 @@ def usage(pid: int) -> Usage:
         rss = re.search(r"^VmRSS:\s+(\d+) kB", (root / "status").read_text(), re.MULTILINE)
         fields = (root / "stat").read_text().rpartition(")")[2].split()
         for task in (root / "task").iterdir():
+            try:
+                text = (task / "status").read_text()
+            except (FileNotFoundError, ProcessLookupError):  # this thread has ended
+                continue
             threads += 1
-            for line in (task / "status").read_text().splitlines():
+            for line in text.splitlines():
                 key, _, value = line.partition(":")
                 if key in counts:
                     counts[key] += int(value)
@@ -274,8 +287,13 @@ class Daemon:
     # Its end
 
     def signal(self, number: int) -> None:
-        """Send a signal to the program itself."""
+        """Send a signal to the program itself. After SIGSTOP each of its threads has stopped. Raises LabError."""
         os.kill(self.pid, number)
+        until = time.monotonic() + 10
+        while number == signal.SIGSTOP and _runs(self.pid):
+            if time.monotonic() > until:
+                raise LabError(f"{self.label} was not stopped within 10 s")
+            time.sleep(0.001)
 
     def wait(self, timeout: float = 10) -> int:
         """Wait for its end; return the exit status. Raises LabError."""

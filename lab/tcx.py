@@ -41,12 +41,18 @@ def _bpf(command: int, fields: bytes) -> int:
 
 
 def attach(
-    index: int, *, verdict: int = NEXT, name: bytes = b"theirs", before: bool = False
+    index: int,
+    place: int = EGRESS,
+    *,
+    verdict: int = NEXT,
+    name: bytes = b"theirs",
+    before: bool = False,
 ) -> int:
-    """Attach a program to the egress of an interface; return the link's descriptor, with which it goes.
+    """Attach a program to an interface; return the link's descriptor, with which it goes.
 
     Args:
         index: the interface's.
+        place: EGRESS or INGRESS.
         verdict: what the program decides about each frame.
         name: the program's.
         before: put it before all that are there; otherwise it comes last.
@@ -59,26 +65,26 @@ def attach(
     program = _bpf(_PROG_LOAD, words + bytes(24) + name.ljust(16, b"\0"))
     try:
         flags = _BEFORE if before else 0
-        return _bpf(_LINK_CREATE, struct.pack("=IIII", program, index, EGRESS, flags))
+        return _bpf(_LINK_CREATE, struct.pack("=IIII", program, index, place, flags))
     finally:
         os.close(program)
 
 
-def links(pid: int, index: int, side: int = EGRESS) -> list[int]:
-    """Return the numbers of the links that a process has at the egress, or INGRESS, of an interface."""
+def links(pid: int, index: int, place: int = EGRESS) -> list[int]:
+    """Return the numbers of the links that a process has at an interface; index 0: at one that is gone."""
     found = []
     for path in Path(f"/proc/{pid}/fdinfo").iterdir():
         words: dict[str, str] = {}
         with suppress(FileNotFoundError):  # it is closed meanwhile
             words = dict(re.findall(r"^(\w+):\t(\S+)", path.read_text(), re.MULTILINE))
-        if (words.get("ifindex"), words.get("attach_type")) == (str(index), str(side)):
+        if (words.get("ifindex"), words.get("attach_type")) == (str(index), str(place)):
             found.append(int(words["link_id"]))
     return found
 
 
-def detach(pid: int, index: int) -> None:
+def detach(pid: int, index: int, place: int = EGRESS) -> None:
     """Detach those links, as root can (BPF_LINK_DETACH)."""
-    for number in links(pid, index):
+    for number in links(pid, index, place):
         link = _bpf(_LINK_GET_FD_BY_ID, struct.pack("=I", number))
         _bpf(_LINK_DETACH, struct.pack("=I", link))
         os.close(link)

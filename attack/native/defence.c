@@ -84,7 +84,7 @@ static void make_conflict(struct input *input, struct trial *trial)
 
     if (how % 4u == 0)
         return;
-    trial->length = how % 8u < 4 ? AUTOIP_FRAME_LEN : 60;
+    trial->length = AUTOIP_FRAME_LEN + (how % 8u < 4 ? 0 : how / 16u * 2u);
     memcpy(trial->frame + 12, fixed, sizeof fixed);
     trial->frame[21] = (uint8_t)(1 + how / 8u % 2u);
     put_word(trial->frame + AUTOIP_SPA_AT, trial->address);
@@ -101,7 +101,7 @@ static void try_frame(struct input *input, struct trial *trial, uint64_t now)
     uint8_t flags = take_byte(input);
     uint8_t after[FRAME_MAX];
     struct extended e = {.map = &ring, .map_length = 1, .now = now};
-    bool judged, answered;
+    bool conflict, judged, answered;
 
     e.memory = (uint8_t *)&shared;
     e.memory_size = sizeof shared;
@@ -127,14 +127,14 @@ static void try_frame(struct input *input, struct trial *trial, uint64_t now)
     e.length = trial->length;
     before = *slot;
 
-    judged = reference_verdict(trial->frame, trial->length, trial->mac, trial->address,
-                               AUTOIP_DEFEND) == AUTOIP_CONFLICT &&
-             e.about.protocol == htons(ETH_P_ARP) && e.about.vlan_present == 0 &&
-             e.about.pkt_type <= PACKET_MULTICAST &&
-             (trial->length == AUTOIP_FRAME_LEN || trial->length == 60) &&
-             e.about.ifindex == slot->ifindex && slot->address == htonl(trial->address) &&
-             slot->ready_at < AUTOIP_YIELDED && shared.own_full == 0 &&
-             !is_own(trial->frame + AUTOIP_SHA_AT) && e.record != NULL;
+    conflict = reference_verdict(trial->frame, trial->length, trial->mac, trial->address,
+                                 AUTOIP_DEFEND) == AUTOIP_CONFLICT &&
+               e.about.protocol == htons(ETH_P_ARP) && e.about.vlan_present == 0 &&
+               e.about.pkt_type <= PACKET_MULTICAST && trial->length >= AUTOIP_FRAME_LEN &&
+               trial->length <= 64 && e.about.ifindex == slot->ifindex &&
+               slot->address == htonl(trial->address) && slot->ready_at < AUTOIP_YIELDED &&
+               shared.own_full == 0 && !is_own(trial->frame + AUTOIP_SHA_AT);
+    judged = conflict && e.record != NULL;
     answered = judged && now >= slot->ready_at;
 
     MUST(extended_run(&e, program, program_length) == (uint32_t)TC_ACT_UNSPEC);
@@ -143,6 +143,9 @@ static void try_frame(struct input *input, struct trial *trial, uint64_t now)
     MUST(e.kept == (judged ? (uint64_t)BPF_FUNC_ringbuf_submit : 0));
     if (judged)
         before.ready_at = answered ? now + INTERVAL_NS : AUTOIP_YIELDED;
+    before.counts.answered = answered && e.redirect_error == 0;
+    before.counts.left = judged && !answered;
+    before.counts.failed = conflict && !before.counts.answered && !before.counts.left;
     MUST(memcmp(slot, &before, sizeof before) == 0);
     if (answered)
         MUST(memcmp(e.sent_frame, slot->frame, trial->length) == 0);

@@ -240,7 +240,7 @@ static inline void extended_call(struct extended *e, int function)
         r[i] = 0xdeadbeefdeadbeef;
 }
 
-/* Adds and fetches, or compares with r0 and exchanges. */
+/* Adds, and may fetch; or compares with r0 and exchanges. */
 static inline void extended_atomic(struct extended *e, const struct bpf_insn *code, uint64_t at)
 {
     uint64_t *source = &e->r[code->src_reg];
@@ -249,9 +249,10 @@ static inline void extended_atomic(struct extended *e, const struct bpf_insn *co
 
     MUST(BPF_SIZE(code->code) == BPF_DW);
     memcpy(&before, place, sizeof before);
-    if (code->imm == (BPF_ADD | BPF_FETCH)) {
+    if ((code->imm & ~BPF_FETCH) == BPF_ADD) {
         after = before + *source;
-        *source = before;
+        if ((code->imm & BPF_FETCH) != 0)
+            *source = before;
     } else {
         MUST(code->imm == BPF_CMPXCHG);
         after = before == e->r[0] ? *source : before;

@@ -90,7 +90,7 @@ static inline void count_frame(void)
         (void)atexit(report_frames);
 }
 
-#define FRAME_MAX 64u
+#define FRAME_MAX 80u
 
 /* A frame, and what it is compared with. */
 struct trial {

@@ -6,9 +6,11 @@ import asyncio
 from fnmatch import fnmatchcase
 
 from autoip.commands import arguments
+from autoip.control.client import served
 from autoip.control.protocol import VERSION
 from autoip.errors import UsageError
 from autoip.option_table import Option, interface_name, is_pattern
+from autoip.paths import runtime_directory
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # `typing` takes milliseconds to import
@@ -23,7 +25,7 @@ _EXIT_FAILURE = 1
 OPTIONS = (
     arguments.json_option("one JSON object", "pretty"),
     Option(
-        "interfaces", "IFACE", "name, or pattern of those that are there; default: all that are like Ethernet",
+        "interfaces", "IFACE", "name, or pattern of those that are there; default: all like Ethernet, and those served",
         read=interface_name, repeat="all", operand="*", offers="interfaces",
     ),
 )  # fmt: skip
@@ -55,12 +57,14 @@ async def _gathered(words: Sequence[str], environ: Mapping[str, str]) -> tuple[F
 
     until = asyncio.get_running_loop().time() + gather.LIMIT
     kernel = await gather.kernel(until)
-    links = _chosen(kernel.links, words)
+    links = _chosen(kernel.links, words, served(runtime_directory(environ)))
     return await gather.facts(kernel, links, environ, until), links
 
 
-def _chosen(links: Sequence[Link], words: Sequence[str]) -> list[Link]:
+def _chosen(links: Sequence[Link], words: Sequence[str], served: Sequence[str]) -> list[Link]:
     """Return the interfaces that are meant, each once: by name, alternative name or pattern.
+
+    Without a word: those that are like Ethernet, and those that are `served`, as the veth of a container.
 
     Raises:
         UsageError: a word means none of those that are there.
@@ -68,7 +72,8 @@ def _chosen(links: Sequence[Link], words: Sequence[str]) -> list[Link]:
     from autoip.kernel.model import ethernet_like
 
     if not words:
-        return ethernet_like(links)
+        like = ethernet_like(links)
+        return [link for link in links if link in like or link.name in served]
     found: dict[int, Link] = {}
     for word in words:
         meant = [

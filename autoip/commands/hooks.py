@@ -11,7 +11,7 @@ from autoip import paths
 from autoip.commands import outlook
 from autoip.commands.arguments import aligned, texts, values, write
 from autoip.dhcp import install, running, trust
-from autoip.dhcp.clients import CLIENTS
+from autoip.dhcp.clients import CLIENTS, is_pattern
 from autoip.dhcp.image import Image
 from autoip.errors import AutoipError, UsageError
 from autoip.option_table import Option, interface_name
@@ -120,7 +120,10 @@ def _install(image: Image, arguments: argparse.Namespace) -> Iterable[str]:
     yield from install.install(image, names, interfaces, program, conf=conf)
     if interfaces and not image.root:
         yield from running.reload_networkmanager()
-        units = dict.fromkeys(map(running.unit, interfaces))
+        if conf:
+            interfaces = install.named_before(image)
+        # The one service first: it gives up what has a unit of its own now.
+        units = dict.fromkeys(map(running.unit, sorted(interfaces, key=is_pattern, reverse=True)))
         yield from running.start([unit for unit in units if install.is_enabled(image, unit)])
 
 

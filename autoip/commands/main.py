@@ -46,7 +46,7 @@ def _called(name: str, words: list[str]) -> int:
     """Do what the program of this name does with the words; of any name but another program's: what autoip does."""
     if name not in ("avahi-autoipd", "zcip"):
         return _dispatch(words)
-    _catch_interrupt()
+    _let_signals_through()
     if name == "zcip":
         from autoip.commands import zcip
 
@@ -68,27 +68,27 @@ def _dispatch(words: list[str]) -> int:
     if command in _ASKING:
         from autoip.commands import query
 
-        _catch_interrupt()
+        _let_signals_through()
         return query.main(command, words[1:], os.environ)
     if command == "probe":
         from autoip.commands import probe
 
-        _catch_interrupt()
+        _let_signals_through()
         return probe.main(words[1:])
     if command == "scan":
         from autoip.commands.scan import command as scan
 
-        _catch_interrupt()
+        _let_signals_through()
         return scan.main(words[1:])
     if command == "doctor":
         from autoip.commands import doctor
 
-        _catch_interrupt()
+        _let_signals_through()
         return doctor.main(words[1:], os.environ)
     if command == "hooks":
         from autoip.commands import hooks
 
-        _catch_interrupt()
+        _let_signals_through()
         return hooks.main(words[1:])
     if command in ("help", "version"):
         from autoip.commands import about
@@ -99,11 +99,13 @@ def _dispatch(words: list[str]) -> int:
     return _run(words)
 
 
-def _catch_interrupt() -> None:
-    """Let Ctrl-C raise KeyboardInterrupt from now on; during the imports it ended the process (see `__main__`).
+def _let_signals_through() -> None:
+    """Let SIGTERM end the process, and Ctrl-C raise KeyboardInterrupt, from now on (see `__main__`).
 
-    An exception in an import may be lost, or shown as a traceback.
+    A SIGINT that came during the imports ends the process: an exception in an import may be lost, or shown as a
+    traceback.
     """
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -118,6 +120,7 @@ def _run(words: list[str]) -> int:
     from autoip.commands import run
     from autoip.options import RUN
 
+    # The signals stay blocked until the daemon handles them: it first takes off what a crash has left.
     if words[:1] != ["run"]:
         from autoip.commands import mistyped
 

@@ -404,6 +404,11 @@ def _table(reports: Iterable[dict[str, Any]]) -> list[str]:
         if (last := report["last_conflict"]) is not None:
             about = f"{last['mac']} about {last['address']}, {_when(last['at'])}"
             notes.append(f"{name}: last conflict: {about}")
+        counts = report.get("kernel_defence") or {}
+        if any(counts.values()):
+            words = ("answered", "left to the daemon", "failed")
+            each = [f"{counts[word.split()[0]]} {word}" for word in words]
+            notes.append(f"{name}: conflicts in the kernel: {', '.join(each)}")
         notes += [f"{name}: {line}" for line in (*report["notes"], *report["limits"])]
         near = [f"{one['address']} {one['mac'] or '?'}" for one in report.get("neighbours", ())]
         if near:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from glob import escape
@@ -284,23 +285,14 @@ def _inherited() -> Handover | None:
     """Return what the program before has handed over to this one; None: there was none."""
     if "AUTOIP_HANDOVER" not in os.environ:
         return None  # without the import, since most of the start's time is for it
-    _import_asyncio()
     from autoip.daemon import executable
 
     return executable.inherited(os.environ)
 
 
-def _import_asyncio() -> None:
-    """Import asyncio without TLS, which takes 4 MB and which nothing here uses.
-
-    asyncio works without `ssl`, since Python may lack it. Other code can import `ssl` afterwards.
-    """
-    if "ssl" not in sys.modules:
-        sys.modules["ssl"] = None  # type: ignore[assignment]
-        try:
-            import asyncio  # noqa: F401
-        finally:
-            del sys.modules["ssl"]
+def _let_signals_wait() -> None:
+    """Keep the signals that end a daemon until it handles them: it then takes off what a crash has left."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP, signal.SIGINT, signal.SIGTERM})
 
 
 def _import_what_comes_later(arguments: Arguments) -> None:
@@ -412,10 +404,8 @@ def _serve(
         _nothing_to_serve(text, environ, logger)
         return
 
+    _let_signals_wait()
     # These imports take most of the start, so the command line and the configuration are checked before.
-    _import_asyncio()
-    import asyncio
-
     from autoip import log
     from autoip.daemon import daemon, executable
     from autoip.kernel import arp_socket
@@ -448,7 +438,13 @@ def _serve(
         handed=handed,
         executable=executable.Executable(environ),
     )
-    serving = daemon.run(settings, logger)
+    _run_loop(daemon.run(settings, logger))
+
+
+def _run_loop(serving: Coroutine[Any, Any, None]) -> None:
+    """Run the daemon in an event loop. Raises AutoipError as it does, and OSError if the loop cannot be made."""
+    import asyncio
+
     try:
         for spare in [os.dup(2) for _ in range(_LOOP_DESCRIPTORS)]:
             os.close(spare)

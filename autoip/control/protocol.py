@@ -53,6 +53,12 @@ STATUS: Mapping[str, Field] = {
     "conflicts": Field("integer", "", "conflicts since the start, defended ones included"),
     "defences": Field("integer", "", "conflicts that were defended against"),
     "last_conflict": Field("object or null", "", "its mac, address, and at (s since 1970)"),
+    "kernel_defence": Field(
+        "object or null",
+        "",
+        "conflicts that the defence in the kernel has answered, left to the daemon, and failed to report or answer,"
+        " also while the daemon was stopped; null: there is no such defence",
+    ),
     "limits": Field(
         "array of strings",
         "",

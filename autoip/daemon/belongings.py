@@ -1,4 +1,4 @@
-"""Put back what belongs to an address and somebody removed: rule, source route, connected route, filter."""
+"""Put back what belongs to an address and somebody removed: rule, source route, connected route, filter, defence."""
 
 from __future__ import annotations
 
@@ -49,8 +49,10 @@ class Belongings:
             self._timer = loop.call_later(REPAIR_PAUSE, self._request)
 
     def check(self) -> None:
-        """As `lost`, if the filter was detached: the kernel does not report that."""
-        if self.link is not None and self._network.detached(self.link.index):
+        """As `lost`, if the filter or the defence was detached: the kernel does not report that."""
+        link, sock = self.link, self._negotiator.socket
+        unfiltered = link is not None and self._network.detached(link.index)
+        if unfiltered or (sock is not None and sock.detached):
             self.lost()
 
     def _request(self) -> None:
@@ -64,8 +66,10 @@ class Belongings:
             return  # an address that is missing as well is put back with all that belongs to it
         try:
             missing = await self._network.restore(link, address)
+            if (sock := self._negotiator.socket) is not None and await sock.restore():
+                missing.append("defence")
         except KernelRefused as error:
             self._reporter.note(str(error))
         else:
             for name in missing:
-                self._reporter.note(f"somebody removed our {name}; it was put back")
+                self._reporter.put_back(name)

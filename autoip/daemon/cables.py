@@ -164,7 +164,7 @@ class Cables:
 
     def _join(self, index: int) -> None:
         link = self._host.link_of(index)
-        if link is None or not link.ready:
+        if link is None:
             return
         try:
             opened = self._kernel.open_arp(index, link.mac)

@@ -111,12 +111,11 @@ async def run(settings: Settings, log: logging.Logger) -> None:
     gc.set_threshold(*GC_THRESHOLDS)
     handed = () if settings.handed is None else settings.handed.attached
     network = Network(_label_suffix(settings), settings.program, handed)
-    defence = None if isinstance(settings.defence, str) else settings.defence
     paused = settings.handed is not None  # until the sockets are taken over
     await network.open()
     try:
         with (
-            ArpListener(defence, network.limit, paused=paused) as listener,
+            ArpListener(settings.defence, paused=paused) as listener,
             contextlib.closing(Timer()) as timer,
             contextlib.closing(ClockWatch()) as clock_watch,
         ):
@@ -154,8 +153,8 @@ class Daemon(ResumableDaemon):
         known = kernel.network.limits
         known += [limit for limit in self._handed.limits if limit not in known]
         self._limits_logged = len(kernel.network.limits)
-        if settings.defence and isinstance(settings.defence, str):
-            kernel.network.limit(settings.defence)
+        if kernel.listener.undefended is not None:
+            kernel.network.limit(kernel.listener.undefended)
         self._status = ""
         self._served: Served | None = None
         if settings.selection is not None:
@@ -436,7 +435,7 @@ def _try_packet_socket(kernel: Kernel, links: Sequence[Link]) -> None:
     """Raise NoPermission if the capabilities do not hold for this network, as in some user namespaces."""
     for link in links[:1]:
         try:
-            kernel.listener.open(link.index, bytes(6)).close()
+            kernel.listener.open(link.index, bytes(6), defended=False).close()
         except PermissionError:
             raise NoPermission(
                 "no permission: CAP_NET_RAW does not hold for this network namespace"

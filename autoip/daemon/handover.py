@@ -72,6 +72,7 @@ class KeptOwned:
     disowned: Held | None = None
     by_unicast: str | None = None
     not_reset: str | None = None
+    by_filter: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -139,7 +139,12 @@ class Negotiator:
     @property
     def token(self) -> int | None:
         """The mark of the socket's received frames; None without a socket."""
-        return self._attachment.socket.token if self._attachment is not None else None
+        return self.socket.token if self.socket is not None else None
+
+    @property
+    def socket(self) -> ArpSocket | None:
+        """The link's socket; None without one."""
+        return self._attachment.socket if self._attachment is not None else None
 
     @property
     def state(self) -> State:

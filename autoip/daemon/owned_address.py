@@ -21,6 +21,7 @@ from autoip.daemon.address_memory import AddressMemory
 from autoip.daemon.handover import KeptOwned
 from autoip.daemon.lock_file import Held, LockFile
 from autoip.daemon.negotiator import Negotiator
+from autoip.daemon.programs import Programs
 from autoip.daemon.protocols import Kernel
 from autoip.daemon.reporter import Reporter
 from autoip.daemon.serial_tasks import SerialTasks
@@ -45,7 +46,6 @@ _NO_RESET = {
     errno.EOPNOTSUPP: "the kernel lacks CONFIG_INET_DIAG_DESTROY",
     errno.ENOENT: "the kernel lacks CONFIG_INET_DIAG",
 }
-_BY_UNICAST = "the kernel sends ARP for the address by unicast; answers also go out by broadcast: "
 
 
 class Place(Enum):
@@ -84,7 +84,6 @@ class OwnedAddress:
         self.link = None
         self._owned: Held | None = None  # what is, or may be, on an interface
         self._disowned: Held | None = None  # what was owned last, until the kernel reports its end
-        self._by_unicast: str | None = None  # why the kernel's ARP does not follow section 2.5
         self._not_reset: str | None = None  # why connections were not reset
         self.doubtful_until = 0.0  # when `verify` shows whether the address is gone
         self._reporter = reporter
@@ -92,6 +91,7 @@ class OwnedAddress:
         self._network = kernel.network
         self._requests = requests
         self._connections = kernel.connections
+        self._programs = Programs(reporter, kernel.network, negotiator)
         self._negotiator = negotiator
         self._reported = reported
 
@@ -152,13 +152,9 @@ class OwnedAddress:
     @property
     def limits(self) -> list[str]:
         """What could not be done for the address, one line each."""
-        unicast, reset = self._by_unicast, self._not_reset
-        limits = (
-            unicast and _BY_UNICAST + unicast,
-            reset and f"{_NOT_RESET}: {reset}",
-            self._lock_file.warning,
-        )
-        return [limit for limit in limits if limit]
+        reset = self._not_reset and f"{_NOT_RESET}: {self._not_reset}"
+        others = (reset, self._lock_file.warning)
+        return [*self._programs.limits, *(limit for limit in others if limit)]
 
     def release(self) -> None:
         """Let another instance serve the interface."""
@@ -167,12 +163,14 @@ class OwnedAddress:
 
     def keep(self) -> KeptOwned:
         """Return what `resume` takes."""
-        return KeptOwned(self._owned, self._disowned, self._by_unicast, self._not_reset)
+        by_unicast, by_filter = self._programs.refused
+        return KeptOwned(self._owned, self._disowned, by_unicast, self._not_reset, by_filter)
 
     def resume(self, kept: KeptOwned) -> None:
         """Go on for another one."""
         self._owned, self._disowned = kept.owned, kept.disowned
-        self._by_unicast, self._not_reset = kept.by_unicast, kept.not_reset
+        self._programs.resume((kept.by_unicast, kept.by_filter))
+        self._not_reset = kept.not_reset
 
     # --- requests, one after the other -------------------------------------------------------
 
@@ -279,7 +277,7 @@ class OwnedAddress:
         except KernelRefused:
             self._disown(None)
             raise
-        self._check_arp(link)
+        await self._programs.check(link)
         return Place.HERE
 
     async def _remove(self, address: IPv4Address, *, reset: bool = False) -> None:
@@ -325,6 +323,7 @@ class OwnedAddress:
         await self._verify()
         if self.link is not None and (address := self._negotiator.address) is not None:
             await self._network.add_address(self.link, address, replace=True)
+            await self._programs.check(self.link)
 
     # --- inside ------------------------------------------------------------------------------
 
@@ -333,14 +332,6 @@ class OwnedAddress:
         self._disowned = removed
         self._owned = None
         self._lock_file.drop()
-
-    def _check_arp(self, link: Link) -> None:
-        """Warn, once, if the kernel's own ARP does not follow section 2.5."""
-        why = self._network.by_unicast(link.index)
-        if why is not None and why != self._by_unicast:
-            self._reporter.log(logging.WARNING, _BY_UNICAST + why)
-        self._by_unicast = why
-        self._negotiator.answers = why is not None
 
     async def _reset(self, address: IPv4Address) -> None:
         """Reset the address's connections while their peers can still be reached."""

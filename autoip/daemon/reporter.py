@@ -100,6 +100,10 @@ class Reporter:
             self.notes = [*self.notes, text][-NOTES_MAX:]
             self.log(logging.WARNING, text)
 
+    def put_back(self, name: str) -> None:
+        """Note that something of ours was missing."""
+        self.note(f"somebody removed our {name}; it was put back")
+
     def waits(self, trouble: str, *, follows: bool) -> None:
         """Log why there is no link, unless that was the reason already.
 

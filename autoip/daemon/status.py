@@ -66,6 +66,7 @@ def status(
         "conflicts": reporter.conflicts,
         "defences": reporter.defences,
         "last_conflict": reporter.last_conflict,
+        "kernel_defence": _counts(negotiator),
         "limits": limits,
         "notes": [*reporter.notes, *map(_ambiguous, filter(_is_ambiguous, neighbours))],
         "neighbours": neighbours,
@@ -99,6 +100,11 @@ def summary(reporter: Reporter, policy: Policy, negotiator: Negotiator) -> str:
         why and f"({why})",
     )
     return " ".join(word for word in words if word)
+
+
+def _counts(negotiator: Negotiator) -> dict[str, int] | None:
+    counts = None if negotiator.socket is None else negotiator.socket.counts
+    return None if counts is None else counts._asdict()
 
 
 def _step(negotiator: Negotiator, policy: Policy) -> tuple[str | None, float | None]:

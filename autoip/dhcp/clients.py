@@ -5,7 +5,9 @@ A new DHCP client is a row here and its files in `hooks/`; every file there has 
 
 from __future__ import annotations
 
+import re
 from dataclasses import KW_ONLY, dataclass, field
+from fnmatch import fnmatchcase
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # `typing` takes milliseconds to import
@@ -16,6 +18,9 @@ MARK = b"\n# autoip hooks: written by `autoip hooks install`, taken away by `aut
 
 SHARED = "/etc/autoip/hook"
 """The script that the DHCP clients' hooks call: `SHARED start IFACE`, `SHARED stop IFACE`."""
+
+POLICY = "/etc/autoip.conf.d/networkmanager.conf"
+"""The file of autoip's own configuration for the interfaces that were named."""
 
 _UDHCPC = "/etc/udhcpc/default.script"
 
@@ -82,14 +87,24 @@ ipv4.dhcp-timeout={DHCP_TIMEOUT}
 
 def _networkmanager_policy(interfaces: Sequence[str]) -> str:
     """Return the file that gives DHCP the first chance: the service of these interfaces always runs."""
+    # Of those that match the last section counts: an interface with a unit of its own is not the one service's.
+    patterns = list(filter(is_pattern, interfaces))
+    names = [name for name in interfaces if name not in patterns]
+    apart = [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
+    serve = {**dict.fromkeys(patterns, "serve = yes\n"), **dict.fromkeys(apart, "serve = no\n")}
     sections = "".join(
-        f"[{name}]\npolicy = fallback\n" + "serve = yes\n" * is_pattern(name) for name in interfaces
+        f"[{name}]\npolicy = fallback\n{serve.get(name, '')}" for name in [*patterns, *names]
     )
     return f"""\
 # Beside NetworkManager autoip is a fallback.  This counts more than /etc/autoip.conf; what counts more
 # is a file of this directory with a later name.
 {MARK.decode().strip()}
 {sections}"""
+
+
+def named(policy: str) -> list[str]:
+    """Return the interfaces and patterns that the text of POLICY is for."""
+    return re.findall(r"^\[(.+)\]$", policy, re.MULTILINE)
 
 
 CLIENTS: Mapping[str, DhcpClient] = {
@@ -130,7 +145,7 @@ CLIENTS: Mapping[str, DhcpClient] = {
         ),
         confs={
             "/etc/NetworkManager/conf.d/90-autoip.conf": _networkmanager_conf,
-            "/etc/autoip.conf.d/networkmanager.conf": _networkmanager_policy,
+            POLICY: _networkmanager_policy,
         },
     ),
 }

@@ -15,7 +15,7 @@ import subprocess
 from pathlib import Path
 
 from autoip.dhcp import running
-from autoip.dhcp.clients import CLIENTS, MARK, SHARED, DhcpClient, File
+from autoip.dhcp.clients import CLIENTS, MARK, POLICY, SHARED, DhcpClient, File, named
 from autoip.dhcp.image import Found
 from autoip.errors import AutoipError, UsageError
 
@@ -55,7 +55,7 @@ def install(
     Args:
         image: the root.
         names: of CLIENTS; empty: all that are installed.
-        interfaces: names and patterns for the DHCP clients that need them.
+        interfaces: names and patterns for the DHCP clients that need them, beside those of earlier runs.
         program: the path by which hooks start autoip.
         conf: whether to write the DHCP clients' configuration.
 
@@ -70,12 +70,13 @@ def install(
         raise AutoipError(f"no DHCP client is installed; --client names one of {known}")
     if interfaces and not any(client.confs for client in chosen.values()):
         needing = ", ".join(name for name, client in CLIENTS.items() if client.confs)
-        what = f"none of {', '.join(chosen)} is told names (but {needing})"
+        what = f"none of {', '.join(chosen)} is told names (but {needing}); leave them out"
         raise UsageError(f"{' '.join(interfaces)}: {what}")
     files = [File("hook", SHARED), *(file for client in chosen.values() for file in client.files)]
     wanted = {file.path: (_content(file, program), file.mode) for file in files}
+    everyone = tuple(dict.fromkeys([*named_before(image), *interfaces]))
     for client in chosen.values() if conf and interfaces else ():
-        wanted |= {path: (text(interfaces).encode(), 0o644) for path, text in client.confs.items()}
+        wanted |= {path: (text(everyone).encode(), 0o644) for path, text in client.confs.items()}
     keeps = {file.path: file.keeps for file in files if file.keeps and _must_keep(image, file)}
     stale: dict[str, Entry] = {
         path: entry
@@ -156,6 +157,12 @@ def present(image: Image, name: str) -> bool:
 def is_enabled(image: Image, unit: str) -> bool:
     """Return whether a unit is enabled."""
     return bool(image.at(f"{_WANTS}/{unit}"))
+
+
+def named_before(image: Image) -> list[str]:
+    """Return the names and patterns that earlier runs of `install` were given."""
+    found = image.at(POLICY)
+    return named(found.content.decode(errors="surrogateescape")) if found.is_ours else []
 
 
 def missing_word(image: Image, client: DhcpClient) -> str:

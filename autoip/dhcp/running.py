@@ -107,7 +107,8 @@ def _is_active(name: str) -> bool:
 
 
 def _systemctl(verb: str, name: str) -> Iterator[str]:
-    status, text = _run("systemctl", "--no-block", verb, name)
+    # What follows a reload may need what the service gives up; all else is not waited for.
+    status, text = _run("systemctl", *["--no-block"] * (verb != "reload"), verb, name)
     if status == 0:
         yield f"{_DONE[verb]} {name}"
     else:

@@ -21,20 +21,17 @@ removes it once the program is attached by tcx.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import errno
-import os
 import socket
 import struct
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias, final
 
 from autoip.errors import KernelRefused
 from autoip.kernel import netlink, rtnetlink, tcx
-from autoip.kernel.daemon_threads import DaemonThreads
+from autoip.kernel.daemon_threads import in_thread
 from autoip.kernel.model import Link
 from autoip.kernel.netlink import Request, Requests
 from autoip.kernel.rtnetlink import attribute, nest, text
@@ -88,7 +85,6 @@ class Broadcast:
     Args:
         requests: to the kernel.
         program: descriptor of the BPF program, or in words why there is none.
-        limit: called with what the kernel cannot do.
         attached: the links that there are already.
 
     Raises:
@@ -99,26 +95,28 @@ class Broadcast:
         self,
         requests: Requests,
         program: int | str,
-        limit: Callable[[str], None],
         attached: Attached = (),
     ) -> None:
         self._requests = requests
         self._program = program
-        self._limit = limit
-        self._attached = dict(attached)
-        self._lock = threading.Lock()  # of the threads that attach and detach
+        self._links: dict[int, tcx.Link] = {}
+        if isinstance(program, int):
+            for index, link in attached:
+                self._links[index] = tcx.Link(program, index, egress=True, descriptor=link)
         self._filters: dict[int, Filter] = {}
         self._refusals: dict[int, str] = {}
+        self._by_filter: dict[int, str] = {}
 
     @property
     def attached(self) -> Attached:
         """The links that there are."""
-        return tuple(self._attached.items())
+        return tuple(
+            (i, at.descriptor) for i, at in self._links.items() if at.descriptor is not None
+        )
 
     def detached(self, index: int) -> bool:
         """Return whether somebody else detached our link from the interface. The kernel does not report that."""
-        link = self._attached.get(index)
-        return link is not None and not tcx.attached(link, index)
+        return index in self._links and self._links[index].detached
 
     def refusal(self, index: int) -> str | None:
         """Return, in words, why ARP leaves the interface by unicast; None: not as far as is known."""
@@ -126,10 +124,14 @@ class Broadcast:
             return self._program
         return self._refusals.get(index)
 
+    def by_filter(self, index: int) -> str | None:
+        """Return, in words, that and why the program is in a filter and not in a link; None: not as far as is known."""
+        return self._by_filter.get(index) if self.refusal(index) is None else None
+
     def close(self) -> None:
         """Detach the program from all interfaces, as the end of the process does."""
-        for index in [*self._attached]:
-            self._detach(index)
+        for link in self._links.values():
+            link.close()
 
     async def add(self, link: Link) -> None:
         """Send ARP with a link-local sender by broadcast on `link`. May be called again.
@@ -152,8 +154,8 @@ class Broadcast:
         """Do `add` again if somebody removed the filter. Return whether it was missing."""
         if isinstance(self._program, str) or link.index in self._refusals:
             return False
-        if link.index in self._attached:
-            if not self.detached(link.index):
+        if link.index in self._links:
+            if self._links[link.index].attached:
                 return False
         else:
             try:
@@ -169,8 +171,9 @@ class Broadcast:
         """Undo `add`, also that of an instance that crashed."""
         self._filters.pop(index, None)
         self._refusals.pop(index, None)
-        if index in self._attached:
-            await _in_thread(self._detach, index)
+        self._by_filter.pop(index, None)
+        if (link := self._links.pop(index, None)) is not None:
+            await in_thread(link.close)
         await self._remove_filter(index)
 
     async def _remove_filter(self, index: int) -> None:
@@ -196,7 +199,7 @@ class Broadcast:
             if left:
                 self._filters[index] = left[0]
             return
-        if index in self._attached and not self.detached(index):
+        if index in self._links and self._links[index].attached:
             return
         if await self._by_tcx(index, self._program):
             with contextlib.suppress(KernelRefused):  # what stays now is for `remove`
@@ -213,30 +216,18 @@ class Broadcast:
 
     async def _by_tcx(self, index: int, program: int) -> bool:
         """Attach the program by tcx. Return whether the kernel allows that. Raise KernelRefused: no such interface."""
+        link = self._links.setdefault(index, tcx.Link(program, index, egress=True))
         try:
-            await _in_thread(self._attach, index, program)
+            await in_thread(link.attach)
         except OSError as problem:
+            self._links.pop(index, None)
             number = problem.errno or errno.EIO
             if number == errno.ENODEV:
                 raise KernelRefused(number, f"attach a program to interface {index}") from problem
-            self._limit(f"{BY_FILTER}: {tcx.why(number)}")
+            self._by_filter[index] = f"{BY_FILTER}: {tcx.why(number)}"
             return False
+        self._by_filter.pop(index, None)
         return True
-
-    def _attach(self, index: int, program: int) -> None:
-        """Attach the program unless it is attached. Raises OSError."""
-        with self._lock:
-            link = self._attached.get(index)
-            if link is not None and tcx.attached(link, index):
-                return
-            if link is not None:
-                os.close(self._attached.pop(index))
-            self._attached[index] = tcx.attach(program, index, egress=True)
-
-    def _detach(self, index: int) -> None:
-        with self._lock:
-            if (link := self._attached.pop(index, None)) is not None:
-                os.close(link)
 
     async def _has_hook(self, index: int) -> bool:
         """Return whether there is a clsact."""
@@ -285,15 +276,6 @@ class Broadcast:
         except KernelRefused as problem:
             if problem.errno != errno.EINVAL:  # EINVAL: the clsact is gone
                 raise
-
-
-async def _in_thread(function: Callable[..., None], *arguments: object) -> None:
-    """Run what waits for the kernel. It comes to its end also if nobody waits for it any more."""
-    loop = asyncio.get_running_loop()
-    try:
-        await loop.run_in_executor(DaemonThreads(), function, *arguments)
-    except RuntimeError:  # no thread is left
-        function(*arguments)
 
 
 async def filters(requests: Requests, index: int, parent: int) -> list[Filter]:

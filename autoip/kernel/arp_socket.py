@@ -73,6 +73,20 @@ class Received(NamedTuple):
     defended_at: float | None
 
 
+class Counts(NamedTuple):
+    """The conflicts that the defence in the kernel has judged on one interface, also before this program's time.
+
+    Attributes:
+        answered: by an announcement.
+        left: to the daemon, since another one came less than DEFEND_INTERVAL before.
+        failed: not reported (the ring is full), or not answered (no memory, or the interface took no frame).
+    """
+
+    answered: int
+    left: int
+    failed: int
+
+
 class KeptSocket(NamedTuple):
     """What `ArpListener.take_over` needs of the socket of another program.
 
@@ -98,21 +112,17 @@ class ArpListener:
     """The sockets and the queue of their events. Usable in a with statement.
 
     Args:
-        defence: answers conflicts before the thread; None: the thread alone does.
-        refused: called, in a thread, with the reason why `defence` is not on an interface.
+        defence: answers conflicts before the thread; otherwise the thread alone does, for this reason.
         paused: begin as after `pause`.
+
+    Attributes:
+        undefended: that and why the kernel answers no conflict at all, in words; None: it does, or was not asked.
 
     Raises:
         OSError: no memory, descriptors or threads left.
     """
 
-    def __init__(
-        self,
-        defence: Defence | None = None,
-        refused: Callable[[str], None] = lambda _: None,
-        *,
-        paused: bool = False,
-    ) -> None:
+    def __init__(self, defence: Defence | str = "", *, paused: bool = False) -> None:
         if ffi.sizeof("struct autoip_event") != _EVENT.size:
             raise ImportError("autoip.kernel._native does not belong to this version of autoip")
         out = ffi.new("struct autoip_listener **")
@@ -124,15 +134,16 @@ class ArpListener:
         self._buffer = ffi.buffer(self._events)
         self._lost = ffi.new("uint64_t *")
         self._sockets: dict[int, ArpSocket] = {}
-        self._defence = defence
-        self._refused = refused
+        self._defence = None if isinstance(defence, str) else defence
+        self.undefended = defence or None if isinstance(defence, str) else None
         if paused:
             self.pause()
-        if defence is not None:
-            result: int = lib.autoip_listener_defend(self._listener, defence[1], defence[2])
+        if self._defence is not None:
+            _, memory, ring = self._defence
+            result: int = lib.autoip_listener_defend(self._listener, memory, ring)
             if result < 0:
                 self._defence = None
-                refused(f"{NOT_IN_KERNEL}: {os.strerror(-result)}")
+                self.undefended = f"{NOT_IN_KERNEL}: {os.strerror(-result)}"
 
     def fileno(self) -> int:
         """Return a descriptor that is readable while events wait; -1 after close()."""
@@ -165,12 +176,13 @@ class ArpListener:
             if count < _DRAIN_AT_ONCE:
                 return received
 
-    def open(self, index: int, mac: bytes) -> ArpSocket:
+    def open(self, index: int, mac: bytes, *, defended: bool = True) -> ArpSocket:
         """Open a socket on an interface, in phase SILENT.
 
         Args:
             index: the interface's index, from 1.
             mac: the interface's own hardware address, 6 bytes.
+            defended: attach the kernel's defence, which takes the kernel some 10 ms, as to detach it.
 
         Raises:
             OSError: EPERM without CAP_NET_RAW, ENODEV if there is no such interface, EMFILE.
@@ -182,7 +194,7 @@ class ArpListener:
             raise ValueError(f"interface index: {index}")
         out = ffi.new("struct autoip_socket **")
         check(lib.autoip_socket_open(listener, index, _bytes(mac, 6, "mac"), out))
-        opened = ArpSocket(self, out[0], self._attach(index))
+        opened = ArpSocket(self, out[0], self._link(index) if defended else None)
         self._sockets[opened.token] = opened
         return opened
 
@@ -200,18 +212,18 @@ class ArpListener:
         out = ffi.new("struct autoip_socket **")
         words = (mac, kept.phase, number, generation, frame, out)
         check(lib.autoip_socket_take_over(self._open(), kept.descriptor, *words))
-        place = self._attach(*attached) if attached is not None else None
-        if place is None and attached is not None:
+        link = self._link(*attached) if attached is not None else None
+        if link is None and attached is not None:
             os.close(attached[1])  # otherwise it would go on without us
-        opened = ArpSocket(self, out[0], place)
+        opened = ArpSocket(self, out[0], link)
         opened.generation, opened.watched = generation, (kept.phase, kept.address)
         self._sockets[opened.token] = opened
         return opened
 
-    def _attach(self, index: int, descriptor: int | None = None) -> _Attached | None:
+    def _link(self, index: int, descriptor: int | None = None) -> tcx.Link | None:
         if self._defence is None:
             return None
-        return _Attached(self._defence[0], index, self._refused, descriptor)
+        return tcx.Link(self._defence[0], index, egress=False, descriptor=descriptor)
 
     def pause(self) -> None:
         """End the thread, and nothing else: frames wait in the sockets, events in the queue."""
@@ -276,16 +288,18 @@ class ArpSocket:
         watched: phase and address.
     """
 
-    def __init__(
-        self, listener: ArpListener, pointer: ffi.CData, attached: _Attached | None
-    ) -> None:
+    def __init__(self, listener: ArpListener, pointer: ffi.CData, link: tcx.Link | None) -> None:
         self._listener = listener
         self._pointer: ffi.CData | None = pointer
-        self._attached = attached
+        self._link = link  # of the defence in the kernel; until it is attached the thread defends
+        self._refused: int | None = None  # why it is not attached: errno
         self.watched: tuple[Phase, IPv4Address | None] = Phase.SILENT, None
         self._sent = ffi.new("uint64_t *")
+        self._counts = ffi.new("struct autoip_counts *")
         self.token: int = lib.autoip_socket_token(pointer)
         self.generation = 0
+        wanted = link is not None and link.descriptor is None
+        self._attaching = _in_thread(self._attach, link) if wanted else None
 
     def fileno(self) -> int:
         """The socket's descriptor."""
@@ -293,10 +307,63 @@ class ArpSocket:
 
     @property
     def attached(self) -> tuple[int, int] | None:
-        """The interface to which the defence in the kernel is attached, and the descriptor of that; None: it is not."""
-        if self._attached is None or self._attached.descriptor is None:
+        """The interface to which the defence in the kernel is attached, and the descriptor of that; None: it is not.
+
+        Wait for the kernel, some 10 ms, while the defence is being attached.
+        """
+        if self._attaching is not None:
+            self._attaching.join()
+        if self._link is None or self._link.descriptor is None:
             return None
-        return self._attached.index, self._attached.descriptor
+        return self._link.index, self._link.descriptor
+
+    @property
+    def detached(self) -> bool:
+        """Whether somebody else has detached it. The kernel does not report that."""
+        return self._link is not None and self._link.detached
+
+    async def restore(self) -> bool:
+        """Attach the defence in the kernel again where somebody else has detached it, or the kernel refused it.
+
+        Returns:
+            Whether it is back after somebody else detached it.
+        """
+        from autoip.kernel.daemon_threads import in_thread
+
+        was_detached = self.detached
+        if self._link is None or not (was_detached or self._refused is not None):
+            return False
+        await in_thread(self._attach, self._link)
+        return was_detached and self._link.attached
+
+    def _attach(self, link: tcx.Link) -> None:
+        self._refused = None
+        try:
+            link.attach()
+        except OSError as problem:
+            if problem.errno != errno.ENODEV:  # the interface is gone
+                self._refused = problem.errno or errno.EIO
+
+    @property
+    def undefended(self) -> str | None:
+        """That and why the kernel does not defend on this interface, in words; None: it does, or does so nowhere."""
+        if self._link is None:
+            return None
+        why = _UNDEFENDED.get(self._count())
+        if self._refused is not None:
+            why = tcx.why(self._refused)
+        return why and f"{NOT_IN_KERNEL}: {why}"
+
+    @property
+    def counts(self) -> Counts | None:
+        """What the defence in the kernel has counted; None: it is not there."""
+        if self._link is None or self._count() in (-errno.ENODATA, -errno.EBUSY):
+            return None
+        return Counts(self._counts.answered, self._counts.left, self._counts.failed)
+
+    def _count(self) -> int:
+        result: int = lib.autoip_socket_counts(self._open(), self._counts)
+        return result
 
     def watch(self, phase: Phase, address: IPv4Address | None) -> None:
         """Report conflicts for this address from now on, under a new generation if it is another one.
@@ -380,8 +447,8 @@ class ArpSocket:
             # In a thread: the kernel waits meanwhile until no processor delivers a frame to it.
             _in_thread(os.close, lib.autoip_socket_detach(self._pointer))
             self._pointer = None
-            if self._attached is not None:
-                self._attached.close()
+            if self._link is not None:
+                _in_thread(self._link.close)
             self._listener._forget(self.token)  # noqa: SLF001 (the two belong together)
 
     def __enter__(self) -> ArpSocket:
@@ -396,52 +463,11 @@ class ArpSocket:
         return self._pointer
 
 
-class _Attached:
-    """The defence in the kernel on one interface; attached and detached in threads, since the kernel waits for that.
-
-    Until it is attached, and if it cannot be, the helper's thread defends.
-
-    Args:
-        program: its descriptor.
-        index: the interface's.
-        refused: called with the reason why it cannot be attached.
-        descriptor: of what is attached already.
-    """
-
-    def __init__(
-        self, program: int, index: int, refused: Callable[[str], None], descriptor: int | None
-    ) -> None:
-        self.index = index
-        self.descriptor = descriptor
-        self._refused = refused
-        self._closed = False
-        self._lock = threading.Lock()
-        if descriptor is None:
-            _in_thread(self._attach, program)
-
-    def _attach(self, program: int) -> None:
-        try:
-            link = tcx.attach(program, self.index, egress=False, wanted=lambda: not self._closed)
-        except OSError as problem:
-            if problem.errno != errno.ENODEV and not self._closed:
-                self._refused(f"{NOT_IN_KERNEL}: {tcx.why(problem.errno or errno.EIO)}")
-            return
-        with self._lock:
-            if not self._closed:
-                self.descriptor = link
-                return
-        os.close(link)
-
-    def close(self) -> None:
-        """Detach it."""
-        with self._lock:
-            self._closed = True
-            descriptor, self.descriptor = self.descriptor, None
-        if descriptor is not None:
-            _in_thread(os.close, descriptor)
-
-
 NOT_IN_KERNEL = "the kernel does not defend the address itself, the daemon does"
+_UNDEFENDED = {
+    -errno.EBUSY: "another interface has its place in the memory",
+    -errno.E2BIG: "this host has too many hardware addresses",
+}
 
 
 def load_defence(interval: float) -> Defence | str:
@@ -479,12 +505,15 @@ def load_broadcast() -> int | str:
     return f"cannot load a program: {os.strerror(-result)}"
 
 
-def _in_thread(function: Callable[..., None], *arguments: object) -> None:
-    """Run a function that may wait for the kernel."""
+def _in_thread(function: Callable[..., None], *arguments: object) -> threading.Thread | None:
+    """Run a function that may wait for the kernel; return the thread, or None if no thread is left."""
+    thread = threading.Thread(target=function, args=arguments, daemon=True)
     try:
-        threading.Thread(target=function, args=arguments, daemon=True).start()
-    except RuntimeError:  # no thread is left
+        thread.start()
+    except RuntimeError:
         function(*arguments)
+        return None
+    return thread
 
 
 def _bytes(value: bytes, length: int, what: str) -> bytes:

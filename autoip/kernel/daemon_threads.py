@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
@@ -34,3 +35,11 @@ class DaemonThreads(Executor):
 
         threading.Thread(target=run, daemon=True).start()
         return future
+
+
+async def in_thread(function: Callable[..., None], *arguments: object) -> None:
+    """Run what waits for the kernel. It comes to its end also if nobody waits for it any more."""
+    try:
+        await asyncio.get_running_loop().run_in_executor(DaemonThreads(), function, *arguments)
+    except RuntimeError:  # no thread is left
+        function(*arguments)

@@ -97,7 +97,9 @@ class Network:
         self._requests = Requests(rtnetlink.ROUTE)
         self._addresses = Addresses(self._requests, label_suffix, self.limit)
         self._rules = SourceRules(self._requests)
-        self._broadcast = Broadcast(self._requests, program, self.limit, attached)
+        self._broadcast = Broadcast(self._requests, program, attached)
+        self.by_unicast, self.by_filter = self._broadcast.refusal, self._broadcast.by_filter
+        self.detached = self._broadcast.detached
         self._onlink = OnlinkRoutes(self._requests, TABLE_BASE)
         self._stranded = StrandedRoutes(self._requests, self._addresses)
         self.neighbours = NeighbourRoutes(self._requests)
@@ -203,18 +205,10 @@ class Network:
         """Remove what stays on the interface from one address to the next: none is wanted any more."""
         await self._broadcast.remove(index)
 
-    def by_unicast(self, index: int) -> str | None:
-        """Return why ARP for our address leaves the interface `index` by unicast; None: it does not."""
-        return self._broadcast.refusal(index)
-
     @property
     def attached(self) -> Attached:
         """What a program that goes on in this process takes over: see `Broadcast`."""
         return self._broadcast.attached
-
-    def detached(self, index: int) -> bool:
-        """Return whether somebody else detached what sends ARP by broadcast from the interface `index`."""
-        return self._broadcast.detached(index)
 
     async def set_onlink(self, link: Link, source: IPv4Address) -> None:
         """Reach link-local destinations by `link` from `source`."""

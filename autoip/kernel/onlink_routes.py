@@ -31,6 +31,8 @@ DEFAULT_METRIC_BASE = 1690000000
 
 @dataclass(frozen=True, slots=True)
 class _Kind:
+    """Where routes of this kind lead, and their metric less the index of the interface."""
+
     network: IPv4Network
     metric: int
 

@@ -3,16 +3,17 @@
 Such a program sees a frame before all filters of tc. Ours is put before all that are there; another one that is put
 first later runs before ours. The link goes with its descriptor, so with the process, also by SIGKILL.
 
-Somebody else may detach it (BPF_LINK_DETACH), which the kernel reports to nobody.
+Somebody else may detach it (BPF_LINK_DETACH), which the kernel reports to nobody: see `Link.detached`.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
+from typing import final
 
 from autoip.kernel.native import check, ffi, lib
 
@@ -21,6 +22,7 @@ _WHY = {
     errno.EPERM: "no permission to load a program; CAP_BPF gives it",
     errno.EACCES: "no permission to load a program; CAP_BPF gives it",
     errno.EOPNOTSUPP: "that needs Linux 6.6, with CONFIG_NET_CLS_ACT",
+    errno.ERANGE: "other programs have all places of tcx there",
 }
 
 
@@ -33,39 +35,78 @@ def why(number: int) -> str:
     return _WHY.get(number, os.strerror(number))
 
 
-def attach(
-    program: int, index: int, *, egress: bool, wanted: Callable[[], bool] = lambda: True
-) -> int:
-    """Attach a program to an interface. Call it in a thread: the kernel takes some 10 ms, as to close the link.
+@final
+class Link:
+    """A program at one side of one interface.
+
+    `attach` and `close` take the kernel some 10 ms each: call them in threads, in any order.
 
     Args:
         program: its descriptor.
         index: the interface's.
         egress: where frames leave; otherwise where they come in.
-        wanted: whether to go on while the kernel still detaches the program from a link that was closed.
+        descriptor: of the link, if there is one already.
 
-    Returns:
-        The link's descriptor.
-
-    Raises:
-        OSError: EOPNOTSUPP: the kernel has no tcx; ENODEV: there is no such interface; EMFILE, EPERM.
+    Attributes:
+        descriptor: None while there is no link.
     """
-    for _ in range(_DETACH_TIME_MS):
-        result: int = lib.autoip_tcx_attach(program, index, egress)
-        if result != -errno.EEXIST or not wanted():
-            break
-        time.sleep(0.001)
-    return check(result)
 
+    def __init__(
+        self, program: int, index: int, *, egress: bool, descriptor: int | None = None
+    ) -> None:
+        self.index = index
+        self.descriptor = descriptor
+        self._program = program
+        self._egress = egress
+        self._closed = False
+        self._lock = threading.Lock()
 
-def attached(descriptor: int, index: int) -> bool:
-    """Return whether a link still is at the interface `index`; also where that cannot be read."""
-    try:
-        # Not by bpf(2): most of it is refused to the daemon.
-        shown = Path(f"/proc/self/fdinfo/{descriptor}").read_bytes()
-    except OSError:
-        return True
-    return b"ifindex:\t%d\n" % index in shown
+    @property
+    def attached(self) -> bool:
+        """Whether the program is at the interface; True for a link of which that cannot be read."""
+        if self.descriptor is None:
+            return False
+        try:
+            # Not by bpf(2): most of it is refused to the daemon.
+            shown = Path(f"/proc/self/fdinfo/{self.descriptor}").read_bytes()
+        except OSError:
+            return True
+        return b"ifindex:\t%d\n" % self.index in shown
+
+    @property
+    def detached(self) -> bool:
+        """Whether somebody else has detached the program."""
+        return self.descriptor is not None and not self.attached
+
+    def attach(self) -> None:
+        """Attach the program, also again, unless it is attached or `close` was called.
+
+        Raises:
+            OSError: EOPNOTSUPP: the kernel has no tcx; ENODEV: there is no such interface; ERANGE, EMFILE, EPERM.
+        """
+        with self._lock:
+            if self.attached:
+                return
+            self._close()
+            for _ in range(_DETACH_TIME_MS):
+                if self._closed:
+                    return
+                result: int = lib.autoip_tcx_attach(self._program, self.index, self._egress)
+                if result != -errno.EEXIST:
+                    break
+                time.sleep(0.001)  # the kernel still detaches it from a link that was closed
+            self.descriptor = check(result)
+
+    def close(self) -> None:
+        """Detach the program for ever. Harmless when repeated."""
+        self._closed = True
+        with self._lock:
+            self._close()
+
+    def _close(self) -> None:
+        descriptor, self.descriptor = self.descriptor, None
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 def programs(index: int, *, egress: bool) -> tuple[int, int | None]:

@@ -5,6 +5,7 @@ The tests of one Debian are steps: each goes on with what the one before has lef
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import socket
 from collections.abc import Iterator
@@ -66,9 +67,9 @@ def machine(built: Bare) -> Iterator[Booted]:
 
 
 def apt(machine: Booted, *words: str) -> str:
-    return machine.run(
-        "env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-y", *words, timeout=120
-    )
+    """Run it to its end; return its output, with the lines of maintainer scripts. Raises LabError."""
+    command = "DEBIAN_FRONTEND=noninteractive apt-get -y"
+    return machine.run("sh", "-c", f"{command} {shlex.join(words)} 2>&1", timeout=120)
 
 
 def debs(machine: Booted, *names: str) -> list[str]:
@@ -164,8 +165,9 @@ def test_a_refused_reload_fails_no_upgrade(machine: Booted) -> None:
     """The administrator is told, and the program from before goes on."""
     machine.write("/etc/autoip.conf", "[eth0]\npolicy = sometimes\n")
     address, pid = wait_bound(machine), show(machine, "autoip@eth0", "MainPID")
-    apt(machine, "install", "--reinstall", *debs(machine, "autoip_"))
+    told = apt(machine, "install", "--reinstall", *debs(machine, "autoip_"))
     machine.run("rm", "/etc/autoip.conf")
+    assert "\nautoip: not reloaded; the program from before goes on; " in told
     assert "/etc/autoip.conf:2: policy" in journal_of(machine)
     assert (wait_bound(machine), show(machine, "autoip@eth0", "MainPID")) == (address, pid)
 
@@ -184,6 +186,8 @@ def test_removed_it_leaves_what_it_has_learned(machine: Booted) -> None:
 
 
 def test_purged_it_leaves_nothing(machine: Booted) -> None:
+    machine.write("/etc/autoip.conf", "[eth0]\n")
+    machine.write("/etc/autoip.conf.d/site.conf", "[eth0]\n")
     apt(machine, "purge", "autoip")
     machine.run("rm", "-r", "/etc/systemd/system/autoip@eth0.service.d")  # this test's own
     assert machine.run(*WAS_THERE.split()) == ""

@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 from ipaddress import IPv4Address
 
+import pytest
+
 from lab import LabError
 from lab.booted import Booted
 
-from .helpers import BOOTED, addresses, show, wait_show
+from . import helpers
+from .helpers import BOOTED, DEBIANS, addresses, mask, show, wait_show
 
 pytestmark = BOOTED
 
@@ -101,6 +104,39 @@ def test_the_service_was_there_first(guest: Booted) -> None:
     assert f"eth0: already running (pid {pid}, autoip.service)" in log
     assert wait_bound(guest, "eth0") == address
     guest.run("systemctl", "stop", UNIT)
+
+
+@pytest.mark.parametrize("machine", DEBIANS[:1], indirect=True)
+def test_patterns_beside_networkmanager(guest: Booted) -> None:
+    """`hooks install` has the service serve what they match, but what is named itself; `remove` ends both."""
+    manager, named = "NetworkManager.service", "autoip@eth0.service"
+    guest.write("/etc/autoip.conf", "[*]\nafter = 1\ndelay = 50\n")
+    guest.run("rm", f"/etc/systemd/system/{manager}")
+    guest.run("systemctl", "daemon-reload")
+    guest.run("systemctl", "start", manager)
+    try:
+        said = guest.run("autoip", "hooks", "install", "eth*")
+        assert f"started {UNIT}" in said.splitlines()
+        address = wait_bound(guest, "eth0")
+        # Started again, as at a boot, none of the two takes the other's.
+        for verb in ("start", "restart"):
+            said = guest.run("autoip", "hooks", "install", "eth0")
+            assert f"reloaded {UNIT}" in said.splitlines()
+            guest.run("systemctl", verb, UNIT, named)
+            assert helpers.wait_bound(guest) == address
+            wait_show(guest, UNIT, "StatusText", r"eth1: bound \S+ \([^)]*\)")
+        assert guest.run("systemctl", "is-enabled", UNIT, named) == "enabled\n" * 2
+        said = guest.run("autoip", "hooks", "remove")
+        for unit in (UNIT, named):
+            assert f"stopped {unit}" in said.splitlines()
+            wait_show(guest, unit, "ActiveState", "inactive")
+            assert guest.run("systemctl", "is-enabled", unit, check=False) == "disabled\n"
+        assert addresses(guest) == addresses(guest, "eth1") == []
+    finally:
+        guest.run("autoip", "hooks", "remove")
+        guest.run("systemctl", "stop", manager)
+        mask(guest, "NetworkManager")
+        guest.run("systemctl", "daemon-reload")
 
 
 def test_what_systemd_thinks_of_the_unit(guest: Booted) -> None:

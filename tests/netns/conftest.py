@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from lab import Daemon, Namespace, Port, Switch, leftover_folders, leftovers
+from lab import Daemon, Namespace, Port, Switch, leftover_folders, leftovers, tcx
 from lab.daemon import REPOSITORY
 
-from .helpers import autoip_command, python_for_all
+from .helpers import NO_TCX, autoip_command, has_tcx, python_for_all
 from .hooked import Hooked, MakeHooked, hooked
 
 __all__ = ["MakeDaemon", "MakeHost", "autoip_command"]
@@ -75,6 +75,36 @@ def make_autoip(stack: contextlib.ExitStack) -> MakeDaemon:
         return stack.enter_context(Daemon(port.host, port.name, command))
 
     return make
+
+
+@pytest.fixture(params=["tcx", "clsact"])
+def by(request: pytest.FixtureRequest, switch: Switch) -> str:
+    """What the kernel has for our programs: one from before Linux 6.6 has no tcx.
+
+    Then the helper's thread defends, and the program at the egress is a filter of tc.
+    """
+    mode: str = request.param
+    if mode == "tcx" and not has_tcx(switch.namespace):
+        pytest.skip(NO_TCX)
+    return mode
+
+
+@pytest.fixture
+def make_clsact(make_autoip: MakeDaemon) -> MakeDaemon:
+    """As `make_autoip`, on a kernel without tcx."""
+
+    def make(port: Port, *arguments: str) -> Daemon:
+        daemon = make_autoip(port, *arguments)
+        daemon.command[:0] = tcx.WITHOUT
+        return daemon
+
+    return make
+
+
+@pytest.fixture
+def make_by(by: str, make_autoip: MakeDaemon, make_clsact: MakeDaemon) -> MakeDaemon:
+    """As `make_autoip`, on such a kernel."""
+    return make_autoip if by == "tcx" else make_clsact
 
 
 @pytest.fixture

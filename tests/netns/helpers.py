@@ -17,8 +17,9 @@ from typing import Any
 
 import pytest
 
+import lab
 from autoip.kernel import tcx
-from lab import ArpFrame, Daemon, LabError, Namespace, Port, frames, programs
+from lab import ArpFrame, Daemon, LabError, Namespace, Port, frames
 from tests.require import requires_kernel_feature, requires_root
 
 A = IPv4Address("169.254.20.20")
@@ -39,6 +40,8 @@ PATIENCE = 30.0
 """Seconds to wait for what must come: long, since the machine may be busy, and never waited out."""
 
 
+WITHOUT_BPF = ["setpriv", "--bounding-set=-bpf,-sys_admin", "--inh-caps=-all", "--"]
+"""Before a command, as in a container: the capabilities that load a program cannot be had."""
 NO_TCX = "needs tcx of the kernel (Linux 6.6)"
 
 
@@ -72,11 +75,11 @@ def autoip_command() -> list[str]:
 
 
 def python_for_all() -> list[str]:
-    """As in lab.programs; without one the test is skipped."""
+    """As `lab.python_for_all`, or skip the test."""
     try:
-        return programs.python_for_all()
-    except LabError as problem:
-        pytest.skip(str(problem))
+        return lab.python_for_all()
+    except LabError as error:
+        pytest.skip(str(error))
 
 
 def for_every_user(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,6 +35,7 @@ from .helpers import (
     PATIENCE,
     PEER,
     RIVAL,
+    WITHOUT_BPF,
     A,
     B,
     bind,
@@ -51,8 +52,6 @@ pytestmark = NETNS
 
 FAST = ("--delay", "50", "--ip", str(A))
 STATIC = IPv4Address("192.0.2.5")
-WITHOUT_BPF = ["setpriv", "--bounding-set=-bpf,-sys_admin", "--inh-caps=-all", "--"]
-"""As in a container: the capabilities that load a program cannot be had."""
 NOT_IN_KERNEL = arp_socket.NOT_IN_KERNEL
 BY_UNICAST = "the kernel sends ARP for the address by unicast"
 
@@ -65,33 +64,6 @@ def where(port: Port) -> list[str]:
     return broadcasting(port.host, port.name)
 
 
-@pytest.fixture(params=["tcx", "clsact"])
-def by(request: pytest.FixtureRequest, port: Port) -> str:
-    """What the kernel has for a program at the egress: one from before Linux 6.6 has no tcx."""
-    mode: str = request.param
-    if mode == "tcx" and not has_tcx(port.host):
-        pytest.skip(NO_TCX)
-    return mode
-
-
-@pytest.fixture
-def make_clsact(make_autoip: MakeDaemon) -> MakeDaemon:
-    """As `make_autoip`, on a kernel without tcx."""
-
-    def make(port: Port, *arguments: str) -> Daemon:
-        daemon = make_autoip(port, *arguments)
-        daemon.command[:0] = foreign_tcx.WITHOUT
-        return daemon
-
-    return make
-
-
-@pytest.fixture
-def make_by(by: str, make_autoip: MakeDaemon, make_clsact: MakeDaemon) -> MakeDaemon:
-    """As `make_autoip`, on such a kernel."""
-    return make_autoip if by == "tcx" else make_clsact
-
-
 @pytest.fixture
 def without_tcx(monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel has none, for what runs in the test's own process."""
@@ -99,7 +71,7 @@ def without_tcx(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> int:
         raise OSError(errno.EOPNOTSUPP, "no tcx")
 
-    monkeypatch.setattr(tcx, "attach", refuse)
+    monkeypatch.setattr(tcx.Link, "attach", refuse)
 
 
 def hook(port: Port) -> str:
@@ -160,10 +132,10 @@ QUESTIONS: dict[str, Callable[[Port], bytes]] = {
 }
 
 
-def test_the_kernels_answer(port: Port, make_autoip: MakeDaemon) -> None:
+def test_the_kernels_answer(port: Port, make_by: MakeDaemon) -> None:
     """def-broadcast: one answer, to everyone, whoever asks and how."""
     port.host.run("sysctl", "-qw", "net.ipv4.conf.all.rp_filter=0")
-    bind(port, make_autoip(port, *FAST))
+    bind(port, make_by(port, *FAST))
     since = port.sniffer.mark()
     for kind, make in QUESTIONS.items():
         [reply] = replies(port, make(port))
@@ -237,9 +209,9 @@ UNTOUCHED = {
 }
 
 
-def test_which_frames(port: Port, make_autoip: MakeDaemon) -> None:
+def test_which_frames(port: Port, make_by: MakeDaemon) -> None:
     """def-broadcast: six bytes of the right frames, and nothing of any other."""
-    bind(port, make_autoip(port, *FAST))
+    bind(port, make_by(port, *FAST))
     sender = port.host.call(socket.socket, socket.AF_PACKET, socket.SOCK_RAW, 0)
     with sender:
         sender.bind(("eth0", 0))

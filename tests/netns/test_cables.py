@@ -43,7 +43,7 @@ pytestmark = NETNS
 FAST = ("--delay", "50")
 TABLE = 169254000
 X = IPv4Address("169.254.7.7")
-STRANGER = "02:00:00:00:00:99"
+STRANGER, OTHER = "02:00:00:00:00:99", "02:00:00:00:00:98"
 
 
 def device_address(link: int, number: int = 1) -> IPv4Address:
@@ -501,11 +501,11 @@ def test_known_neighbours_do_not_wake_the_daemon(make_bench: Callable[[int], Ben
 SENDER = bytes.fromhex("020000000077")
 
 
-def _datagram(destination: str, source: IPv4Address) -> bytes:
-    """A frame of UDP; to all if it ends with ff."""
-    to = b"\xff" * 6 if destination.endswith("ff") else frames.mac_bytes(destination)
+def _datagram(to: str, source: IPv4Address) -> bytes:
+    """A frame of UDP."""
     header = b"\x45\x00\x00\x1c" + bytes(4) + b"\x01\x11\x00\x00"
-    return to + SENDER + b"\x08\x00" + header + source.packed + bytes([224, 0, 0, 251]) + bytes(8)
+    addresses = frames.mac_bytes(to) + SENDER
+    return addresses + b"\x08\x00" + header + source.packed + bytes([224, 0, 0, 251]) + bytes(8)
 
 
 @pytest.fixture
@@ -531,15 +531,25 @@ def test_the_filter_of_what_leaves(eth0: Cable) -> None:
         for address in (wanted[0], X, IPv4Address("192.0.2.9"), wanted[1]):
             host.send_udp(address)
             eth0.port.sniffer.wait_for(lambda f, a=address: f.tpa == a, PATIENCE, since=since)  # type: ignore[misc]
-        # A datagram to all shows who is there; one to this host alone, and one from elsewhere, do not.
-        for destination, source in (
-            ("ff", "169.254.66.1"),
-            ("01", "169.254.66.2"),
-            ("ff", "10.0.0.1"),
-        ):
-            eth0.port.send(_datagram(eth0.port.mac[:-2] + destination, IPv4Address(source)))
         opened.send(arp.question(mac, IPv4Address("169.254.1.1"), X + 5000).emit())
-        eth0.port.send(frames.announcement(eth0.port.mac, IPv4Address("169.254.1.1")))
+        own = frames.announcement(eth0.port.mac, IPv4Address("169.254.1.1"))
+        eth0.port.send(own)
+        # What programs here send teaches nothing, whoever it is from.
+        with host.call(socket.socket, socket.AF_PACKET, socket.SOCK_RAW, 0) as other:
+            other.bind(("eth0", 0))
+            other.send(own)
+            other.send(frames.probe(eth0.port.mac, X + 6000))
+            other.send(frames.conflict_reply(eth0.port.mac, "169.254.1.1", tpa=X + 7000))
+            other.send(_datagram(frames.BROADCAST, IPv4Address("169.254.66.5")))
+        # Nor does what is for another host, or for a VLAN.
+        to_other = frames.mac_bytes(STRANGER) + frames.announcement(OTHER, "169.254.66.4")[6:]
+        eth0.port.send(to_other)
+        eth0.port.send(frames.tagged(frames.announcement(OTHER, "169.254.66.3"), 7))
+        # A datagram to all shows who is there; one to this host alone, and one from elsewhere, do not.
+        eth0.port.send(_datagram(eth0.port.mac, IPv4Address("169.254.66.2")))
+        eth0.port.send(_datagram(frames.BROADCAST, IPv4Address("10.0.0.1")))
+        # The last one: nothing follows what is waited for.
+        eth0.port.send(_datagram(frames.BROADCAST, IPv4Address("169.254.66.1")))
         shown: set[tuple[bytes, IPv4Address]] = {(SENDER, IPv4Address("169.254.66.1"))}
         shown |= {(mac, address) for address in wanted}
         found: set[tuple[bytes, IPv4Address]] = set()
@@ -550,3 +560,21 @@ def test_the_filter_of_what_leaves(eth0: Cable) -> None:
 
         wait_until(all_of_them, "both questions, and the datagram")
         assert found == shown
+
+
+def test_frames_that_find_no_room_are_counted(eth0: Cable) -> None:
+    opened = eth0.host.call(NeighbourSocket, eth0.host.index("eth0"), SENDER)
+    with contextlib.closing(opened):
+        assert opened.dropped() == 0
+        for _ in range(50):
+            for number in range(200):
+                eth0.port.send(frames.announcement(OTHER, X + number))
+            if opened.dropped() > 0:
+                break
+        else:
+            pytest.fail("10000 frames found room")
+        wait_until(lambda: not opened.read(), "an empty socket")
+        opened.dropped()
+        eth0.port.send(frames.announcement(OTHER, X))
+        wait_until(opened.read, "room again")
+        assert opened.dropped() == 0

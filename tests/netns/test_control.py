@@ -135,6 +135,7 @@ def test_status_of_an_address(port: Port, daemon: Daemon) -> None:
     _check_status(found)
     assert before < found.pop("since") < time.time()
     assert isinstance(found.pop("limits"), list)
+    assert found.pop("kernel_defence") in (None, {"answered": 0, "left": 0, "failed": 0})
     assert found.pop("notes") == []
     assert found == {
         "version": 1,

@@ -677,13 +677,13 @@ def test_what_is_enabled_is_started_and_what_is_disabled_is_stopped(
     told = hooks(f"install --client networkmanager --program {host.program} en* eth0 et?1")
     assert told.splitlines()[-3:] == [
         "daemon-reload",
-        "--no-block reload autoip.service",
-        "--no-block reload autoip@eth0.service",
+        "reload autoip.service",
+        "reload autoip@eth0.service",
     ]
     told = hooks("remove --client networkmanager")
     assert told.splitlines()[-2:] == [
         "--no-block stop autoip@eth0.service",
-        "--no-block reload autoip.service",
+        "reload autoip.service",
     ]
     host.host.run("rm", f"{wants}/autoip.service")
     hooks(f"install --client networkmanager --program {host.program} en*")

@@ -312,6 +312,17 @@ def reached(peer: Namespace, address: IPv4Address, server: socket.socket) -> boo
     return True
 
 
+@with_network
+async def test_strict_rp_filter_where_the_link_is_gone(kernel: Network, host: Namespace) -> None:
+    """What counts for all links counts, and nothing fails."""
+    veth(host)
+    link = await ready_link(kernel, "v0")
+    host.ip("link del v0")
+    for value in (0, 1, 2):
+        sysctl(host, "all/rp_filter", value)
+        assert host.call(kernel.is_strict, link) == (value == 1)
+
+
 @pytest.mark.parametrize("rp_filter", [0, 1])
 @with_network
 async def test_if_many_each_peer_reaches_its_interface(

@@ -123,7 +123,9 @@ def test_camera(two_links: TwoLinks, neighbour: Port, serve: Serve, recipe: str)
 
 def test_audio(two_links: TwoLinks, neighbour: Port, serve: Serve) -> None:
     host, port = two_links.host, two_links.second
-    address = serve(port, "audio").wait_address()
+    daemon = serve(port, "audio", "--linger", "0")
+    daemon.wait_line("waits 3 s for a routable address")
+    address = daemon.wait_address()
     reach(host, PEER)
     reach(neighbour.host, address)
     assert way(host, PEER) == ("eth1", str(address))
@@ -134,6 +136,9 @@ def test_audio(two_links: TwoLinks, neighbour: Port, serve: Serve) -> None:
     assert way(host, group)[0] == "eth0"
     host.run(*shlex.split(recipes.text("multicast")))
     assert way(host, group) == ("eth1", str(address))
+    # A lease takes the address's place.
+    host.ip(f"addr add {FIXED}/24 dev eth1")
+    daemon.wait_no_address()
 
 
 def test_instruments(make_host: MakeHost, serve: Serve) -> None:
@@ -141,11 +146,14 @@ def test_instruments(make_host: MakeHost, serve: Serve) -> None:
     first = make_host(plugged=True, mac="02:00:00:00:15:09")
     second = make_host(plugged=True, mac="02:00:00:01:15:09")
     label = IPv4Address("169.254.21.9")
-    assert serve(first, "instrument", "--after", "0").wait_address() == label
+    daemon = serve(first, "instrument", "--after", "0", "--linger", "0")
+    assert daemon.wait_address() == label
     other = serve(second, "instrument", "--after", "0").wait_address()
     assert other != label
     reach(second.host, label)
     reach(first.host, other)
+    first.host.ip(f"addr add {FIXED}/24 dev eth0")
+    daemon.wait_no_address()
 
 
 @pytest.fixture

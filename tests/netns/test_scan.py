@@ -5,17 +5,18 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import socket
 import struct
 import subprocess
 import sys
 import time
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
-from autoip.kernel.bulk_arp import BulkArp
+from autoip.kernel.bulk_arp import BulkArp, open_datagrams, open_echo_replies
 from lab import LabError, Port, answers_probes, frames
 from lab.crowd import answers
 from lab.daemon import REPOSITORY
@@ -24,7 +25,7 @@ from lab.peers import PEERS, AvahiDaemon, Peer
 from tests.require import requires_program
 
 from .conftest import MakeDaemon, MakeHost, autoip_command
-from .helpers import NEIGHBOUR, NETNS, PATIENCE, PEER, A, bind, wait_until
+from .helpers import ETHERTYPE_IPV4, NEIGHBOUR, NETNS, PATIENCE, PEER, A, bind, wait_until
 
 pytestmark = NETNS
 
@@ -316,3 +317,88 @@ def test_an_interface_that_goes_down_ends_its_scan_and_who_has_read_enough_anoth
 
         wait_until(another, "it has ended")
     assert child.returncode == 0
+
+
+ETHERTYPE_IPV6 = 0x86DD
+
+
+def packet(ethertype: int, header: bytes, payload: bytes, mac: str = CAMERA_MAC) -> bytes:
+    start = frames.mac_bytes(frames.BROADCAST) + frames.mac_bytes(mac)
+    return start + struct.pack("!H", ethertype) + header + payload
+
+
+def over_ipv4(port: int, *, protocol: int = 17, options: int = 0, piece: int = 0) -> bytes:
+    """A datagram to a port; `options`: words of 4 bytes, each as the wanted port, `piece`: flags and offset."""
+    words = struct.pack("!BBHHHBBH", 0x45 + options, 0, 28 + 4 * options, 0, piece, 1, protocol, 0)
+    header = (
+        words + bytes([169, 254, 7, 7, 224, 0, 0, 251]) + struct.pack("!HH", 5353, 5353) * options
+    )
+    return packet(ETHERTYPE_IPV4, header, struct.pack("!HHHH", 5353, port, 8, 0))
+
+
+def over_ipv6(kind: int, *, following: int = 58) -> bytes:
+    header = struct.pack("!IHBB", 6 << 28, 8, following, 255) + bytes(32)
+    return packet(ETHERTYPE_IPV6, header, struct.pack("!BBHI", kind, 0, 0, 0))
+
+
+MORE_FOLLOWS = 0x2000
+DATAGRAMS = (
+    [
+        over_ipv4(5353),
+        over_ipv4(1900),
+        over_ipv4(1900, options=3),
+        over_ipv4(1900, piece=MORE_FOLLOWS),
+    ],
+    [
+        *(over_ipv4(53), over_ipv4(5353, protocol=6), over_ipv4(5353, piece=1)),
+        *(over_ipv4(53, options=2), over_ipv4(53, options=10), over_ipv6(129)),
+    ],
+)
+ECHO_REPLIES = ([over_ipv6(129)], [over_ipv6(128), over_ipv6(129, following=17), over_ipv4(5353)])
+
+
+@pytest.mark.parametrize(
+    ("opened", "passing", "dropped"),
+    [
+        pytest.param(lambda index: open_datagrams(index, [1900, 5353]), *DATAGRAMS, id="datagrams"),
+        pytest.param(open_echo_replies, *ECHO_REPLIES, id="echo replies"),
+    ],
+)
+def test_the_filter_of_answers(
+    port: Port, opened: Callable[[int], socket.socket], passing: list[bytes], dropped: list[bytes]
+) -> None:
+    """What others send, of the right kind; what this host sends is not an answer."""
+    with (
+        port.host.call(opened, port.host.index(port.name)) as sock,
+        port.host.call(socket.socket, socket.AF_PACKET, socket.SOCK_RAW, 0) as own,
+    ):
+        sock.settimeout(PATIENCE)
+        own.bind((port.name, 0))
+        for frame in passing:
+            own.send(frame)
+        for frame in [*dropped, *passing]:
+            port.send(frame)
+        assert [sock.recv(2048) for _ in passing] == passing
+        sock.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            sock.recv(2048)
+
+
+def test_the_filter_of_arp(port: Port) -> None:
+    """What others send; not our own requests, whatever else of this host sends them."""
+    index, mac = port.host.index(port.name), frames.mac_bytes(port.mac)
+    with contextlib.closing(port.host.call(BulkArp, index, mac)) as bulk:
+        address = int.from_bytes(b"\xa9\xfe\x09\x09", "big")
+        assert bulk.send(address, array("I", [address + 1])) == 1
+        port.send(over_ipv4(5353))
+        port.send(frames.announcement(CAMERA_MAC, A))
+        heard: list[tuple[int, int, int, int, bytes, bytes]] = []
+
+        def arrived() -> bool:
+            heard.extend(bulk.receive())
+            return heard != []
+
+        wait_until(arrived, "the announcement")
+        assert [(spa, sha) for _, spa, _, _, sha, _ in heard] == [
+            (int(A), frames.mac_bytes(CAMERA_MAC))
+        ]

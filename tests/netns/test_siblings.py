@@ -38,12 +38,12 @@ def ports(make_host: MakeHost, switch: Switch) -> tuple[Port, Port]:
 
 @pytest.fixture(params=["one process", "two processes"])
 def daemons(
-    request: pytest.FixtureRequest, ports: tuple[Port, Port], make_autoip: MakeDaemon
+    request: pytest.FixtureRequest, ports: tuple[Port, Port], make_by: MakeDaemon
 ) -> Sequence[Daemon]:
     """For both interfaces, not started."""
     if request.param == "one process":
-        return [make_autoip(ports[0], "eth1", *FAST)]
-    return [make_autoip(port, *FAST) for port in ports]
+        return [make_by(ports[0], "eth1", *FAST)]
+    return [make_by(port, *FAST) for port in ports]
 
 
 def _wait_announced(port: Port, address: IPv4Address, since: int) -> None:
@@ -129,12 +129,10 @@ def test_strict_rp_filter_is_a_limit(
     assert found() == []
 
 
-def test_new_hardware_address_of_the_other(
-    ports: tuple[Port, Port], make_autoip: MakeDaemon
-) -> None:
+def test_new_hardware_address_of_the_other(ports: tuple[Port, Port], make_by: MakeDaemon) -> None:
     """claim-echo: the helper learns of hardware addresses that change, also of interfaces not served."""
     port, other = ports
-    daemon = make_autoip(port, *FAST, "--ip", str(A))
+    daemon = make_by(port, *FAST, "--ip", str(A))
     bind(port, daemon)
     other.set_mac("02:00:00:00:0e:0e")
 

@@ -71,10 +71,10 @@ def test_noise_while_probing(port: Port, make_autoip: MakeDaemon) -> None:
     _still_defends(port, daemon)
 
 
-@pytest.mark.parametrize("seed", [SEED, SEED + 1])
-def test_noise_while_bound(port: Port, make_autoip: MakeDaemon, seed: int) -> None:
+@pytest.mark.parametrize(("by", "seed"), [("tcx", SEED), ("clsact", SEED + 1)], indirect=["by"])
+def test_noise_while_bound(port: Port, make_by: MakeDaemon, seed: int) -> None:
     """A flood of it wakes nobody up: the kernel's filter keeps every frame that is no conflict."""
-    daemon = make_autoip(port, "--delay", "20", "--ip", str(A))
+    daemon = make_by(port, "--delay", "20", "--ip", str(A))
     bind(port, daemon)
     time.sleep(0.5)
     flood = _take(noise(port.mac, A, seed), 10_000)
@@ -109,9 +109,9 @@ def _drained(port: Port) -> None:
     wait_until(answered, "the last request is answered")
 
 
-def test_flood_of_conflicts(port: Port, make_autoip: MakeDaemon) -> None:
+def test_flood_of_conflicts(port: Port, make_by: MakeDaemon) -> None:
     """Twenty thousand claims of our address, by as many hosts: it moves away once, and does not grow."""
-    daemon = make_autoip(port, "--delay", "20", "--ip", str(A))
+    daemon = make_by(port, "--delay", "20", "--ip", str(A))
     bind(port, daemon)
     before = daemon.usage()
     since = port.sniffer.mark()

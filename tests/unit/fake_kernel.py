@@ -15,7 +15,7 @@ from typing import Any
 from autoip.core.arp import ArpPacket, parse
 from autoip.daemon.protocols import Kernel
 from autoip.errors import KernelRefused
-from autoip.kernel.arp_socket import KeptSocket, Phase, Received
+from autoip.kernel.arp_socket import Counts, KeptSocket, Phase, Received
 from autoip.kernel.model import (
     IFF_LOWER_UP,
     IFF_RUNNING,
@@ -90,6 +90,14 @@ class FakeSocket:
         self._transmit = transmit
 
     attached: tuple[int, int] | None = None
+    detached = False
+    undefended: str | None = None
+    counts: Counts | None = None
+
+    async def restore(self) -> bool:
+        await asyncio.sleep(0)
+        was, self.detached = self.detached, False
+        return was
 
     def fileno(self) -> int:
         return _NUMBERS + self.token  # not a descriptor of the process
@@ -188,10 +196,13 @@ class FakeListener(_Readable):
     def __init__(self, clock: Callable[[], float]) -> None:
         super().__init__()
         self.opened: list[FakeSocket] = []
+        self.defended: list[bool] = []
+        """For each of them, whether the kernel's defence was asked for."""
         self.sent: list[tuple[float, FakeSocket, ArpPacket]] = []
         self.macs: Collection[bytes] = ()
         self.refuse_open: int | None = None
         """The error number with which the next `open` fails."""
+        self.undefended: str | None = None
         self.lost = 0
         """Conflicts for which the queue had no room."""
         self.refuse_take_over = False
@@ -205,7 +216,7 @@ class FakeListener(_Readable):
         self._clock = clock
         self._waiting: list[Received] = []
 
-    def open(self, index: int, mac: bytes) -> FakeSocket:
+    def open(self, index: int, mac: bytes, *, defended: bool = True) -> FakeSocket:
         if self.refuse_open is not None:
             number, self.refuse_open = self.refuse_open, None
             raise OSError(number, os.strerror(number))
@@ -219,6 +230,7 @@ class FakeListener(_Readable):
         opened = FakeSocket(len(self.opened) + 1, mac, self._clock, transmit)
         opened.queue, opened.wake = self._waiting, self.wake
         self.opened.append(opened)
+        self.defended.append(defended)
         return opened
 
     @property
@@ -327,13 +339,18 @@ class FakeArp(_Readable):
         self.known: set[tuple[IPv4Address, bytes]] = set()
         self.lost = 0
         self.sent: list[ArpPacket] = []
+        self.refuses = False
+        """Whether nothing can be sent."""
         self.closed = False
         self.woken = 0
         """How often it was read."""
+        self.filters = 0
+        """How often its filter was replaced."""
         self._waiting: list[ArpPacket] = []
 
     def ignore(self, known: Iterable[tuple[IPv4Address, bytes]]) -> None:
         self.known = {*known}
+        self.filters += 1
 
     def comes(self, *packets: ArpPacket, quietly: bool = False) -> None:
         """Frames come, or leave if they are from the interface itself; `quietly`: the loop is busy."""
@@ -358,6 +375,8 @@ class FakeArp(_Readable):
         return lost
 
     def send(self, frame: bytes) -> None:
+        if self.refuses:
+            raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))
         packet = parse(frame)
         assert packet is not None
         self.sent.append(packet)
@@ -408,6 +427,8 @@ class FakeNetwork:
         self.foreign_default = False
         self.follows_routes = False
         self.unicast: str | None = None
+        self.filters: dict[int, str] = {}
+        """See `by_filter`."""
         self.events: deque[Event] = deque()
         self._before: dict[str, deque[Step]] = {}
         self._after: dict[str, deque[Step]] = {}
@@ -593,6 +614,9 @@ class FakeNetwork:
     def by_unicast(self, _index: int) -> str | None:
         return self.unicast
 
+    def by_filter(self, index: int) -> str | None:
+        return self.filters.get(index)
+
     def detached(self, index: int) -> bool:
         return index in self.without_filter
 
@@ -667,9 +691,12 @@ class FakeKernel:
         self.clock_watch = FakeClockWatch()
         self.arp: list[FakeArp] = []
         """All sockets for neighbours that were opened."""
+        self.refuse_arp = False
         self.given_up: list[FakeGivenUp] = []
 
     def open_arp(self, index: int, mac: bytes) -> FakeArp:
+        if self.refuse_arp:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         self.arp.append(FakeArp(index, mac))
         return self.arp[-1]
 

@@ -109,6 +109,8 @@ class World:
         self.kernel = FakeKernel()
         self.network: FakeNetwork = self.kernel.network
         self.lines: list[str] = []
+        self.reloading: list[str] = []
+        """The log up to the end of the last reload; `lines` begins anew with it."""
         self.names = names or ("eth0",)
         self.directory = directory
         for index, name in enumerate(self.names, 2):
@@ -195,6 +197,7 @@ class World:
         self.daemon = Daemon(self.settings, self._log, self.kernel.parts)
         self._task = asyncio.get_running_loop().create_task(self.daemon.run())
         await self.until(lambda: self.logged("reloaded: version"))
+        self.reloading = [*self.lines]
         self.lines.clear()
 
     def _abandon(self) -> None:

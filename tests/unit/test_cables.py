@@ -104,13 +104,18 @@ async def test_the_link_that_goes_takes_its_routes_with_it(tmp_path: Path) -> No
         world.network.plug(link_of(2, flags=IFF_UP))
         await asyncio.sleep(1)
         assert [*routes(world)] == [Y]
+        cleared = world.network.neighbours.cleared
         world.network.plug(link_of(3, "eth1", flags=IFF_UP))
         await asyncio.sleep(1)
+        assert world.network.neighbours.cleared == cleared + 1  # the rule as well
         assert routes(world) == {} and all(sock.closed for sock in world.kernel.arp)
         # It comes again: what the kernel knows of it is not lost.
         world.network.plug(link_of(2))
         world.network.plug(link_of(3, "eth1"))
-        world.network.neighbours.seen = [Neighbour(2, X, ONE), Neighbour(9, Y, OTHER)]
+        world.network.neighbours.seen = [
+            *(Neighbour(2, X, ONE), Neighbour(9, Y, OTHER)),
+            *(Neighbour(2, Y, b""), Neighbour(2, Y, ONE[:4])),  # not of an Ethernet host
+        ]
         first, _ = await two(world)
         assert routes(world) == {X: (2, first)}
 
@@ -203,6 +208,60 @@ async def test_an_answer_is_let_through_and_read_before_silence_counts(tmp_path:
         await learned(world, 3, X, OTHER)
         world.kernel.arp_of(2).comes(arp.announcement(ONE, X), quietly=True)
         await asyncio.sleep(2 * SILENCE)
+        assert routes(world) == {X: (2, first)}
+
+
+@played
+async def test_silence_counts_only_where_nothing_was_lost(tmp_path: Path) -> None:
+    async with World(tmp_path, "eth0", "eth1") as world:
+        first, second = await two(world)
+        sock = world.kernel.arp_of(2)
+        await learned(world, 2, X)
+        await learned(world, 3, X, OTHER)  # X's link is asked...
+        sock.lost = 1  # ...and not all that comes is read
+        await learned(world, 2, Y)
+        await asyncio.sleep(SILENCE)
+        assert routes(world)[X] == (2, first)
+        await asyncio.sleep(ASK_INTERVAL)
+        sock.refuses = True  # nobody was asked
+        await learned(world, 3, X, OTHER)
+        await asyncio.sleep(SILENCE)
+        assert routes(world)[X] == (2, first)
+        await asyncio.sleep(ASK_INTERVAL)
+        sock.refuses = False
+        await learned(world, 3, X, OTHER)
+        await asyncio.sleep(SILENCE)
+        assert routes(world)[X] == (3, second)
+
+
+@played
+async def test_a_filter_stays_for_a_while(tmp_path: Path) -> None:
+    async with World(tmp_path, "eth0", "eth1") as world:
+        await two(world)
+        sock, begun = world.kernel.arp_of(2), world.now
+        for number in range(50):
+            await learned(world, 2, X + number, mac_of(200 + number))
+        assert 2 <= sock.filters <= (world.now - begun) / FILTER_PAUSE + 1
+
+
+@played
+async def test_a_link_that_cannot_be_listened_to(tmp_path: Path) -> None:
+    """It is reported once, though it is tried again, and all else goes on."""
+    async with World(tmp_path, "eth0", "eth1") as world:
+        world.kernel.refuse_arp = True
+        await two(world)
+        for flags in (IFF_UP, link_of(2).flags):
+            world.network.plug(link_of(2, flags=flags))
+            await asyncio.sleep(1)
+        await two(world)
+        (line, other) = world.logged("its neighbours get no routes: ")
+        assert {line.split(":")[0], other.split(":")[0]} == {"eth0", "eth1"}
+        world.kernel.refuse_arp = False
+        for flags in (IFF_UP, link_of(2).flags):
+            world.network.plug(link_of(2, flags=flags))
+            await asyncio.sleep(1)
+        first, _ = await two(world)
+        await learned(world, 2, X)
         assert routes(world) == {X: (2, first)}
 
 

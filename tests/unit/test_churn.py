@@ -25,6 +25,8 @@ LOG_MAX = 1_000_000
 WRITES_MAX = 100
 """Writes of the saved address a day."""
 
+pytestmark = pytest.mark.heavy
+
 
 @pytest.fixture(autouse=True)
 def _alone(tmp_path: Path) -> Iterator[None]:

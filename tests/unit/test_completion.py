@@ -86,15 +86,17 @@ def bash(tmp_path: Path) -> Offered:
 
 
 @pytest.fixture
-def zsh(tmp_path: Path) -> Offered:
+def zsh(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Offered:
     """`compadd` is what hands over each candidate: it is listened to."""
     answer, end = tmp_path / "answer", tmp_path / "end"
+    # What zsh found in all of its completions, nearly a thousand files, once for all tests.
+    found = tmp_path_factory.getbasetemp() / "zcompdump"
     (tmp_path / ".zshrc").write_text(
         f"""
         PS1='> '
         fpath=({SHARE} $fpath)
         autoload -U compinit
-        compinit -u -D
+        compinit -u -d {found}
         compadd() {{
             if [[ ${{@[1,(i)(-|--)]}} != *-(O|A|D)\\ * ]]; then
                 local -a hits

@@ -51,6 +51,7 @@ REPORT: dict[str, Any] = {
     "conflicts": 3,
     "defences": 2,
     "last_conflict": {"mac": "02:00:00:00:00:aa", "address": "169.254.7.7", "at": 1_700_000_001.0},
+    "kernel_defence": {"answered": 4, "left": 2, "failed": 1},
     "limits": ["no rules"],
     "notes": ["proxy ARP"],
     "neighbours": [],
@@ -451,7 +452,8 @@ def test_status(
     assert notes[1].startswith(
         "eth0: last conflict: 02:00:00:00:00:aa about 169.254.7.7, 2023-11-1"
     )
-    assert notes[2:] == ["eth0: proxy ARP", "eth0: no rules"]
+    counts = "eth0: conflicts in the kernel: 4 answered, 2 left to the daemon, 1 failed"
+    assert notes[2:] == [counts, "eth0: proxy ARP", "eth0: no rules"]
 
 
 @pytest.mark.parametrize(

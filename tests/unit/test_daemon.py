@@ -222,9 +222,15 @@ async def test_an_answer_to_who_asks_where_the_kernel_sends_by_unicast(tmp_path:
 async def test_strict_rp_filter_is_a_limit_where_two_links_have_an_address(tmp_path: Path) -> None:
     async with World(tmp_path, first=A) as world:
         world.network.strict = {"eth0"}
+        for index, other in ((3, B), (4, B + 1)):  # before eth0 has an address
+            world.network.plug(link_of(index, f"eth{index - 2}"))
+            world.network.put(index, str(other), 16)
+        await asyncio.sleep(0.1)
+        assert world.address() is None and world.report()["limits"] == []
+        for index, other in ((3, B), (4, B + 1)):
+            world.network.take(index, other)
         await world.until_bound()
         assert world.report()["limits"] == []
-        world.network.plug(link_of(3, "eth1"))
         world.network.put(3, "192.0.2.7")
         await asyncio.sleep(0.1)
         assert world.report()["limits"] == []
@@ -235,6 +241,18 @@ async def test_strict_rp_filter_is_a_limit_where_two_links_have_an_address(tmp_p
         assert limit.endswith(": sysctl -w net/ipv4/conf/eth0/rp_filter=2")
         world.network.strict = {"eth1"}
         assert world.report()["limits"] == []
+
+
+@played
+async def test_the_cure_of_strict_rp_filter_is_safe_in_a_shell(tmp_path: Path) -> None:
+    async with World(tmp_path, "$(halt)", first=A) as world:
+        await world.until_bound("$(halt)")
+        world.network.strict = {"$(halt)"}
+        world.network.plug(link_of(3, "eth1"))
+        world.network.put(3, str(B), 16)
+        await asyncio.sleep(0.1)
+        (limit,) = world.report("$(halt)")["limits"]
+        assert limit.endswith(": sysctl -w net/ipv4/conf/'$(halt)'/rp_filter=2")
 
 
 @played
@@ -542,6 +560,44 @@ async def test_a_filter_that_somebody_detached(tmp_path: Path) -> None:
         assert world.report()["notes"] == ["somebody removed our filter; it was put back"]
         await asyncio.sleep(10)
         assert len(world.asked("restore")) == 1
+
+
+@played
+async def test_a_defence_that_somebody_detached(tmp_path: Path) -> None:
+    """The next status has it put back, with one note; a claim does so at once."""
+    async with World(tmp_path, first=A) as world:
+        await world.until_bound()
+        (sock,) = world.kernel.listener.sockets
+        sock.detached = True
+        await asyncio.sleep(3600)
+        assert [one.detached for one in world.kernel.listener.sockets] == [True]
+        assert world.report()["notes"] == []
+        await world.until(lambda: not sock.detached)
+        note = "somebody removed our defence; it was put back"
+        assert world.report()["notes"] == [note]
+        sock.detached = True
+        world.network.take(2, A)
+        await world.until(lambda: not sock.detached)
+        await world.until_bound()
+        assert len(world.logged(note)) == 1
+
+
+@played
+async def test_what_the_kernel_refused_is_in_the_status_of_that_interface(tmp_path: Path) -> None:
+    """Logged once; the other interface has none of it."""
+    async with World(tmp_path, "eth0", "eth1") as world:
+        world.network.filters[3] = "by a filter"
+        await world.until_bound("eth0")
+        await world.until_bound("eth1")
+        for sock in world.kernel.listener.sockets:
+            sock.undefended = "not here" if sock.mac == mac_of(3) else None
+        for _ in range(2):
+            world.interface("eth1").restart("asked")
+            await world.until_bound("eth1")
+        assert world.report("eth1")["limits"] == ["by a filter", "not here"]
+        assert world.report("eth0")["limits"] == []
+        assert world.logged("by a filter") == ["eth1: by a filter"]
+        assert world.logged("not here") == ["eth1: not here"]
 
 
 @played
@@ -1456,6 +1512,14 @@ async def test_no_permission(tmp_path: Path) -> None:
     world.kernel.listener.refuse_open = errno.EPERM
     with pytest.raises(NoPermission, match="CAP_NET_RAW does not hold"):
         await world.daemon.run()
+
+
+@played
+async def test_the_permission_is_tried_without_the_kernel_s_defence(tmp_path: Path) -> None:
+    """The kernel attaches and detaches it with the lock of the network configuration, 10 ms each."""
+    async with World(tmp_path) as world:
+        await world.until_bound()
+        assert world.kernel.listener.defended == [False, True]
 
 
 @played

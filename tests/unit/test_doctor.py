@@ -8,7 +8,7 @@ import json
 import os
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -21,6 +21,7 @@ from autoip.commands.diagnosis import checks, gather
 from autoip.commands.diagnosis.checks import CHECKS, Finding, Result, findings
 from autoip.commands.diagnosis.facts import Configuration, Facts, Hooks, NetworkFile, Node
 from autoip.control import protocol
+from autoip.control.protocol import socket_name
 from autoip.daemon import rivals
 from autoip.daemon.networkmanager.device import INFINITE, Device, configured_timeout, devices
 from autoip.daemon.rivals import Process
@@ -40,6 +41,7 @@ from autoip.kernel.model import (
     Route,
 )
 from autoip.kernel.survey import Egress, Survey, Tables
+from autoip.paths import network_namespace
 from tests.require import requires_program
 
 from .fake_networkmanager import FakeNetworkManager, PrivateBus
@@ -160,6 +162,10 @@ MODIFY = "nmcli connection modify 'my wire'"
             *("networkmanager", FAILURE, "in state disconnected", "nmcli device set eth0 managed"),
         ),
         (
+            with_device(Device(110)),
+            *("networkmanager", FAILURE, "in state deactivating", "nmcli device set eth0 managed"),
+        ),
+        (
             with_device(Device(70, "my wire", "auto")),
             *("networkmanager", WARNING, "failed for 45 s", f"{MODIFY} ipv4.dhcp-timeout 300"),
         ),
@@ -177,6 +183,10 @@ MODIFY = "nmcli connection modify 'my wire'"
         ),
         (
             with_addresses(OURS, THEIRS),
+            *("rival", WARNING, "169.254.8.8/16", "ip address del 169.254.8.8/16 dev eth0"),
+        ),
+        (
+            with_addresses(OURS, replace(THEIRS, label="eth1:autoip")),
             *("rival", WARNING, "169.254.8.8/16", "ip address del 169.254.8.8/16 dev eth0"),
         ),
         (
@@ -204,10 +214,17 @@ MODIFY = "nmcli connection modify 'my wire'"
             *("rival", WARNING, "ConnMan (process 77)", "NetworkInterfaceBlacklist=eth0"),
         ),
         (
-            running(
-                "/lib/systemd/systemd-networkd", networkd={"eth0": NetworkFile("/etc/x", "ipv4")}
-            ),
-            *("rival", WARNING, "LinkLocalAddressing=ipv4 in /etc/x", "LinkLocalAddressing=ipv6"),
+            running("/usr/sbin/connmand", connman="[General]\nNetworkInterfaceBlacklist =\n"),
+            *("rival", WARNING, "ConnMan (process 77)", "NetworkInterfaceBlacklist=eth0"),
+        ),
+        *(
+            (
+                running(
+                    "/lib/systemd/systemd-networkd", networkd={"eth0": NetworkFile("/etc/x", value)}
+                ),
+                *("rival", WARNING, f"LinkLocalAddressing={value} in /etc/x", "LinkLocalAddressing=ipv6"),
+            )
+            for value in ("yes", "true", "on", "1", "ipv4", "fallback", "ipv4-fallback")
         ),
         (running(*DHCPCD), "dhcpcd", WARNING, "noipv4ll", "echo noipv4ll > /etc/dhcpcd.conf"),
         (
@@ -217,6 +234,17 @@ MODIFY = "nmcli connection modify 'my wire'"
         (
             running(*DHCPCD, dhcpcd="interface eth1\nnoipv4ll\n"),
             *("dhcpcd", WARNING, "noipv4ll", "dhcpcd --rebind"),
+        ),
+        (
+            running(*DHCPCD, dhcpcd="denyinterfaces wl* # not eth*\n"),
+            *("dhcpcd", WARNING, "noipv4ll", "dhcpcd --rebind"),
+        ),
+        *(
+            (
+                running(*DHCPCD, dhcpcd=f"interface eth0\n{section} x\nnoipv4ll\n"),
+                *("dhcpcd", WARNING, "noipv4ll", "dhcpcd --rebind"),
+            )
+            for section in ("ssid", "profile")
         ),
         (
             with_addresses(replace(OURS, prefixlen=24)),
@@ -264,6 +292,13 @@ MODIFY = "nmcli connection modify 'my wire'"
         ),
         (
             with_tables(routes=(*ROUTES[:2], to_link_local(3, 1))),
+            *("routes", WARNING, "eth1 (metric 1) wins over eth0 (metric 1002)", "dev eth1 metric 1"),
+        ),
+        (
+            replace(
+                with_kernel(addresses=(OURS,)),
+                tables=Tables((*ROUTES[:2], to_link_local(3, 1, source=OURS.address))),
+            ),
             *("routes", WARNING, "eth1 (metric 1) wins over eth0 (metric 1002)", "dev eth1 metric 1"),
         ),
         (
@@ -337,6 +372,7 @@ OF_HOST = [check.name for check in CHECKS if check.of_host is not None]
         running("/lib/systemd/systemd-networkd", networkd={"eth0": NetworkFile("/x", "ipv6")}),
         running("true", networkd={"eth0": NetworkFile("/x", "ipv4")}),
         running(*DHCPCD, dhcpcd="noipv4ll # no\n"),
+        running(*DHCPCD, dhcpcd="noipv4\n"),
         running(*DHCPCD, dhcpcd="interface eth0\n noipv4ll\ninterface eth1\n"),
         running(*DHCPCD, dhcpcd="denyinterfaces wl* eth*\n"),
         running("/sbin/dhcpcd", "--noipv4ll"),
@@ -355,6 +391,12 @@ OF_HOST = [check.name for check in CHECKS if check.of_host is not None]
         with_egress(Egress((replace(FOREIGN, protocol=ETH_P_ALL),), by_tcx=True, other_hook=True)),
         with_egress(Egress((FOREIGN,), by_tcx=True, programs=None)),
         replace(with_tables(routes=(Route(2, 0, 254, 3, via="192.0.2.1"),)), cloud="Google"),
+        with_tables(routes=(*ROUTES, replace(TABLE_100, table=255))),
+        with_tables(routes=(Route(2, 0, 254, PROTOCOL), TABLE_100)),
+        replace(
+            with_tables(routes=(*ROUTES, Route(3, 32, 254, 4, destination=MASK))), cloud="Google"
+        ),
+        with_tables(neighbours=(*PROXIED[:2], replace(PROXIED[2], index=3))),
         replace(
             with_tables(routes=(*ROUTES, replace(TABLE_100, table=254))),
             cloud="Google",
@@ -370,6 +412,14 @@ OF_HOST = [check.name for check in CHECKS if check.of_host is not None]
 )
 def test_what_is_no_trouble(facts: Facts) -> None:
     assert troubles(facts) == []
+
+
+@pytest.mark.parametrize("name", ["vmnet1", "vboxnet0", "virbr0", "ifb0", "ve-web", "vb-web"])
+def test_what_connman_leaves_alone_by_default(name: str) -> None:
+    left = replace(ETH0, name=name)
+    facts = running("/usr/sbin/connmand")
+    facts = replace(facts, kernel=replace(facts.kernel, links=(left, ETH1)))
+    assert [one.check for one in findings(facts, [left]) if one.result is not Result.OK] == []
 
 
 def test_of_routes_that_are_all_foreign_the_one_that_wins_stays() -> None:
@@ -823,7 +873,32 @@ LO = Link(1, "lo", bytes(6), 772, READY | 8, None, None, None)
     ],
 )
 def test_which_interfaces(words: list[str], names: list[str]) -> None:
-    assert [link.name for link in doctor._chosen([LO, ETH0, ETH1, PORT], words)] == names
+    assert [link.name for link in doctor._chosen([LO, ETH0, ETH1, PORT], words, [])] == names
+
+
+def test_without_a_name_what_is_served_is_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the veth of a container, which is nobody's default."""
+    veth = replace(ETH1, kind="veth")
+    seen: list[str] = []
+
+    async def kernel(_: float) -> Any:
+        return replace(HEALTHY.kernel, links=(LO, ETH0, veth))
+
+    async def facts(_: Any, links: Sequence[Link], *__: Any) -> Facts:
+        seen.extend(link.name for link in links)
+        return HEALTHY
+
+    monkeypatch.setattr(gather, "kernel", kernel)
+    monkeypatch.setattr(gather, "facts", facts)
+    monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path))
+    assert main.main(["doctor"]) == 0
+    assert seen == ["eth0"]
+    (tmp_path / socket_name(network_namespace(), "eth1")).touch()
+    seen.clear()
+    assert main.main(["doctor"]) == 0
+    assert seen == ["eth0", "eth1"]
 
 
 @pytest.mark.parametrize(
@@ -831,7 +906,7 @@ def test_which_interfaces(words: list[str], names: list[str]) -> None:
 )
 def test_an_interface_that_is_not_there(word: str, told: str) -> None:
     with pytest.raises(UsageError, match=told):
-        doctor._chosen([LO, ETH0, ETH1], ["eth0", word])
+        doctor._chosen([LO, ETH0, ETH1], ["eth0", word], [])
 
 
 def test_a_check_is_of_an_interface_or_of_the_host() -> None:

@@ -120,6 +120,7 @@ def arp_like(draw: st.DrawFn) -> bytes:
     return frame[: draw(st.sampled_from([42] * 8 + [41, 0]))] + draw(st.binary(max_size=20))
 
 
+@pytest.mark.heavy
 @settings(max_examples=3000, derandomize=True)
 @given(
     frame=arp_like() | st.binary(max_size=100),

@@ -547,6 +547,24 @@ def test_killed_at_any_moment(root: Path, run: Run, monkeypatch: pytest.MonkeyPa
     assert moment > 10
 
 
+def test_killed_and_then_another_client(
+    root: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An install for one DHCP client takes away what a killed one for another has left under temporary names."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    before = tree(root)
+    left = 0
+    for moment in range(1, 1000, 4):
+        if not killed(moment, lambda: run("install --client networkd-dispatcher")):
+            break
+        left += any(path.endswith(".autoip-new") for path in tree(root))
+        run("install --client dhclient")
+        assert not [path for path in tree(root) if path.endswith(".autoip-new")], moment
+        run("remove")
+        assert tree(root) == before, moment
+    assert left > 2
+
+
 @pytest.mark.usefixtures("special")
 def test_files_reach_the_disk_before_the_link(
     root: Path, run: Run, monkeypatch: pytest.MonkeyPatch
@@ -680,6 +698,43 @@ def test_networkmanager_is_told_of_the_named_interfaces_alone(root: Path, run: R
     assert (root / "etc/NetworkManager/conf.d/90-autoip.conf").exists()
     run("remove")
     assert tree(root) == before
+
+
+def test_names_are_added_to_those_of_earlier_installs(root: Path, run: Run) -> None:
+    before = tree(root)
+    run("install --client networkmanager eth0 wl*")
+    run("install --client networkmanager e* wlan0")
+    conf = (root / "etc/NetworkManager/conf.d/90-autoip.conf").read_text()
+    names = re.findall("interface-name:([^,\n]+)", conf)
+    assert sorted(names) == ["e*", "eth0", "wl*", "wlan0"]
+    policy = config.load(root / "etc/autoip.conf.d/networkmanager.conf")
+    assert all(policy.choices(name) == {"policy": Kind.FALLBACK} for name in (*names, "eth9"))
+    # An interface with a unit of its own is not the one service's, whichever was named first.
+    rules = policy.served
+    assert set(rules) == {("e*", True), ("wl*", True), ("eth0", False), ("wlan0", False)}
+    assert rules.index(("e*", True)) < rules.index(("eth0", False))
+    assert rules.index(("wl*", True)) < rules.index(("wlan0", False))
+    run("install --client dhclient")
+    run("remove")
+    assert tree(root) == before
+    run("install --client networkmanager eth9")
+    assert install.named_before(Image(str(root))) == ["eth9"]
+
+
+def test_a_later_install_enables_and_names_what_it_was_given_alone(root: Path, run: Run) -> None:
+    template = root / "usr/lib/systemd/system/autoip@.service"
+    template.parent.mkdir(parents=True)
+    template.touch()
+    run("install --client networkmanager eth0")
+    wants = root / "etc/systemd/system/multi-user.target.wants"
+    (wants / "autoip@eth0.service").unlink()  # systemctl disable
+    told = run("install --client networkmanager eth1")
+    assert [line.rpartition("/")[2] for line in told if line.startswith("enabled")] == [
+        "autoip@eth1.service"
+    ]
+    assert [path.name for path in wants.iterdir()] == ["autoip@eth1.service"]
+    with pytest.raises(UsageError, match=r"^eth2: none of dhclient is told names"):
+        run("install --client dhclient eth2")
 
 
 def test_patterns_are_for_the_one_service(root: Path, run: Run) -> None:

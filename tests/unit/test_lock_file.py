@@ -1,7 +1,8 @@
-"""autoip.daemon.daemon.lock_file: one instance for an interface and network namespace (if-one)."""
+"""autoip.daemon.lock_file: one instance for an interface and network namespace (if-one)."""
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import shutil
@@ -10,8 +11,10 @@ import stat
 import subprocess
 import sys
 import threading
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
@@ -162,6 +165,18 @@ def test_hold_and_drop_are_what_the_next_one_learns(tmp_path: Path) -> None:
         assert path.stat().st_size == lock_file.RECORD_SIZE
 
 
+def sealed(text: str) -> bytes:
+    """Return a record with this text and its check sum."""
+    body = text.encode().ljust(lock_file.RECORD_SIZE - 10)
+    return body + b" %08x\n" % zlib.crc32(body)
+
+
+def test_a_record_is_text_and_its_check_sum() -> None:
+    whole = sealed(f"autoip 1 pid=7 index=3 address={ADDRESS}")
+    assert lock_file._format(7, Held(3, ADDRESS)) == whole
+    assert lock_file._parse(whole) == (7, Held(3, ADDRESS))
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -172,7 +187,12 @@ def test_hold_and_drop_are_what_the_next_one_learns(tmp_path: Path) -> None:
         b"x" * 100000,
         lock_file._format(1, Held(1, ADDRESS))[:-1],
         lock_file._format(1, Held(1, ADDRESS)).replace(b"index=1", b"index=2"),
-        lock_file._format(1, Held(1, ADDRESS)).replace(b"autoip 1", b"autoip 2"),
+        sealed(f"autoip 2 pid=1 index=1 address={ADDRESS}"),
+        sealed("autoip 1 pid=1 index=1 address=192.0.2.1"),
+        sealed(f"autoip 1 pid=1 index=0 address={ADDRESS}"),
+        sealed(f"autoip 1 pid=1 index={2**31} address={ADDRESS}"),
+        sealed("autoip 1 pid=1 index=1 address=nowhere"),
+        sealed("autoip 1 pid=1 index=1"),
     ],
 )
 def test_damaged_records(tmp_path: Path, content: bytes) -> None:
@@ -227,49 +247,57 @@ def test_the_record_of_a_crashed_one_is_not_taken_for_the_owner(
         assert len(pauses) == 3
 
 
+RACE = """
+count, rounds = int(sys.argv[2]), int(sys.argv[3])
+
+def race():
+    inside = where / "inside"
+    won = 0
+    while won < rounds:
+        found = attempt()
+        if isinstance(found, str):
+            assert found.startswith("AlreadyRunning"), found
+            time.sleep(0.002)
+            continue
+        assert found.warning is None, found.warning
+        # Fails if another one is inside.
+        os.close(os.open(inside, os.O_CREAT | os.O_EXCL))
+        time.sleep(0.0005)
+        os.unlink(inside)
+        won += 1
+        # Every other time by ending, not by releasing.
+        if won < rounds:
+            found.release()
+
+# All begin when the last of them is there: a read ends when nobody has the other end any more.
+start, go = os.pipe()
+racers = []
+for _ in range(count):
+    racers.append(os.fork())
+    if racers[-1] == 0:
+        status = 1
+        try:
+            os.close(go)
+            os.read(start, 1)
+            race()
+            status = 0
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+        finally:
+            os._exit(status)
+os.close(go)
+print([os.waitpid(racer, 0)[1] for racer in racers])
+"""
+
+
 def test_fifty_racing(tmp_path: Path) -> None:
     """At most one at any time, each gets its turn, and nothing but AlreadyRunning happens."""
     count, rounds = 50, 3
-    code = f"""
-print("ready", flush=True)
-sys.stdin.readline()
-inside = where / "inside"
-won = 0
-while won < {rounds}:
-    found = attempt()
-    if isinstance(found, str):
-        assert found.startswith("AlreadyRunning"), found
-        time.sleep(0.002)
-        continue
-    assert found.warning is None, found.warning
-    # Fails if another one is inside.
-    os.close(os.open(inside, os.O_CREAT | os.O_EXCL))
-    time.sleep(0.0005)
-    os.unlink(inside)
-    won += 1
-    # Every other time by ending, not by releasing.
-    if won < {rounds}:
-        found.release()
-print("won", won, flush=True)
-"""
-    command = [sys.executable, "-c", PROLOGUE + code, str(tmp_path)]
-    racers = [
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        for _ in range(count)
-    ]
-    try:
-        for racer in racers:
-            assert line(racer) == "ready"
-        for racer in racers:
-            assert racer.stdin is not None
-            racer.stdin.write("\n")
-            racer.stdin.flush()
-        outcome = [racer.communicate(timeout=120)[0] for racer in racers]
-    finally:
-        for racer in racers:
-            racer.kill()
-            racer.wait()
-    assert outcome == [f"won {rounds}\n"] * count
+    # Forks of one process: to start Python fifty times takes ten times as long as the race.
+    command = [sys.executable, "-c", PROLOGUE + RACE, str(tmp_path), str(count), str(rounds)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"{[0] * count}\n"
     assert not (tmp_path / "inside").exists()
 
 
@@ -323,17 +351,23 @@ def test_planted_files_are_refused(tmp_path: Path) -> None:
     directory.mkdir()
     directory.chmod(0o755)  # a umask of 002 would have it refused for its mode
     path = file_of(directory)
+
+    def plant(mode: int) -> None:
+        os.mknod(path, 0o600 | stat.S_IFREG)
+        path.chmod(mode)
+
     cases: tuple[tuple[Callable[[], None], str], ...] = (
         (lambda: path.symlink_to(aim), "symbolic link"),
         (lambda: path.symlink_to(tmp_path / "nowhere"), "symbolic link"),
         (lambda: os.link(aim, path), "another name"),
         (lambda: os.mkfifo(path), "regular"),
-        (lambda: os.mknod(path, 0o600 | stat.S_IFREG), "by others"),
+        *(
+            (partial(plant, mode), "by others")
+            for mode in (0o640, 0o620, 0o610, 0o604, 0o602, 0o601)
+        ),
     )
     for make, text in cases:
         make()
-        if text == "by others":
-            path.chmod(0o620)
         with pytest.raises(NoPermission, match=text):
             LockFile.acquire(directory, "eth0")
         assert aim.read_text() == "precious"
@@ -342,6 +376,26 @@ def test_planted_files_are_refused(tmp_path: Path) -> None:
     path.mkdir()
     with pytest.raises(NoPermission):
         LockFile.acquire(directory, "eth0")
+
+
+def test_a_planted_file_is_neither_followed_nor_waited_for(tmp_path: Path) -> None:
+    """Root reads the records in the directory of the service's user."""
+    aim, pipe, link = tmp_path / "aim", tmp_path / "pipe", tmp_path / "link"
+    aim.write_bytes(sealed(f"autoip 1 pid=1 index=1 address={ADDRESS}"))
+    os.mkfifo(pipe)
+    link.symlink_to(aim)
+    handle = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    found: list[Held | None] = []
+    reader = threading.Thread(
+        target=lambda: found.append(lock_file.recorded(handle, "pipe")), daemon=True
+    )
+    reader.start()
+    reader.join(10)
+    assert found == [None]
+    assert lock_file.recorded(handle, "aim") == Held(1, ADDRESS)
+    with pytest.raises(OSError, match="symbolic link"):
+        lock_file.recorded(handle, "link")
+    os.close(handle)
 
 
 @pytest.mark.parametrize("mode", [0o777, 0o1777, 0o775, 0o757])
@@ -353,6 +407,24 @@ def test_directories_that_others_can_write_are_refused(tmp_path: Path, mode: int
     with pytest.raises(NoPermission, match="written by others"):
         LockFile.acquire(directory, "eth0")
     assert os.listdir(directory) == []
+    assert sorted(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize("name", ["EROFS", "ENOSPC", "EDQUOT", "EIO", "EMFILE", "ENFILE"])
+def test_without_a_file_it_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    number: int = getattr(errno, name)
+
+    def refuse(*_: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(lock_file, "_open_file", refuse)
+    before = sorted(os.listdir("/proc/self/fd"))
+    held = LockFile.acquire(tmp_path, "eth0")
+    assert held.warning == f"no lock file {file_of(tmp_path)}: {os.strerror(number)}"
+    held.hold(1, ADDRESS)
+    held.release()
     assert sorted(os.listdir("/proc/self/fd")) == before
 
 

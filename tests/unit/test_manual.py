@@ -69,6 +69,14 @@ def test_lint(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_table_fits_a_terminal_of_80_columns(page: Path) -> None:
+    """man(1) warns on the terminal otherwise. A table is indented by 5, as is each column but the first by 4."""
+    for line in re.findall(r"^\.Bl -column (.*)$", page.read_text(), re.MULTILINE):
+        columns = re.findall(r'"([^"]*)"', line)
+        assert 5 + sum(map(len, columns)) + 4 * (len(columns) - 1) <= 78, line
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_a_page_refers_to_pages_and_sections_that_are_there(page: Path) -> None:
     text = page.read_text()
     for name, section in re.findall(r"^\.Xr (\S*autoip\S*) (\d)", text, re.MULTILINE):

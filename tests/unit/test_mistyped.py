@@ -194,18 +194,27 @@ def test_bare_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- Ctrl-C ----------------------------------------------------------------------------------------
 
 
-def test_interrupted_at_any_moment_of_the_start(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_at_any_moment_of_the_start(tmp_path: Path, number: signal.Signals) -> None:
     """From exec on: no traceback, and it ends; started as the installed program is."""
-    command = ["env", "--block-signal=SIGINT", sys.executable, "-m", "autoip", "wait", "no-such0"]
+    command = [
+        "env",
+        "--block-signal=SIGINT,SIGTERM",
+        sys.executable,
+        "-m",
+        "autoip",
+        "wait",
+        "no-such0",
+    ]
     # A start that is cut off must leave no half-written bytecode in the source tree.
     env = {**os.environ, "RUNTIME_DIRECTORY": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
     for step in range(25):
         child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env)
         time.sleep(step * 0.01)
-        child.send_signal(signal.SIGINT)
+        child.send_signal(number)
         out, err = child.communicate(timeout=60)
         assert (out, err) == (b"", b""), step
-        assert child.returncode in (-signal.SIGINT, main.INTERRUPTED), step
+        assert child.returncode in (-number, main.INTERRUPTED), step
 
 
 def test_an_ignored_interrupt_stays_ignored() -> None:

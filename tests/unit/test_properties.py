@@ -26,6 +26,8 @@ from tests.unit.virtual_link import Host, VirtualLink
 A = IPv4Address("169.254.20.20")
 STRANGER = mac_of(999)
 
+pytestmark = pytest.mark.heavy
+
 
 def check_wire(link: VirtualLink) -> None:
     """Candidates are in range, probe gaps in bounds, and nothing is used before it is held."""

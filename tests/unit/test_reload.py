@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import logging
 from collections.abc import Callable
 from functools import partial
 from ipaddress import IPv4Address
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,8 +20,10 @@ from autoip.core.acd import Defence
 from autoip.core.arp import announcement
 from autoip.core.constants import DEFEND_INTERVAL
 from autoip.core.policy import Kind
-from autoip.daemon import handover
+from autoip.daemon import handover, terminal
+from autoip.daemon.served import Selection
 from autoip.errors import UsageError
+from autoip.kernel.timers import SLEEP_MIN
 from tests.unit.fake_kernel import link_of, mac_of
 from tests.unit.fake_world import STRANGER, A, B, World, played
 
@@ -130,6 +134,22 @@ async def test_conflict_at_the_last_moment(tmp_path: Path) -> None:
 
 
 @played
+async def test_the_address_is_lost_at_the_last_moment(tmp_path: Path) -> None:
+    """It is off the interface before the exec."""
+    async with World(tmp_path, first=A) as world:
+        await world.until_bound()
+        world.claims(A)
+        await asyncio.sleep(1)
+        world.executable.at_last = partial(
+            world.kernel.listener.deliver, announcement(STRANGER, A), quietly=True
+        )
+        there: list[list[IPv4Address]] = []
+        await world.reload(meanwhile=lambda: there.append(world.network.owned(2)))
+        assert there == [[]] and world.asked("remove") == [("remove", 2, A)]
+        assert await world.until_bound() != A
+
+
+@played
 async def test_two_conflicts_meanwhile(tmp_path: Path) -> None:
     """The first is answered, once; the second ends it."""
     async with World(tmp_path, first=A) as world:
@@ -173,6 +193,11 @@ async def test_refused(tmp_path: Path) -> None:
     """With the reason, and all goes on; the next one is done."""
     async with World(tmp_path, first=A) as world:
         await world.until_bound()
+        notified: list[str] = []
+        world.daemon._reload._notifier = SimpleNamespace(  # type: ignore[assignment]
+            reloading=partial(notified.append, "reloading"),
+            reloaded=partial(notified.append, "reloaded"),
+        )
         world.executable.refused = "/etc/autoip.conf:3: no such thing"
         answer = await world.asks("reload")
         assert answer["error"] == world.executable.refused
@@ -180,6 +205,10 @@ async def test_refused(tmp_path: Path) -> None:
         world.executable.refused = None
         world.executable.failure = OSError(8, "Exec format error")
         assert (await world.asks("reload"))["error"] == "Exec format error"
+        world.executable.at_last = partial(int, "a bug")
+        assert (await world.asks("reload"))["error"].startswith("ValueError(")
+        world.executable.at_last = lambda: None
+        assert notified == ["reloading", "reloaded"] * 3
         world.claims(A)
         await world.until(lambda: world.report()["defences"] == 1)
         world.executable.failure = None
@@ -200,6 +229,36 @@ async def test_what_is_under_way_ends_before(tmp_path: Path) -> None:
         await world.reload()
         assert world.asked("add") == [("add", 2, A)]
         assert await world.until_bound() == A
+
+
+Begin = Callable[[World], object]
+
+
+@pytest.mark.parametrize(
+    "begin",
+    [
+        lambda world: world.daemon._interfaces[0]._requests.request(lambda: asyncio.sleep(2)),
+        lambda world: world.daemon._cables._requests.request(lambda: asyncio.sleep(2)),
+        lambda world: setattr(
+            world.daemon._served, "_task", asyncio.ensure_future(asyncio.sleep(2))
+        ),
+        lambda world: world.daemon._servers["eth0"].start(
+            asyncio.sleep(2), world.daemon._servers["eth0"].tasks
+        ),
+    ],
+    ids=["interface", "neighbours", "served", "answer"],
+)
+@played
+async def test_nothing_is_cut_off(tmp_path: Path, begin: Begin) -> None:
+    async with World(tmp_path, selection=Selection((("eth*", True),))) as world:
+        await world.until(lambda: "eth0" in world.daemon._servers)
+        await world.until_bound()
+        assert world.daemon.quiet
+        begin(world)
+        await world.until(lambda: not world.daemon.quiet)
+        await world.until(lambda: world.daemon.quiet)
+        world.daemon._stop.set()
+        assert not world.daemon.quiet
 
 
 @played
@@ -261,6 +320,22 @@ async def test_added_and_dropped_interface(tmp_path: Path) -> None:
 
 
 @played
+async def test_dropped_and_added_after_the_reload(tmp_path: Path) -> None:
+    """What was handed over is over: the interface is begun anew."""
+    async with World(tmp_path, "eth0", "eth1", first=A) as world:
+        await world.until_bound("eth0")
+        await world.until_bound("eth1")
+        await world.reload()
+        await world.daemon.drop("eth0")
+        since = len(world.kernel.listener.of(mac_of(2)))
+        await world.daemon.add("eth0")
+        await world.until_bound("eth0")
+        sent = world.kernel.listener.of(mac_of(2))[since:]
+        assert [packet.is_probe for packet in sent] == [True] * 3 + [False] * 2
+        assert (await world.asks("status", "eth0"))["ok"] is True
+
+
+@played
 async def test_stopped_interface_stays_stopped(tmp_path: Path) -> None:
     async with World(tmp_path, "eth0", "eth1") as world:
         await world.until_bound("eth0")
@@ -283,6 +358,56 @@ async def test_what_changed_meanwhile(tmp_path: Path) -> None:
         assert await world.until_bound() == A
         await world.reload(meanwhile=lambda: world.network.unplug(2))
         await world.until_state("no-link")
+
+
+@played
+async def test_a_sleep_meanwhile(tmp_path: Path) -> None:
+    """After it all is probed again; a sleep before the reload is known already."""
+    async with World(tmp_path, first=A) as world:
+        await world.until_bound()
+        watch = world.kernel.clock_watch
+        watch.slept = 1000.0
+        since = len(world.kernel.listener.sent)
+
+        def sleep() -> None:
+            watch.slept += SLEEP_MIN
+
+        await world.reload()
+        await asyncio.sleep(1)
+        assert world.report()["state"] == "bound" and world.kernel.listener.sent[since:] == []
+        await world.reload(meanwhile=sleep)
+        await world.until_state("probing")
+        assert await world.until_bound() == A
+
+
+@played
+async def test_a_limit_is_logged_once(tmp_path: Path) -> None:
+    async with World(tmp_path, first=A) as world:
+        await world.until_bound()
+        world.network.limits.append("something cannot be done")
+        world.claims(A)
+        await world.until(lambda: world.logged("something cannot be done"))
+        await world.reload()
+        world.claims(A)
+        await asyncio.sleep(1)
+        assert world.logged("something cannot be done") == []
+        assert "something cannot be done" in world.report()["limits"]
+
+
+@played
+async def test_the_terminal_goes_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The signal was for that, and the program ends."""
+    answers = [0]
+    monkeypatch.setattr(terminal, "_open_terminal", lambda: answers[-1])
+    async with World(tmp_path, first=A) as world:
+        await world.until_bound()
+        await world.reload()
+        await asyncio.sleep(2 * terminal.HANGUP_TIME)
+        assert await world.until_bound() == A  # it is still there
+        await world.reload(meanwhile=lambda: answers.append(errno.ENXIO))
+        assert world._task is not None
+        await asyncio.wait_for(world._task, 2 * terminal.HANGUP_TIME)
+        assert world.network.owned(2) == []
 
 
 @played
@@ -335,6 +460,7 @@ async def test_what_cannot_be_read_is_probed_again(tmp_path: Path, change: Chang
         await world.until_bound()
         since = len(world.kernel.listener.sent)
         await world.reload(change=damage)
+        assert any("cannot be read" in line for line in world.reloading)
         assert await world.until_bound() == A
         assert sum(p.is_probe for _, _, p in world.kernel.listener.sent[since:]) == 3
 
