@@ -55,7 +55,6 @@ def measure(setting: Setting) -> Result:
         idle, busy = "defence, idle", f"defence, {RATE} status requests a second"
         rates = []
         for index in range(2 * rounds):
-            again = time.monotonic() + DEFEND_INTERVAL + 0.5
             name = (idle, busy)[index % 2]
             with contextlib.ExitStack() as round_:
                 rate = round_.enter_context(_asking(daemon, laid[0])) if name == busy else []
@@ -67,7 +66,7 @@ def measure(setting: Setting) -> Result:
                     )
                     time.sleep(REST)
             rates += rate
-            time.sleep(max(0.0, again - time.monotonic()))
+            time.sleep(DEFEND_INTERVAL + 0.5)
     for name, values in found.items():
         shares = (number(samples.quantile(values, share)) for share in (0.5, 0.9, 0.99))
         result.rows.append((name, str(len(values)), *shares))
