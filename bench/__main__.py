@@ -28,6 +28,7 @@ from bench import (
     idle,
     neighbours,
     package,
+    pressure,
     punctuality,
     reload,
     scan,
@@ -42,6 +43,7 @@ from lab import leftover_folders, leftovers
 
 BENCHMARKS: dict[str, Callable[[Setting], Result]] = {
     defence.NAME: defence.measure,
+    pressure.NAME: pressure.measure,
     unrelated.NAME: unrelated.measure,
     startup.NAME: startup.measure,
     reload.NAME: reload.measure,

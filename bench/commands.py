@@ -28,6 +28,8 @@ RATE = 1000
 """Status requests a second."""
 DEFEND_INTERVAL = 10.0
 """RFC 3927 section 9: so long after a conflict the next one is defended against again."""
+LATE = 5
+"""So often at most is a probe tried that nobody answers in time: on a busy machine the neighbour is late."""
 REST = 0.02
 """Pause between two samples, in seconds."""
 
@@ -53,7 +55,6 @@ def measure(setting: Setting) -> Result:
         idle, busy = "defence, idle", f"defence, {RATE} status requests a second"
         rates = []
         for index in range(2 * rounds):
-            again = time.monotonic() + DEFEND_INTERVAL + 0.5
             name = (idle, busy)[index % 2]
             with contextlib.ExitStack() as round_:
                 rate = round_.enter_context(_asking(daemon, laid[0])) if name == busy else []
@@ -65,7 +66,7 @@ def measure(setting: Setting) -> Result:
                     )
                     time.sleep(REST)
             rates += rate
-            time.sleep(max(0.0, again - time.monotonic()))
+            time.sleep(DEFEND_INTERVAL + 0.5)
     for name, values in found.items():
         shares = (number(samples.quantile(values, share)) for share in (0.5, 0.9, 0.99))
         result.rows.append((name, str(len(values)), *shares))
@@ -75,7 +76,7 @@ def measure(setting: Setting) -> Result:
     result.notes = [
         (
             f"probe runs with --delay {DELAY_MS}: the probe phase alone needs {2.5 * DELAY_MS:g} to"
-            f" {3.5 * DELAY_MS:g} ms. 'In use' ends with the first answer."
+            f" {3.5 * DELAY_MS:g} ms. 'In use' ends with the first answer; repeated if that comes too late."
         ),
         (
             "A defence that never came counts as infinitely late. The requests come from one process,"
@@ -103,7 +104,7 @@ def _commands(
             _time(found if turn else {}, name, host, words, daemon, expected)
         with Neighbour(free.yonder, free.far, taken):
             name = f"probe --delay {DELAY_MS}, in use"
-            _time(found if turn else {}, name, free.host, probe, daemon, 1)
+            _time(found if turn else {}, name, free.host, probe, daemon, 1, tries=LATE)
     return found
 
 
@@ -114,20 +115,23 @@ def _time(
     words: list[str],
     daemon: Daemon,
     expected: int,
+    tries: int = 1,
 ) -> None:
-    start = time.monotonic()
-    process = host.popen(
-        [sys.executable, *words],
-        env=daemon.env,
-        cwd=REPOSITORY,
-        die_with_us=False,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-    )
-    status = process.wait(20)
-    found.setdefault(name, []).append((time.monotonic() - start) * 1e3)
-    if status != expected:
-        raise RuntimeError(f"{name}: exit status {status}")
+    for _ in range(tries):
+        start = time.monotonic()
+        process = host.popen(
+            [sys.executable, *words],
+            env=daemon.env,
+            cwd=REPOSITORY,
+            die_with_us=False,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+        )
+        status = process.wait(20)
+        if status == expected:
+            found.setdefault(name, []).append((time.monotonic() - start) * 1e3)
+            return
+    raise RuntimeError(f"{name}: exit status {status}")
 
 
 @contextlib.contextmanager

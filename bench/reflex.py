@@ -3,7 +3,7 @@
     python -m bench.reflex IFNAME MAC ADDRESS [--busy] [--kernel]
 
 The daemon defends once in DEFEND_INTERVAL (10 s); this shows the same path, thread, filter and reflex,
-at every conflict. With --busy the interpreter never rests; with --kernel the kernel answers.
+at every conflict. With --busy the interpreter never rests; with --kernel the kernel answers, and arms itself again.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ def main() -> None:
                     pass
             else:
                 poll.poll()
-            if listener.drain():
+            # The kernel goes on to answer; to arm it anew would disarm it for a moment.
+            if listener.drain() and not listener.in_kernel:
                 sock.arm(frame)
 
 

@@ -154,7 +154,7 @@ class Dhcpcd(Peer):
 
     def script(self) -> str:
         config = self.folder / "dhcpcd.conf"
-        config.write_text("ipv4only\nnodhcp\nnoipv6rs\n")
+        config.write_text("ipv4only\nnodhcp\nnoipv6rs\nnodev\n")
         return (
             f"mount --bind {self.state} /var/lib/dhcpcd\n"
             "mkdir -p /run/dhcpcd\n"
