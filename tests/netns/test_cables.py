@@ -307,7 +307,9 @@ def test_source_filters(make_bench: Callable[[int], Bench], rp_filter: int) -> N
     bench = make_bench(2)
     for name in ("all", "eth0", "eth1"):
         bench.host.run("sysctl", "-qw", f"net.ipv4.conf.{name}.rp_filter={rp_filter}")
-    bench.start()
+    daemon = bench.start()
+    # The address is on the interface before what is sent to all is listened to.
+    wait_until(lambda: listens(daemon) == 2, "two sockets")
     far, ours = bench.cables[1].device.host, bench.host.link_local("eth1")[0]
     # Without a question of the device, which would make it known.
     far.ip(f"neigh add {ours} lladdr {bench.cables[1].port.mac} dev eth0 nud permanent")
