@@ -194,6 +194,7 @@ def test_second_conflict_meanwhile(port: Port, make_by: MakeDaemon) -> None:
         for _ in range(2):
             port.send(frames.conflict_request(RIVAL, A))
     daemon.wait_line("bound -> probing: conflict")
+    port.sniffer.wait_announcement(A, PATIENCE, since=since)
     assert len(port.sniffer.announcements(A, since)) == 1
 
 
