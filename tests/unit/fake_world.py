@@ -42,7 +42,7 @@ class FakeExecutable:
         self._world = world
         self.refused: str | None = None
         self.failure: OSError | None = None
-        self.handed: Handover | None = None
+        self.handed: asyncio.Queue[Handover] = asyncio.Queue()
         self.tried = 0
         self.at_last: Callable[[], object] = lambda: None
         """Called at the end of the trial."""
@@ -62,7 +62,7 @@ class FakeExecutable:
         packets = [kept.negotiator.descriptor for kept in given.interfaces]
         # The number of a packet socket of the fake kernel is no descriptor.
         again = {d: os.dup(d) for d in real if d not in packets}
-        self.handed = _replaced(given, again)
+        self.handed.put_nowait(_replaced(given, again))
         assert len(text) < 1 << 20
         self._world.kernel.listener.handed = True
         raise asyncio.CancelledError
@@ -176,9 +176,9 @@ class World:
             options: of all interfaces, if they are others.
         """
         signal.raise_signal(signal.SIGHUP)
-        await self.until(lambda: self.executable.handed)
-        handed, self.executable.handed = self.executable.handed, None
-        assert handed is not None and self._task is not None
+        # At once: the program before would go on, and send what is due meanwhile.
+        handed = await asyncio.wait_for(self.executable.handed.get(), 100)
+        assert self._task is not None
         self._abandon()
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)

@@ -102,7 +102,7 @@ async def test_conflict_meanwhile(tmp_path: Path, since: float) -> None:
             came.append(world.now - before)
             world.claims(A)
 
-        await asyncio.sleep(since - 0.25 - 0.15)  # the trial, and half of the pause
+        await asyncio.sleep(since - 0.25 - 0.15 + 0.01)  # the trial, and half of the pause
         sent = len(announcements(world))
         await world.reload(meanwhile=conflict, pause=0.3)
         assert since <= came[0] < since + 0.1
