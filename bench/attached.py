@@ -14,13 +14,12 @@ import sys
 from ipaddress import IPv4Address
 
 from autoip.core.arp import announcement
+from autoip.core.constants import DEFEND_INTERVAL
 from autoip.kernel.arp_broadcast import Broadcast
 from autoip.kernel.arp_socket import ArpListener, ArpSocket, Phase, load_broadcast, load_defence
 from autoip.kernel.netlink import Requests
 from autoip.kernel.network import Network
 from autoip.kernel.rtnetlink import ROUTE
-
-DEFEND_INTERVAL = 10.0
 
 
 async def serve(interface: str, mac: bytes, address: IPv4Address, how: str) -> None:

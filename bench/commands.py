@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 
+from autoip.core.constants import DEFEND_INTERVAL
 from lab import Daemon, Namespace, answers_probes
 from lab.daemon import REPOSITORY
 from lab.frames import conflict_request
@@ -26,8 +27,6 @@ DELAY_MS = 20
 INTERFACES = 50
 RATE = 1000
 """Status requests a second."""
-DEFEND_INTERVAL = 10.0
-"""RFC 3927 section 9: so long after a conflict the next one is defended against again."""
 LATE = 5
 """So often at most is a probe tried that nobody answers in time: on a busy machine the neighbour is late."""
 REST = 0.02

@@ -5,18 +5,23 @@ from __future__ import annotations
 import contextlib
 import time
 
+from autoip.core.constants import DEFEND_INTERVAL
 from lab.peers import Networkd
 
 from .report import Result, Target
 from .setting import Setting, step_aside
-from .sides import HEAD, Programs, Side, against_bare, alternate, dispute_each
+from .sides import (
+    HEAD,
+    INTERFACES,
+    PEER_INTERFACES,
+    Programs,
+    Side,
+    against_bare,
+    alternate,
+    dispute_each,
+)
 
 NAME = "defence"
-
-INTERFACES = 50
-PEER_INTERFACES = 25
-DEFEND_INTERVAL = 10.0
-"""RFC 3927 section 9: so long after a conflict the next one is defended against again."""
 
 
 def measure(setting: Setting) -> Result:

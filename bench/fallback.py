@@ -10,6 +10,7 @@ import re
 import statistics
 import subprocess
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +44,7 @@ exec /etc/autoip/hook.real "$@"
 """
 
 
-class Way:
+class Way(ABC):
     """One DHCP client on a host of its own, with its default time-outs. A subclass for each client."""
 
     name: ClassVar[str]
@@ -55,18 +56,18 @@ class Way:
         self.host = port.host
         self.stack = stack
 
+    @abstractmethod
     def start(self) -> None:
         """Start the client."""
-        raise NotImplementedError
 
+    @abstractmethod
     def stop(self) -> None:
         """Have the client give its lease and the interface up."""
-        raise NotImplementedError
 
-    def prepare(self) -> None:
+    def prepare(self) -> None:  # noqa: B027 (most need nothing)
         """Give the host what the client needs, before the hooks are installed."""
 
-    def prepare_service(self) -> None:
+    def prepare_service(self) -> None:  # noqa: B027 (most need nothing)
         """Start what runs before the client begins, after the hooks were installed."""
 
 

@@ -12,21 +12,27 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
 
+from autoip.core.constants import DEFEND_INTERVAL
 from lab.peers import Dhcpcd, Networkd
 
 from .costs import cost
 from .report import Result, Target
 from .setting import PROCESSORS, Setting, step_aside
-from .sides import HEAD, Programs, Side, against_bare, alternate, dispute_each
+from .sides import (
+    HEAD,
+    INTERFACES,
+    PEER_INTERFACES,
+    Programs,
+    Side,
+    against_bare,
+    alternate,
+    dispute_each,
+)
 
 NAME = "pressure"
 
-INTERFACES = 50
-PEER_INTERFACES = 25
 BUSY_PROCESSES = 2
 """On each processor."""
-DEFEND_INTERVAL = 10.0
-"""RFC 3927 section 9: so long after a conflict the next one is defended against again."""
 PATIENCE = {"idle": 2.0, "busy": 2.0, "stopped": 0.2}
 """Seconds to wait for an answer."""
 PRIORITY = 30

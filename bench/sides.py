@@ -17,6 +17,9 @@ from .report import Target, number
 from .setting import STRANGER, Setting, autoip, helper, peer
 from .tap import Tap
 
+INTERFACES = 50
+PEER_INTERFACES = 25
+"""Of autoip, and of each other daemon."""
 FIRST_ADDRESS = IPv4Address("169.254.77.1")
 REST = 0.006
 """Pause between two samples, in seconds, so that a program's work after its answer is in no sample."""

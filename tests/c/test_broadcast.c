@@ -2,16 +2,12 @@
  * The BPF program alone, for what leaves an interface: the kernel runs it on given frames
  * (BPF_PROG_TEST_RUN). Needs CAP_BPF and CAP_NET_ADMIN, else it is skipped.
  */
-#include "check.h"
 #include "internal.h"
+#include "run.h"
 
 #include <errno.h>
 #include <stdbool.h>
 #include <unistd.h>
-
-#include <linux/bpf.h>
-#include <linux/pkt_cls.h>
-#include <sys/syscall.h>
 
 static int program;
 
@@ -27,21 +23,10 @@ static void anew(void)
  * change. */
 static bool redirects(const uint8_t *frame, size_t length)
 {
-    uint8_t expected[128];
-    uint8_t out[128] = {0};
-    union bpf_attr attributes;
+    uint8_t expected[RUN_MAX];
+    uint8_t out[RUN_MAX];
 
-    CHECK(length <= sizeof expected);
-    memset(&attributes, 0, sizeof attributes);
-    attributes.test.prog_fd = (uint32_t)program;
-    attributes.test.data_in = (uint64_t)(uintptr_t)frame;
-    attributes.test.data_size_in = (uint32_t)length;
-    attributes.test.data_out = (uint64_t)(uintptr_t)out;
-    attributes.test.data_size_out = sizeof out;
-    CHECK(syscall(SYS_bpf, BPF_PROG_TEST_RUN, &attributes, sizeof attributes) == 0);
-    CHECK(attributes.test.retval == (uint32_t)TC_ACT_UNSPEC); /* other filters go on */
-    CHECK(attributes.test.data_size_out == length);
-
+    run_program(program, frame, length, out);
     memcpy(expected, frame, length);
     if (memcmp(out, expected, length) == 0)
         return false;

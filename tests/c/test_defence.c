@@ -3,8 +3,8 @@
  * (BPF_PROG_TEST_RUN), as if they came by the loopback interface of a network namespace of this
  * test's own. Needs CAP_BPF, CAP_NET_ADMIN and CAP_SYS_ADMIN, else it is skipped.
  */
-#include "check.h"
 #include "internal.h"
+#include "run.h"
 
 #include <errno.h>
 #include <sched.h>
@@ -12,13 +12,10 @@
 #include <unistd.h>
 
 #include <arpa/inet.h>
-#include <linux/bpf.h>
-#include <linux/pkt_cls.h>
 #include <net/if.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
-#include <sys/syscall.h>
 
 #define HOUR 3600000000000u
 #define LOOPBACK 1
@@ -43,18 +40,10 @@ static void set_up(bool up)
 /* Runs the program on a frame, which it lets go on as it came. */
 static void comes(const uint8_t *frame, size_t length)
 {
-    uint8_t out[128] = {0};
-    union bpf_attr attributes;
+    uint8_t out[RUN_MAX];
 
-    memset(&attributes, 0, sizeof attributes);
-    attributes.test.prog_fd = (uint32_t)program;
-    attributes.test.data_in = (uint64_t)(uintptr_t)frame;
-    attributes.test.data_size_in = (uint32_t)length;
-    attributes.test.data_out = (uint64_t)(uintptr_t)out;
-    attributes.test.data_size_out = sizeof out;
-    CHECK(syscall(SYS_bpf, BPF_PROG_TEST_RUN, &attributes, sizeof attributes) == 0);
-    CHECK(attributes.test.retval == (uint32_t)TC_ACT_UNSPEC);
-    CHECK(attributes.test.data_size_out == length && memcmp(out, frame, length) == 0);
+    run_program(program, frame, length, out);
+    CHECK(memcmp(out, frame, length) == 0);
 }
 
 static bool counted(uint64_t answered, uint64_t left, uint64_t failed)

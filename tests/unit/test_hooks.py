@@ -32,6 +32,12 @@ GROUP = 12345
 Run = Callable[..., list[str]]
 
 
+def put_unit(root: Path, name: str = "autoip@") -> None:
+    unit = root / f"usr/lib/systemd/system/{name}.service"
+    unit.parent.mkdir(parents=True, exist_ok=True)
+    unit.touch()
+
+
 def tree(root: Path) -> dict[str, str]:
     """Everything below, with what it is."""
 
@@ -377,9 +383,7 @@ def test_notes_that_are_not_ours_stop_everything(root: Path, run: Run) -> None:
 
 
 def test_a_link_that_the_administrator_changed_stays(root: Path, run: Run) -> None:
-    unit = root / "usr/lib/systemd/system/autoip@.service"
-    unit.parent.mkdir(parents=True)
-    unit.touch()
+    put_unit(root)
     run("install --client dhclient --client networkmanager eth0 eth1")
     wants = root / "etc/systemd/system/multi-user.target.wants"
     ours, theirs = (wants / f"autoip@{name}.service" for name in ("eth0", "eth1"))
@@ -511,9 +515,7 @@ def test_killed_at_any_moment(root: Path, run: Run, monkeypatch: pytest.MonkeyPa
 
     Of the 300 moments every third one; `make chaos` kills at any.
     """
-    unit = root / "usr/lib/systemd/system/autoip@.service"
-    unit.parent.mkdir(parents=True)
-    unit.touch()
+    put_unit(root)
     monkeypatch.setattr(os, "fsync", lambda _: None)  # hundreds of them would take a minute
     before = tree(root)
     words = "install --client special --client udhcpc eth0"
@@ -570,9 +572,7 @@ def test_files_reach_the_disk_before_the_link(
     root: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each file before its name, each name before the unit is enabled: whatever a power cut leaves is whole."""
-    unit = root / "usr/lib/systemd/system/autoip@.service"
-    unit.parent.mkdir(parents=True)
-    unit.touch()
+    put_unit(root)
     done: list[tuple[str, str]] = []
     fsync, replace = os.fsync, os.replace
 
@@ -722,9 +722,7 @@ def test_names_are_added_to_those_of_earlier_installs(root: Path, run: Run) -> N
 
 
 def test_a_later_install_enables_and_names_what_it_was_given_alone(root: Path, run: Run) -> None:
-    template = root / "usr/lib/systemd/system/autoip@.service"
-    template.parent.mkdir(parents=True)
-    template.touch()
+    put_unit(root)
     run("install --client networkmanager eth0")
     wants = root / "etc/systemd/system/multi-user.target.wants"
     (wants / "autoip@eth0.service").unlink()  # systemctl disable
@@ -739,9 +737,7 @@ def test_a_later_install_enables_and_names_what_it_was_given_alone(root: Path, r
 
 def test_patterns_are_for_the_one_service(root: Path, run: Run) -> None:
     for name in ("autoip", "autoip@"):
-        unit = root / f"usr/lib/systemd/system/{name}.service"
-        unit.parent.mkdir(parents=True, exist_ok=True)
-        unit.touch()
+        put_unit(root, name)
     before = tree(root)
     said = run("install --client networkmanager en* eth0 wl?0")
     conf = root / "etc/NetworkManager/conf.d/90-autoip.conf"
@@ -862,9 +858,7 @@ def special(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("special")
 def test_names_a_conf_and_the_unit(root: Path, run: Run) -> None:
-    unit = root / "usr/lib/systemd/system/autoip@.service"
-    unit.parent.mkdir(parents=True)
-    unit.touch()
+    put_unit(root)
     wants = root / "etc/systemd/system/multi-user.target.wants"
     wants.mkdir(parents=True)
     (wants / "autoip@eth1.service").symlink_to("/usr/lib/systemd/system/autoip@.service")
