@@ -39,25 +39,23 @@
 /* A jump to PASS. */
 #define PASS_BY(...) autoip_asm_extended_jump(p, (struct bpf_insn){__VA_ARGS__}, PASS)
 
-enum { PASS, COUNT, FULL };
+enum { PASS, CHANGE, FULL };
 
-/* Goes to PASS for a frame that is a broadcast already, or if the bucket is empty. */
-static void broadcast_limit(struct autoip_asm *p, int map)
+/* Goes to PASS for a frame that is a broadcast already: most ARP is. */
+static void broadcast_look(struct autoip_asm *p)
 {
-    MOVE(1, 6);
-    SET(2, 0);
-    MOVE(3, 10);
-    ADD(3, COPY);
-    SET(4, ETH_ALEN);
-    CALL(BPF_FUNC_skb_load_bytes); /* copy <- destination */
-    UNLESS_EQUAL(0, 0, PASS);
+    IF_SHORT(2, ETH_ALEN, CHANGE); /* r2 <- the frame */
     for (short at = 0; at < ETH_ALEN; at += 2) {
-        LOAD(BPF_H, 2, 10, COPY + at);
-        UNLESS_EQUAL(2, 0xffff, COUNT);
+        LOAD(BPF_H, 3, 2, at);
+        UNLESS_EQUAL(3, 0xffff, CHANGE);
     }
     PASS_BY(.code = BPF_JMP | BPF_JA);
+    autoip_asm_place(p, CHANGE);
+}
 
-    autoip_asm_place(p, COUNT);
+/* Goes to PASS if the bucket is empty. */
+static void broadcast_limit(struct autoip_asm *p, int map)
+{
     LOAD(BPF_W, 2, 6, CONTEXT(ifindex));
     AND(2, BUCKETS - 1);
     PUT(BPF_W, 10, KEY, 2);
@@ -92,7 +90,7 @@ int autoip_broadcast_build(struct bpf_insn *out, size_t capacity, int map)
     LOAD(BPF_W, 2, 6, CONTEXT(vlan_present)); /* r2 <- VLAN tag beside the bytes? */
     UNLESS_EQUAL(2, 0, PASS);                 /* tagged? */
 
-    /* Copied: of a frame from a packet ring only the header is directly accessible. */
+    broadcast_look(p);
     MOVE(1, 6);
     SET(2, ARP_AT);
     MOVE(3, 10);

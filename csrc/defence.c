@@ -51,13 +51,52 @@ _Static_assert(PADDED_MAX <= sizeof((struct autoip_record *)0)->frame, "a record
 #define WAKE 2
 #define NO_WAKE 1
 
-enum { PASS, DISCARD, SUBMIT, TOO_SOON, DROP, FULL, LOST, LEFT, UNSENT, REFUSED, RESTORE };
+enum {
+    PASS,
+    COPIED,
+    DISCARD,
+    SUBMIT,
+    TOO_SOON,
+    DROP,
+    FULL,
+    LOST,
+    LEFT,
+    UNSENT,
+    REFUSED,
+    RESTORE
+};
+
+/* R7 <- the interface's slot. Goes to PASS for a frame that is not ARP. */
+static void defence_find_slot(struct autoip_asm *p, int memory)
+{
+    LOAD(BPF_W, 2, 6, CONTEXT(protocol)); /* r2 <- type */
+    UNLESS_EQUAL(2, WIRE(ETH_P_ARP), PASS);
+    LOAD_MEMORY(7, memory, SHARED(slots));
+    LOAD(BPF_W, 2, 6, CONTEXT(ifindex));
+    MOVE(3, 2);
+    AND(2, AUTOIP_SLOTS - 1);
+    DO(.code = BPF_ALU64 | BPF_MUL | BPF_K, .dst_reg = 2, .imm = sizeof(struct autoip_slot));
+    DO(.code = BPF_ALU64 | BPF_ADD | BPF_X, .dst_reg = 7, .src_reg = 2);
+    LOAD(BPF_W, 2, 7, SLOT(ifindex));
+    IF(BPF_JNE, 2, 3, PASS); /* another interface's? */
+}
+
+/* Goes to PASS for a frame whose SPA is seen, without a copy, not to be our address: nearly all
+ * are such. By halves: not every processor can load a word from there. */
+static void defence_look(struct autoip_asm *p)
+{
+    IF_SHORT(2, AUTOIP_SPA_AT + 4, COPIED); /* r2 <- the frame */
+    for (short at = 0; at < 4; at += 2) {
+        LOAD(BPF_H, 3, 2, AUTOIP_SPA_AT + at);
+        LOAD(BPF_H, 4, 7, SLOT(address) + at);
+        IF(BPF_JNE, 3, 4, PASS);
+    }
+    autoip_asm_place(p, COPIED);
+}
 
 /* Goes to PASS for a frame that is not ARP for IPv4 over Ethernet: as filter.c does. */
 static void defence_check_frame(struct autoip_asm *p)
 {
-    LOAD(BPF_W, 2, 6, CONTEXT(protocol)); /* r2 <- type */
-    UNLESS_EQUAL(2, WIRE(ETH_P_ARP), PASS);
     LOAD(BPF_W, 2, 6, CONTEXT(vlan_present));
     UNLESS_EQUAL(2, 0, PASS);
     LOAD(BPF_W, 2, 6, CONTEXT(pkt_type));
@@ -90,22 +129,15 @@ static void defence_check_frame(struct autoip_asm *p)
     IF_NUMBER(BPF_JGT, 2, 1, PASS);
 }
 
-/* R7 <- the interface's slot. Goes to PASS for a frame that does not claim its address. */
-static void defence_find_slot(struct autoip_asm *p, int memory)
+/* R8 <- the word. Goes to PASS for a frame that does not claim the address, or that is for the
+ * thread. */
+static void defence_read_word(struct autoip_asm *p)
 {
-    LOAD_MEMORY(7, memory, SHARED(slots));
-    LOAD(BPF_W, 2, 6, CONTEXT(ifindex));
-    MOVE(3, 2);
-    AND(2, AUTOIP_SLOTS - 1);
-    DO(.code = BPF_ALU64 | BPF_MUL | BPF_K, .dst_reg = 2, .imm = sizeof(struct autoip_slot));
-    DO(.code = BPF_ALU64 | BPF_ADD | BPF_X, .dst_reg = 7, .src_reg = 2);
-    LOAD(BPF_W, 2, 7, SLOT(ifindex));
-    IF(BPF_JNE, 2, 3, PASS); /* another interface's? */
     LOAD(BPF_W, 3, 10, COPY_OF(AUTOIP_SPA_AT));
     LOAD(BPF_W, 2, 7, SLOT(address));
     IF(BPF_JNE, 2, 3, PASS); /* not our address? */
 
-    /* R8 <- the word. With a barrier: what the slot has was written before the word was. */
+    /* With a barrier: what the slot has was written before the word was. */
     SET(8, 0);
     DO(.code = BPF_STX | BPF_ATOMIC | BPF_DW, .dst_reg = 7, .src_reg = 8, .off = SLOT(ready_at),
        .imm = BPF_ADD | BPF_FETCH);
@@ -228,8 +260,10 @@ int autoip_defence_build(struct bpf_insn *out, size_t capacity, int memory, int 
 
     autoip_asm_init(p);
     MOVE(6, 1); /* r6 <- the frame's description */
-    defence_check_frame(p);
     defence_find_slot(p, memory);
+    defence_look(p);
+    defence_check_frame(p);
+    defence_read_word(p);
     defence_check_sender(p, memory);
     defence_begin_record(p, ring);
     IF(BPF_JLT, 0, 8, TOO_SOON);

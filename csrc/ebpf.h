@@ -61,6 +61,20 @@
         (struct bpf_insn){.code = BPF_JMP | (test) | BPF_K, .dst_reg = (one), .imm = (value)},   \
         label)
 
+/*
+ * R`to` <- the frame that r6 describes; r3 and r4 are lost. Jumps if fewer than `length` bytes
+ * can be read there: then they must be copied. Of a frame from a packet ring it is the Ethernet
+ * header alone.
+ */
+#define IF_SHORT(to, length, label)                                                              \
+    do {                                                                                         \
+        LOAD(BPF_W, to, 6, CONTEXT(data));                                                       \
+        LOAD(BPF_W, 3, 6, CONTEXT(data_end));                                                    \
+        MOVE(4, to);                                                                             \
+        ADD(4, length);                                                                          \
+        IF(BPF_JGT, 4, 3, label);                                                                \
+    } while (0)
+
 #define CONTEXT(field) ((short)offsetof(struct __sk_buff, field))
 #define WIRE(value) ((int)__constant_htons(value))
 

@@ -25,6 +25,7 @@ from autoip.kernel.model import Link
 from autoip.kernel.network import Network
 from lab import ArpFrame, Daemon, Frame, LabError, Namespace, Port, frames
 from lab import tcx as foreign_tcx
+from lab.packet_ring import PacketRing
 from tests.fed_socket import feed
 
 from .commands import report
@@ -209,12 +210,19 @@ UNTOUCHED = {
 }
 
 
-def test_which_frames(port: Port, make_by: MakeDaemon) -> None:
+def _raw(interface: str) -> socket.socket:
+    sender = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+    sender.bind((interface, 0))
+    return sender
+
+
+@pytest.mark.parametrize("how", [_raw, PacketRing])
+def test_which_frames(
+    port: Port, make_by: MakeDaemon, how: Callable[[str], socket.socket | PacketRing]
+) -> None:
     """def-broadcast: six bytes of the right frames, and nothing of any other."""
     bind(port, make_by(port, *FAST))
-    sender = port.host.call(socket.socket, socket.AF_PACKET, socket.SOCK_RAW, 0)
-    with sender:
-        sender.bind(("eth0", 0))
+    with contextlib.closing(port.host.call(how, "eth0")) as sender:
 
         def seen(frame: bytes) -> bytes:
             """What comes out of the cable. The marker tells when it has."""

@@ -32,6 +32,7 @@ from autoip.kernel.model import Link
 from autoip.kernel.native import ffi
 from lab import Daemon, LabError, Namespace, Port, Switch, frames
 from lab import tcx as foreign_tcx
+from lab.packet_ring import PacketRing
 from lab.tcx import INGRESS
 
 from .commands import report
@@ -116,6 +117,20 @@ def test_a_stopped_daemon_is_defended(port: Port, bound: Daemon) -> None:
     assert (found["address"], found["defences"], found["conflicts"]) == (str(other), 2, 3)
     assert found["kernel_defence"] == {"answered": 2, "left": 1, "failed": 0}
     assert not found["notes"] and "internal error" not in bound.output
+
+
+def test_a_conflict_from_a_packet_ring(port: Port, bound: Daemon) -> None:
+    """Its packet is not beside its header: what is said of an address is looked for in a copy."""
+    bound.signal(signal.SIGSTOP)
+    ring = port.switch.namespace.call(PacketRing, port.far)
+    with contextlib.closing(ring):
+        since = port.sniffer.mark()
+        ring.send(frames.conflict_request(RIVAL, B).ljust(60, b"\xaa"))
+        assert not defended(port, since)
+        ring.send(frames.conflict_request(RIVAL, A).ljust(60, b"\xaa"))
+        assert defended(port, since)
+    bound.signal(signal.SIGCONT)
+    wait_until(lambda: report(bound)["defences"] == 1, "the report")
 
 
 def test_somebody_detaches_the_program(port: Port, bound: Daemon) -> None:
