@@ -179,8 +179,7 @@ class Interface(ResumableInterface):
             before, self.link = self.link, link
             self._owned.link = self._routes.link = self._belongings.link = link
             appeared = link is not None and (before is None or before.index != link.index)
-            master = self._host.master(link) if link is not None else ""
-            _obey_master(master, self._policy, self._negotiator, self.reporter)
+            _obey_master(link, self._host, self._policy, self._negotiator, self.reporter)
             if link is not None and appeared:
                 self._routes.take_over(link)
                 self._owned.take_over(link, self._host.addresses(link.index), self._memory)
@@ -316,8 +315,7 @@ class Interface(ResumableInterface):
         if self._negotiator.core is not None:
             self._follow_policy()
             self._take_events()
-            held, usable = self._negotiator.address, self._negotiator.attached
-            self._routes.update(self._policy, held, usable=usable)
+            self._routes.update(self._policy, self._negotiator)
         due = True
         while due and not self._requests.busy:
             due = self._negotiator.poll()
@@ -349,6 +347,8 @@ class Interface(ResumableInterface):
         while core is not None and (event := core.next_event()) is not None:
             self.reporter.report(event)
             match event:
+                case ipv4ll.Transition(new=State.ANNOUNCE_WAIT):
+                    self._owned.prepare()
                 case ipv4ll.Configure(address=address):
                     self._owned.configure(address)
                 case ipv4ll.Unconfigure(address=address, conflict=conflict):
@@ -375,8 +375,11 @@ class Interface(ResumableInterface):
         self._owned.remove_any()
 
 
-def _obey_master(master: str, policy: Policy, negotiator: Negotiator, reporter: Reporter) -> None:
-    """Forbid an address while the link is a port of the interface `master`; empty: of none."""
+def _obey_master(
+    link: Link | None, host: Host, policy: Policy, negotiator: Negotiator, reporter: Reporter
+) -> None:
+    """Forbid an address while the link is a port of another interface."""
+    master = host.master(link) if link is not None else ""
     before = policy.why
     policy.permit(Gate.MASTER, not master, f"belongs to {master}")
     if master and negotiator.state is State.STANDBY and before != policy.why:

@@ -174,6 +174,11 @@ class OwnedAddress:
 
     # --- requests, one after the other -------------------------------------------------------
 
+    def prepare(self) -> None:
+        """Do what an address needs on the link and does not wait for: nobody has objected so far."""
+        if self.link is not None:
+            self._requests.request(partial(self._network.prepare, self.link), once="prepare")
+
     def configure(self, address: IPv4Address) -> None:
         """Put the address on the link, if the core still waits for that."""
         self._requests.request(partial(self._configure, address))

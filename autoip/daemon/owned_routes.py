@@ -97,14 +97,12 @@ class OwnedRoutes:
         for route in (self._onlink, self._default):
             self._requests.request(partial(route.take, link.index))
 
-    def update(self, policy: Policy, address: IPv4Address | None, *, usable: bool) -> None:
-        """Add and remove routes as the policy demands now.
+    def update(self, policy: Policy, negotiator: Negotiator) -> None:
+        """Add and remove routes as the policy demands now for the negotiator's address.
 
-        Args:
-            policy: of the interface.
-            address: the link-local address that is held.
-            usable: whether the link can carry frames; otherwise there are no routes.
+        There are none while the link carries no frames.
         """
+        address, usable = negotiator.address, negotiator.attached
         # From the routable address, so that new connections do not use a lingering one.
         onlink = policy.source if address or policy.kind is Kind.ROUTE_ONLY else None
         if self._set(self._onlink, onlink if usable else None):

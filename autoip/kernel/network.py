@@ -9,8 +9,8 @@ What `add_address` sets up for an address on an interface, and `remove_address` 
 * the address itself (see `addresses`);
 * a rule and a table for it (see `source_routing`), so that replies from it leave by its interface.
 
-Before the first address `add_address` also makes ARP leave the interface by broadcast where it must (see
-`arp_broadcast`). That stays from one address to the next, until `release`.
+Before the first address `prepare`, or else `add_address`, makes ARP leave the interface by broadcast where it must
+(see `arp_broadcast`). That stays from one address to the next, until `release`.
 
 `neighbours` has the routes to neighbours, where several links lead to link-local destinations (see `neighbour_routes`).
 
@@ -161,6 +161,10 @@ class Network:
                 # A message that cannot be read must not end the daemon either; the dump has its
                 # content.
                 self._lost = True
+
+    async def prepare(self, link: Link) -> None:
+        """Do beforehand what takes `add_address` the longest, some 15 ms. A refusal is kept: see `by_unicast`."""
+        await self._broadcast.add(link)
 
     async def add_address(self, link: Link, address: IPv4Address, *, replace: bool = False) -> None:
         """Add `address` to `link`, and what belongs to it (see the module's text).

@@ -424,6 +424,8 @@ class FakeNetwork:
         """What `remove_stranded` finds."""
         self.asked: list[tuple[Any, ...]] = []
         """Every request that changes something, in order."""
+        self.prepared: list[int] = []
+        """Indexes."""
         self.foreign_default = False
         self.follows_routes = False
         self.unicast: str | None = None
@@ -519,6 +521,10 @@ class FakeNetwork:
     async def addresses(self) -> list[Address]:
         await self._steps(self._before, "addresses")
         return [*self.present.values()]
+
+    async def prepare(self, link: Link) -> None:
+        await self._steps(self._before, "prepare")
+        self.prepared.append(link.index)
 
     async def add_address(
         self, link: Link, address: IPv4Address, *, replace: bool = False

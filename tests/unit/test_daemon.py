@@ -119,6 +119,17 @@ async def test_a_conflict_while_probing(tmp_path: Path) -> None:
 
 
 @played
+async def test_what_takes_long_is_done_before_the_claim(tmp_path: Path) -> None:
+    async with World(tmp_path, first=A) as world:
+        await world.until_state("probing")
+        assert world.network.prepared == []
+        await world.until_state("announce-wait")
+        await world.until(lambda: world.network.prepared)
+        assert not world.asked("add")
+        assert await world.until_bound() == A
+
+
+@played
 async def test_a_conflict_that_is_here_comes_before_what_time_brings_about(tmp_path: Path) -> None:
     """The timer wakes the loop first, the frame was there before."""
     async with World(tmp_path, first=A) as world:
