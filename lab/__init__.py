@@ -9,7 +9,7 @@ from .dhclient import Dhclient
 from .dhcp import Dhcpd
 from .frames import ArpFrame, Frame, gaps
 from .link import Port, Switch
-from .namespace import LabError, Namespace, leftovers
+from .namespace import PATIENCE, LabError, Namespace, leftovers
 from .neighbour import (
     Neighbour,
     Rule,
@@ -23,6 +23,7 @@ from .sniffer import AddressMonitor, Sniffer
 from .syslog import Syslog
 
 __all__ = [
+    "PATIENCE",
     "AddressMonitor",
     "ArpFrame",
     "Daemon",

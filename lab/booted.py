@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import IO, ParamSpec, TypeVar, final
 
 from . import journal
-from .namespace import LabError, Namespace, enter
+from .namespace import PATIENCE, LabError, Namespace, enter
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-BOOT_LIMIT = 60.0
+BOOT_LIMIT = 180.0
 """Seconds in which the guest must be up."""
-POWER_OFF_LIMIT = 30.0
+POWER_OFF_LIMIT = 120.0
 """Seconds after which a guest that does not power off is killed."""
 CABLES = ("peer0", "peer1")
 
@@ -277,7 +277,7 @@ def _sweep() -> None:
 
 def _remove_group(group: Path) -> None:
     """Remove a control group with all below it, once the kernel has ended its processes."""
-    until = time.monotonic() + 5
+    until = time.monotonic() + PATIENCE
     while group.exists():
         for folder in sorted(group.glob("**/"), reverse=True):
             with contextlib.suppress(OSError):

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import journal
-from .namespace import LabError, Namespace
+from .namespace import PATIENCE, LabError, Namespace
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -196,7 +196,7 @@ class Daemon:
     def output(self) -> str:
         return "\n".join(self.lines)
 
-    def wait_line(self, pattern: str, timeout: float = 10, *, since: int = 0) -> str:
+    def wait_line(self, pattern: str, timeout: float = PATIENCE, *, since: int = 0) -> str:
         """Wait for the first line, from number `since` on, that has the regular expression. Raises LabError."""
         with self._news:
             line = self._news.wait_for(lambda: self._line(pattern, since), timeout)
@@ -221,7 +221,7 @@ class Daemon:
         """
         (path,) = self.runtime.glob(f"*-{self.interface}.sock")
         with socket.socket(socket.AF_UNIX) as client, client.makefile("rb") as answers:
-            client.settimeout(20)
+            client.settimeout(PATIENCE)
             client.connect(str(path))
             client.sendall(json.dumps({"version": 1, "request": name}).encode() + b"\n")
             answer: dict[str, Any] = json.loads(answers.readline())
@@ -234,7 +234,7 @@ class Daemon:
         return self.namespace.link_local(self.interface)
 
     def wait_address(
-        self, timeout: float = 20, *, other_than: IPv4Address | None = None
+        self, timeout: float = PATIENCE, *, other_than: IPv4Address | None = None
     ) -> IPv4Address:
         """Wait until its interface has exactly one link-local address; return it. Raises LabError."""
         until = time.monotonic() + timeout
@@ -250,7 +250,7 @@ class Daemon:
                 )
             time.sleep(0.01)
 
-    def wait_no_address(self, timeout: float = 10) -> None:
+    def wait_no_address(self, timeout: float = PATIENCE) -> None:
         """Wait until its interface has no link-local address. Raises LabError."""
         until = time.monotonic() + timeout
         while held := self.addresses():
@@ -289,13 +289,13 @@ class Daemon:
     def signal(self, number: int) -> None:
         """Send a signal to the program itself. After SIGSTOP each of its threads has stopped. Raises LabError."""
         os.kill(self.pid, number)
-        until = time.monotonic() + 10
+        until = time.monotonic() + PATIENCE
         while number == signal.SIGSTOP and _runs(self.pid):
             if time.monotonic() > until:
-                raise LabError(f"{self.label} was not stopped within 10 s")
+                raise LabError(f"{self.label} was not stopped within {PATIENCE} s")
             time.sleep(0.001)
 
-    def wait(self, timeout: float = 10) -> int:
+    def wait(self, timeout: float = PATIENCE) -> int:
         """Wait for its end; return the exit status. Raises LabError."""
         try:
             status = self.process.wait(timeout)
@@ -305,7 +305,7 @@ class Daemon:
             self._reader.join(1)  # the last lines; a child that keeps the pipe open must not block
         return status
 
-    def stop(self, timeout: float = 10) -> int:
+    def stop(self, timeout: float = PATIENCE) -> int:
         """Send SIGTERM and wait; return the exit status."""
         if self.running:
             self.signal(signal.SIGTERM)

@@ -12,7 +12,7 @@ import socket
 import time
 from typing import final
 
-from .namespace import LabError, Namespace
+from .namespace import PATIENCE, LabError, Namespace
 from .neighbour import Neighbour, Rule
 from .sniffer import Sniffer
 
@@ -147,7 +147,7 @@ class Port:
         self.host.ip(f"link set {self.name} up")
         self._wait_carries()
 
-    def _wait_carries(self, timeout: float = 5) -> None:
+    def _wait_carries(self, timeout: float = PATIENCE) -> None:
         """Wait until the host's end carries frames; return at once if it is down."""
         if "UP" not in json.loads(self.host.ip(f"-j link show {self.name}"))[0]["flags"]:
             return
@@ -235,7 +235,7 @@ class Port:
             self._socket = sock
         self._socket.send(frame)
 
-    def send_stamped(self, frame: bytes, timeout: float = 5) -> int:
+    def send_stamped(self, frame: bytes, timeout: float = PATIENCE) -> int:
         """Do as `send`; return the kernel's stamp of the frame that left (CLOCK_REALTIME, ns). ARP frames only."""
         since = self.sniffer.mark()
         self.send(frame)

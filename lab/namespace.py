@@ -36,6 +36,9 @@ MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REC, MS_PRIVATE = 2, 4, 8, 0x4000, 0x40000
 P = ParamSpec("P")
 T = TypeVar("T")
 
+PATIENCE = 30.0
+"""Seconds to wait for what must come: long, since the machine may be busy, and never waited out."""
+
 _libc = ctypes.CDLL(None, use_errno=True)
 _numbers = itertools.count(1)
 _living: dict[str, Namespace] = {}
@@ -163,7 +166,9 @@ class Namespace:
         self._children.append(child)
         return child
 
-    def run(self, *command: str, timeout: float = 20, check: bool = True, stdin: str = "") -> str:
+    def run(
+        self, *command: str, timeout: float = PATIENCE, check: bool = True, stdin: str = ""
+    ) -> str:
         """Run a command to its end; return its standard output. Raises LabError if it fails (with `check`)."""
         child = self.popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -196,7 +201,7 @@ class Namespace:
                 self._netlink = self.call(
                     socket.socket, socket.AF_NETLINK, socket.SOCK_RAW, rtnl.NETLINK_ROUTE
                 )
-                self._netlink.settimeout(5)
+                self._netlink.settimeout(PATIENCE)
             found = rtnl.dump(self._netlink)
         if interface is None:
             return [address for address in found if not address.address.is_loopback]
@@ -223,7 +228,7 @@ class Namespace:
         """Return the pids of the programs inside."""
         return processes_in([self.inode])
 
-    def kill_all(self, timeout: float = 5) -> None:
+    def kill_all(self, timeout: float = PATIENCE) -> None:
         """Kill every program inside, and wait for the end of each. Raises LabError if one stays."""
         until = time.monotonic() + timeout
         while pids := self.processes():
@@ -275,7 +280,7 @@ class Namespace:
 
     def _wait_thread_gone(self) -> None:
         # Python's join comes a moment before the kernel's end of the thread.
-        until = time.monotonic() + 2
+        until = time.monotonic() + PATIENCE
         while os.path.exists(self.path) and time.monotonic() < until:
             time.sleep(0.001)
 

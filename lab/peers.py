@@ -7,6 +7,7 @@ because a program that changes its user loses the kernel's promise to kill it wh
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import pwd
@@ -19,7 +20,7 @@ from pathlib import Path
 
 from .daemon import Daemon
 from .link import Port, Switch
-from .namespace import LabError, Namespace
+from .namespace import PATIENCE, LabError, Namespace
 from .programs import find_program
 
 
@@ -70,13 +71,14 @@ class Peer(Daemon, ABC):
     @property
     def pid(self) -> int:
         """The program's pid: the shell's child, once the shell has started it. Raises LabError."""
-        until = time.monotonic() + 5
+        until = time.monotonic() + PATIENCE
         name = Path(self.path).name
         while self.running and time.monotonic() < until:
             for pid in _children(self._shell()):
                 # Some programs rewrite their title, as seen in cmdline; comm stays, cut to 15 characters.
-                if Path(f"/proc/{pid}/comm").read_text().strip() == name[:15]:
-                    return pid
+                with contextlib.suppress(OSError):  # one of the shell's commands, which has ended
+                    if Path(f"/proc/{pid}/comm").read_text().strip() == name[:15]:
+                        return pid
             time.sleep(0.01)
         raise LabError(f"{self.program} does not run: {self.output[-500:]}")
 
@@ -99,7 +101,7 @@ class Peer(Daemon, ABC):
             with cls(port) as peer:
                 peer.start()
                 try:
-                    return port.sniffer.wait_probe(timeout=20).tpa
+                    return port.sniffer.wait_probe().tpa
                 finally:
                     peer.kill()
 

@@ -13,7 +13,7 @@ from typing import final
 from . import frames, journal, rtnl
 from .background import Reader
 from .frames import ArpFrame, Frame
-from .namespace import LabError, Namespace
+from .namespace import PATIENCE, LabError, Namespace
 
 ETH_P_ALL = 0x0003
 SOL_PACKET = 263
@@ -171,7 +171,7 @@ class Sniffer(Reader):
         return self.wait_count(predicate, 1, timeout, since=since, from_host=from_host)[0]
 
     def wait_probe(
-        self, address: IPv4Address | None = None, timeout: float = 10, *, since: int = 0
+        self, address: IPv4Address | None = None, timeout: float = PATIENCE, *, since: int = 0
     ) -> ArpFrame:
         """Wait for the host's next probe."""
         return self.wait_for(
@@ -179,7 +179,7 @@ class Sniffer(Reader):
         )
 
     def wait_announcement(
-        self, address: IPv4Address | None = None, timeout: float = 15, *, since: int = 0
+        self, address: IPv4Address | None = None, timeout: float = PATIENCE, *, since: int = 0
     ) -> ArpFrame:
         """Wait for the host's next announcement."""
         return self.wait_for(

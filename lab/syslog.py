@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 from . import journal
 from .background import Reader
-from .namespace import LabError, Namespace
+from .namespace import PATIENCE, LabError, Namespace
 
 
 class Syslog(Reader):
@@ -48,7 +48,7 @@ class Syslog(Reader):
         """All lines so far, each with its priority and tag."""
         return [line for _, line in list(self._lines)]
 
-    def wait_empty(self, timeout: float = 30) -> None:
+    def wait_empty(self, timeout: float = PATIENCE) -> None:
         """Wait until all that was sent has been read. Raises LabError."""
         until = time.monotonic() + timeout
         while select.select([self._sock], [], [], 0)[0]:
@@ -68,7 +68,7 @@ class Syslog(Reader):
             line = self._sock.recv(8192).decode(errors="replace").rstrip("\0")
             self._lines.append((time.time_ns(), line))
 
-    def wait_line(self, pattern: str, timeout: float = 30) -> str:
+    def wait_line(self, pattern: str, timeout: float = PATIENCE) -> str:
         """Wait for the first line that has the regular expression. Raises LabError."""
         until = time.monotonic() + timeout
         while True:

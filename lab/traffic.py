@@ -8,10 +8,10 @@ import threading
 import time
 from typing import final
 
+from .namespace import PATIENCE
+
 INTERVAL = 0.001
 """Seconds between two packets."""
-PATIENCE = 20.0
-"""Seconds to wait for a packet, or for the end."""
 
 _TCP_INFO = 11
 _TOTAL_RETRANS = 100

@@ -36,7 +36,7 @@ DEBIANS = [
     for suite in reversed(SUITES)
 ]
 """The newest comes first: so it has the same place for tests on it alone, and pytest keeps its machine for them."""
-PATIENCE = 30.0
+PATIENCE = 60.0
 """Seconds to wait for what must come: long, since the machine may be busy, and never waited out."""
 RIVAL = "02:00:00:00:00:aa"
 """The hardware address of a host that wants what we have."""

@@ -36,8 +36,7 @@ ETHERTYPE_IPV4 = 0x0800
 NETNS = [requires_root, requires_kernel_feature("veth")]
 """The marks of every test here."""
 
-PATIENCE = 30.0
-"""Seconds to wait for what must come: long, since the machine may be busy, and never waited out."""
+PATIENCE = lab.PATIENCE
 
 
 WITHOUT_BPF = ["setpriv", "--bounding-set=-bpf,-sys_admin", "--inh-caps=-all", "--"]
@@ -114,6 +113,17 @@ def claimed(port: Port, *, since: int = 0) -> IPv4Address:
     return address
 
 
+def claimed_anew(port: Port, *, since: int) -> IPv4Address:
+    """As `claimed`, of a claim that has begun after the mark: the one before may announce once more after it."""
+    return claimed(port, since=_probing(port, since))
+
+
+def _probing(port: Port, since: int, address: IPv4Address | None = None) -> int:
+    """The mark from the first probe on that comes after a mark."""
+    first = port.sniffer.wait_probe(address, PATIENCE, since=since)
+    return since + port.sniffer.frames(since).index(first)
+
+
 def claimed_other(port: Port, address: IPv4Address, *, since: int = 0) -> IPv4Address:
     """The address that is announced instead of `address`. It is alone on the interface when this returns."""
     other = port.sniffer.wait_for(
@@ -163,6 +173,7 @@ def after(seen: list[ArpFrame], frame: ArpFrame | int) -> list[ArpFrame]:
 
 def probed(port: Port, address: IPv4Address, *, since: int = 0) -> list[ArpFrame]:
     """The three probes that came before the address was announced, after the mark; no more, no less."""
+    since = _probing(port, since, address)
     first = port.sniffer.wait_announcement(address, PATIENCE, since=since)
     probes = [f for f in port.sniffer.probes(address, since) if f.ns < first.ns]
     assert len(probes) == 3, probes
