@@ -34,6 +34,7 @@ from lab.daemon import REPOSITORY
 from tests.require import requires_kernel_feature, requires_root
 
 from .conftest import MakeHost
+from .helpers import PATIENCE, wait_until
 
 A = IPv4Address("169.254.3.4")
 B = IPv4Address("169.254.9.9")
@@ -59,9 +60,7 @@ def test_namespace_is_another_one_and_shows_only_its_own_interfaces() -> None:
 def test_close_ends_every_program_also_grandchildren() -> None:
     with Namespace() as namespace:
         namespace.popen(["sh", "-c", "trap '' TERM; setsid sleep 1000 & setsid sleep 1000; wait"])
-        until = time.monotonic() + 5
-        while len(namespace.processes()) < 3 and time.monotonic() < until:
-            time.sleep(0.01)
+        wait_until(lambda: len(namespace.processes()) == 3, "the shell and both of its programs")
         handles = [os.pidfd_open(pid) for pid in namespace.processes()]
         assert len(handles) == 3
     assert len(select.select(handles, [], [], 0)[0]) == 3
@@ -94,8 +93,10 @@ def test_killed_process_leaves_no_program_behind() -> None:
         assert child.stdout is not None
         handle = os.pidfd_open(int(child.stdout.readline()))
         child.send_signal(signal.SIGKILL)
-        child.wait(5)
-        assert select.select([handle], [], [], 5)[0], "the program outlived its namespace's owner"
+        child.wait(PATIENCE)
+        assert select.select([handle], [], [], PATIENCE)[0], (
+            "the program outlived its namespace's owner"
+        )
         os.close(handle)
 
 
@@ -127,7 +128,7 @@ def test_sniffer_sees_both_directions_with_stamps_in_order(port: Port) -> None:
     port.host.ip(f"addr add {A}/16 dev eth0")
     before = time.time_ns()
     asked = port.send_stamped(frames.probe(OTHER, A))
-    reply = port.sniffer.wait_for(lambda f: f.op == frames.REPLY and f.spa == A, 5)
+    reply = port.sniffer.wait_for(lambda f: f.op == frames.REPLY and f.spa == A, PATIENCE)
     assert before < asked < reply.ns < time.time_ns()
     assert (reply.sha, reply.from_host, reply.destination) == (HOST, True, OTHER)
     [probe] = port.sniffer.arp(from_host=False)
@@ -139,7 +140,7 @@ def test_sniffer_gaps_marks_and_silence(port: Port) -> None:
     port.host.ip(f"addr add {A}/16 dev eth0")
     for number in range(3):
         port.send(frames.probe(OTHER, A))
-        port.sniffer.wait_count(lambda f: f.op == frames.REPLY, number + 1, 5)
+        port.sniffer.wait_count(lambda f: f.op == frames.REPLY, number + 1, PATIENCE)
         time.sleep(0.02)
     replies = port.sniffer.arp()
     assert all(gap >= 0.02 for gap in gaps(replies)) and len(gaps(replies)) == 2
@@ -154,10 +155,8 @@ def test_sniffer_is_bounded(port: Port) -> None:
     with Sniffer(port.switch.namespace, port.far, limit=5) as small:
         for _ in range(8):
             port.send(frames.probe(OTHER, B))
-        port.sniffer.wait_count(lambda f: True, 8, 5, from_host=False)
-        until = time.monotonic() + 5
-        while len(small.frames()) + small.overflow < 8 and time.monotonic() < until:
-            time.sleep(0.01)
+        port.sniffer.wait_count(lambda f: True, 8, PATIENCE, from_host=False)
+        wait_until(lambda: len(small.frames()) + small.overflow == 8, "the small one is done")
         assert (len(small.frames()), small.overflow) == (5, 3)
 
 
@@ -165,7 +164,7 @@ def test_vlan_tag_arrives_as_a_tag(make_host: MakeHost) -> None:
     port = make_host()
     with Sniffer(port.host, "eth0") as inside:
         port.send(frames.tagged(frames.probe(OTHER, A), 5))
-        seen = inside.wait_for(lambda f: f.is_probe, 5)
+        seen = inside.wait_for(lambda f: f.is_probe, PATIENCE)
         assert seen.vlan == 5
 
 
@@ -174,14 +173,15 @@ def test_unplugged_hosts_do_not_hear_each_other(make_host: MakeHost) -> None:
     for host in (one, two):
         host.host.ip(f"addr add {A if host is one else B}/16 dev eth0")
     one.host.send_udp(B)
-    request = one.sniffer.wait_for(lambda f: f.tpa == B, 5)
+    request = one.sniffer.wait_for(lambda f: f.tpa == B, PATIENCE)
     time.sleep(0.1)
     assert not two.sniffer.arp(from_host=None)
     one.plug()
     since = one.sniffer.mark()
+    one.host.ip("neigh flush dev eth0")  # else what it asked in vain may count as the answer
     one.host.send_udp(B)
-    two.sniffer.wait_for(lambda f: f.op == frames.REPLY, 5)
-    one.sniffer.wait_for(lambda f: f.op == frames.REPLY, 5, since=since, from_host=False)
+    two.sniffer.wait_for(lambda f: f.op == frames.REPLY, PATIENCE)
+    one.sniffer.wait_for(lambda f: f.op == frames.REPLY, PATIENCE, since=since, from_host=False)
     assert request.sha == one.mac != two.mac
 
 
@@ -193,18 +193,18 @@ def test_loss_in_each_direction(port: Port) -> None:
     port.sniffer.assert_silent(0.2)
     port.lose()
     port.send(frames.probe(OTHER, A))
-    port.sniffer.wait_for(lambda f: f.op == frames.REPLY, 5)
+    port.sniffer.wait_for(lambda f: f.op == frames.REPLY, PATIENCE)
     neighbour = port.neighbour(lambda host, frame: [frames.answer(host.mac, frame)])
     port.lose(from_host=100)
     port.host.send_udp(B)
-    port.sniffer.wait_for(lambda f: f.tpa == B, 5)
+    port.sniffer.wait_for(lambda f: f.tpa == B, PATIENCE)
     time.sleep(0.1)
     assert neighbour.answered == []
     port.lose(to_host=50)
     since = port.sniffer.mark()
     for _ in range(100):
         port.send(frames.probe(OTHER, A))
-    port.sniffer.wait_count(lambda f: f.is_probe, 100, 5, since=since, from_host=False)
+    port.sniffer.wait_count(lambda f: f.is_probe, 100, PATIENCE, since=since, from_host=False)
     time.sleep(0.2)
     assert 10 < len(port.sniffer.arp(since)) < 90
 
@@ -226,7 +226,7 @@ def _speak(port: Port, frame: bytes) -> None:
 def test_neighbour_echo_does_not_echo_itself(port: Port) -> None:
     port.neighbour(echoes)
     _speak(port, frames.announcement(HOST, A))
-    port.sniffer.wait_for(lambda f: f.is_announcement, 5, from_host=False)
+    port.sniffer.wait_for(lambda f: f.is_announcement, PATIENCE, from_host=False)
     time.sleep(0.1)
     assert len(port.sniffer.arp(from_host=None)) == 2
 
@@ -235,7 +235,7 @@ def test_neighbour_echo_does_not_echo_itself(port: Port) -> None:
 
 
 def test_daemon_lines_status_usage_and_second_start(port: Port) -> None:
-    script = 'echo "up $STATE_DIRECTORY $RUNTIME_DIRECTORY $1"; trap "echo bye; exit 7" TERM; sleep 100 & wait'
+    script = 'trap "echo bye; exit 7" TERM; echo "up $STATE_DIRECTORY $RUNTIME_DIRECTORY $1"; sleep 100 & wait'
     with Daemon(port.host, "eth0", ["sh", "-c", script, "sh"]) as daemon:
         daemon.start("first")
         assert daemon.wait_line("^up").split() == [
@@ -244,10 +244,9 @@ def test_daemon_lines_status_usage_and_second_start(port: Port) -> None:
             str(daemon.runtime),
             "first",
         ]
-        until = time.monotonic() + 5
-        while (usage := daemon.usage()).voluntary == 0 and time.monotonic() < until:
-            time.sleep(0.01)  # on a busy machine it has not gone to sleep yet
-        assert usage.threads == 1 and usage.voluntary > 0 and usage.rss_kib > 100
+        wait_until(lambda: daemon.usage().voluntary > 0, "it sleeps")
+        usage = daemon.usage()
+        assert usage.threads == 1 and usage.rss_kib > 100
         with pytest.raises(LabError, match="did not print 'never'"):
             daemon.wait_line("never", 0.1)
         assert daemon.stop() == 7

@@ -25,9 +25,9 @@ def journalled(port: Port, stack: ExitStack, *arguments: str) -> Daemon:
 
 
 def tells(daemon: Daemon, since: int, reason: str, priority: int) -> None:
-    """Of all lines from number `since` on, one has the reason, and has this priority."""
+    """Of all lines from number `since` on, up to the end of a claim, one has the reason, and has this priority."""
     daemon.wait_line(reason, since=since)
-    daemon.wait_line("claimed|stopped", since=since)
+    daemon.wait_line("-> bound", since=since)
     [line] = [line for line in daemon.lines[since:] if re.search(reason, line)]
     assert line.startswith(f"<{priority}>{daemon.interface}: "), line
 

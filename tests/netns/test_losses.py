@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 
 import pytest
 
@@ -54,9 +55,11 @@ def test_what_somebody_removes_is_put_back(port: Port, make_autoip: MakeDaemon, 
     wanted = picture(port)
     since = port.sniffer.mark()
     table = 169254000 + port.host.index("eth0")
+    daemon.signal(signal.SIGSTOP)  # else all may be back before anyone looks
     for command in REMOVALS[what]:
         port.host.run(*command.format(a=A, table=table).split())
     assert picture(port) != wanted
+    daemon.signal(signal.SIGCONT)
     wait_until(lambda: picture(port) == wanted, what)
     wait_until(lambda: "somebody removed our" in str(report(daemon)["notes"]), "a note")
     assert report(daemon)["state"] == "bound"

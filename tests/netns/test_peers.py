@@ -79,7 +79,7 @@ def make_peer(stack: contextlib.ExitStack) -> MakePeer:
 
 def _wait_announced(port: Port, address: IPv4Address) -> None:
     """Both announcements are out: one that came later would be noticed without any probe."""
-    port.sniffer.wait_count(lambda f: f.is_announcement and f.spa == address, 2, 10)
+    port.sniffer.wait_count(lambda f: f.is_announcement and f.spa == address, 2, CLAIM)
 
 
 def _stays(seconds: float, **holders: tuple[Daemon, IPv4Address]) -> None:
@@ -197,7 +197,10 @@ def test_two_links_with_one_address_are_joined(
         defence = ours.sniffer.announcements(candidate, since)
         assert defence, "autoip did not defend its address"
         disputed = ours.sniffer.wait_for(
-            lambda f: f.spa == candidate and f.sha == theirs.mac, 1, since=since, from_host=False
+            lambda f: f.spa == candidate and f.sha == theirs.mac,
+            CLAIM,
+            since=since,
+            from_host=False,
         )
         assert disputed.ns < defence[0].ns
     _stays(3, autoip=(subject, held), peer=(peer, others))

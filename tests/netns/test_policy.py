@@ -7,15 +7,26 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 from ipaddress import IPv4Address
 
 import pytest
 
-from lab import Daemon, Port, Switch
+from lab import AddressMonitor, Daemon, Port, Switch
 
 from .commands import run
 from .conftest import MakeDaemon
-from .helpers import NETNS, PEER, A, bind, claimed, configuration, wait_until
+from .helpers import (
+    NETNS,
+    PATIENCE,
+    PEER,
+    A,
+    bind,
+    claimed,
+    claimed_anew,
+    configuration,
+    wait_until,
+)
 from .talk import Talk
 
 pytestmark = NETNS
@@ -49,11 +60,12 @@ def source(port: Port, destination: IPv4Address) -> str:
 def test_co_lease_linger_then_release_and_co_lost(port: Port, make_autoip: MakeDaemon) -> None:
     daemon = make_autoip(port, *fallback(0, 1.5))
     address = bind(port, daemon)
-    lease(port)
-    daemon.wait_line("ours stays 1.5 s longer")
-    assert port.host.link_local(port.name) == [address]
-    # Lingering: connections that begin now have the routable address, to any destination.
-    wait_until(lambda: source(port, PEER) == str(STATIC), "the lease as source")
+    with AddressMonitor(port.host) as monitor:
+        began = time.time_ns()
+        lease(port)
+        daemon.wait_line("ours stays 1.5 s longer")
+        gone, _, _ = monitor.wait_for(lambda added, a: not added and a.address == address, PATIENCE)
+        assert gone - began >= 1.5e9
     line = wait_standby(daemon)
     assert f"the interface has {STATIC}" in line
     # The program at the egress is detached between address and routes.
@@ -71,6 +83,7 @@ def test_another_lease_is_the_source_while_it_lingers(port: Port, make_autoip: M
     daemon = make_autoip(port, *fallback(0, 60))
     address = bind(port, daemon)
     lease(port)
+    # Lingering: connections that begin now have the routable address, to any destination.
     wait_until(lambda: source(port, PEER) == str(STATIC), "the lease as source")
     port.host.ip(f"addr add 198.51.100.9/24 dev {port.name}")
     expire(port)
@@ -164,7 +177,7 @@ def test_a_session_outlives_flaps_and_refreshes_beside_the_lease(
         if step == "flap without a lease":
             port.sniffer.wait_for(lambda f: f.is_probe, 30, since=mark)
             lease(port)
-        assert claimed(port, since=mark) == address, step
+        assert claimed_anew(port, since=mark) == address, step
         talk.alive()
     since = len(daemon.lines)
     for end in talk.ends:

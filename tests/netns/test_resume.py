@@ -13,10 +13,10 @@ from contextlib import ExitStack
 
 import pytest
 
-from lab import Daemon, Port, echoes
+from lab import AddressMonitor, Daemon, Port, echoes
 
 from .commands import report
-from .helpers import NETNS, PATIENCE, A, bind, probed, wait_until
+from .helpers import NETNS, A, bind, probed, wait_until
 
 pytestmark = NETNS
 
@@ -64,19 +64,22 @@ def sleeper(port: Port, stack: ExitStack) -> tuple[Daemon, Sleep]:
     return daemon, sleep
 
 
-def test_probed_again(port: Port, sleeper: tuple[Daemon, Sleep]) -> None:
+def test_probed_again(port: Port, sleeper: tuple[Daemon, Sleep], stack: ExitStack) -> None:
     """if-resume, claim-echo: from the first probe, off the interface meanwhile; the same one, if it is free."""
     daemon, sleep = sleeper
     port.neighbour(echoes)
     bind(port, daemon)
-    for _ in range(2):
+    monitor = stack.enter_context(AddressMonitor(port.host))
+    for number in (1, 2):
         since = port.sniffer.mark()
         sleep(30)
-        port.sniffer.wait_probe(A, PATIENCE, since=since)
-        assert port.host.link_local("eth0") == []
-        assert len(probed(port, A, since=since)) == 3
+        *_, last = probed(port, A, since=since)
         daemon.wait_line("the machine slept")
         assert port.host.link_local("eth0") == [A]
+        wait_until(lambda n=number: len(monitor.events()) == 2 * n, "its removal and its return")  # type: ignore[misc]
+        gone, back = monitor.events()[-2:]
+        assert [(e.address, added) for _, added, e in (gone, back)] == [(A, False), (A, True)]
+        assert back[0] > last.ns
     wait_until(lambda: report(daemon)["state"] == "bound", "bound")
     assert report(daemon)["conflicts"] == 0
 

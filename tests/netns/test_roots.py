@@ -15,6 +15,8 @@ from lab import LabError, roots
 from lab.roots import Bare, make_root
 from tests.require import requires_root
 
+from .helpers import wait_until
+
 HERE = Path("/")
 """This machine's own root stands for a Debian one: what is written in an overlay of it is nowhere."""
 
@@ -99,7 +101,7 @@ def test_processes_are_found_and_end_with_the_machine(base: Path) -> None:
     with Bare(base) as machine:
         assert machine.processes() == []
         machine.run("sleep 4711 & sleep 0")
-        assert machine.processes() == ["sleep 4711"]
+        wait_until(lambda: machine.processes() == ["sleep 4711"], "the shell's child to be sleep")
         with pytest.raises(LabError, match="not done after 1 s"):
             machine.run("echo early; sleep 4712", timeout=1)
     running = []

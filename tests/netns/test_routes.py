@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 import time
 from ipaddress import IPv4Address
 from typing import Any
@@ -239,8 +240,10 @@ def test_route_only_stays_right(port: Port, make_autoip: MakeDaemon, how: str) -
     _wait_onlink(host, STATIC)
     match how:
         case "removed":
+            daemon.signal(signal.SIGSTOP)  # else it may be back before anyone looks
             host.ip("route del 169.254.0.0/16")
             assert _onlink(host) == []
+            daemon.signal(signal.SIGCONT)
         case "link down":
             port.down()
             daemon.wait_line("it is down", PATIENCE)

@@ -10,6 +10,7 @@ import contextlib
 import socket
 from collections.abc import Sequence
 from ipaddress import IPv4Address
+from typing import Any
 
 import pytest
 
@@ -62,6 +63,18 @@ def _wait_any(host: Namespace, name: str) -> None:
     wait_until(lambda: host.link_local(name), f"{name} has an address")
 
 
+def _disputed(daemon: Daemon, name: str) -> dict[str, Any]:
+    """The status once it has a conflict, which may have been answered before the event loop hears of it."""
+    found: dict[str, Any] = {}
+
+    def there() -> bool:
+        found.update(report(daemon, name))
+        return bool(found["conflicts"])
+
+    wait_until(there, f"a conflict of {name}")
+    return found
+
+
 def _bound(ports: Sequence[Port], daemons: Sequence[Daemon]) -> list[IPv4Address]:
     marks = [port.sniffer.mark() for port in ports]
     for daemon in daemons:
@@ -102,7 +115,7 @@ def test_no_conflict_with_ourselves(ports: tuple[Port, Port], daemons: Sequence[
         port.sniffer.wait_announcement(address, PATIENCE, since=mark)
         assert len([f for f in port.sniffer.announcements(since=mark) if f.spa == address]) == 1
     for port, daemon in zip(ports, [*daemons, *daemons], strict=False):
-        status = report(daemon, port.name)
+        status = _disputed(daemon, port.name)
         assert status["conflicts"] == 1
         assert status["last_conflict"]["mac"] == RIVAL
     assert [host.link_local(port.name) for port in ports] == [[one] for one in held]
@@ -143,7 +156,7 @@ def test_new_hardware_address_of_the_other(ports: tuple[Port, Port], make_by: Ma
     port.send(frames.conflict_reply(other.mac, A))
     port.send(frames.conflict_request(RIVAL, A))
     port.sniffer.wait_announcement(A, PATIENCE, since=since)
-    status = report(daemon, "eth0")
+    status = _disputed(daemon, "eth0")
     assert (status["conflicts"], status["last_conflict"]["mac"]) == (1, RIVAL)
     # The former one is nobody's of this host any more: the second conflict in a row.
     port.send(frames.conflict_reply("02:00:00:00:00:02", A))

@@ -169,6 +169,9 @@ def test_half_closed_and_unanswered(host: Namespace) -> None:
         assert destroy(host, A) == 3
         assert caller.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNABORTED
         assert is_reset(client)
+        hung_up = select.poll()
+        hung_up.register(other, 0)
+        assert hung_up.poll(PATIENCE * 1000)
         with pytest.raises(BrokenPipeError):
             other.send(b"x")
 

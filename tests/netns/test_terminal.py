@@ -15,7 +15,7 @@ from autoip.daemon.terminal import HANGUP_TIME
 from lab import Daemon, Port, frames
 
 from .conftest import autoip_command
-from .helpers import NETNS, RIVAL, A, claim, wait_until
+from .helpers import NETNS, PATIENCE, RIVAL, A, claim, wait_until
 
 pytestmark = NETNS
 
@@ -102,7 +102,7 @@ def test_signal_while_the_terminal_is_there(
     """`kill -HUP`: the daemon goes on, and so it does when it is done again."""
     daemon = on_terminal(port, stack, terminal)
     claim(port, daemon)
-    port.sniffer.wait_count(lambda f: f.is_announcement, 2, 10)
+    port.sniffer.wait_count(lambda f: f.is_announcement, 2, PATIENCE)
     since = port.sniffer.mark()
     for _ in range(2):
         daemon.signal(signal.SIGHUP)
@@ -119,7 +119,7 @@ def test_nohup(port: Port, stack: ExitStack, terminal: Terminal) -> None:
     """Ignored at the start: neither the end of the terminal nor the signal has an effect."""
     daemon = on_terminal(port, stack, terminal, *NOHUP)
     claim(port, daemon)
-    port.sniffer.wait_count(lambda f: f.is_announcement, 2, 10)
+    port.sniffer.wait_count(lambda f: f.is_announcement, 2, PATIENCE)
     since = port.sniffer.mark()
     terminal.close()
     daemon.signal(signal.SIGHUP)

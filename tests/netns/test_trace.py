@@ -28,6 +28,9 @@ def test_what_was_on_the_wire_is_replayed(
     port.send(frames.conflict_request(RIVAL, A))  # too soon to be defended against
     address = claimed_other(port, A, since=since)
     daemon.wait_line("announcing -> bound", PATIENCE, since=mark)
+    port.sniffer.wait_count(
+        lambda f: f.is_announcement and f.spa == address, 2, PATIENCE, since=since
+    )
     assert daemon.stop() == 0
 
     assert stat.S_IMODE(file.stat().st_mode) == 0o600

@@ -60,7 +60,7 @@ def test_noise_while_probing(port: Port, make_autoip: MakeDaemon) -> None:
     sent = 0
     until = time.monotonic() + PATIENCE
     while not port.host.link_local("eth0") and time.monotonic() < until:
-        for frame in _take(source, 50):
+        for frame in _take(source, 150):
             port.send(frame)
             sent += 1
         time.sleep(0.01)
@@ -76,7 +76,7 @@ def test_noise_while_bound(port: Port, make_by: MakeDaemon, seed: int) -> None:
     """A flood of it wakes nobody up: the kernel's filter keeps every frame that is no conflict."""
     daemon = make_by(port, "--delay", "20", "--ip", str(A))
     bind(port, daemon)
-    time.sleep(0.5)
+    _at_rest(daemon)
     flood = _take(noise(port.mac, A, seed), 10_000)
     before = daemon.usage()
     since = port.sniffer.mark()
@@ -90,6 +90,17 @@ def test_noise_while_bound(port: Port, make_by: MakeDaemon, seed: int) -> None:
     assert cost.rss_kib < GROWTH_KIB, cost
     assert port.sniffer.announcements(since=since) == []
     _still_defends(port, daemon)
+
+
+def _at_rest(daemon: Daemon) -> None:
+    """Until it has done all that follows from the claim: it sleeps for half a second."""
+
+    def sleeps() -> bool:
+        before = daemon.usage().voluntary
+        time.sleep(0.5)
+        return daemon.usage().voluntary == before
+
+    wait_until(sleeps, "the daemon at rest")
 
 
 def _drained(port: Port) -> None:
@@ -141,6 +152,7 @@ def test_flood_of_answers_to_each_probe(port: Port, make_autoip: MakeDaemon) -> 
     daemon.wait_line("-> rate-limited", PATIENCE)
     before = daemon.usage()
     # The sniffer may be behind the log.
+    wait_until(lambda: len({f.tpa for f in port.sniffer.probes()}) >= 10, "all candidates")
     time.sleep(1)
     assert len({f.tpa for f in port.sniffer.probes()}) == 10
     assert (daemon.usage() - before).rss_kib < GROWTH_KIB
