@@ -13,6 +13,7 @@ import pytest
 from lab import LabError, journal
 from lab.booted import CABLES, Booted
 from lab.roots import SUITES
+from tests.netns.helpers import wait_until
 from tests.require import requires_kernel_feature, requires_program, requires_root
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -66,9 +67,15 @@ def wait_show(guest: Booted, unit: str, name: str, pattern: str) -> str:
     return value
 
 
-def wait_bound(guest: Booted, name: str = "eth0") -> IPv4Address:
-    """Until the status of the service says that an address is held, which it is. Raises LabError."""
-    text = wait_show(guest, f"autoip@{name}", "StatusText", rf"{name}: bound (\S+) \(.+\)")
+def wait_bound(guest: Booted, name: str = "eth0", which: str = r"\S+") -> IPv4Address:
+    """Until the status of the service says that an address is held, which it is. Raises LabError.
+
+    Args:
+        guest: the machine.
+        name: the interface's.
+        which: a regular expression for the address; systemd may still show the one before.
+    """
+    text = wait_show(guest, f"autoip@{name}", "StatusText", rf"{name}: bound {which} \(.+\)")
     address = IPv4Address(text.split()[2])
     assert addresses(guest, name) == [address]
     return address
@@ -78,6 +85,27 @@ def addresses(guest: Booted, name: str = "eth0") -> list[IPv4Address]:
     """The interface's link-local addresses."""
     text = guest.run("ip", "-4", "-o", "addr", "show", "dev", name)
     return [IPv4Address(found) for found in re.findall(r"inet (169\.254\.[0-9.]+)/16", text)]
+
+
+def wait_no_address(guest: Booted, name: str = "eth0") -> None:
+    """Until the interface has no link-local address. Raises LabError."""
+    wait_until(lambda: addresses(guest, name) == [], f"no address on {name}", PATIENCE)
+
+
+def wait_log(guest: Booted, pattern: str, unit: str = "autoip@eth0") -> str:
+    """Until a unit's journal since the boot has a regular expression; all of that journal. Raises LabError.
+
+    The journal reads later what a process has written, and what systemd has logged.
+    """
+    log = ""
+
+    def there() -> bool:
+        nonlocal log
+        log = guest.run("journalctl", "-b", "--no-pager", "-o", "cat", "-u", unit)
+        return re.search(pattern, log, re.MULTILINE) is not None
+
+    wait_until(there, f"{pattern!r} in the journal of {unit}", PATIENCE)
+    return log
 
 
 def as_new(guest: Booted) -> None:

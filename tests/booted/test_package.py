@@ -5,6 +5,7 @@ The tests of one Debian are steps: each goes on with what the one before has lef
 
 from __future__ import annotations
 
+import re
 import shlex
 import shutil
 import socket
@@ -29,7 +30,7 @@ from lab.debian_package import (
 from lab.roots import SUITES, Bare, make_root
 from lab.traffic import Traffic
 
-from .helpers import BOOTED, REPOSITORY, show, wait_bound
+from .helpers import BOOTED, REPOSITORY, show, wait_bound, wait_log
 
 pytestmark = BOOTED
 
@@ -69,17 +70,13 @@ def machine(built: Bare) -> Iterator[Booted]:
 def apt(machine: Booted, *words: str) -> str:
     """Run it to its end; return its output, with the lines of maintainer scripts. Raises LabError."""
     command = "DEBIAN_FRONTEND=noninteractive apt-get -y"
-    return machine.run("sh", "-c", f"{command} {shlex.join(words)} 2>&1", timeout=120)
+    return machine.run("sh", "-c", f"{command} {shlex.join(words)} 2>&1", timeout=300)
 
 
 def debs(machine: Booted, *names: str) -> list[str]:
     """The files of the packages whose file names begin like this."""
     found = machine.run("sh", "-c", f"ls {DIST}/*_{VERSION}_*.deb").split()
     return [path for path in found if path.startswith(tuple(f"{DIST}/{name}" for name in names))]
-
-
-def journal_of(machine: Booted) -> str:
-    return machine.run("journalctl", "-b", "--no-pager", "-o", "cat", "-u", "autoip@eth0")
 
 
 @pytest.mark.parametrize("built", PARAMETERS[1:], indirect=True)
@@ -150,7 +147,7 @@ def test_an_upgrade_reloads(machine: Booted) -> None:
             traffic.stop()
         assert not [frame for frame in wire.arp(since) if frame.is_probe or frame.is_announcement]
     assert traffic.got == list(range(traffic.sent)) and traffic.sent > 1000
-    assert f"version {autoip.__version__} goes on for {BEFORE}" in journal_of(machine)
+    wait_log(machine, re.escape(f"version {autoip.__version__} goes on for {BEFORE}"))
     assert (wait_bound(machine), show(machine, "autoip@eth0", "MainPID")) == (address, pid)
 
 
@@ -168,7 +165,7 @@ def test_a_refused_reload_fails_no_upgrade(machine: Booted) -> None:
     told = apt(machine, "install", "--reinstall", *debs(machine, "autoip_"))
     machine.run("rm", "/etc/autoip.conf")
     assert "\nautoip: not reloaded; the program from before goes on; " in told
-    assert "/etc/autoip.conf:2: policy" in journal_of(machine)
+    wait_log(machine, "/etc/autoip.conf:2: policy")
     assert (wait_bound(machine), show(machine, "autoip@eth0", "MainPID")) == (address, pid)
 
 

@@ -20,6 +20,8 @@ from .helpers import (
     send,
     show,
     wait_bound,
+    wait_log,
+    wait_no_address,
     wait_show,
 )
 
@@ -100,7 +102,8 @@ def test_what_the_unit_allows_is_enough(guest: Booted, wire: Sniffer) -> None:
     send(guest, asked)
     assert wire.wait_for(lambda f: f.op == frames.REPLY, PATIENCE, since=since).broadcast
     guest.run("systemctl", "stop", "autoip@eth0")
-    guest.run("journalctl", "--sync")  # what the service has written is read by the journal later
+    wait_log(guest, "^script: STOP")
+    guest.run("journalctl", "--sync")
     lines = guest.run(*command).splitlines()[before:]
     script = [line for line in lines if line.startswith("script: ")]
     assert script == [f"script: {word} eth0 {address}" for word in ("BIND", "STOP")]
@@ -156,13 +159,13 @@ def test_cold_boot_without_a_cable_and_the_same_address_after_it(guest: Booted) 
     # All units of a bare Debian can be started here: none is degraded for the laboratory's sake.
     assert guest.run("systemctl", "is-system-running", "--wait").strip() == "running"
     assert "No jobs" in guest.run("systemctl", "list-jobs")
-    assert show(guest, "autoip@eth0", "StatusText") == NO_CARRIER
+    wait_show(guest, "autoip@eth0", "StatusText", re.escape(NO_CARRIER))
     assert addresses(guest) == []
     guest.cable(True)
     assert wait_bound(guest) == address
     guest.cable(False)
     wait_show(guest, "autoip@eth0", "StatusText", re.escape(NO_CARRIER))
-    assert addresses(guest) == []
+    wait_no_address(guest)
 
 
 def test_conflicts(guest: Booted, wire: Sniffer) -> None:
@@ -177,14 +180,10 @@ def test_conflicts(guest: Booted, wire: Sniffer) -> None:
     other = wire.wait_for(
         lambda f: f.is_announcement and f.spa != address, PATIENCE, since=since
     ).spa
-    assert wait_bound(guest) == other
+    assert wait_bound(guest, which=re.escape(str(other))) == other
     assert len(wire.announcements(address, since)) == 1
     assert (main_pid(guest), show(guest, "autoip@eth0", "ActiveState")) == (pid, "active")
     assert show(guest, "autoip@eth0", "NRestarts") == "0"
-
-
-def journal_of(guest: Booted) -> str:
-    return guest.run("journalctl", "-b", "--no-pager", "-o", "cat", "-u", "autoip@eth0")
 
 
 def test_reload_keeps_address_and_process(guest: Booted, wire: Sniffer) -> None:
@@ -199,7 +198,7 @@ def test_reload_keeps_address_and_process(guest: Booted, wire: Sniffer) -> None:
     send(guest, frames.conflict_request(RIVAL, address))
     wire.wait_announcement(address, PATIENCE, since=since)
     assert wire.probes(address, since) == []
-    assert "defended by the reflex" in journal_of(guest)
+    wait_log(guest, "defended by the reflex")
     assert show(guest, "autoip@eth0", "NRestarts") == "0"
 
 
@@ -212,8 +211,7 @@ def test_reload_is_refused(guest: Booted) -> None:
         guest.run("sh", "-c", "! systemctl reload autoip@eth0")
     finally:
         guest.run("rm", "/etc/autoip.conf")
-    refused = "reload refused, all goes on as before: /etc/autoip.conf:2: policy"
-    assert refused in journal_of(guest)
+    wait_log(guest, "reload refused, all goes on as before: /etc/autoip.conf:2: policy")
     assert show(guest, "autoip@eth0", "ActiveState") == "active"
     guest.run("systemctl", "reload", "autoip@eth0")
     assert (wait_bound(guest), main_pid(guest)) == (address, pid)
@@ -231,7 +229,7 @@ def test_upgrade_by_reload(guest: Booted, wire: Sniffer) -> None:
         guest.run("systemctl", "reload", "autoip@eth0")
     finally:
         guest.run("cp", "/root/version", file)
-    assert "reloaded: version 7.8.9 goes on for 0.1.0" in journal_of(guest)
+    wait_log(guest, "reloaded: version 7.8.9 goes on for 0.1.0")
     assert (wait_bound(guest), main_pid(guest)) == (address, pid)
     assert wire.arp(since) == []
     guest.run("systemctl", "stop", "autoip@eth0")
@@ -241,7 +239,8 @@ def test_upgrade_by_reload(guest: Booted, wire: Sniffer) -> None:
 @pytest.mark.parametrize("how", ["killed", "stopped"])
 def test_crash_and_hang(guest: Booted, wire: Sniffer, how: str) -> None:
     """It is started again, after kill -9 or by the watchdog, and claims the same address by three probes."""
-    drop_in(guest, "autoip@eth0", "[Service]\nWatchdogSec=1\n")
+    # Short for the one that must be missed alone: a busy machine may be late as well.
+    drop_in(guest, "autoip@eth0", f"[Service]\nWatchdogSec={5 if how == 'stopped' else 0}\n")
     start(guest)
     address, pid = wait_bound(guest), main_pid(guest)
     since = wire.mark()
@@ -251,10 +250,9 @@ def test_crash_and_hang(guest: Booted, wire: Sniffer, how: str) -> None:
     assert wait_bound(guest) == address
     assert main_pid(guest) != pid
     assert show(guest, "autoip@eth0", "NRestarts") == "1"
-    log = journal_of(guest)
-    failures = re.findall("Failed with result '(.*)'", log)
-    assert failures[-1] == ("signal" if how == "killed" else "watchdog")
-    assert f"takes over {address} from an instance that died" in log
+    wait_log(guest, f"takes over {address} from an instance that died")
+    result = "signal" if how == "killed" else "watchdog"
+    wait_log(guest, f"(?s)Failed with result '{result}'(?!.*Failed with result)")
 
 
 def test_interface_that_is_plugged_in_and_replugged(guest: Booted) -> None:
@@ -361,7 +359,7 @@ def test_root_beside_the_service(guest: Booted) -> None:
     start(guest)
     wait_bound(guest)
     guest.run(*by_hand)
-    guest.run("autoip", "wait", "eth1", "--timeout", "20")
+    guest.run("autoip", "wait", "eth1", "--timeout", "50")
     (address,) = addresses(guest, "eth1")
     user = guest.run("id", "-u", "autoip").strip()
     ids = "\t".join(["Uid:", *[user] * 4])
@@ -378,15 +376,16 @@ def test_root_beside_the_service(guest: Booted) -> None:
     crash(guest, signal.SIGKILL, "by-hand")
     wait_show(guest, "by-hand", "ActiveState", "failed")
     assert addresses(guest, "eth1") == [address]
+    drop_in(guest, "autoip@eth1", "[Service]\nRestart=no\n")
     start(guest, "eth1")
     assert wait_bound(guest, "eth1") == address
     guest.run("sh", "-c", "autoip run eth1; test $? = 3")
     crash(guest, signal.SIGKILL, "autoip@eth1")
-    guest.run("systemctl", "stop", "autoip@eth1")
+    wait_show(guest, "autoip@eth1", "ActiveState", "failed")
     assert addresses(guest, "eth1") == [address]
     guest.run("systemctl", "reset-failed", "by-hand")
     guest.run(*by_hand)
-    guest.run("autoip", "wait", "eth1", "--timeout", "20")
+    guest.run("autoip", "wait", "eth1", "--timeout", "50")
     assert addresses(guest, "eth1") == [address]
     guest.run("systemctl", "stop", "by-hand")
     assert addresses(guest, "eth1") == []

@@ -11,7 +11,7 @@ from lab import LabError
 from lab.booted import Booted
 
 from . import helpers
-from .helpers import BOOTED, DEBIANS, addresses, mask, show, wait_show
+from .helpers import BOOTED, DEBIANS, addresses, mask, show, wait_log, wait_show
 
 pytestmark = BOOTED
 
@@ -76,12 +76,10 @@ def test_the_template_was_there_first(guest: Booted) -> None:
     guest.run("systemctl", "start", UNIT)
     other = re.escape(f"eth0: already running (pid {pid}, autoip@eth0.service)")
     wait_show(guest, UNIT, "StatusText", rf"eth1: bound \S+ \(.+\), {other}")
-    log = guest.run("journalctl", "-b", "--no-pager", "-o", "cat", "-u", UNIT)
-    assert len(re.findall(other, log)) == 1
-    address = addresses(guest)
-    assert len(address) == 1
+    assert len(re.findall(other, wait_log(guest, other, UNIT))) == 1
+    address = helpers.wait_bound(guest)
     guest.run("systemctl", "stop", "autoip@eth0")
-    assert [wait_bound(guest, "eth0")] == address
+    assert wait_bound(guest, "eth0") == address
     guest.run("systemctl", "stop", UNIT)
     assert addresses(guest) == addresses(guest, "eth1") == []
 
@@ -100,8 +98,7 @@ def test_the_service_was_there_first(guest: Booted) -> None:
     wait_show(guest, "autoip@eth0", "ActiveState", "failed")
     assert show(guest, "autoip@eth0", "ExecMainStatus") == "3"
     assert show(guest, "autoip@eth0", "NRestarts") == "0"
-    log = guest.run("journalctl", "-b", "--no-pager", "-o", "cat", "-u", "autoip@eth0")
-    assert f"eth0: already running (pid {pid}, autoip.service)" in log
+    wait_log(guest, re.escape(f"eth0: already running (pid {pid}, autoip.service)"))
     assert wait_bound(guest, "eth0") == address
     guest.run("systemctl", "stop", UNIT)
 

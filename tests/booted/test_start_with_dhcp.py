@@ -203,6 +203,7 @@ def test_cold_boot_without_a_server(site: Site) -> None:
     since = site.wire.mark()
     address = site.alone()
     assert len(site.wire.probes(address, since)) == 3
+    site.wire.wait_count(lambda f: f.is_announcement and f.spa == address, 2, PATIENCE, since=since)
     assert len(site.wire.announcements(address, since)) == 2
     assert routable(site.guest) == []
 
@@ -221,7 +222,8 @@ def test_a_server_appears_later(site: Site) -> None:
         wait_show(site.guest, "autoip@eth0", "StatusText", r".*connections use ours.*")
         session.alive()
         assert addresses(site.guest) == [address]
-        assert f"default via {site.server.address}" in site.guest.run("ip", "route")
+        way = f"default via {site.server.address}"
+        until(lambda: way in site.guest.run("ip", "route"), "the lease's default route")
     until(lambda: addresses(site.guest) == [], "the lease alone")
     assert routable(site.guest) == [lease]
     assert site.claims(since) == []
