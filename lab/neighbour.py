@@ -109,9 +109,9 @@ class Neighbour(Reader):
             rules = list(self._rules)
         for rule in rules:
             for answer in rule(self, frame):
-                self._sock.send(answer)
-                with self._lock:
+                with self._lock:  # before anyone can have the answer
                     self._answered.append(frame)
+                self._sock.send(answer)
 
     # On demand
 

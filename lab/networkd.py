@@ -8,6 +8,7 @@ from . import machine
 from .client import Client
 from .daemon import Daemon
 from .link import Port
+from .namespace import PATIENCE
 
 STATES = (
     *("off", "no-carrier", "dormant", "carrier", "degraded", "routable"),
@@ -71,13 +72,12 @@ class NetworkdClient(Client):
     def start(self, *arguments: str, die_with_us: bool = True) -> None:
         """Start the bus (if need be), networkd, then the dispatcher (if need be), as at boot."""
         if not self.bus.running:
-            self.bus.start()
-            self.bus.wait_line("unix:")
+            _start(self.bus, "unix:")
+        since = len(self.lines)
         super().start(*arguments, die_with_us=die_with_us)
-        self.wait_line("Enumeration completed", 30)
+        self.wait_line("Enumeration completed", since=since)
         if not self.dispatcher.running:
-            self.dispatcher.start()
-            self.dispatcher.wait_line("Startup complete", 60)
+            _start(self.dispatcher, "Startup complete")
 
     def lease(self) -> str:
         path = f"/run/systemd/netif/leases/{self.namespace.index(self.interface)}"
@@ -94,3 +94,10 @@ class NetworkdClient(Client):
             stack.callback(self.bus.close)
             stack.callback(self.dispatcher.close)
             super().close()
+
+
+def _start(program: Daemon, ready: str) -> None:
+    """Start it, perhaps not for the first time, and wait for the line that it prints when it is ready."""
+    since = len(program.lines)
+    program.start()
+    program.wait_line(ready, 2 * PATIENCE, since=since)
