@@ -27,6 +27,7 @@ NAME = "idle"
 MANY = 200
 FIRST_KB = 24 * 1024
 FURTHER_KB = 60
+SHOWN = ("VmRSS", "RssAnon", "Threads")
 
 
 def measure(setting: Setting) -> Result:
@@ -67,32 +68,14 @@ def measure(setting: Setting) -> Result:
             memory = _memory(pids[0])
             memory["wakeups"], memory["cpu_s"] = spent.wakeups, spent.cpu
             result.numbers[name] = memory
-            result.rows.append(
-                (
-                    name,
-                    str(spent.wakeups),
-                    number(spent.cpu * 1e3),
-                    *(number(memory[key]) for key in ("VmRSS", "RssAnon", "Threads")),
-                )
-            )
+            cells = (number(memory[key]) for key in SHOWN)
+            row = (name, str(spent.wakeups), number(spent.cpu * 1e3), *cells)
+            result.rows.append(row)
         answered = _answers(many[-1], held[many[-1].name])
-    for code in ("pass", "import asyncio", "import asyncio, pyroute2"):
-        memory = _imports(code)
-        name = f"python -c '{code}'"
-        result.numbers[name] = memory
-        cells = (number(memory[key]) for key in ("VmRSS", "RssAnon", "Threads"))
-        result.rows.append((name, "", "", *cells))
+    _add_bare_pythons(result)
     first, all_ = (result.numbers[name] for name in list(programs)[:2])
     result.targets = [
-        Target(f"wake-ups in {seconds} s, 1 interface", 0, first["wakeups"], ""),
-        Target(f"wake-ups in {seconds} s, {MANY} interfaces", 0, all_["wakeups"], ""),
-        Target("RSS, first interface", FIRST_KB, first["VmRSS"], "kB"),
-        Target(
-            "RSS, each further interface",
-            FURTHER_KB,
-            (all_["VmRSS"] - first["VmRSS"]) / (MANY - 1),
-            "kB",
-        ),
+        *_targets(seconds, first, all_),
         Target(f"of {MANY} interfaces have an address", MANY, len(held), "", at_least=True),
         Target("conflicts on the last one answered", 1, float(answered), "", at_least=True),
     ]
@@ -104,6 +87,24 @@ def measure(setting: Setting) -> Result:
         ),
     ]
     return result
+
+
+def _add_bare_pythons(result: Result) -> None:
+    for code in ("pass", "import asyncio", "import asyncio, pyroute2"):
+        memory = _imports(code)
+        name = f"python -c '{code}'"
+        result.numbers[name] = memory
+        result.rows.append((name, "", "", *(number(memory[key]) for key in SHOWN)))
+
+
+def _targets(seconds: int, first: dict[str, float], all_: dict[str, float]) -> list[Target]:
+    further = (all_["VmRSS"] - first["VmRSS"]) / (MANY - 1)
+    return [
+        Target(f"wake-ups in {seconds} s, 1 interface", 0, first["wakeups"], ""),
+        Target(f"wake-ups in {seconds} s, {MANY} interfaces", 0, all_["wakeups"], ""),
+        Target("RSS, first interface", FIRST_KB, first["VmRSS"], "kB"),
+        Target("RSS, each further interface", FURTHER_KB, further, "kB"),
+    ]
 
 
 def _answers(cable: Cable, address: IPv4Address) -> bool:

@@ -73,12 +73,7 @@ def measure(setting: Setting) -> Result:
                     "rounds": found,
                 }
         _with_programs(setting, cable, result)
-    for direction in ("received", "sent"):
-        ours = rates[direction, "helper"]
-        for means, factor in (("socket", SOCKET_FACTOR), ("scapy", SCAPY_FACTOR)):
-            ratio = ours / rates[direction, means]
-            figure = f"{direction}: helper to {TITLES[means]}"
-            result.targets.append(Target(figure, factor, ratio, "times", at_least=True))
+    result.targets += _targets(rates)
     result.notes = [
         (
             "Rates by CPU time of all threads of the process, the kernel's part of their system calls included:"
@@ -98,6 +93,21 @@ def measure(setting: Setting) -> Result:
         ),
     ]
     return result
+
+
+def _targets(rates: dict[tuple[str, str], float]) -> list[Target]:
+    factors = (("socket", SOCKET_FACTOR), ("scapy", SCAPY_FACTOR))
+    return [
+        Target(
+            f"{direction}: helper to {TITLES[means]}",
+            factor,
+            rates[direction, "helper"] / rates[direction, means],
+            "times",
+            at_least=True,
+        )
+        for direction in ("received", "sent")
+        for means, factor in factors
+    ]
 
 
 def _with_programs(setting: Setting, cable: Cable, result: Result) -> None:

@@ -26,6 +26,18 @@ ADDRESS = "169.254.77.1"
 FLOODS, SHORT = 50, 50_000
 """Floods with the programs, and as many without, and the frames of each: many, for the noise of a busy machine."""
 
+NOTES = (
+    (
+        "Wake-ups: voluntary context switches of all threads; CPU: their run time as the scheduler counts"
+        " it, in ns. autoip: two floods, both shown, the worse one counts."
+    ),
+    (
+        f"Both programs: {FLOODS} floods of {SHORT:,} of the same frames to an interface with them, armed, and"
+        " to one without, in turn, before all other work of the machine; the median of the differences."
+        " Sent: the same frames from that host, whose sender address is a link-local one."
+    ),
+)
+
 
 def measure(setting: Setting) -> Result:
     result = Result(
@@ -78,17 +90,7 @@ def measure(setting: Setting) -> Result:
             for direction, found in more.items()
         ),
     ]
-    result.notes = [
-        (
-            "Wake-ups: voluntary context switches of all threads; CPU: their run time as the scheduler counts"
-            " it, in ns. autoip: two floods, both shown, the worse one counts."
-        ),
-        (
-            f"Both programs: {FLOODS} floods of {SHORT:,} of the same frames to an interface with them, armed, and"
-            " to one without, in turn, before all other work of the machine; the median of the differences."
-            " Sent: the same frames from that host, whose sender address is a link-local one."
-        ),
-    ]
+    result.notes = [*NOTES]
     return result
 
 
