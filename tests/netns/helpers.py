@@ -113,15 +113,18 @@ def claimed(port: Port, *, since: int = 0) -> IPv4Address:
     return address
 
 
-def claimed_anew(port: Port, *, since: int) -> IPv4Address:
-    """As `claimed`, of a claim that has begun after the mark: the one before may announce once more after it."""
-    return claimed(port, since=_probing(port, since))
+def reclaimed(port: Port, *, since: int) -> IPv4Address:
+    """As `claimed`, after the next probe: the announcement that a claim before the mark still owes does not count."""
+    probe = port.sniffer.wait_probe(timeout=PATIENCE, since=since)
+    address = _announced(port, probe, since=since).spa
+    assert address in port.host.link_local(port.name)
+    return address
 
 
-def _probing(port: Port, since: int, address: IPv4Address | None = None) -> int:
-    """The mark from the first probe on that comes after a mark."""
-    first = port.sniffer.wait_probe(address, PATIENCE, since=since)
-    return since + port.sniffer.frames(since).index(first)
+def _announced(port: Port, probe: ArpFrame, *, since: int) -> ArpFrame:
+    return port.sniffer.wait_for(
+        lambda f: f.is_announcement and f.ns > probe.ns, PATIENCE, since=since
+    )
 
 
 def claimed_other(port: Port, address: IPv4Address, *, since: int = 0) -> IPv4Address:
@@ -136,11 +139,11 @@ def claimed_other(port: Port, address: IPv4Address, *, since: int = 0) -> IPv4Ad
 
 def bind(port: Port, daemon: Daemon, *arguments: str) -> IPv4Address:
     """As `claim`, and waits for the last announcement: from then on there is silence."""
-    since = port.sniffer.mark()
+    since, said = port.sniffer.mark(), len(daemon.lines)
     address = claim(port, daemon, *arguments)
     seen = port.sniffer.wait_count(lambda f: f.is_announcement, 2, PATIENCE, since=since)
     assert [f.spa for f in seen] == [address, address]
-    daemon.wait_line("announcing -> bound")
+    daemon.wait_line("announcing -> bound", PATIENCE, since=said)
     assert len(port.sniffer.announcements(since=since)) == 2
     return address
 
@@ -172,9 +175,9 @@ def after(seen: list[ArpFrame], frame: ArpFrame | int) -> list[ArpFrame]:
 
 
 def probed(port: Port, address: IPv4Address, *, since: int = 0) -> list[ArpFrame]:
-    """The three probes that came before the address was announced, after the mark; no more, no less."""
-    since = _probing(port, since, address)
-    first = port.sniffer.wait_announcement(address, PATIENCE, since=since)
+    """The three probes that came after the mark, and before the address was announced; no more, no less."""
+    begun = port.sniffer.wait_probe(address, PATIENCE, since=since)
+    first = _announced(port, begun, since=since)
     probes = [f for f in port.sniffer.probes(address, since) if f.ns < first.ns]
     assert len(probes) == 3, probes
     return probes

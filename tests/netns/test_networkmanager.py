@@ -25,7 +25,7 @@ from lab import (
 from tests.require import requires_kernel_feature, requires_program
 
 from .conftest import MakeHost, autoip_command
-from .helpers import LINK_LOCAL, NETNS, PEER, claimed, claimed_anew, wait_until
+from .helpers import LINK_LOCAL, NETNS, PEER, claimed, reclaimed, wait_until
 from .hooked import Hooked, MakeHooked, routable
 from .talk import Talk
 
@@ -231,7 +231,7 @@ def test_an_activation_that_fails(managed: Managed, server: Dhcpd) -> None:
     address = claimed(managed.port)
     since = managed.port.sniffer.mark()
     wait_until(lambda: (120, 30) in managed.nm.states("eth0"), "the failure", 60)
-    assert claimed_anew(managed.port, since=since) == address
+    assert reclaimed(managed.port, since=since) == address
     # The address was never there for it to find.
     assert managed.nm.active("eth0") == profile
     server.start()

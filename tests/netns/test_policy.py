@@ -23,8 +23,8 @@ from .helpers import (
     A,
     bind,
     claimed,
-    claimed_anew,
     configuration,
+    reclaimed,
     wait_until,
 )
 from .talk import Talk
@@ -177,7 +177,7 @@ def test_a_session_outlives_flaps_and_refreshes_beside_the_lease(
         if step == "flap without a lease":
             port.sniffer.wait_for(lambda f: f.is_probe, 30, since=mark)
             lease(port)
-        assert claimed_anew(port, since=mark) == address, step
+        assert reclaimed(port, since=mark) == address, step
         talk.alive()
     since = len(daemon.lines)
     for end in talk.ends:

@@ -31,10 +31,10 @@ from .helpers import (
     bind,
     claim,
     claimed,
-    claimed_anew,
     claimed_other,
     configuration,
     link,
+    reclaimed,
     wait_ready,
     wait_until,
 )
@@ -232,7 +232,7 @@ def test_syslog(port: Port, make_program: MakeProgram, stack: ExitStack) -> None
     log.close()
     since = port.sniffer.mark()
     daemon.request("refresh")
-    assert claimed_anew(port, since=since) == A
+    assert reclaimed(port, since=since) == A
     port.host.run("rm", "/dev/log")
     again = stack.enter_context(Syslog(port.host, prepared=True))
     daemon.request("refresh")
@@ -248,7 +248,7 @@ def test_syslog_daemon_is_stuck(port: Port, make_program: MakeProgram, stack: Ex
         for _ in range(3):  # more lines than the queue of any such socket has
             since = port.sniffer.mark()
             daemon.request("refresh")
-            assert claimed_anew(port, since=since) == A
+            assert reclaimed(port, since=since) == A
     # It reads again: what comes then, arrives.
     log.wait_line("probe 1/3 for")
     log.wait_empty()
@@ -310,7 +310,7 @@ def _lives_without_stderr(port: Port, daemon: Daemon) -> None:
     port.sniffer.wait_announcement(A, since=since)
     since = port.sniffer.mark()
     daemon.request("refresh")
-    assert claimed_anew(port, since=since) == A
+    assert reclaimed(port, since=since) == A
     port.carrier(False)
     daemon.wait_no_address()
     since = port.sniffer.mark()

@@ -10,7 +10,7 @@ from lab import Daemon, Namespace, Port
 from tests.require import requires_kernel_feature
 
 from .conftest import MakeDaemon
-from .helpers import NETNS, claimed, claimed_anew, wait_until
+from .helpers import NETNS, claimed, reclaimed, wait_until
 
 pytestmark = [*NETNS, requires_kernel_feature("veth")]
 
@@ -74,6 +74,6 @@ def test_the_other_process_ends(port: Port, make_autoip: MakeDaemon, end: str) -
         first.kill()
     else:
         assert first.stop() == 0
-    assert claimed_anew(port, since=mark) == address
+    assert reclaimed(port, since=mark) == address
     assert second.stop() == 0
     assert port.host.link_local("eth0") == []
