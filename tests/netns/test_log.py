@@ -10,7 +10,7 @@ import pytest
 from lab import Daemon, Port, Syslog
 
 from .conftest import autoip_command
-from .helpers import NETNS, A, bind, claimed
+from .helpers import NETNS, PATIENCE, A, bind, claimed
 
 pytestmark = NETNS
 
@@ -22,6 +22,12 @@ def journalled(port: Port, stack: ExitStack, *arguments: str) -> Daemon:
     """autoip whose stderr is the journal's stream; not started."""
     command = ["sh", "-c", JOURNAL, "sh", *autoip_command(), *arguments]
     return stack.enter_context(Daemon(port.host, port.name, command))
+
+
+def claims(port: Port, since: int) -> None:
+    """Wait for both announcements after the mark: no frame of this claim comes later."""
+    claimed(port, since=since)
+    port.sniffer.wait_count(lambda f: f.is_announcement, 2, PATIENCE, since=since)
 
 
 def tells(daemon: Daemon, since: int, reason: str, priority: int) -> None:
@@ -40,17 +46,17 @@ def test_losses(port: Port, stack: ExitStack) -> None:
     port.carrier(False)
     daemon.wait_no_address()
     port.carrier(True)
-    claimed(port, since=since)
+    claims(port, since)
     tells(daemon, said, "no carrier", 4)
 
     said, since = len(daemon.lines), port.sniffer.mark()
     port.host.ip("addr flush dev eth0")
-    claimed(port, since=since)
+    claims(port, since)
     tells(daemon, said, "address was removed by somebody else", 4)
 
     said, since = len(daemon.lines), port.sniffer.mark()
     daemon.request("refresh")
-    claimed(port, since=since)
+    claims(port, since)
     tells(daemon, said, "asked to", 6)
 
     said = len(daemon.lines)
