@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lab import LabError, journal
+from lab import LabError, Sniffer, journal
 from lab.booted import CABLES, Booted
 from lab.roots import SUITES
 from tests.netns.helpers import wait_until
@@ -106,6 +106,12 @@ def wait_log(guest: Booted, pattern: str, unit: str = "autoip@eth0") -> str:
 
     wait_until(there, f"{pattern!r} in the journal of {unit}", PATIENCE)
     return log
+
+
+def wait_announced(wire: Sniffer, address: IPv4Address) -> int:
+    """Until the last announcement has been seen, which may be after the status says so; the mark. Raises LabError."""
+    wire.wait_count(lambda f: f.is_announcement and f.spa == address, 2, PATIENCE)
+    return wire.mark()
 
 
 def as_new(guest: Booted) -> None:

@@ -19,6 +19,7 @@ from .helpers import (
     drop_in,
     send,
     show,
+    wait_announced,
     wait_bound,
     wait_log,
     wait_no_address,
@@ -172,7 +173,7 @@ def test_conflicts(guest: Booted, wire: Sniffer) -> None:
     """The first one is defended, the second one yielded to; both leave the service as it is."""
     start(guest)
     address, pid = wait_bound(guest), main_pid(guest)
-    since = wire.mark()
+    since = wait_announced(wire, address)
     send(guest, frames.conflict_request(RIVAL, address))
     wire.wait_announcement(address, PATIENCE, since=since)
     assert addresses(guest) == [address]
@@ -189,7 +190,7 @@ def test_conflicts(guest: Booted, wire: Sniffer) -> None:
 def test_reload_keeps_address_and_process(guest: Booted, wire: Sniffer) -> None:
     start(guest)
     address, pid = wait_bound(guest), main_pid(guest)
-    since = wire.mark()
+    since = wait_announced(wire, address)
     for _ in range(3):
         guest.run("systemctl", "reload", "autoip@eth0")
         # systemctl has returned: so the new program serves, and systemd knows.
@@ -221,7 +222,7 @@ def test_upgrade_by_reload(guest: Booted, wire: Sniffer) -> None:
     """The program in the same place has another version: it goes on, with address and process of the old one."""
     start(guest)
     address, pid = wait_bound(guest), main_pid(guest)
-    since = wire.mark()
+    since = wait_announced(wire, address)
     file = "/usr/local/lib/autoip/autoip/__init__.py"
     guest.run("cp", file, "/root/version")
     guest.run("sed", "-i", 's/__version__ = .*/__version__ = "7.8.9"/', file)
@@ -243,7 +244,7 @@ def test_crash_and_hang(guest: Booted, wire: Sniffer, how: str) -> None:
     drop_in(guest, "autoip@eth0", f"[Service]\nWatchdogSec={5 if how == 'stopped' else 0}\n")
     start(guest)
     address, pid = wait_bound(guest), main_pid(guest)
-    since = wire.mark()
+    since = wait_announced(wire, address)
     crash(guest, signal.SIGKILL if how == "killed" else signal.SIGSTOP)
     wire.wait_announcement(address, PATIENCE, since=since)
     assert len(wire.probes(address, since)) == 3
