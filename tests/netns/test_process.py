@@ -11,7 +11,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from ipaddress import IPv4Address
 from pathlib import Path
 
@@ -169,10 +169,13 @@ def test_as_nobody_with_the_two_capabilities(port: Port, make_program: MakeProgr
 
 
 def _assert_only_two_capabilities(daemon: Daemon) -> None:
-    statuses = list(Path(f"/proc/{daemon.pid}/task").glob("*/status"))
+    statuses = {}
+    for file in Path(f"/proc/{daemon.pid}/task").glob("*/status"):
+        with suppress(OSError):  # the thread has ended
+            statuses[file] = file.read_text()
     assert len(statuses) >= 2  # the helper's thread is one of them
-    for file in statuses:
-        fields = dict(line.split(":\t") for line in file.read_text().splitlines() if ":\t" in line)
+    for file, text in statuses.items():
+        fields = dict(line.split(":\t") for line in text.splitlines() if ":\t" in line)
         held = {name: int(fields[name], 16) for name in fields if name.startswith("Cap")}
         assert held["CapEff"] == held["CapPrm"] == BOTH_CAPABILITIES, (file, held)
         assert held["CapInh"] == held["CapAmb"] == 0, (file, held)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -29,9 +30,10 @@ def let_the_helper_come_last(daemon: Daemon) -> None:
     """Put all threads on one processor, where the helper's runs only when the event loop has nothing to do."""
     processor = min(os.sched_getaffinity(0))
     for task in Path(f"/proc/{daemon.pid}/task").iterdir():
-        os.sched_setaffinity(int(task.name), {processor})
-        if (task / "comm").read_text().strip() == "autoip-arp":
-            os.sched_setscheduler(int(task.name), os.SCHED_IDLE, os.sched_param(0))
+        with contextlib.suppress(OSError):  # it has ended
+            os.sched_setaffinity(int(task.name), {processor})
+            if (task / "comm").read_text().strip() == "autoip-arp":
+                os.sched_setscheduler(int(task.name), os.SCHED_IDLE, os.sched_param(0))
 
 
 @pytest.mark.parametrize("part", range(3))

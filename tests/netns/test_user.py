@@ -25,7 +25,10 @@ def ids(pid: int) -> set[int]:
     """Check what every daemon must have, in every thread. Return all its user and group ids."""
     found: set[int] = set()
     for thread in Path(f"/proc/{pid}/task").iterdir():
-        lines = (thread / "status").read_text().splitlines()
+        try:
+            lines = (thread / "status").read_text().splitlines()
+        except OSError:  # it has ended
+            continue
         status = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
         assert int(status["CapEff"], 16) == int(status["CapPrm"], 16) == TWO
         assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
