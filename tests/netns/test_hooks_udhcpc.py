@@ -6,7 +6,7 @@ import re
 import time
 from typing import ClassVar
 
-from lab import Port, machine
+from lab import AddressMonitor, Port, machine
 from lab.client import Client
 from lab.udhcpc import SCRIPT, Udhcpc
 from tests.require import requires_program
@@ -132,9 +132,10 @@ class TestUdhcpc(MakesRoom):
         address = bind(port, daemon)
         before = configuration(port.host)[:3]
         since = port.sniffer.mark()
-        client.start()
-        client.wait_reason("deconfig")
-        assert port.host.link_local("eth0") == []
+        with AddressMonitor(port.host) as monitor:
+            client.start()
+            # It is there again a second later.
+            monitor.wait_for(lambda added, entry: not added and entry.address == address, 60)
         port.sniffer.wait_announcement(address, 60, since=since)
         assert configuration(port.host)[:3] == before
         assert port.sniffer.probes(address, since) == []
