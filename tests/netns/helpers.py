@@ -114,6 +114,20 @@ def claimed(port: Port, *, since: int = 0) -> IPv4Address:
     return address
 
 
+def reclaimed(port: Port, *, since: int) -> IPv4Address:
+    """As `claimed`, after the next probe: the announcement that a claim before the mark still owes does not count."""
+    probe = port.sniffer.wait_probe(timeout=PATIENCE, since=since)
+    address = _announced(port, probe, since=since).spa
+    assert address in port.host.link_local(port.name)
+    return address
+
+
+def _announced(port: Port, probe: ArpFrame, *, since: int) -> ArpFrame:
+    return port.sniffer.wait_for(
+        lambda f: f.is_announcement and f.ns > probe.ns, PATIENCE, since=since
+    )
+
+
 def claimed_other(port: Port, address: IPv4Address, *, since: int = 0) -> IPv4Address:
     """The address that is announced instead of `address`. It is alone on the interface when this returns."""
     other = port.sniffer.wait_for(
@@ -162,8 +176,9 @@ def after(seen: list[ArpFrame], frame: ArpFrame | int) -> list[ArpFrame]:
 
 
 def probed(port: Port, address: IPv4Address, *, since: int = 0) -> list[ArpFrame]:
-    """The three probes that came before the address was announced, after the mark; no more, no less."""
-    first = port.sniffer.wait_announcement(address, PATIENCE, since=since)
+    """The three probes that came after the mark, and before the address was announced; no more, no less."""
+    begun = port.sniffer.wait_probe(address, PATIENCE, since=since)
+    first = _announced(port, begun, since=since)
     probes = [f for f in port.sniffer.probes(address, since) if f.ns < first.ns]
     assert len(probes) == 3, probes
     return probes

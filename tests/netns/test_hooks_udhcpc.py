@@ -13,7 +13,7 @@ from tests.require import requires_program
 
 from .conftest import MakeDaemon, MakeHost
 from .fallback import MakeClient, MakesRoom, calls
-from .helpers import NETNS, PEER, bind, configuration
+from .helpers import NETNS, PEER, bind, configuration, wait_until
 from .talk import Talk
 
 pytestmark = [
@@ -136,7 +136,8 @@ class TestUdhcpc(MakesRoom):
             client.start()
             # It is there again a second later.
             monitor.wait_for(lambda added, entry: not added and entry.address == address, 60)
+        client.wait_reason("deconfig")
         port.sniffer.wait_announcement(address, 60, since=since)
-        assert configuration(port.host)[:3] == before
+        wait_until(lambda: configuration(port.host)[:3] == before, "all as before")
         assert port.sniffer.probes(address, since) == []
         assert daemon.stop() == 0
