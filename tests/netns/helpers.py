@@ -140,11 +140,11 @@ def claimed_other(port: Port, address: IPv4Address, *, since: int = 0) -> IPv4Ad
 
 def bind(port: Port, daemon: Daemon, *arguments: str) -> IPv4Address:
     """As `claim`, and waits for the last announcement: from then on there is silence."""
-    since = port.sniffer.mark()
+    since, said = port.sniffer.mark(), len(daemon.lines)
     address = claim(port, daemon, *arguments)
     seen = port.sniffer.wait_count(lambda f: f.is_announcement, 2, PATIENCE, since=since)
     assert [f.spa for f in seen] == [address, address]
-    daemon.wait_line("announcing -> bound")
+    daemon.wait_line("announcing -> bound", PATIENCE, since=said)
     assert len(port.sniffer.announcements(since=since)) == 2
     return address
 
