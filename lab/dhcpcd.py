@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import signal
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from .client import Client
 from .link import Port
 
 CONFIG = "/etc/dhcpcd.conf"
+_OPTIONS = 240
+"""Where the options of a DHCP message begin (RFC 2131 section 2)."""
 
 
 class DhcpcdClient(Client):
@@ -51,7 +54,10 @@ class DhcpcdClient(Client):
         return pid != self.pid and words[0] == "dhcpcd\n"
 
     def lease(self) -> str:
-        words = [self.path, "--ipv4only", "--dumplease", self.interface]
-        lines = self.namespace.run(*words, check=False).splitlines()
-        own = ("ip_address=", "interface=", "pid=")
-        return "\n".join(sorted(line for line in lines if not line.startswith(own)))
+        """Return the options of the server's last answer, in hexadecimal digits.
+
+        Of the file: dhcpcd 9.4 sometimes ends when `--dumplease` asks it ("eloop_start: Invalid argument").
+        """
+        path = f"/var/lib/dhcpcd/{self.interface}.lease"
+        message = base64.b64decode(self.namespace.run("base64", path, check=False))
+        return message[_OPTIONS:].hex()

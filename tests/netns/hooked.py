@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shlex
 from collections.abc import Callable
@@ -85,6 +86,20 @@ class Hooked:
             if ours.fullmatch(words):
                 found.append(pid)
         return found
+
+    def workers(self) -> list[int]:
+        """Pids of the hooks that have not done all they were called for; a daemon's supervisor is none of them."""
+        found = []
+        for pid in self.host.processes():
+            with contextlib.suppress(OSError):
+                words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+                if b"/etc/autoip/hook" in words and b"supervise" not in words:
+                    found.append(pid)
+        return found
+
+    def wait_acted(self) -> None:
+        """Until all calls of hooks so far have had their effect."""
+        wait_until(lambda: not self.workers(), "the end of all hooks")
 
     def state(self, interface: str) -> str:
         """As `autoip status` has it."""

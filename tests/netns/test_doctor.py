@@ -106,6 +106,7 @@ def ill(stack: contextlib.ExitStack, port: Port) -> Patient:
 def test_nothing_is_wrong_and_nothing_is_changed(ill: Patient, prefix: tuple[str, ...]) -> None:
     """All is ok beside a daemon, which notices nothing of it, nor does the kernel, nor the link."""
     bind(ill.port, ill.where, "--ip", str(A))
+    wait_until(lambda: list(ill.where.state.glob("*.json")), "the address is saved")
 
     def everything() -> list[object]:
         told = {**report(ill.where), "step_in": None}
@@ -212,8 +213,8 @@ def test_strict_rp_filter(ill: Patient, switch: Switch) -> None:
         ears.bind(("", 7777))
         ears.settimeout(PATIENCE)
 
-        def heard() -> str:
-            """The text of the first broadcast that arrives: it is sent first on eth1, then on eth0."""
+        def heard(count: int) -> set[str]:
+            """The texts of the first broadcasts that arrive: one is sent on eth1, then one on eth0."""
             for port in (second, ill.port):
                 with switch.namespace.call(
                     socket.socket, socket.AF_INET, socket.SOCK_DGRAM
@@ -221,14 +222,14 @@ def test_strict_rp_filter(ill: Patient, switch: Switch) -> None:
                     mouth.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
                     mouth.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, port.far.encode())
                     mouth.sendto(port.name.encode(), ("169.254.255.255", 7777))
-            return ears.recv(100).decode()
+            return {ears.recv(100).decode() for _ in range(count)}
 
         assert ill.troubles("eth0") == []
         command = ill.trouble("rp-filter", "warning", "is by eth0", name="eth1")
-        assert heard() == "eth0"
+        assert heard(1) == {"eth0"}
         ill.host.run("sh", "-c", command)
         assert ill.troubles("eth1") == []
-        assert heard() == "eth1"
+        assert heard(2) == {"eth0", "eth1"}
 
 
 @pytest.mark.parametrize("where", ["all", "eth0"])
@@ -433,6 +434,7 @@ def test_networkmanagers_own_link_local(managed: Managed, settings: str, what: s
     words = f"type ethernet con-name wire ifname eth0 ipv6.method disabled {settings}"
     managed.nm.nmcli(f"connection add {words}")
     managed.nm.wait_state("eth0", 100)
+    wait_until(lambda: len(managed.patient.troubles()) == 2, "its address as well")
     by_address, by_profile = managed.patient.troubles()
     assert "NetworkManager (process" in by_address["what"]
     assert what in by_profile["what"]

@@ -77,22 +77,13 @@ def test_a_hundred_at_once_are_one_daemon(port: Port, host: Hooked) -> None:
 def test_while_one_works_one_waits_and_the_others_leave(port: Port, host: Hooked) -> None:
     host.call("start", "eth0")
     address = host.wait_address(port)
-
-    def workers() -> int:
-        found = 0
-        for pid in host.host.processes():
-            with contextlib.suppress(OSError):
-                words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-                found += words[1:4] == [b"/etc/autoip/hook", b"work", b"eth0"]
-        return found
-
-    wait_until(lambda: workers() == 0, "the first one's end")
+    host.wait_acted()
     lock = f"/run/autoip-hooks/{host.host.inode}-eth0.work"
     busy = host.host.popen(["flock", "--no-fork", lock, "sleep", "300"])
     wait_until(lambda: host.host.run("sh", "-c", f"flock -n {lock} true || echo no"), "a lock")
     for _ in range(20):
         host.call("stop", "eth0")
-    wait_until(lambda: workers() == 1, "one that waits")
+    wait_until(lambda: len(host.workers()) == 1, "one that waits")
     assert port.host.link_local("eth0") == [address]
     busy.kill()
     host.wait_ended("eth0")
@@ -111,6 +102,7 @@ def test_early_does_not_replace_a_start_that_is_due(port: Port, host: Hooked) ->
             busy.kill()
         wait_until(lambda: len(host.daemons("eth0")) == 1, "a daemon")
         wait_until(lambda: host.state("eth0") not in ("?", "not-running"), "its socket")
+        host.wait_acted()
         last = host.starts()[-1]
         host.autoip("stop", "eth0")
         host.wait_ended("eth0")
@@ -130,12 +122,21 @@ def test_idle_stops_only_if_nothing_follows(port: Port, host: Hooked, next_word:
     host.call("start", "eth0")
     host.wait_address(port)
     (daemon,) = host.daemons("eth0")
+    host.wait_acted()
+    waits: list[int] = []
+
+    def one_waits() -> bool:
+        waits[:] = host.workers()
+        return len(waits) == 1
+
     host.call("idle", "eth0")
-    time.sleep(5)
+    wait_until(one_waits, "who stops the daemon after 15 s")
+    time.sleep(10)
     assert host.daemons("eth0") == [daemon]
     if next_word:
         host.call(next_word, "eth0")
-        time.sleep(11.5)  # the time of the first `idle` is over, that of a second one is not
+        # The time of the first `idle` is over, that of a second one is not.
+        wait_until(lambda: waits[0] not in host.workers(), "the end of the first one's time")
         assert host.daemons("eth0") == [daemon]
     else:
         host.wait_ended("eth0")
@@ -164,6 +165,7 @@ def test_the_last_word_counts(port: Port, host: Hooked, last: str) -> None:
         /etc/autoip/hook {last} eth0
     """
     host.host.run("sh", "-c", script)
+    host.wait_acted()
     if last == "start":
         host.wait_address(port)
         time.sleep(2)  # nothing that was said before comes true now
@@ -179,9 +181,10 @@ def test_the_last_word_counts(port: Port, host: Hooked, last: str) -> None:
 
 
 def test_a_daemon_that_has_no_socket_yet_is_stopped(port: Port, host: Hooked) -> None:
-    host.program.write_text(
-        host.program.read_text().replace("cd ", '[ "$1" = stop ] || sleep 2; cd ', 1)
-    )
+    # There is a second `stop` only after the first one has failed.
+    told_twice = f'[ "$(grep -c " stop " {host.log})" -ge 2 ]'
+    wait = f'[ "$1" = stop ] || until {told_twice}; do sleep 0.1; done; cd '
+    host.program.write_text(host.program.read_text().replace("cd ", wait, 1))
     host.call("start", "eth0")
     wait_until(lambda: host.starts() == ["run --hook eth0"], "its start")
     host.call("stop", "eth0")
@@ -189,7 +192,7 @@ def test_a_daemon_that_has_no_socket_yet_is_stopped(port: Port, host: Hooked) ->
     assert host.daemons("eth0") == []
     assert port.host.addresses("eth0") == []
     assert host.starts() == ["run --hook eth0"]
-    assert len(host.stops()) > 1  # the first came too early
+    assert len(host.stops()) > 1
     assert host.complaints() == []
 
 
@@ -202,7 +205,7 @@ def test_a_daemon_that_somebody_else_started_is_left_alone(
     host.call("start", "eth0")
     wait_until(lambda: len(host.starts()) == 1 and not locked(host, "eth0"), "its failure")
     host.call("stop", "eth0")
-    time.sleep(1)
+    host.wait_acted()
     assert daemon.running
     assert port.host.link_local("eth0") == [address]
     assert host.starts() == ["run --hook eth0"]
@@ -261,6 +264,7 @@ def test_a_daemon_that_dies_is_started_again(port: Port, host: Hooked) -> None:
     assert port.host.link_local("eth0") == [address]
     host.call("start", "eth0")  # changes nothing
     assert host.starts() == ["run --hook eth0"] * 3
+    wait_until(lambda: len(host.complaints()) > 1, "both lines")
     assert host.complaints() == [
         f"hook: eth0: {host.program} run --hook eth0 ended with status 137; starts again in {pause} s"
         for pause in (1, 2)
@@ -425,8 +429,12 @@ def test_what_is_broken_is_one_line_to_syslog(host: Hooked, what: str) -> None:
     host.host.run("sh", "-c", command)
     host.call("start", "eth0")
     host.syslog.wait_line(re.escape(says))
-    # A daemon that could be started may have its own to say about a full disk.
-    (line,) = [line for line in host.complaints() if " lock file " not in line]
+    # A daemon that could be started may have its own to say about a full disk; one that dies is started again.
+    (line,) = {
+        re.sub(r"; starts again in \d+ s$", "", line)
+        for line in host.complaints()
+        if " lock file " not in line
+    }
     assert says in line
 
 
@@ -526,7 +534,7 @@ class Systemd:
     """What the hook sees of systemd: its directory, our unit, a `systemctl` that notes its words."""
 
     def __init__(self, host: Hooked) -> None:
-        self._host = host.host
+        self._host, self._log = host.host, host.log
         machine.write(self._host, "/etc/systemd/system/autoip@.service", UNIT.read_text())
         self.state("inactive")
         self.enabled(False)
@@ -556,17 +564,20 @@ class Systemd:
         # The first process of this PID namespace stands for systemd: it is of this network namespace.
         alone = ["unshare", "--pid", "--fork", "--mount-proc"] if manager_is_here else []
         script = """
+            log=$3
             rm -f /run/systemctl.log
             /etc/autoip/hook "$1" "$2" 2>&1
+            # Until all has ended that the hook has begun, or a daemon was started.
             for _ in $(seq 300); do
+                set -- /proc/[0-9]*
+                [ $# -gt 1 ] && ! grep -qs " run " "$log" || break
                 sleep 0.1
-                flock -n "/run/autoip-hooks/$(readlink /proc/self/ns/net | tr -dc 0-9)-$2.work" true && break
             done
-            sleep 0.5
             cat /run/systemctl.log 2>/dev/null
             true
         """
-        out = self._host.run(*alone, "sh", "-c", script, "sh", action, name, timeout=60)
+        words = (action, name, str(self._log))
+        out = self._host.run(*alone, "sh", "-c", script, "sh", *words, timeout=60)
         return [line for line in out.splitlines() if not line.startswith(("show ", "is-enabled "))]
 
     def marker(self, name: str = "eth0") -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 from ipaddress import IPv4Address
 from typing import ClassVar
 
@@ -154,6 +155,7 @@ def test_a_lease_of_another_time(
     else:
         client.wait_reason("FAIL", since=seen)
         # The script has flushed the interface: what was there by then is claimed again.
+        host.wait_address(port)
         host.wait_state("eth0", "bound")
         assert len(port.host.link_local("eth0")) == 1
         assert routable(port) == []
@@ -191,11 +193,13 @@ def test_list_has_what_would_happen(port: Port, host: Hooked, client: Dhclient) 
     host.wait_ended("eth0")
     says = "nothing: hooks of dhclient: no: autoip hooks install --client dhclient"
     assert outlook() == says
+    client.signal(signal.SIGSTOP)  # its next failure would start a daemon
     machine.write(port.host, "/etc/autoip.conf", "[*]\nhooks = no\n")
     host.install("--client", "dhclient")
     assert outlook() == "nothing: the configuration says hooks = no, or does not name it"
     machine.write(port.host, "/etc/autoip.conf", "")
     assert outlook() == "the hook of dhclient has autoip claim an address"
+    client.signal(signal.SIGCONT)
 
 
 def test_a_failure_ends_the_waiting(port: Port, host: Hooked, client: Dhclient) -> None:

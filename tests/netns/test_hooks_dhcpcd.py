@@ -148,7 +148,7 @@ class TestDhcpcd(Fallback):
         client.start()
         client.wait_reason("IPV4LL", 120)
         (address,) = port.host.link_local("eth0")
-        assert re.search(rf"using IPv4LL address {address}$", client.output, re.MULTILINE)
+        client.wait_line(f"using IPv4LL address {re.escape(str(address))}$")
         assert [words for words in host.starts() if words.startswith("run")] == []
 
     def test_it_has_one_against_its_configuration(

@@ -6,14 +6,14 @@ import re
 import time
 from typing import ClassVar
 
-from lab import Port, machine
+from lab import AddressMonitor, Port, machine
 from lab.client import Client
 from lab.udhcpc import SCRIPT, Udhcpc
 from tests.require import requires_program
 
 from .conftest import MakeDaemon, MakeHost
 from .fallback import MakeClient, MakesRoom, calls
-from .helpers import NETNS, PEER, bind, configuration
+from .helpers import NETNS, PEER, bind, configuration, wait_until
 from .talk import Talk
 
 pytestmark = [
@@ -132,10 +132,12 @@ class TestUdhcpc(MakesRoom):
         address = bind(port, daemon)
         before = configuration(port.host)[:3]
         since = port.sniffer.mark()
-        client.start()
+        with AddressMonitor(port.host) as monitor:
+            client.start()
+            # It is there again a second later.
+            monitor.wait_for(lambda added, entry: not added and entry.address == address, 60)
         client.wait_reason("deconfig")
-        assert port.host.link_local("eth0") == []
         port.sniffer.wait_announcement(address, 60, since=since)
-        assert configuration(port.host)[:3] == before
+        wait_until(lambda: configuration(port.host)[:3] == before, "all as before")
         assert port.sniffer.probes(address, since) == []
         assert daemon.stop() == 0

@@ -48,7 +48,7 @@ def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder with both, built from a copy: a build writes into its source tree."""
     folder = tmp_path_factory.mktemp("packaging")
     ignore = shutil.ignore_patterns(
-        ".git", ".venv", ".*_cache", "*.so", "*.o", "*.egg-info", "build", "dist"
+        ".git", ".venv", ".coverage*", ".*_cache", "*.so", "*.o", "*.egg-info", "build", "dist"
     )
     shutil.copytree(ROOT, folder / "source", ignore=ignore)
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder / "dist")]
