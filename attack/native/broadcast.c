@@ -88,11 +88,12 @@ static void ask_kernel(const uint8_t *before, const uint8_t *after, size_t lengt
 
 /* Runs a program on the frame; `after` gets what leaves. */
 static uint32_t run(const struct program *program, struct extended *e, const struct trial *trial,
-                    uint8_t after[FRAME_MAX])
+                    bool from_ring, uint8_t after[FRAME_MAX])
 {
     memcpy(after, trial->frame, FRAME_MAX);
     e->frame = after;
     e->length = trial->length;
+    e->linear = extended_linear(e->length, from_ring);
     return extended_run(e, program->code, program->count);
 }
 
@@ -127,7 +128,7 @@ static void try_frame(struct input *input, struct trial *trial)
         if (reference_is_arp(typed, trial->length) && wanted[28] == 169 && wanted[29] == 254)
             memset(wanted, 0xff, 6);
     }
-    MUST(run(&unlimited, &e, trial, after) == (uint32_t)TC_ACT_UNSPEC);
+    MUST(run(&unlimited, &e, trial, flags % 3u == 0, after) == (uint32_t)TC_ACT_UNSPEC);
     MUST(memcmp(after, wanted, sizeof after) == 0);
     /* The kernel takes no frame that ends before the first byte behind the header, and reads the
      * type itself. */
@@ -139,7 +140,7 @@ static void try_frame(struct input *input, struct trial *trial)
     if (memcmp(wanted, trial->frame, 6) != 0 && memcmp(trial->frame, everybody, 6) != 0 &&
         !has_room(e.about.ifindex))
         memcpy(wanted, trial->frame, 6);
-    MUST(run(&limited, &e, trial, after) == (uint32_t)TC_ACT_UNSPEC);
+    MUST(run(&limited, &e, trial, flags % 3u == 0, after) == (uint32_t)TC_ACT_UNSPEC);
     MUST(memcmp(after, wanted, sizeof after) == 0);
 }
 

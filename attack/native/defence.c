@@ -125,6 +125,7 @@ static void try_frame(struct input *input, struct trial *trial, uint64_t now)
     memcpy(after, trial->frame, sizeof after);
     e.frame = after;
     e.length = trial->length;
+    e.linear = extended_linear(e.length, flags % 3u == 0);
     before = *slot;
 
     conflict = reference_verdict(trial->frame, trial->length, trial->mac, trial->address,

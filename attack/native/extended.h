@@ -10,8 +10,11 @@
 
 #include <arpa/inet.h>
 #include <linux/bpf.h>
+#include <linux/if_ether.h>
 
 #define EXTENDED_STACK 512u
+/* Where the frame is for the program, which has 32 bits for that. */
+#define EXTENDED_FRAME 4096u
 /* Steps; no program of ours has a loop. */
 #define EXTENDED_STEPS 4096
 
@@ -21,6 +24,7 @@ struct extended {
     struct __sk_buff about;
     uint8_t *frame;
     size_t length;
+    size_t linear; /* so many bytes of the frame can be read where they stand */
     uint64_t *map; /* the values of the one map, an array */
     size_t map_length;
     uint64_t now; /* CLOCK_BOOTTIME */
@@ -44,7 +48,7 @@ static inline uint64_t as_number(const void *pointer)
     return (uint64_t)(uintptr_t)pointer;
 }
 
-/* Memory that the program may use; of the description it may only read. */
+/* Memory that the program may use; frame and description it may only read. */
 static inline void *extended_at(struct extended *e, uint64_t address, size_t size, bool write)
 {
     uint64_t stack = as_number(e->stack);
@@ -52,6 +56,9 @@ static inline void *extended_at(struct extended *e, uint64_t address, size_t siz
     uint64_t map = as_number(e->map);
     size_t map_size = e->map_length * sizeof *e->map;
 
+    if (!write && e->linear >= size && address >= EXTENDED_FRAME &&
+        address - EXTENDED_FRAME <= e->linear - size)
+        return e->frame + (address - EXTENDED_FRAME);
     if (address >= stack && address - stack <= EXTENDED_STACK - size)
         return e->stack + (address - stack);
     if (e->memory_size >= size && address >= as_number(e->memory) &&
@@ -164,6 +171,13 @@ static inline bool extended_test(uint8_t code, uint64_t a, uint64_t b)
         FAIL("not a jump that this interpreter knows");
         return false;
     }
+}
+
+/* As many bytes as can be read where they stand: all of them, or the header alone, as of a frame
+ * from a packet ring. */
+static inline size_t extended_linear(size_t length, bool ring)
+{
+    return ring && length > ETH_HLEN ? ETH_HLEN : length;
 }
 
 /* What is copied between frame and memory, if all of it is in the frame; else the function
@@ -312,6 +326,8 @@ static inline uint32_t extended_run(struct extended *e, const struct bpf_insn *p
 
     memset(e->r, 0, sizeof e->r);
     memset(e->stack, 0x5a, sizeof e->stack);
+    e->about.data = EXTENDED_FRAME;
+    e->about.data_end = EXTENDED_FRAME + (uint32_t)e->linear;
     e->r[1] = as_number(&e->about);
     e->r[10] = as_number(e->stack + EXTENDED_STACK);
     for (int steps = 0; steps < EXTENDED_STEPS; steps++) {
