@@ -21,7 +21,7 @@ APART = DEFEND_INTERVAL + 1.5
 
 
 def defended(
-    case: Case, machine: Machine, address: IPv4Address, sent: int, timeout: float = 10
+    case: Case, machine: Machine, address: IPv4Address, sent: int, timeout: float = 5
 ) -> bool:
     """Return within the time: True if an announcement answers the conflict, False if the address is given up."""
     until = time.monotonic() + timeout
@@ -162,7 +162,7 @@ def test_connections_are_reset(case: Case) -> None:
             time.sleep(1)
             sent = case.conflict(machine.port, address)
         case.until(lambda: address not in machine.link_local(), f"{address} is kept", 10)
-        theirs.settimeout(10)
+        theirs.settimeout(5)
         try:
             theirs.recv(1)
         except ConnectionResetError:
@@ -259,7 +259,7 @@ def test_routable_replies_stay_unicast(case: Case) -> None:
     case.ask(machine.port, ROUTABLE.ip, spa=IPv4Address("10.9.8.77"))
     try:
         answer = machine.port.sniffer.wait_for(
-            lambda f: f.op == frames.REPLY and f.spa == ROUTABLE.ip, 10, since=since
+            lambda f: f.op == frames.REPLY and f.spa == ROUTABLE.ip, 5, since=since
         )
     except LabError:
         case.short(f"{ROUTABLE.ip} does not answer an ARP request any more")
