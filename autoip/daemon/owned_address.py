@@ -175,7 +175,7 @@ class OwnedAddress:
     # --- requests, one after the other -------------------------------------------------------
 
     def prepare(self) -> None:
-        """Do what an address needs on the link and does not wait for: nobody has objected so far."""
+        """Do before the claim what takes the kernel long: nobody has objected to the candidate so far."""
         if self.link is not None:
             self._requests.request(partial(self._network.prepare, self.link), once="prepare")
 
